@@ -1,0 +1,1 @@
+"""Flat option dataclasses, one module per command, and their resolution."""

@@ -1,0 +1,82 @@
+"""Shared option groups: flat, frozen, keyword-only dataclasses.
+
+A field is `Annotated[type, bounds..., Doc("help")]`. That one line defines the flag, its default, its range, its help
+and its recipe key. The class in which a field is defined is its panel in `--help` (the attribute `panel`).
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from annotated_doc import Doc
+from annotated_types import Ge, Gt, Le, Lt
+
+
+@dataclass(frozen=True)
+class Marker:
+    """Metadata on a field that says how it takes part in a run's identity."""
+
+    name: str
+
+
+VOLATILE = Marker("volatile")  # may change between a run and its resumption: not part of the run's identity
+GROWABLE = Marker("growable")  # may grow when a run is continued
+ARTEFACT = Marker("artefact")  # names a file or run folder: its content is part of the identity, not only its name
+
+Fraction = Annotated[float, Gt(0), Le(1)]
+Positive = Annotated[int, Ge(1)]
+Count = Annotated[int, Ge(0)]
+Rate = Annotated[float, Gt(0), Lt(10)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Where and how a run happens."""
+
+    panel: ClassVar[str] = "Run"
+
+    out: Annotated[str | None, VOLATILE, Doc("run folder, exactly here [default: runs/COMMAND/NAME]")] = None
+    name: Annotated[str | None, VOLATILE, Doc("name of the run folder [default: hash of the options]")] = None
+    seed: Annotated[int, Ge(0), Doc("seed of every random stream")] = 0
+    device: Annotated[str, VOLATILE, Doc("cpu, cuda, cuda:N, mps or auto")] = "auto"
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], Doc("autocast type of training and inference")] = "fp32"
+    workers: Annotated[Count | None, VOLATILE, Doc("loader processes [default: 0 on a CPU, else up to 8]")] = None
+    deterministic: Annotated[bool, Doc("only deterministic kernels; an op without one is named")] = False
+    cache_dir: Annotated[str | None, VOLATILE, Doc("content-keyed cache [default: ~/.cache/effvl]")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Which images."""
+
+    panel: ClassVar[str] = "Data"
+
+    data: Annotated[str, Doc("data set: NAME or NAME:ARGUMENT, see `effvl list datasets`")] = "shape-captions"
+    data_root: Annotated[str | None, Doc("folder that relative paths in --data start from")] = None
+    on_bad: Annotated[Literal["error", "skip"], Doc("an unreadable image: stop, or skip up to 1 %")] = "error"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which network."""
+
+    panel: ClassVar[str] = "Model"
+
+    model: Annotated[
+        str | None, Doc("network, see `effvl list models` [default: the one of --weights, else the command's own]")
+    ] = None
+    weights: Annotated[
+        str | None, ARTEFACT, Doc("run folder, file (safetensors, .pt state dict), pretrained tag, or none = random")
+    ] = None
+    download: Annotated[bool, VOLATILE, Doc("allow the network for a pretrained tag that is not cached")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveOptions:
+    """When state is written."""
+
+    panel: ClassVar[str] = "Training"
+
+    save_every: Annotated[
+        Count, VOLATILE, Doc("steps between checkpoints; 0: as often as costs less than 2 % of the time")
+    ] = 0
+    log_every: Annotated[Positive, VOLATILE, Doc("steps between records in metrics.jsonl")] = 20

@@ -1,0 +1,1 @@
+"""Run folder, loop, checkpoints, report, cache: what every command stands on."""

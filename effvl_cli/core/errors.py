@@ -1,0 +1,75 @@
+"""Errors that a user sees as one line, each with its exit code."""
+
+
+class EffvlError(Exception):
+    """A failure that the user can act on.
+
+    Args:
+        message: what is wrong, naming the key and the value.
+        hint: the fix, one sentence.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        text = self.message.rstrip(".")
+        return f"{text}. {self.hint}" if self.hint else text
+
+
+class UsageError(EffvlError):
+    """Usage or configuration: unknown or misplaced option, value out of range, unknown name."""
+
+    exit_code = 2
+
+
+class DataError(EffvlError):
+    """Data that is missing, unreadable or of the wrong shape."""
+
+    exit_code = 3
+
+
+class ModelError(EffvlError):
+    """A model or an artefact that is unsupported, corrupt or does not fit."""
+
+    exit_code = 4
+
+
+class MissingPackageError(EffvlError):
+    """An optional package is not installed."""
+
+    exit_code = 5
+
+
+class NumericalError(EffvlError):
+    """Non-finite values after the loop's patience, or out of memory."""
+
+    exit_code = 6
+
+
+class DistributedError(EffvlError):
+    """Processes that cannot be joined or that disagree."""
+
+    exit_code = 7
+
+
+class CheckError(EffvlError):
+    """A check that the user asked for has failed."""
+
+    exit_code = 8
+
+
+class Preempted(EffvlError):  # noqa: N818 - an outcome, not a fault
+    """The run was asked to stop, has saved its state and can be resumed."""
+
+    exit_code = 75
+
+
+class Interrupted(Preempted):
+    """The same, asked for at the keyboard."""
+
+    exit_code = 130

@@ -1,0 +1,85 @@
+"""Lazy tables of names: a row says where a builder lives, and nothing is imported to list it."""
+
+import difflib
+import importlib
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any
+
+from effvl_cli.core.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One source of data sets or models.
+
+    Attributes:
+        name: what a user writes; `NAME:` (with the colon) when an argument follows it.
+        target: "module:function" of the builder.
+        summary: one line for `effvl list`.
+        origin: "effvl", or the distribution that plugs it in.
+    """
+
+    name: str
+    target: str
+    summary: str
+    origin: str = "effvl"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A did-you-mean sentence, or the empty string."""
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.55)
+    return f"did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+
+
+class Registry:
+    """Rows of one kind, with plug-ins from an entry-point group.
+
+    A plug-in distribution declares `NAME = "module:function"` under `group`; it is looked up only when a name is
+    unknown here, or to list.
+    """
+
+    def __init__(self, kind: str, group: str, rows: Iterable[Row]) -> None:
+        self.kind = kind
+        self.group = group
+        self._rows = {row.name: row for row in rows}
+
+    def rows(self) -> list[Row]:
+        """Own rows and those of plug-ins."""
+        return [*self._rows.values(), *self._plugin_rows()]
+
+    def find(self, spec: str) -> tuple[Row, str]:
+        """The row of `spec` ("NAME" or "NAME:ARGUMENT") and its argument ("" when there is none).
+
+        The longest name wins, so a row may itself hold a colon ("tiny:clip").
+
+        Raises:
+            UsageError: nothing has that name.
+        """
+        for rows in (self._rows, {row.name: row for row in self._plugin_rows()}):
+            if spec in rows:
+                return rows[spec], ""
+            for name in sorted(rows, key=len, reverse=True):
+                prefix = name if name.endswith(":") else f"{name}:"
+                if spec.startswith(prefix):
+                    return rows[name], spec[len(prefix) :]
+        names = [row.name for row in self.rows()]
+        hint = nearest(spec, names) or f"known: {', '.join(names)}"
+        raise UsageError(f"unknown {self.kind} {spec!r}", f"{hint} (see `effvl list {self.kind.replace(' ', '')}s`)")
+
+    def builder(self, row: Row) -> Callable[..., Any]:
+        """Import the row's builder."""
+        module, _, function = row.target.partition(":")
+        return getattr(importlib.import_module(module), function)
+
+    def _plugin_rows(self) -> list[Row]:
+        found = []
+        for point in entry_points(group=self.group):
+            try:
+                origin = point.dist.name if point.dist else "plug-in"
+                found.append(Row(point.name, point.value, f"plug-in {point.value}", origin))
+            except Exception as error:  # a broken distribution must not take the toolkit down
+                warnings.warn(f"plug-in {point.name!r} of {self.group} is unusable: {error}", stacklevel=2)
+        return found
