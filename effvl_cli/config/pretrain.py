@@ -12,6 +12,7 @@ from effvl_cli.config.options import (
     DataOptions,
     ModelOptions,
     Positive,
+    PromptOptions,
     Rate,
     RunOptions,
     SaveOptions,
@@ -38,7 +39,7 @@ class TrainOptions(SaveOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(RunOptions, DataOptions, ModelOptions, TrainOptions):
+class PretrainConfig(RunOptions, DataOptions, PromptOptions, ModelOptions, TrainOptions):
     """Train a network from scratch."""
 
     panel: ClassVar[str] = "Method"
@@ -47,7 +48,13 @@ class PretrainConfig(RunOptions, DataOptions, ModelOptions, TrainOptions):
     token_keep: Annotated[float, Gt(0), Le(1), Doc("clip: share of patch tokens kept while training")] = 1.0
     label_smoothing: Annotated[float, Ge(0), Lt(1), Doc("supervised: label smoothing")] = 0.0
     augment: Annotated[Literal["none", "flip", "crop-flip"], Doc("training transform")] = "none"
-    templates: Annotated[
-        str | None,
-        Doc("'a photo of a {}.', several separated by '|', or a file, one a line [default: the data set's own]"),
-    ] = None
+    eval_data: Annotated[tuple[str, ...], Doc("clip: further data sets to classify at the end")] = ()
+
+    def __post_init__(self) -> None:
+        """What no single option can say."""
+        if self.method is None:
+            raise ValueError(
+                "--method is missing. Give one of: clip (image-text InfoNCE), supervised (cross entropy)"
+            )
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("the length is missing or given twice. Give --steps or --epochs")

@@ -14,24 +14,13 @@ from effvl_cli.config.options import (
     Fraction,
     ModelOptions,
     Positive,
+    PromptOptions,
     Rate,
     RunOptions,
     SaveOptions,
 )
 
 Selector = Literal["predictor", "golden", "cls-attn", "random"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptOptions:
-    """Words around the class names."""
-
-    panel: ClassVar[str] = "Data"
-
-    templates: Annotated[
-        str | None,
-        Doc("'a photo of a {}.', several separated by '|', or a file, one a line [default: the data set's own]"),
-    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,115 @@
+"""Runs one resolved command: device and processes, run folder, engine, report, printed result, exit code."""
+
+import importlib
+import os
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from effvl_cli.cli.commands import Command
+from effvl_cli.cli.console import Console
+from effvl_cli.config.resolve import Invocation, Resolved
+from effvl_cli.core.errors import EffvlError, Interrupted, NumericalError, Preempted
+
+
+def execute(command: Command, resolved: Resolved, invocation: Invocation) -> int:
+    """Run a command to its end.
+
+    Returns:
+        The exit code; errors are printed as one line, with the traceback of an internal one in the run's log.
+
+    Raises:
+        Exception: with --debug, whatever went wrong.
+    """
+    console = Console(quiet=invocation.quiet, json=invocation.json)
+    try:
+        return _run(command, resolved, invocation, console)
+    except EffvlError as error:
+        if invocation.debug:
+            raise
+        console.error(str(error))
+        return error.exit_code
+    finally:
+        from effvl_cli.core import distributed
+
+        distributed.stop()
+
+
+def _run(command: Command, resolved: Resolved, invocation: Invocation, console: Console) -> int:
+    import torch
+
+    from effvl_cli.core import distributed
+    from effvl_cli.core.report import Report
+    from effvl_cli.core.run import Opening, open_run, resolve_device
+
+    config = resolved.config
+    device = resolve_device(config.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    distributed.start(device)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    engine = importlib.import_module(command.engine)
+    recipe = resolved.recipe.path if resolved.recipe else None
+    opening = Opening(command.title, config, recipe, invocation.argv, invocation.fresh)
+    opened = open_run(opening, device, progress=console.progress, echo=console.log)
+    if isinstance(opened, Report):
+        console.log("finished before with these options; this is the stored result (--fresh runs it again)")
+        _show(opened, engine.table, console)
+        return 0
+    console.log(f"run folder {opened.folder}")
+    if resolved.recipe:
+        opened.report.reference(resolved.recipe.reference)
+    report = _guarded(engine.run, config, opened, debug=invocation.debug)
+    _show(report, engine.table, console)
+    console.log(f"report {opened.folder / 'report.json'}")
+    plots = sorted((opened.folder / "plots").glob("*.png")) if (opened.folder / "plots").is_dir() else []
+    if plots:
+        console.log(f"pictures {', '.join(str(p) for p in plots)}")
+    return 0
+
+
+def _guarded(run_engine: Callable[[Any, Any], None], config: Any, run: Any, *, debug: bool) -> Any:
+    """Run the engine; whatever ends it, the report says so before the error goes on."""
+    import torch
+
+    try:
+        run_engine(config, run)
+        return run.finish("completed")
+    except Interrupted as error:
+        _close(run, "interrupted", error)
+        raise
+    except Preempted as error:
+        _close(run, "preempted", error)
+        raise
+    except EffvlError as error:
+        _close(run, "failed", error)
+        raise
+    except torch.OutOfMemoryError as error:
+        _close(run, "failed", error)
+        raise NumericalError("out of memory", "Lower the batch size, or --candidate-tokens") from error
+    except Exception as error:
+        run.log(traceback.format_exc())
+        _close(run, "failed", error)
+        if debug:
+            raise
+        where = Path(run.folder) / "log.txt"
+        raise EffvlError(f"internal error: {type(error).__name__}: {error}", f"The traceback is in {where}") from error
+
+
+def _close(run: Any, status: str, error: BaseException) -> None:
+    """Write the report if the disk still takes it; what was saved before stays as it is."""
+    try:
+        run.finish(status, str(error))
+    except (EffvlError, OSError) as failure:
+        run.log(f"no report written: {failure}")
+        run.close()
+
+
+def _show(report: Any, table: Callable[[Any], Any], console: Console) -> None:
+    if console.json:
+        console.print_json(report.to_json())
+    else:
+        console.print_table(table(report))

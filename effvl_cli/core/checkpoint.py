@@ -1,0 +1,266 @@
+"""Weights on disk: reading anybody's, writing ours, and the step folders of a run.
+
+Tensors are safetensors; training state is `torch.save` of plain containers and is read with `weights_only=True` only.
+"""
+
+import hashlib
+import io
+import json
+import shutil
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from effvl_cli.core.errors import ModelError
+from effvl_cli.core.files import atomic_folder, write_bytes, write_json
+
+FORMAT = 1
+WEIGHTS, STATE, MANIFEST = "model.safetensors", "state.pt", "manifest.json"
+_WRAPPERS = ("state_dict", "model", "module")
+_PREFIXES = ("module.", "_orig_mod.")
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """Hex digest of names, types, shapes and bytes of a state dict."""
+    total = hashlib.sha256()
+    for key in sorted(state):
+        value = state[key].detach().cpu().contiguous()
+        total.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        total.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file or of a `.pt` state dict, with the usual wrappers and prefixes taken off.
+
+    Raises:
+        ModelError: missing, corrupt, a TorchScript archive, or something other than tensors.
+    """
+    if not path.is_file():
+        raise ModelError(f"no weights at {path}", "Give a safetensors file, a .pt state dict or a run folder")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except safetensors.SafetensorError as error:
+            raise ModelError(f"{path} is not a whole safetensors file: {error}", "Copy or download it again") from error
+    if _is_torchscript(path):
+        raise ModelError(
+            f"{path} is a TorchScript archive, which holds code",
+            "Convert it once where you trust it: import torch, safetensors.torch as s; "
+            f"m = torch.jit.load('{path.name}', 'cpu'); "
+            f"s.save_file({{k: v.contiguous() for k, v in m.state_dict().items()}}, '{path.stem}.safetensors')",
+        )
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen kinds for a damaged or unsafe file
+        reason = str(error).splitlines()[0]
+        raise ModelError(
+            f"{path} cannot be read as tensors: {reason}", "Save the state dict itself: torch.save(m.state_dict(), f)"
+        ) from error
+    return _unwrap(loaded, path)
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") or "/code/" in name for name in archive.namelist())
+
+
+def _unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
+    for _ in range(len(_WRAPPERS)):
+        inner = next((loaded[k] for k in _WRAPPERS if isinstance(loaded, Mapping) and k in loaded), None)
+        if not isinstance(inner, Mapping):
+            break
+        loaded = inner
+    if not isinstance(loaded, Mapping):
+        raise ModelError(f"{path} holds {type(loaded).__name__}, not a state dict", "Save the state dict itself")
+    state = {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
+    if not state:
+        raise ModelError(f"{path} holds no tensors", f"Its keys are: {', '.join(map(str, list(loaded)[:5]))}")
+    for prefix in _PREFIXES:
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def check_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, what: str, hint: str = "") -> None:
+    """Compare names and shapes.
+
+    Raises:
+        ModelError: they differ; the message counts and names the first five of each kind.
+    """
+    missing = [key for key in expected if key not in found]
+    unexpected = [key for key in found if key not in expected]
+    shapes = [
+        f"{key} {tuple(found[key].shape)} for {tuple(expected[key].shape)}"
+        for key in expected
+        if key in found and found[key].shape != expected[key].shape
+    ]
+    parts = [
+        f"{len(keys)} {kind} ({', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''})"
+        for kind, keys in (("missing", missing), ("unexpected", unexpected), ("misshaped", shapes))
+        if keys
+    ]
+    if parts:
+        raise ModelError(f"{what} do not fit: {'; '.join(parts)}", hint)
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def independent(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Contiguous CPU copies, each storage once, and the names that share another name's tensor."""
+    first: dict[tuple[int, int, tuple[int, ...]], str] = {}
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    for key, value in state.items():
+        place = (value.untyped_storage().data_ptr(), value.storage_offset(), tuple(value.shape))
+        if value.numel() and place in first:
+            aliases[key] = first[place]
+        else:
+            first[place] = key
+            tensors[key] = value.detach().cpu().contiguous().clone()
+    return tensors, aliases
+
+
+def save_model(path: Path, state: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> None:
+    """Write `path` (safetensors) and `manifest.json` beside it, each atomically.
+
+    The manifest, which names the digest of the weights, comes last: an interruption between the two shows.
+    """
+    tensors, aliases = independent(state)
+    data = save(tensors)
+    write_bytes(path, data)
+    write_json(path.parent / MANIFEST, _complete(manifest, tensors, aliases, data))
+
+
+def _complete(
+    manifest: Mapping[str, Any], tensors: Mapping[str, Tensor], aliases: Mapping[str, str], data: bytes
+) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        **manifest,
+        "aliases": dict(aliases),
+        "keys": {key: list(value.shape) for key, value in tensors.items()},
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+
+
+def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and manifest that `save_model` wrote.
+
+    Raises:
+        ModelError: one is missing, or they do not belong together.
+    """
+    manifest = read_manifest(path.parent)
+    if not path.is_file():
+        raise ModelError(f"no weights at {path}", "The run has not finished: give the same command again")
+    if sha256(path) != manifest["sha256"]:
+        raise ModelError(f"{path} is not what {MANIFEST} describes", "It is damaged or from another run: copy both again")
+    state = read_state_dict(path)
+    return state | {alias: state[key] for alias, key in manifest["aliases"].items()}, manifest
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest in a folder.
+
+    Raises:
+        ModelError: missing, not JSON, or of another format.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ModelError(f"{folder} holds no {MANIFEST}", "Give a folder that an effvl run has finished") from error
+    except ValueError as error:
+        raise ModelError(f"{path} is not JSON: {error}", "Copy it again") from error
+    if manifest.get("format") != FORMAT:
+        raise ModelError(f"{path} has format {manifest.get('format')!r}, this version reads {FORMAT}")
+    return manifest
+
+
+# --- step folders ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Step:
+    """A training state read back."""
+
+    model: dict[str, Tensor]
+    state: dict[str, Any]
+    step: int
+
+
+class StepFolders:
+    """`checkpoints/<phase>/step-00001000/`, each renamed into place whole; the newest whole one is the latest.
+
+    Args:
+        folder: of one phase.
+        keep: how many of the newest stay; the best stays beside them.
+    """
+
+    def __init__(self, folder: Path, *, keep: int = 2) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def save(self, step: int, model: Mapping[str, Tensor], state: Mapping[str, Any], *, best: int | None) -> None:
+        """Write one step, then remove what is neither among the newest nor the step `best`."""
+        tensors, aliases = independent(model)
+        data = save(tensors)
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        with atomic_folder(self.folder / f"step-{step:08d}") as target:
+            (target / WEIGHTS).write_bytes(data)
+            (target / STATE).write_bytes(buffer.getbuffer())
+            manifest = _complete({"step": step}, tensors, aliases, data)
+            manifest["state_sha256"] = hashlib.sha256(buffer.getbuffer()).hexdigest()
+            (target / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        for old in self._steps()[: -self.keep]:
+            if old != best:
+                shutil.rmtree(self._path(old), ignore_errors=True)
+
+    def latest(self, warn: Callable[[str], None]) -> Step | None:
+        """The newest step that is whole; a damaged one is passed over with a warning."""
+        for step in reversed(self._steps()):
+            try:
+                return self.load(step)
+            except ModelError as error:
+                warn(f"{error}; going back to the checkpoint before it")
+        return None
+
+    def load(self, step: int) -> Step:
+        """One step.
+
+        Raises:
+            ModelError: damaged.
+        """
+        folder = self._path(step)
+        model, manifest = load_model(folder / WEIGHTS)
+        path = folder / STATE
+        if not path.is_file() or sha256(path) != manifest["state_sha256"]:
+            raise ModelError(f"{path} is damaged")
+        return Step(model, torch.load(path, map_location="cpu", weights_only=True), step)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def _steps(self) -> list[int]:
+        names: Iterable[Path] = self.folder.glob("step-????????") if self.folder.is_dir() else ()
+        return sorted(int(path.name.removeprefix("step-")) for path in names)

@@ -1,0 +1,176 @@
+"""Processes of one run: discovery, joining, and the few collectives that the engines need."""
+
+import json
+import os
+import subprocess
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from effvl_cli.core.errors import DistributedError
+
+
+@dataclass(frozen=True)
+class World:
+    """Where this process stands."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    launcher: str = "single"
+
+
+def world() -> World:
+    """Read torchrun's variables, else those of srun with more than one task, else a single process."""
+    env = os.environ
+    if "RANK" in env and "WORLD_SIZE" in env:
+        return World(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0)), "torchrun")
+    if int(env.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in env:
+        return World(
+            int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), int(env.get("SLURM_LOCALID", 0)), "srun"
+        )
+    return World()
+
+
+def is_main() -> bool:
+    """True on the one process that writes."""
+    return world().rank == 0
+
+
+def start(device: torch.device) -> None:
+    """Join the process group; nothing to do for a single process.
+
+    Raises:
+        DistributedError: the others did not come.
+    """
+    here = world()
+    if here.size == 1 or dist.is_initialized():
+        return
+    if here.launcher == "srun":
+        _slurm_rendezvous()
+    try:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            rank=here.rank,
+            world_size=here.size,
+            timeout=timedelta(minutes=30),
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise DistributedError(
+            f"process {here.rank} of {here.size} cannot join the others: {reason}",
+            "Check MASTER_ADDR and MASTER_PORT, and that every process was started",
+        ) from error
+
+
+def _slurm_rendezvous() -> None:
+    """MASTER_ADDR and MASTER_PORT from the job, unless the user set them."""
+    if "MASTER_ADDR" not in os.environ:
+        nodes = os.environ.get("SLURM_JOB_NODELIST", "localhost")
+        command = ["scontrol", "show", "hostnames", nodes]
+        hosts = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        os.environ["MASTER_ADDR"] = hosts[0]
+    os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ.get("SLURM_JOB_ID", 0)) % 20000))
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _collective_device() -> torch.device:
+    if dist.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def barrier() -> None:
+    """Wait for every process."""
+    if dist.is_initialized():
+        any_flag(0)  # a reduction: works alike on gloo and nccl
+
+
+def any_flag(value: int) -> int:
+    """The largest `value` over the processes."""
+    if not dist.is_initialized():
+        return value
+    flag = torch.tensor([value], device=_collective_device())
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return int(flag)
+
+
+def broadcast_json(value: Any) -> Any:
+    """Rank 0's value on every rank; plain JSON, so that nothing is unpickled."""
+    if not dist.is_initialized():
+        return value
+    data = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=_collective_device())
+    length = torch.tensor([len(data)], device=data.device)
+    dist.broadcast(length, 0)
+    if not is_main():
+        data = torch.empty(int(length), dtype=torch.uint8, device=length.device)
+    dist.broadcast(data, 0)
+    return json.loads(bytes(data.cpu().tolist()).decode())
+
+
+def shard(total: int) -> range:
+    """This process's contiguous share of `total` samples; the shares differ by at most one."""
+    here = world()
+    return range(here.rank * total // here.size, (here.rank + 1) * total // here.size)
+
+
+def gather_rows(local: torch.Tensor, total: int) -> torch.Tensor:
+    """Join the rows of every process's `shard(total)`, in order, on every process.
+
+    Args:
+        local: (len(shard(total)), ...) this process's rows.
+        total: number of rows over all processes.
+    """
+    if not dist.is_initialized():
+        return local
+    here = world()
+    sizes = [(r + 1) * total // here.size - r * total // here.size for r in range(here.size)]
+    device = _collective_device()
+    padded = torch.zeros(max(sizes), *local.shape[1:], dtype=local.dtype, device=device)
+    padded[: len(local)] = local
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]).to(local.device)
+
+
+class _Gather(torch.autograd.Function):
+    """all_gather whose backward adds up every process's gradient of this process's rows."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:  # noqa: D102
+        ctx.count = len(rows)
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # noqa: D102
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        first = dist.get_rank() * ctx.count
+        return gradient[first : first + ctx.count]
+
+
+def gather_with_gradient(rows: torch.Tensor) -> torch.Tensor:
+    """Join the equally many rows of all processes, in rank order, keeping the gradient.
+
+    When every process computes the same loss of the joined rows, DDP's mean of parameter gradients then equals the
+    gradient of that loss on one process.
+
+    Args:
+        rows: (B, D) on this process.
+
+    Returns:
+        (world size * B, D).
+    """
+    if not dist.is_initialized():
+        return rows
+    return _Gather.apply(rows)

@@ -1,0 +1,276 @@
+"""One training loop for every objective: accumulate, clip, autocast, evaluate, checkpoint, stop on request."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from effvl_cli.core import distributed
+from effvl_cli.core.checkpoint import Step, StepFolders
+from effvl_cli.core.errors import NumericalError
+from effvl_cli.core.optim import Optimizers
+from effvl_cli.core.run import Run
+
+PATIENCE = 5  # non-finite steps in a row before the run is given up
+CHECKPOINT_SHARE = 0.02  # of the time, at most, goes into checkpoints whose period is not given
+FIRST_CHECKPOINT = 2.0  # seconds
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What one backward pass needs and what is logged beside it."""
+
+    loss: Tensor
+    logs: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Task(Protocol):
+    """One objective."""
+
+    module: nn.Module
+    """Holds the trainable parameters; its state dict is the checkpoint."""
+
+    def train_step(self, batch: Any, step: int) -> StepOutput:
+        """Loss of this process's share of a batch; `step` is the optimizer step."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Validation figures, the same on every process."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Method state beside the module: queues, masks, centres."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore it."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how."""
+
+    steps: int
+    rate: Callable[[int], float]
+    """Share of the peak learning rate at a step."""
+    phase: str = "train"
+    accumulate: int = 1
+    clip_grad: float = 0.0
+    precision: str = "fp32"
+    eval_every: int = 0
+    save_every: int = 0
+    log_every: int = 20
+    best: str | None = None
+    """Validation figure, higher is better, whose best state is the result; None: the last state is."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What `fit` did."""
+
+    steps: int
+    resumed_at: int
+    best_step: int | None
+    figures: dict[str, float]
+    seconds: float
+
+
+class _StepModule(nn.Module):
+    """Makes the whole train step the forward that DDP sees, whatever parts of the network a task calls."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.module = task.module
+        self._step = task.train_step
+
+    def forward(self, batch: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        output = self._step(batch, step)
+        return output.loss, dict(output.logs)
+
+
+def fit(
+    task: Task,
+    optimizers: Optimizers,
+    batches: Callable[[int], Iterator[Any]],
+    run: Run,
+    plan: Plan,
+) -> Fitted:
+    """Train to `plan.steps`, from the newest checkpoint of this phase if there is one.
+
+    Args:
+        task: the objective.
+        optimizers: over `task.module`'s parameters.
+        batches: `batches(k)` gives the stream from micro-batch k on; one step takes `plan.accumulate` of them.
+        run: folder, records, device and stop requests.
+        plan: lengths and periods.
+
+    Raises:
+        Preempted: asked to stop; the state is saved.
+        NumericalError: the loss stayed non-finite.
+    """
+    return _Loop(task, optimizers, run, plan).run_from(batches)
+
+
+class _Loop:
+    def __init__(self, task: Task, optimizers: Optimizers, run: Run, plan: Plan) -> None:
+        self.task, self.optimizers, self.run, self.plan = task, optimizers, run, plan
+        self.folders = StepFolders(run.folder / "checkpoints" / plan.phase)
+        self.scaler = torch.amp.GradScaler(run.device.type, enabled=plan.precision == "fp16")
+        self.step = self.resumed_at = self.bad_steps = 0
+        self.best: tuple[float, int] | None = None
+        self.figures: dict[str, float] = {}
+        self.step_module: nn.Module = _StepModule(task)
+        self.saved_at, self.save_cost = time.monotonic(), 0.0
+        self.data_wait = 0.0
+
+    def run_from(self, batches: Callable[[int], Iterator[Any]]) -> Fitted:
+        started = time.monotonic()
+        saved = self.folders.latest(self.run.warn)
+        if saved is not None:
+            self._restore(saved)
+        self.run.resumed(self.plan.phase, self.resumed_at)
+        if distributed.world().size > 1 and self.step < self.plan.steps:
+            self.step_module = nn.parallel.DistributedDataParallel(self.step_module)
+        if self.step < self.plan.steps:
+            self._train(batches(self.step * self.plan.accumulate))
+        if self.plan.best and self.best and self.best[1] != self.step:
+            self.task.module.load_state_dict(self.folders.load(self.best[1]).model)
+        best_step = self.best[1] if self.best else None
+        return Fitted(self.step, self.resumed_at, best_step, self.figures, time.monotonic() - started)
+
+    def _train(self, stream: Iterator[Any]) -> None:
+        with self.run.progress(self.plan.phase, self.plan.steps, completed=self.step) as progress:
+            while self.step < self.plan.steps:
+                losses, norm = self._one_step(stream)
+                self.step += 1
+                self._record(losses, norm, progress)
+                improved = self._maybe_evaluate()
+                self._maybe_save(improved)
+
+    def _one_step(self, stream: Iterator[Any]) -> tuple[dict[str, Tensor], Tensor]:
+        plan = self.plan
+        self.task.module.train()
+        self.optimizers.set_rate(plan.rate(self.step))
+        totals: dict[str, Tensor] = {}
+        for part in range(plan.accumulate):
+            waiting = time.monotonic()
+            batch = next(stream)
+            self.data_wait += time.monotonic() - waiting
+            with self._sync(last=part == plan.accumulate - 1):
+                with autocast(self.run.device, plan.precision):
+                    loss, logs = self.step_module(batch, self.step)
+                self.scaler.scale(loss / plan.accumulate).backward()
+            for name, value in {"loss": loss, **logs}.items():
+                totals[name] = totals.get(name, 0.0) + value.detach() / plan.accumulate
+        return totals, self._update()
+
+    def _sync(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
+        if isinstance(self.step_module, nn.parallel.DistributedDataParallel) and not last:
+            return self.step_module.no_sync()
+        return contextlib.nullcontext()
+
+    def _update(self) -> Tensor:
+        """Step the optimizers unless the gradient is not finite; its norm is the same on every process."""
+        for part in self.optimizers.parts:
+            self.scaler.unscale_(part) if self.scaler.is_enabled() else None
+        parameters = [p for group in self.optimizers.groups() for p in group["params"] if p.grad is not None]
+        norm = nn.utils.clip_grad_norm_(parameters, self.plan.clip_grad or float("inf"))
+        if self.scaler.is_enabled():
+            for part in self.optimizers.parts:
+                self.scaler.step(part)
+            self.scaler.update()
+        elif bool(torch.isfinite(norm)):
+            self.optimizers.step()
+        self.optimizers.zero_grad()
+        self._guard(norm)
+        return norm
+
+    def _guard(self, norm: Tensor) -> None:
+        self.bad_steps = 0 if bool(torch.isfinite(norm)) else self.bad_steps + 1
+        if self.bad_steps == 1 and not self.scaler.is_enabled():
+            self.run.warn(f"step {self.step} of {self.plan.phase}: gradient not finite, step left out")
+        if self.bad_steps >= PATIENCE and not (self.scaler.is_enabled() and self.scaler.get_scale() > 1.0):
+            raise NumericalError(
+                f"the gradient of {self.plan.phase} is not finite at {PATIENCE} steps in a row (step {self.step})",
+                "Lower the learning rate, or use --precision fp32",
+            )
+
+    def _record(self, losses: Mapping[str, Tensor], norm: Tensor, progress: Any) -> None:
+        done = self.step == self.plan.steps
+        if self.step % self.plan.log_every == 0 or done:
+            figures = {name: float(value) for name, value in losses.items()}
+            rate = self.plan.rate(self.step - 1)
+            record = {**figures, "lr_factor": rate, "grad_norm": float(norm)}
+            self.run.record("train", phase=self.plan.phase, step=self.step, **record)
+            progress.update(self.step, loss=figures["loss"], data_wait=self.data_wait)
+        else:
+            progress.update(self.step)
+
+    def _maybe_evaluate(self) -> bool:
+        """Validate when it is time; True when the best figure so far came out."""
+        plan = self.plan
+        due = self.step == plan.steps or (plan.eval_every and self.step % plan.eval_every == 0)
+        if not due:
+            return False
+        self.task.module.eval()
+        with torch.no_grad():
+            self.figures = self.task.evaluate()
+        self.run.record("eval", phase=plan.phase, step=self.step, **self.figures)
+        if self.figures:
+            text = "  ".join(f"{name} {value:.4f}" for name, value in self.figures.items())
+            self.run.log(f"{plan.phase} step {self.step}/{plan.steps}: {text}")
+        if plan.best and (self.best is None or self.figures[plan.best] > self.best[0]):
+            self.best = (self.figures[plan.best], self.step)
+            return True
+        return False
+
+    def _maybe_save(self, improved: bool) -> None:
+        """Checkpoint when the period, the best figure, the end or a stop request asks for it: one decision for all."""
+        plan = self.plan
+        stop = self.run.stop_signal()
+        wait = max(FIRST_CHECKPOINT, self.save_cost / CHECKPOINT_SHARE)
+        timed = not plan.save_every and time.monotonic() - self.saved_at >= wait
+        periodic = bool(plan.save_every) and self.step % plan.save_every == 0
+        wanted = improved or self.step == plan.steps or timed or periodic
+        wish = distributed.any_flag(2 + stop if stop else int(wanted))
+        if wish:
+            self._save()
+        if wish >= 2:
+            self.run.stop(wish - 2)
+
+    def _save(self) -> None:
+        if distributed.is_main():
+            began = time.monotonic()
+            state = {
+                "optimizer": self.optimizers.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "task": self.task.state_dict(),
+                "best": list(self.best) if self.best else [],
+                "figures": self.figures,
+                "bad_steps": self.bad_steps,
+                "records": self.run.record_offset(),
+            }
+            best = self.best[1] if self.best else None
+            self.folders.save(self.step, self.task.module.state_dict(), state, best=best)
+            self.saved_at = time.monotonic()
+            self.save_cost = self.saved_at - began
+
+    def _restore(self, saved: Step) -> None:
+        self.task.module.load_state_dict(saved.model)
+        self.optimizers.load_state_dict(saved.state["optimizer"])
+        self.scaler.load_state_dict(saved.state["scaler"])
+        self.task.load_state_dict(saved.state["task"])
+        best = saved.state["best"]
+        self.best = (best[0], int(best[1])) if best else None
+        self.figures, self.bad_steps = saved.state["figures"], saved.state["bad_steps"]
+        self.step = self.resumed_at = saved.step
+        self.run.rewind_records(saved.state["records"])
+        self.run.log(f"{self.plan.phase}: going on from step {saved.step} of {self.plan.steps}")
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """Autocast to `precision`; nothing for fp32."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)

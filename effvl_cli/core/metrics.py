@@ -1,0 +1,57 @@
+"""Accuracy figures and their spread."""
+
+import math
+
+import torch
+from torch import Tensor
+
+Z95 = 1.959963984540054
+
+
+def standard_error(values: Tensor) -> float:
+    """Standard error of the mean: sample standard deviation (n-1) / sqrt(n); 0 for a single value.
+
+    Args:
+        values: (n,) numbers, 0/1 for an accuracy.
+    """
+    if len(values) < 2:
+        return 0.0
+    return float(values.double().std(correction=1)) / math.sqrt(len(values))
+
+
+def paired_difference(a: Tensor, b: Tensor) -> tuple[float, float]:
+    """Mean of a - b over the same samples, and its standard error.
+
+    Args:
+        a: (n,) 0/1.
+        b: (n,) 0/1, the same samples.
+    """
+    difference = a.double() - b.double()
+    return float(difference.mean()), standard_error(difference)
+
+
+def mcnemar(a: Tensor, b: Tensor) -> tuple[int, int]:
+    """How often only `a` is right, and how often only `b` is."""
+    a, b = a.bool(), b.bool()
+    return int((a & ~b).sum()), int((b & ~a).sum())
+
+
+def wilson(correct: int, n: int) -> tuple[float, float]:
+    """95 % Wilson score interval of a proportion; (0, 1) without samples."""
+    if n == 0:
+        return 0.0, 1.0
+    share, z2 = correct / n, Z95**2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def top_k(logits: Tensor, labels: Tensor, k: int) -> Tensor:
+    """(n,) 0/1: whether the label is among the k largest logits (n, C)."""
+    k = min(k, logits.shape[1])
+    return (logits.topk(k, dim=1).indices == labels[:, None]).any(1).float()
+
+
+def per_class_mean(correct: Tensor, labels: Tensor) -> float:
+    """Mean over the classes that occur of the accuracy within each."""
+    return float(torch.stack([correct[labels == label].double().mean() for label in labels.unique()]).mean())

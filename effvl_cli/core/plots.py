@@ -1,0 +1,126 @@
+"""Pictures in one style; matplotlib is imported only when one is drawn."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from effvl_cli.core.files import write_bytes
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_STYLE = {
+    "figure.dpi": 150,
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+}
+
+Point = tuple[float, float, float]
+
+
+def _figure(width: float, height: float, **grid: Any) -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update(_STYLE)
+    return plt.subplots(figsize=(width, height), layout="constrained", **grid)
+
+
+def _write(figure: Any, path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    plt.close(figure)
+    write_bytes(path, buffer.getvalue())
+
+
+def curves(
+    path: Path,
+    series: Mapping[str, Sequence[Point]],
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    reference: tuple[str, float] | None = None,
+) -> None:
+    """Lines with error bars: each series is (x, y, standard error) points; `reference` is a dashed level."""
+    figure, axes = _figure(5.6, 3.8)
+    if reference:
+        axes.axhline(reference[1], color="#555555", linestyle="--", linewidth=1, label=reference[0])
+    for place, (name, points) in enumerate(series.items()):
+        x, y, error = (list(column) for column in zip(*sorted(points), strict=True))
+        style = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+        axes.errorbar(x, y, yerr=error, label=name, markersize=4, linewidth=1.4, capsize=2, **style)
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    axes.legend()
+    _write(figure, path)
+
+
+def paired_bars(
+    path: Path,
+    groups: Sequence[str],
+    bars: Mapping[str, Sequence[float]],
+    *,
+    title: str,
+    ylabel: str,
+    errors: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+    level: float | None = None,
+) -> None:
+    """Bars side by side in each group, with their values; `errors` are (below, above); `level` is a dashed line."""
+    figure, axes = _figure(5.6, 3.4)
+    place = np.arange(len(groups))
+    width = 0.8 / len(bars)
+    for index, (name, heights) in enumerate(bars.items()):
+        spread = np.array(errors[name]).T if errors and name in errors else None
+        offset = (index - (len(bars) - 1) / 2) * width
+        drawn = axes.bar(place + offset, heights, width * 0.92, label=name, color=COLOURS[index], yerr=spread, capsize=2)
+        axes.bar_label(drawn, fmt="%.2f", fontsize=8, padding=2)
+    if level is not None:
+        axes.axhline(level, color="#555555", linestyle="--", linewidth=1)
+    axes.set_xticks(place, groups)
+    axes.set(title=title, ylabel=ylabel)
+    axes.margins(y=0.15)
+    axes.grid(axis="x", visible=False)
+    axes.legend(ncols=len(bars), loc="upper left", bbox_to_anchor=(0, -0.12))
+    _write(figure, path)
+
+
+def image_grid(
+    path: Path, images: NDArray[np.uint8], *, title: str, row_labels: Sequence[str], column_labels: Sequence[str] = ()
+) -> None:
+    """Pictures in rows and columns.
+
+    Args:
+        path: PNG to write.
+        images: (R, C, H, W, 3) uint8.
+        title: above all.
+        row_labels: R texts at the left.
+        column_labels: C texts above the first row.
+    """
+    rows, columns = images.shape[:2]
+    figure, grid = _figure(1.1 * columns + 0.9, 1.15 * rows + 0.5, nrows=rows, ncols=columns, squeeze=False)
+    figure.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
+    for (row, column), axes in np.ndenumerate(grid):
+        axes.imshow(images[row, column], interpolation="nearest")
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        if column == 0:
+            axes.set_ylabel(row_labels[row], rotation=0, ha="right", va="center")
+        if row == 0 and column_labels:
+            axes.set_title(column_labels[column], fontsize=7, fontweight="normal", loc="center")
+    _write(figure, path)

@@ -1,0 +1,361 @@
+"""The run folder: opened or resumed under a lock, recorded into, and closed with a report.
+
+    config.yaml      resolved options and the command line; itself a recipe
+    report.json      the result, rewritten atomically
+    metrics.jsonl    one record per log or evaluation event; the same bytes after a resume as without one
+    log.txt          plain log of rank 0, tracebacks included
+    environment.json where the last attempt ran, and which attempt it was
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import shutil
+import signal
+import time
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import torch
+
+from effvl_cli.config import resolve
+from effvl_cli.config.options import ARTEFACT, GROWABLE
+from effvl_cli.core import distributed, signals
+from effvl_cli.core.cache import Cache
+from effvl_cli.core.checkpoint import MANIFEST, sha256
+from effvl_cli.core.errors import DataError, Interrupted, ModelError, Preempted, UsageError
+from effvl_cli.core.files import write_json, write_text
+from effvl_cli.core.report import Draft, Report, environment, read_report
+from effvl_cli.core.report import write as write_report
+
+RUNS = Path("runs")
+CONFIG, REPORT, RECORDS, LOG, ENVIRONMENT, LOCK = (
+    "config.yaml",
+    "report.json",
+    "metrics.jsonl",
+    "log.txt",
+    "environment.json",
+    ".lock",
+)
+_OWN = (CONFIG, REPORT, RECORDS, LOG, ENVIRONMENT, MANIFEST, "checkpoint.safetensors", "checkpoints", "plots")
+
+
+class Progress(Protocol):
+    """A line or bar that shows how far a stage is."""
+
+    def update(self, completed: int, **fields: Any) -> None:
+        """Show `completed` of the total and some figures."""
+
+
+ProgressFactory = Callable[..., contextlib.AbstractContextManager[Progress]]
+
+
+class _Silent:
+    def update(self, completed: int, **fields: Any) -> None:
+        """Show nothing."""
+
+
+@contextlib.contextmanager
+def silent_progress(description: str, total: int, completed: int = 0) -> Iterator[Progress]:
+    """Progress that shows nothing."""
+    yield _Silent()
+
+
+@dataclass
+class Run:
+    """One open run folder, or, on ranks other than 0, a view of it that writes nothing."""
+
+    folder: Path
+    command: str
+    device: torch.device
+    cache: Cache
+    report: Draft
+    attempt: int = 1
+    progress_factory: ProgressFactory = silent_progress
+    echo: Callable[[str], None] = lambda text: None
+    _records: IO[bytes] | None = None
+    _lock: IO[str] | None = None
+    _started: float = field(default_factory=time.monotonic)
+
+    def progress(self, description: str, total: int, completed: int = 0) -> contextlib.AbstractContextManager[Progress]:
+        """Progress of a stage; shown on rank 0 only."""
+        return self.progress_factory(description, total, completed)
+
+    def log(self, text: str) -> None:
+        """A line for log.txt and, unless quiet, for stderr."""
+        if distributed.is_main():
+            self.echo(text)
+            stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+            with contextlib.suppress(OSError), (self.folder / LOG).open("a") as file:  # a full disk must not mask why
+                file.write(f"{stamp} {text}\n")
+
+    def warn(self, text: str) -> None:
+        """A warning, kept in the report."""
+        self.report.warn(text)
+        self.log(f"warning: {text}")
+
+    def record(self, event: str, **fields: Any) -> None:
+        """A line of metrics.jsonl; no times or rates, so that a resumed run writes the same bytes."""
+        if self._records is not None:
+            self._records.write((json.dumps({"event": event, **fields}) + "\n").encode())
+            self._records.flush()
+
+    def record_offset(self) -> int:
+        """Bytes of metrics.jsonl so far."""
+        return self._records.tell() if self._records is not None else 0
+
+    def rewind_records(self, offset: int) -> None:
+        """Forget the records of steps that a resume repeats."""
+        if self._records is not None:
+            self._records.truncate(offset)
+            self._records.seek(offset)
+
+    def resumed(self, phase: str, steps: int) -> None:
+        """Count work that an earlier attempt did and this one does not repeat."""
+        if steps:
+            self.report.resume(self.attempt - 1, steps)
+
+    def stop_signal(self) -> int:
+        """The signal that asks this process to stop, or 0."""
+        return signals.requested() or 0
+
+    def check_stop(self) -> None:
+        """Stop here, on every process, if any was asked to; for stages whose work is saved as it is done."""
+        wish = distributed.any_flag(self.stop_signal())
+        if wish:
+            self.stop(wish)
+
+    def stop(self, number: int) -> typing.NoReturn:
+        """Leave by the exception that stands for that signal."""
+        kind = Interrupted if number == signal.SIGINT else Preempted
+        raise kind(f"stopped by {signal.Signals(number).name}, state saved", "Give the same command again to go on")
+
+    def finish(self, status: str, error: str | None = None) -> Report:
+        """Write the report and let the folder go."""
+        report = self.report.finish(status, error)
+        if distributed.is_main():
+            write_report(report, self.folder / REPORT)
+        self.close()
+        return report
+
+    def close(self) -> None:
+        """Release the lock and the record file."""
+        for file in (self._records, self._lock):
+            if file is not None:
+                file.close()
+        self._records = self._lock = None
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What to open: a command, its resolved options and how it was called."""
+
+    command: str
+    config: Any
+    recipe: str | None = None
+    argv: tuple[str, ...] = ()
+    fresh: bool = False
+
+
+def open_run(
+    opening: Opening,
+    device: torch.device,
+    *,
+    progress: ProgressFactory = silent_progress,
+    echo: Callable[[str], None] = lambda text: None,
+) -> Run | Report:
+    """Open the folder of a run, new or to be continued; a finished run of the same options gives its report.
+
+    Raises:
+        UsageError: the folder holds a run of other options, is in use, or is not a run folder.
+    """
+    config = opening.config
+    inputs = input_digests(config)
+    identity = resolve.identity(config)
+    if inputs:
+        identity = hashlib.sha256((identity + json.dumps(inputs, sort_keys=True)).encode()).hexdigest()
+    folder = _folder(opening.command, config, identity)
+    answer: dict[str, Any] = {}
+    lock = None
+    if distributed.is_main():
+        try:
+            lock, answer = _take(folder, opening, inputs)
+        except UsageError as error:
+            answer = {"error": [error.message, error.hint]}
+    answer = distributed.broadcast_json(answer)
+    if "error" in answer:
+        raise UsageError(*answer["error"])
+    if answer["finished"]:
+        if lock:
+            lock.close()
+        return read_report(folder / REPORT)
+    draft = Draft(
+        command=opening.command,
+        run_id=folder.name,
+        seed=config.seed,
+        config_sha256=identity,
+        recipe=opening.recipe,
+        device=device,
+    )
+    run = Run(folder, opening.command, device, Cache(config.cache_dir), draft, answer["attempt"], progress, echo)
+    if run.attempt > 1:
+        run.report.resume(run.attempt - 1, 0)
+    if distributed.is_main():
+        _prepare(run, opening, inputs, identity)
+        run._lock = lock
+    distributed.barrier()
+    return run
+
+
+def _folder(command: str, config: Any, identity: str) -> Path:
+    if config.out:
+        return Path(config.out)
+    return RUNS / command.replace(" ", "-") / (config.name or identity[:8])
+
+
+def _take(folder: Path, opening: Opening, inputs: Mapping[str, str]) -> tuple[IO[str], dict[str, Any]]:
+    """Lock the folder and decide: new, to be continued, or finished."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).exists() and not (folder / LOCK).exists():
+        raise UsageError(f"{folder} holds files that are no run's", "Give another --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("w")
+    except OSError as error:
+        raise UsageError(f"cannot write the run folder {folder}: {error.strerror}", "Give another --out") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise UsageError(f"another process is working in {folder}", "Wait for it, or give another --out") from error
+    if opening.fresh:
+        _clear(folder)
+    if not (folder / CONFIG).exists():
+        return lock, {"finished": False, "attempt": 1}
+    old = resolve.read_recipe(folder / CONFIG)
+    _refuse_other_config(folder, old, opening, inputs)
+    report = folder / REPORT
+    if report.exists() and read_report(report).status == "completed" and not _grown(old.config, opening.config):
+        return lock, {"finished": True}
+    attempt = 1
+    with contextlib.suppress(OSError, ValueError):
+        attempt = json.loads((folder / ENVIRONMENT).read_text())["attempt"]
+    return lock, {"finished": False, "attempt": attempt + 1}
+
+
+def _refuse_other_config(folder: Path, old: Any, opening: Opening, inputs: Mapping[str, str]) -> None:
+    if old.command != opening.command:
+        raise UsageError(f"{folder} holds a run of `effvl {old.command}`", "Give another --out or --name, or --fresh")
+    changed = resolve.differences(old.config, opening.config)
+    before = dict(old.run.get("inputs") or {})
+    changed += [f"the content of --{name} has changed" for name in inputs if before.get(name) != inputs[name]]
+    if changed:
+        raise UsageError(
+            f"{folder} holds a run with other options: {'; '.join(changed)}",
+            "Give another --out or --name, or --fresh to start anew",
+        )
+
+
+def _grown(old: Mapping[str, str], config: Any) -> bool:
+    new = resolve.to_yaml_mapping(config)
+    grow = [f.name for f in dataclasses.fields(config) if GROWABLE in _metadata(config, f.name)]
+    return any(str(old.get(_key(name))) != str(new.get(_key(name))) for name in grow)
+
+
+def _key(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _metadata(config: Any, name: str) -> tuple[Any, ...]:
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    return getattr(hints[name], "__metadata__", ())
+
+
+def _clear(folder: Path) -> None:
+    for name in _OWN:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _prepare(run: Run, opening: Opening, inputs: Mapping[str, str], identity: str) -> None:
+    """Write what describes the attempt, and open the records."""
+    header = {
+        "effvl": 1,
+        "command": opening.command,
+        "description": "resolved options of a run",
+        "config": resolve.to_yaml_mapping(opening.config),
+        "run": {"command_line": " ".join(opening.argv), "inputs": dict(inputs), "identity": identity},
+    }
+    write_text(run.folder / CONFIG, resolve.dump_yaml(header))
+    write_json(run.folder / ENVIRONMENT, {"attempt": run.attempt, **environment(run.device)})
+    (run.folder / RECORDS).touch()
+    run._records = (run.folder / RECORDS).open("r+b")
+    run._records.seek(0, 2)
+
+
+def input_digests(config: Any) -> dict[str, str]:
+    """Digests of the files that options marked ARTEFACT name: the same path with other content is another run."""
+    digests = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if value and ARTEFACT in _metadata(config, item.name):
+            path = Path(value)
+            if path.is_dir() and (path / MANIFEST).is_file():
+                digests[item.name] = sha256(path / MANIFEST)[:16]
+            elif path.is_file():
+                digests[item.name] = sha256(path)[:16]
+    return digests
+
+
+def find_run(technique: str, given: str | None) -> Path:
+    """The run folder that a verb works on: the one given (or of the checkpoint given), else the newest completed one.
+
+    Raises:
+        DataError: there is none.
+        ModelError: what was given is no run.
+    """
+    if given is not None:
+        path = Path(given)
+        folder = path.parent if path.is_file() else path
+        if not (folder / CONFIG).is_file():
+            raise ModelError(f"{given} is no run folder: it holds no {CONFIG}", f"Give a folder that `effvl {technique}` made")
+        return folder
+    done = []
+    for path in RUNS.glob(f"{technique}*/*/{REPORT}"):
+        with contextlib.suppress(ModelError, DataError, ValueError):
+            report = read_report(path)
+            if report.status == "completed" and (path.parent / MANIFEST).is_file():
+                done.append((report.finished, path.parent))
+    if not done:
+        raise DataError(f"no completed run of {technique} under {RUNS}/", f"Make one: effvl {technique}")
+    return max(done)[1]
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called `name`; `auto` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        UsageError: not there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", distributed.world().local_rank)
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"--device is {name!r}", "Give cpu, cuda, cuda:N, mps or auto") from error
+    missing = (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()) or (
+        device.type == "mps" and not torch.backends.mps.is_available()
+    )
+    if missing or device.type not in {"cpu", "cuda", "mps"}:
+        raise UsageError(f"--device is {name!r}, which this machine has not", "Give --device cpu or auto")
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", distributed.world().local_rank)
+    return device

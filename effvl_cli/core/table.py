@@ -1,0 +1,30 @@
+"""Results as a table; `cli/console.py` prints it."""
+
+from dataclasses import dataclass
+
+Cell = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under a title; None is a cell without a value."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+def percent(value: float | None, digits: int = 1) -> str | None:
+    """A fraction in percent, e.g. 0.983 -> "98.3"."""
+    return None if value is None else f"{100 * value:.{digits}f}"
+
+
+def points(value: float | None, digits: int = 1) -> str | None:
+    """A difference of fractions in signed points, e.g. -0.013 -> "-1.3"."""
+    return None if value is None else f"{100 * value:+.{digits}f}"
+
+
+def times(value: float | None) -> str | None:
+    """A ratio, e.g. 1.471 -> "1.47x"."""
+    return None if value is None else f"{value:.2f}x"

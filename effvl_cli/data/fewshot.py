@@ -1,0 +1,31 @@
+"""A few training images of every class."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from effvl_cli.core import seeds
+from effvl_cli.core.errors import DataError
+from effvl_cli.data.source import ImageSource
+
+
+def few_shot(source: ImageSource, shots: int, seed: int) -> NDArray[np.int64]:
+    """`shots` images of each class (all, where there are fewer), drawn by (seed, "few-shot"); more shots hold fewer.
+
+    Returns:
+        (M,) sorted positions in the split.
+
+    Raises:
+        DataError: a class has no image.
+    """
+    count = 60 * shots * len(source.classes) if source.endless else len(source)
+    labels = np.asarray(source.labels[np.arange(count)])
+    order = np.arange(count)
+    if not source.endless:
+        order = np.random.default_rng(seeds.derive(seed, "few-shot")).permutation(count)
+    chosen = []
+    for label, name in enumerate(source.classes):
+        places = order[labels[order] == label][:shots]
+        if not len(places):
+            raise DataError(f"{source.name} has no {source.split} image of class {name!r}", "Add some, or drop the class")
+        chosen.append(places)
+    return np.sort(np.concatenate(chosen)).astype(np.int64)

@@ -1,0 +1,201 @@
+"""Decoded batches for training, and whole decoded splits for evaluation."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from effvl_cli.core import seeds
+from effvl_cli.core.errors import DataError
+from effvl_cli.core.report import physical_memory
+from effvl_cli.data.sampler import EpochSampler
+from effvl_cli.data.source import BatchSource, ImageSource, Indices
+from effvl_cli.data.transforms import Preprocess, Transform
+
+MAX_BAD = 0.01  # share of unreadable images that --on-bad skip puts up with
+MEMORY_SHARE = 0.5  # of the machine's, for one decoded split
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One process's part of a step."""
+
+    images: Tensor
+    """(B, 3, H, W) uint8."""
+    labels: Tensor
+    """(B,) int64."""
+    indices: Tensor
+    """(B,) int64 positions in the split."""
+    captions: list[str] | None = None
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on a device."""
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=True) for name in ("images", "labels", "indices")
+        }
+        return dataclasses.replace(self, **moved)
+
+
+class _Decoded(Dataset):  # type: ignore[type-arg]
+    """Samples by (epoch, index) key; an unreadable one is returned as its DataError, not raised across processes."""
+
+    def __init__(self, source: ImageSource, transform: Transform, seed: int) -> None:
+        self.source, self.transform, self.seed = source, transform, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> Tensor | DataError:
+        epoch, index = key
+        try:
+            image = self.source.image(index)
+        except DataError as error:
+            return error
+        with seeds.global_stream(self.seed, "augment", epoch, index):
+            return self.transform(image)
+
+
+def _decode(
+    source: ImageSource, transform: Transform, seed: int, keys: Iterable[list[tuple[int, int]]], workers: int
+) -> Iterator[list[Tensor | DataError]]:
+    """Lists of decoded samples for lists of keys."""
+    return iter(
+        DataLoader(
+            _Decoded(source, transform, seed),
+            batch_sampler=keys,  # type: ignore[arg-type]
+            num_workers=workers,
+            collate_fn=list,
+            generator=torch.Generator(),  # else the loader would draw from the global stream
+        )
+    )
+
+
+def default_workers(device_type: str) -> int:
+    """Loader processes: none beside a CPU that computes, else up to eight."""
+    if device_type == "cpu":
+        return 0
+    return min(8, torch.multiprocessing.cpu_count())
+
+
+class _BadFiles:
+    """Counts unreadable images and stops the run when they are not to be put up with."""
+
+    def __init__(self, on_bad: str, total: int) -> None:
+        self.on_bad, self.limit, self.bad = on_bad, max(1, int(MAX_BAD * total)), set[int]()
+
+    def meet(self, error: DataError, index: int) -> None:
+        """One unreadable image.
+
+        Raises:
+            DataError: that one, or that there are too many.
+        """
+        if self.on_bad == "error":
+            raise DataError(error.message, error.hint or "Mend or remove it, or give --on-bad skip")
+        self.bad.add(index)
+        if len(self.bad) > self.limit:
+            raise DataError(f"more than {MAX_BAD:.0%} of the images are unreadable; the last: {error.message}", error.hint)
+
+
+def train_batches(
+    source: ImageSource,
+    transform: Transform,
+    sampler: EpochSampler,
+    *,
+    seed: int,
+    start_step: int,
+    rank: int = 0,
+    world: int = 1,
+    workers: int | None = 0,
+    on_bad: str = "error",
+) -> Iterator[Batch]:
+    """Endless stream of this process's batches from a step on.
+
+    A sample's augmentation depends on (seed, epoch, index) alone, so workers, processes and resumption do not show. An
+    unreadable image that is skipped leaves its place to another sample of the batch, so that batches keep their size.
+    """
+    steps = _count_from(start_step)
+    if isinstance(source, BatchSource) and isinstance(getattr(transform, "__self__", None), Preprocess):
+        first = source.images(np.array([0]))[0]
+        if first.shape[:2] == transform.__self__.size:  # type: ignore[attr-defined]
+            yield from _made_batches(source, sampler, steps, rank, world)
+    shares, again = (sampler.share(step, rank, world) for step in steps), _BadFiles(on_bad, len(source))
+    queue: list[Tensor] = []  # indices of the batches that loader processes have been asked for
+
+    def keys() -> Iterator[list[tuple[int, int]]]:
+        for epoch, indices in shares:
+            queue.append(indices)
+            yield [(epoch, int(index)) for index in indices]
+
+    for decoded in _decode(source, transform, seed, keys(), workers or 0):
+        indices = queue.pop(0)
+        yield _collate(source, decoded, indices, again)
+
+
+def _count_from(start: int) -> Iterator[int]:
+    while True:
+        yield start
+        start += 1
+
+
+def _made_batches(source: Any, sampler: EpochSampler, steps: Iterator[int], rank: int, world: int) -> Iterator[Batch]:
+    for step in steps:
+        _, indices = sampler.share(step, rank, world)
+        places = indices.numpy()
+        images = torch.from_numpy(source.images(places)).permute(0, 3, 1, 2).contiguous()
+        yield Batch(images, torch.from_numpy(source.labels[places]), indices)
+
+
+def _collate(source: ImageSource, decoded: list[Tensor | DataError], indices: Tensor, bad: _BadFiles) -> Batch:
+    places = indices.clone()
+    good = [k for k, item in enumerate(decoded) if isinstance(item, Tensor)]
+    for k, item in enumerate(decoded):
+        if isinstance(item, DataError):
+            bad.meet(item, int(indices[k]))
+            if not good:
+                raise DataError(item.message, "No image of the batch is readable")
+            stand_in = good[k % len(good)]
+            decoded[k], places[k] = decoded[stand_in], indices[stand_in]
+    captions = None if source.captions is None else [source.captions[int(k)] for k in places]
+    labels = torch.from_numpy(np.asarray(source.labels[places.numpy()]))
+    return Batch(torch.stack(decoded), labels, places, captions)  # type: ignore[arg-type]
+
+
+def eval_images(
+    source: ImageSource,
+    preprocess: Preprocess,
+    indices: Indices,
+    *,
+    workers: int | None = 0,
+    on_bad: str = "error",
+    chunk: int = 64,
+) -> tuple[Tensor, Indices]:
+    """Decode images once, in memory.
+
+    Returns:
+        (M, 3, H, W) uint8, and the (M,) indices that were readable.
+
+    Raises:
+        DataError: unreadable images, or more than fit into half of the machine's memory.
+    """
+    height, width = preprocess.size
+    if len(indices) * 3 * height * width > MEMORY_SHARE * physical_memory():
+        raise DataError(f"{len(indices)} images of {width}x{height} px do not fit into memory", "Take fewer")
+    if isinstance(source, BatchSource) and len(indices):
+        made = source.images(indices[:1])[0]
+        if made.shape[:2] == preprocess.size:
+            parts = [source.images(indices[k : k + chunk]) for k in range(0, len(indices), chunk)]
+            return torch.from_numpy(np.concatenate(parts)).permute(0, 3, 1, 2).contiguous(), indices
+    out = torch.empty(len(indices), 3, height, width, dtype=torch.uint8)
+    bad, filled, kept = _BadFiles(on_bad, len(indices)), 0, []
+    lists = [[(0, int(i)) for i in indices[k : k + chunk]] for k in range(0, len(indices), chunk)]
+    for keys, decoded in zip(lists, _decode(source, preprocess.to_uint8, 0, lists, workers or 0), strict=True):
+        for (_, index), item in zip(keys, decoded, strict=True):
+            if isinstance(item, DataError):
+                bad.meet(item, index)
+            else:
+                out[filled] = item
+                kept.append(index)
+                filled += 1
+    return out[:filled], np.array(kept, dtype=np.int64)

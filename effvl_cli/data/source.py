@@ -1,0 +1,69 @@
+"""What a data set is to the rest of the toolkit."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+ENDLESS = 2**40
+"""Length of a split that never ends."""
+
+Indices = NDArray[np.int64]
+
+
+class ImageSource(Protocol):
+    """One split of a labelled or captioned image collection.
+
+    Attributes:
+        name: e.g. "shape-captions", "folder:cifar10".
+        split: "train", "val" or "test".
+        classes: readable class names; empty when there are captions only.
+        templates: caption templates with one "{}" each.
+        labels: (M,) int64, or for an endless split an object that takes an index array and gives labels.
+        ids: stable names of the samples, the same on every machine.
+        captions: one text per image, or None.
+        endless: whether samples are made as they are asked for.
+    """
+
+    name: str
+    split: str
+    classes: tuple[str, ...]
+    templates: tuple[str, ...]
+    labels: NDArray[np.int64]
+    ids: Sequence[str]
+    captions: Sequence[str] | None
+    endless: bool
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> Image.Image:
+        """One RGB image.
+
+        Raises:
+            DataError: unreadable; names the file.
+        """
+        ...
+
+    def fingerprint(self) -> str:
+        """Short digest that changes with the content's listing."""
+        ...
+
+
+@runtime_checkable
+class BatchSource(Protocol):
+    """A source that makes many images at once, all of one size."""
+
+    def images(self, indices: Indices) -> NDArray[np.uint8]:
+        """(B, H, W, 3)."""
+        ...
+
+
+def digest(parts: Iterable[str]) -> str:
+    """Sixteen hex digits over some texts."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(part.encode() + b"\0")
+    return total.hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Jobs and verbs: each module has `run(config, run)` and `table(report)`."""

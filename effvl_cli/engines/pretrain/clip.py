@@ -1,0 +1,119 @@
+"""Image-text contrastive training on captions, or on class names in templates."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from effvl_cli.core import distributed, seeds
+from effvl_cli.core.loop import StepOutput
+from effvl_cli.core.run import Run
+from effvl_cli.data.loader import Batch
+from effvl_cli.data.prompts import captions
+from effvl_cli.data.source import ImageSource
+from effvl_cli.engines.inference import over_images
+from effvl_cli.models.network import Network, zero_shot_classifier
+from effvl_cli.models.openclip_tower import tower_of
+from effvl_cli.techniques.pretrain.contrastive import contrastive_loss
+from effvl_cli.techniques.pretrain.tokens import encode_kept, random_tokens
+
+MAX_TAU = 100.0  # CLIP's bound on the logit scale
+ALL_CLASSES = 4  # every class is a negative while there are at most so many times the batch
+
+
+class ClipTask:
+    """CLIP's loss; captions of the images, else every class in a template drawn for the step."""
+
+    def __init__(
+        self,
+        network: Network,
+        source: ImageSource,
+        templates: tuple[str, ...],
+        run: Run,
+        *,
+        seed: int,
+        token_keep: float,
+        validation: tuple[Tensor, Tensor],
+    ) -> None:
+        self.network, self.module, self.run, self.seed = network, network.module, run, seed
+        self.classes, self.templates = source.classes, templates
+        self.tower = tower_of(self.module)
+        self.num_patches = self.tower.grid[0] * self.tower.grid[1]
+        self.num_keep = max(1, int(token_keep * self.num_patches + 0.5))
+        self.validation = validation
+        if self.classes:
+            texts = [captions(self.classes, (template,)) for template in templates]
+            self.tokens = torch.stack([network.tokenize(text) for text in texts], 1).to(run.device)
+
+    def train_step(self, batch: Batch, step: int) -> StepOutput:
+        """One process's images against all texts of the step; with several processes, all images."""
+        with torch.no_grad():
+            self.module.logit_scale.clamp_(0, torch.tensor(MAX_TAU).log())
+        batch = batch.to(self.run.device)
+        images = distributed.gather_with_gradient(self._images(batch, step))
+        labels = _gather_labels(batch.labels)
+        texts, positives = self._texts(batch, labels, step)
+        loss = contrastive_loss(images, texts, self.module.logit_scale.exp(), positives)
+        return StepOutput(loss, {"tau": self.module.logit_scale.detach().exp()})
+
+    def _images(self, batch: Batch, step: int) -> Tensor:
+        pixels = self.network.preprocess.normalise(batch.images)
+        if self.num_keep == self.num_patches:
+            return self.module.encode_image(pixels, normalize=True)
+        here = distributed.world()
+        noise = seeds.generator(self.seed, "tokens", step)
+        kept = random_tokens(here.size * len(pixels), self.num_patches, self.num_keep, noise)
+        mine = kept[here.rank * len(pixels) : (here.rank + 1) * len(pixels)]  # the same draw on any number of processes
+        return F.normalize(encode_kept(self.tower, pixels, mine.to(pixels.device)), dim=-1)
+
+    def _texts(self, batch: Batch, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        if batch.captions is not None:
+            tokens = self.network.tokenize(batch.captions).to(self.run.device)
+            texts = distributed.gather_with_gradient(self.module.encode_text(tokens, normalize=True))
+            tokens = _gather_labels(tokens)
+            return texts, (tokens[:, None] == tokens[None]).all(2)
+        classes = torch.arange(len(self.classes), device=labels.device)
+        if len(classes) > ALL_CLASSES * len(labels):
+            classes = labels.unique()
+        draw = torch.randint(self.tokens.shape[1], (len(self.classes),), generator=seeds.generator(self.seed, "template", step))
+        tokens = self.tokens[classes, draw.to(labels.device)[classes]]
+        return self.module.encode_text(tokens, normalize=True), labels[:, None] == classes[None]
+
+    def evaluate(self) -> dict[str, float]:
+        """Zero-shot top-1 on validation images, or image-to-text recall when there are no classes."""
+        images, labels = self.validation
+        if not len(images) or not self.classes:
+            return {}
+        logits = zero_shot_logits(self.network, images, self.classes, self.templates, self.run)
+        return {"top1_val": float((logits.argmax(1) == labels).float().mean())}
+
+    def state_dict(self) -> dict[str, Any]:
+        """No state beside the module."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+def _gather_labels(labels: Tensor) -> Tensor:
+    return distributed.gather_rows(labels, len(labels) * distributed.world().size)
+
+
+def image_embeddings(network: Network, images: Tensor, run: Run, precision: str = "fp32") -> Tensor:
+    """Unit embeddings (M, E) of uint8 images."""
+    network.module.eval()
+    encode = network.module.encode_image
+    return over_images(
+        lambda x, _: encode(x, normalize=True), images, network.preprocess, run, batch_size=256, precision=precision
+    )
+
+
+def zero_shot_logits(
+    network: Network, images: Tensor, classes: tuple[str, ...], templates: tuple[str, ...], run: Run
+) -> Tensor:
+    """Cosines (M, C) of images with class names."""
+    network.module.eval()
+    classifier = zero_shot_classifier(network, classes, templates, run.device)
+    return image_embeddings(network, images, run) @ classifier.cpu()

@@ -1,0 +1,54 @@
+"""Cross-entropy training of a classifier."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from effvl_cli.core.loop import StepOutput
+from effvl_cli.core.run import Run
+from effvl_cli.data.loader import Batch
+from effvl_cli.engines.inference import over_images
+from effvl_cli.models.network import Network
+
+
+class SupervisedTask:
+    """Cross entropy with label smoothing (Szegedy et al., arXiv 1512.00567, sec. 7)."""
+
+    def __init__(
+        self, network: Network, run: Run, *, label_smoothing: float, validation: tuple[Tensor, Tensor]
+    ) -> None:
+        self.network, self.module, self.run = network, network.module, run
+        self.label_smoothing = label_smoothing
+        self.validation = validation
+
+    def train_step(self, batch: Batch, step: int) -> StepOutput:
+        """Mean loss of one process's images."""
+        batch = batch.to(self.run.device)
+        logits = self.module(self.network.preprocess.normalise(batch.images))
+        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+        return StepOutput(loss, {"top1_train": (logits.detach().argmax(1) == batch.labels).float().mean()})
+
+    def evaluate(self) -> dict[str, float]:
+        """Top-1 on validation images."""
+        images, labels = self.validation
+        if not len(images):
+            return {}
+        return {"top1_val": float((self.logits(images).argmax(1) == labels).float().mean())}
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(M, C) of uint8 images."""
+        self.module.eval()
+        with torch.no_grad():
+            return over_images(
+                lambda x, _: self.module(x), images, self.network.preprocess, self.run, batch_size=256
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """No state beside the module."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing to restore."""

@@ -1,0 +1,1 @@
+"""`effvl prune-tokens`: the job and its verbs."""

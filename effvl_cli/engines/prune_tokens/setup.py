@@ -1,0 +1,180 @@
+"""What every stage of prune-tokens works with: the network, its tower, the data and the class weights."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from effvl_cli.core.errors import ModelError, UsageError
+from effvl_cli.core.run import Run
+from effvl_cli.data import load
+from effvl_cli.data.fewshot import few_shot
+from effvl_cli.data.loader import eval_images
+from effvl_cli.data.prompts import choose_templates
+from effvl_cli.data.source import ImageSource
+from effvl_cli.models import network as networks
+from effvl_cli.models.openclip import logit_scale_value
+from effvl_cli.models.openclip_tower import OpenClipTower, self_check, tower_of
+from effvl_cli.techniques.prune_tokens.macs import TowerShape
+
+
+@dataclass(frozen=True)
+class Images:
+    """Decoded images of one split."""
+
+    source: ImageSource
+    pixels: Tensor
+    """(M, 3, H, W) uint8."""
+    labels: Tensor
+    """(M,) int64."""
+    indices: np.ndarray
+    """(M,) positions in the split."""
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def ids(self) -> list[str]:
+        """Stable names, the same in every run."""
+        return [self.source.ids[int(index)] for index in self.indices]
+
+    @property
+    def keys(self) -> Tensor:
+        """(M,) int64 numbers derived from the names, for random draws that belong to a sample."""
+        digests = (hashlib.blake2b(name.encode(), digest_size=8).digest() for name in self.ids)
+        return torch.tensor([int.from_bytes(digest, "big") >> 1 for digest in digests], dtype=torch.int64)
+
+    def take(self, positions: Tensor) -> "Images":
+        """A subset, in the order given."""
+        return Images(self.source, self.pixels[positions], self.labels[positions], self.indices[positions.numpy()])
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Network, tower, data and class weights of one run."""
+
+    config: Any
+    run: Run
+    network: networks.Network
+    tower: OpenClipTower
+    shape: TowerShape
+    layer: int
+    classes: tuple[str, ...]
+    templates: tuple[str, ...]
+    classifier: Tensor
+    """(E, C) unit class embeddings."""
+    tau: Tensor
+    """Scalar that multiplies cosines."""
+
+    def images(self, split: str, indices: np.ndarray | None = None) -> Images:
+        """Decode images of a split; all of them when no indices are given.
+
+        Raises:
+            DataError: unreadable, and --on-bad error or too many.
+        """
+        config = self.config
+        source = load(config.data, split, root=config.data_root, seed=0)
+        if indices is None:
+            indices = np.arange(len(source))
+        pixels, kept = eval_images(
+            source, self.network.preprocess, indices, workers=config.workers, on_bad=config.on_bad
+        )
+        self.run.report.data(source, num_samples=len(kept), bad_files=len(indices) - len(kept))
+        return Images(source, pixels, torch.as_tensor(source.labels[kept]), kept)
+
+    def few_shot(self) -> Images:
+        """The training images that are ranked, learned from and tuned on."""
+        source = load(self.config.data, "train", root=self.config.data_root, seed=0)
+        return self.images("train", few_shot(source, self.config.shots, self.config.seed))
+
+    def accuracy(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """(M,) float 0/1: whether the nearest class is the right one."""
+        return (self.predictions(embeddings) == labels).float()
+
+    def predictions(self, embeddings: Tensor) -> Tensor:
+        """(M,) class of each unit embedding."""
+        return (embeddings @ self.classifier.cpu()).argmax(1)
+
+
+def build(config: Any, run: Run) -> Setup:
+    """Load the network and the class weights, and check that the tower can be pruned.
+
+    Raises:
+        ModelError: the tower is not a flat sequence of tokens, or its layer does not exist.
+        DataError: the data set has no class names.
+    """
+    network = networks.load(
+        config.model,
+        config.weights,
+        default="tiny:clip",
+        kind="clip",
+        seed=config.seed,
+        download=config.download,
+    )
+    if network.manifest.get("classes"):
+        run.log(f"weights trained on {network.manifest.get('data')}")
+    network.module.to(run.device).eval().requires_grad_(False)
+    tower = tower_of(network.module)
+    self_check(tower, network.preprocess.size)
+    source = load(config.data, "train", root=config.data_root, seed=0)
+    if not source.classes:
+        raise UsageError(f"--data {config.data} has no class labels", "prune-tokens measures classification: give labels")
+    templates = choose_templates(config.templates, source.templates)
+    classifier = networks.zero_shot_classifier(network, source.classes, templates, run.device)
+    run.report.model(network.name, network.source, network.module)
+    return Setup(
+        config,
+        run,
+        network,
+        tower,
+        TowerShape.of(tower),
+        _layer(config.layer, network.name, tower.depth),
+        source.classes,
+        templates,
+        classifier,
+        logit_scale_value(network.module).float(),
+    )
+
+
+def _layer(given: int | None, name: str, depth: int) -> int:
+    """Blocks before pruning: as given, else 0 for the tiny towers (a trained CLS already looks at the object at 1), else
+    a quarter of the blocks (3 of 12, as the official code)."""
+    if given is not None and given >= depth:
+        raise UsageError(f"--layer is {given}, and {name} has {depth} blocks", f"Give 0 to {depth - 1}")
+    if given is not None:
+        return given
+    return 0 if name.startswith("tiny:") else round(depth / 4)
+
+
+def artefact_fields(setup: Setup) -> dict[str, Any]:
+    """What a predictor or prompts must agree on to be used with this tower."""
+    return {
+        "model": setup.network.name,
+        "weights": setup.network.weights_sha256[:16],
+        "layer": setup.layer,
+        "patches": setup.shape.num_patches,
+        "prefix": setup.shape.num_prefix,
+        "width": setup.shape.width,
+    }
+
+
+def refuse_other(what: str, saved: dict[str, Any], here: dict[str, Any]) -> None:
+    """Compare an artefact's settings with the run's.
+
+    Raises:
+        ModelError: they differ; every differing field is listed.
+    """
+    differing = [
+        f"{name}: {saved.get(name)!r} there, {value!r} here" for name, value in here.items() if saved.get(name) != value
+    ]
+    if differing:
+        raise ModelError(f"{what} is of other settings ({'; '.join(differing)})", "Leave those options out, or make it anew")
+
+
+def job_folder_artefact(folder: Path) -> Path:
+    """The checkpoint in a run folder."""
+    return folder / networks.CHECKPOINT

@@ -1,0 +1,214 @@
+"""A network with what is needed to use it, and the one way to get one: build by name, then load weights."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from effvl_cli.core import checkpoint, seeds
+from effvl_cli.core.errors import ModelError, UsageError
+from effvl_cli.data.transforms import Preprocess
+from effvl_cli.models import MODELS
+
+Kind = Literal["clip", "classifier"]
+CHECKPOINT = "checkpoint.safetensors"
+
+
+def _as_is(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return state
+
+
+@dataclass
+class Network:
+    """A network and how to feed it.
+
+    A builder (also a plug-in's) returns one with random weights: `builder(argument, *, num_classes) -> Network`.
+
+    Attributes:
+        name: as in the registry, e.g. "openclip:ViT-B-16".
+        kind: "clip" has `encode_image`, `encode_text`, `logit_scale`; "classifier" maps images to (B, classes) logits.
+        module: the network.
+        preprocess: images to its input.
+        tokenize: texts to (T, context) int64; clip only.
+        shipped: weights that come with the package.
+        fetch: file of a pretrained tag, `fetch(tag, download)`; None when the source has no tags.
+        adapt: turns a foreign state dict into this module's, and may adjust the module to it.
+        source: where the weights are from.
+        weights_sha256: digest of the loaded tensors.
+        manifest: of the effvl checkpoint that the weights come from, else empty.
+    """
+
+    name: str
+    kind: Kind
+    module: nn.Module
+    preprocess: Preprocess
+    tokenize: Callable[[Sequence[str]], Tensor] | None = None
+    shipped: Path | None = None
+    fetch: Callable[[str, bool], Path] | None = None
+    adapt: Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]] = _as_is
+    source: str = "random"
+    weights_sha256: str = ""
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+
+    def describe(self) -> dict[str, Any]:
+        """What a checkpoint's manifest says of its network."""
+        return {
+            "kind": "model",
+            "model": self.name,
+            "num_classes": getattr(self.module, "num_classes", None),
+            "preprocess": self.preprocess.to_dict(),
+        }
+
+
+def load(
+    spec: str | None,
+    weights: str | None,
+    *,
+    default: str,
+    kind: Kind,
+    seed: int = 0,
+    num_classes: int | None = None,
+    download: bool = False,
+) -> Network:
+    """Build a network by name and load its weights.
+
+    Args:
+        spec: registry name; None: the one that the checkpoint `weights` names, else `default`.
+        weights: run folder, file, pretrained tag, "none" for random ones; None: those in the package.
+        default: name when nothing says otherwise.
+        kind: what the caller can use.
+        seed: of the random initialisation.
+        num_classes: outputs of a classifier.
+        download: whether a pretrained tag may reach the network.
+
+    Raises:
+        UsageError: unknown name.
+        ModelError: weights that are missing, damaged or another network's, or a network of another kind.
+    """
+    path = _checkpoint_file(weights)
+    manifest = _manifest_of(path)
+    name = spec or manifest.get("model") or default
+    network = build(name, seed=seed, num_classes=num_classes or manifest.get("num_classes"))
+    if network.kind != kind:
+        raise ModelError(f"--model {name} is a {network.kind}, and a {kind} is needed", "See `effvl list models`")
+    if manifest and manifest["model"] != network.name:
+        raise ModelError(
+            f"--weights {weights} are of {manifest['model']}, not of --model {network.name}",
+            f"Leave --model out, or give --model {manifest['model']}",
+        )
+    if weights == "none":
+        network.weights_sha256 = checkpoint.digest(network.module.state_dict())
+        return network
+    _load_weights(network, weights, path, manifest, download)
+    return network
+
+
+def build(name: str, *, seed: int, num_classes: int | None = None) -> Network:
+    """A network with random weights drawn from (seed, "init").
+
+    Raises:
+        UsageError: unknown name.
+    """
+    row, argument = MODELS.find(_qualified(name))
+    with seeds.global_stream(seed, "init"):
+        return MODELS.builder(row)(argument, num_classes=num_classes)
+
+
+def _qualified(name: str) -> str:
+    """A bare open_clip name gets its source; anything else stays."""
+    if ":" in name or name in {row.name for row in MODELS.rows()}:
+        return name
+    import open_clip
+
+    from effvl_cli.core.registry import nearest
+
+    if name in open_clip.list_models():
+        return f"openclip:{name}"
+    known = [*(row.name for row in MODELS.rows()), *open_clip.list_models()]
+    hint = nearest(name, known).capitalize() or "See `effvl list models`"
+    raise UsageError(f"unknown --model {name!r}", hint)
+
+
+def _checkpoint_file(weights: str | None) -> Path | None:
+    if weights is None or weights == "none":
+        return None
+    path = Path(weights)
+    if path.is_dir():
+        return path / CHECKPOINT
+    return path if path.exists() or path.suffix in {".safetensors", ".pt", ".pth", ".bin"} or "/" in weights else None
+
+
+def _manifest_of(path: Path | None) -> dict[str, Any]:
+    """The manifest beside an effvl checkpoint; empty for a foreign file."""
+    if path is None or not (path.parent / checkpoint.MANIFEST).is_file():
+        return {}
+    manifest = checkpoint.read_manifest(path.parent)
+    if manifest.get("kind") != "model":
+        raise ModelError(
+            f"--weights {path.parent} hold {manifest.get('kind')!r}, not a network", "Give the run that trained one"
+        )
+    return manifest
+
+
+def _load_weights(
+    network: Network, weights: str | None, path: Path | None, manifest: dict[str, Any], download: bool
+) -> None:
+    if manifest and path is not None:
+        state, network.manifest = checkpoint.load_model(path)
+        network.preprocess = Preprocess.from_dict(manifest["preprocess"])
+        network.source = str(path.parent)
+    elif path is not None:
+        state, network.source = checkpoint.read_state_dict(path), str(path)
+    elif weights is None and network.shipped:
+        state, network.manifest = checkpoint.load_model(network.shipped)
+        network.source = "package"
+    elif weights is None:
+        raise ModelError(
+            f"{network.name} comes without weights", "Give --weights FILE, a run folder, a pretrained tag, or none"
+        )
+    elif network.fetch:
+        state, network.source = checkpoint.read_state_dict(network.fetch(weights, download)), weights
+    else:
+        raise ModelError(f"no weights at --weights {weights}", "Give a run folder or a file")
+    state = network.adapt(network.module, state)
+    what = f"the weights {weights or 'in the package'} and {network.name}"
+    checkpoint.check_keys(network.module.state_dict(), state, what=what, hint=_suggest(state))
+    network.module.load_state_dict(state)
+    network.weights_sha256 = checkpoint.digest(network.module.state_dict())
+
+
+def _suggest(state: Mapping[str, Tensor]) -> str:
+    """Names of open_clip models whose image tower has the sizes of this state dict."""
+    patches = state.get("visual.conv1.weight")
+    if patches is None or patches.ndim != 4:
+        return "Give the --model that these weights were trained as"
+    import open_clip
+
+    layers = len({key.split(".")[3] for key in state if key.startswith("visual.transformer.resblocks.")})
+    width, _, patch, _ = patches.shape
+    fitting = []
+    for name in open_clip.list_models():
+        vision = (open_clip.get_model_config(name) or {}).get("vision_cfg", {})
+        sizes = (vision.get("width", 768), vision.get("patch_size", 16), vision.get("layers", 12))
+        if sizes == (width, patch, layers) and "timm_model_name" not in vision:
+            fitting.append(name)
+    names = ", ".join(sorted(fitting, key=len)[:3])
+    return f"Their image tower is that of --model {names}" if names else "Give the --model they were trained as"
+
+
+def zero_shot_classifier(
+    network: Network, classes: Sequence[str], templates: Sequence[str], device: torch.device
+) -> Tensor:
+    """Unit text embeddings of the classes, averaged over templates (Radford et al., arXiv 2103.00020, sec. 3.1.4).
+
+    Returns:
+        (E, C) float32 on `device`.
+    """
+    from open_clip import build_zero_shot_classifier
+
+    with torch.no_grad():
+        weights = build_zero_shot_classifier(network.module, network.tokenize, classes, templates, 64, device)
+    return weights.float()

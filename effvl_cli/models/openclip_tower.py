@@ -1,0 +1,188 @@
+"""open_clip's VisionTransformer as a flat sequence of tokens: the one place that touches open_clip's private names."""
+
+import difflib
+from typing import Any
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from effvl_cli.core.errors import ModelError
+
+_QKV = "qkv"
+
+
+class OpenClipTower:
+    """A `Tower` (see techniques/prune_tokens/tower.py) around an untouched VisionTransformer; holds no state of its own.
+
+    Shapes: B images, n tokens of which the first is CLS, D width, E embedding width.
+    """
+
+    num_prefix = 1
+
+    def __init__(self, module: VisionTransformer) -> None:
+        self.module = module
+        self.blocks = module.transformer.resblocks
+        self.grid: tuple[int, int] = tuple(module.grid_size)
+        self.patch_size: tuple[int, int] = tuple(module.patch_size)
+        self.image_size: tuple[int, int] = tuple(module.image_size)
+        self.width: int = module.transformer.width
+        self.depth = len(self.blocks)
+        self.num_heads: int = self.blocks[0].attn.num_heads
+        self.mlp_width: int = self.blocks[0].mlp.c_fc.out_features
+        self.embed_dim: int = module.output_dim
+
+    @property
+    def mlp_ratio(self) -> float:
+        """Hidden width of the MLP over D."""
+        return self.mlp_width / self.width
+
+    @property
+    def pools_prefix_only(self) -> bool:
+        """True when the embedding is read off CLS."""
+        return self.module.attn_pool is None and self.module.pool_type == "tok"
+
+    @property
+    def pools_mean(self) -> bool:
+        """True when the embedding is a mean over patches, whose scale shifts when some are dropped."""
+        return self.module.attn_pool is None and self.module.pool_type == "avg"
+
+    @property
+    def drops_tokens(self) -> bool:
+        """True while patch dropout is active."""
+        return self.module.training and getattr(self.module.patch_dropout, "prob", 0.0) > 0
+
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) to (B, n, D), positional embedding and pre-norm applied."""
+        return self.module._embeds(images)
+
+    def prompt_norm(self, rows: Tensor) -> Tensor:
+        """The pre-norm."""
+        return self.module.ln_pre(rows)
+
+    def block(self, index: int, states: Tensor) -> Tensor:
+        """One block, (B, n, D) to the same; recomputed in the backward pass if the tower is set to."""
+        if self.module.transformer.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(self.blocks[index], states, use_reentrant=False)
+        return self.blocks[index](states)
+
+    def head(self, states: Tensor) -> Any:
+        """What the tower returns for these last states: (B, E), with `output_tokens` a pair of it and the tokens."""
+        pooled, tokens = self._pool(states)
+        return (pooled, tokens) if self.module.output_tokens else pooled
+
+    def pool(self, states: Tensor) -> Tensor:
+        """Final norm, pooling and projection, (B, n, D) to (B, E), not normalised."""
+        return self._pool(states)[0]
+
+    def _pool(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        pooled, tokens = self.module._pool(states)
+        return (pooled if self.module.proj is None else pooled @ self.module.proj), tokens
+
+    def qkv(self, index: int, states: Tensor, parts: str = _QKV) -> tuple[Tensor, ...]:
+        """Projections of block `index` that `parts`, a piece of "qkv", names: each (B, heads, n, D / heads).
+
+        For `F.scaled_dot_product_attention` with its default scale.
+        """
+        block = self.blocks[index]
+        first = _QKV.index(parts)
+        rows = slice(first * self.width, (first + len(parts)) * self.width)
+        attention = block.attn
+        bias = None if attention.in_proj_bias is None else attention.in_proj_bias[rows]
+        projected = F.linear(block.ln_1(states), attention.in_proj_weight[rows], bias)
+        split = projected.unflatten(-1, (len(parts), self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        norms = {"q": getattr(attention, "ln_q", None), "k": getattr(attention, "ln_k", None)}
+        return tuple(norms[part](x) if norms.get(part) else x for part, x in zip(parts, split, strict=True))
+
+    def attend(self, index: int, states: Tensor, attended: Tensor) -> Tensor:
+        """The rest of block `index` for rows (B, n, D) with the attention's output (B, heads, n, D / heads)."""
+        block = self.blocks[index]
+        attention = block.attn
+        if getattr(attention, "head_scale", None) is not None:
+            attended = attended * attention.head_scale
+        merged = attended.transpose(1, 2).flatten(2)
+        for name, owner in (("ln_inner", attention), ("out_proj", attention), ("ln_attn", block)):
+            layer = getattr(owner, name, None)
+            merged = merged if layer is None else layer(merged)
+        states = states + block.ls_1(merged)
+        return states + block.ls_2(block.mlp(block.ln_2(states)))
+
+
+def tower_of(model: nn.Module, name: str = "") -> OpenClipTower:
+    """The image tower of an open_clip model, or the tower itself.
+
+    Args:
+        model: a model with a `visual`, or a VisionTransformer.
+        name: of the model, for the message.
+
+    Raises:
+        ModelError: the tower is not a flat sequence of tokens.
+    """
+    visual = getattr(model, "visual", model)
+    called = f"{type(visual).__name__} of {name}" if name else type(visual).__name__
+    if not isinstance(visual, VisionTransformer):
+        near = ", ".join(nearest_supported(name))
+        raise ModelError(f"tower {called} is not a flat token sequence; supported: {near}", "Choose one of them")
+    if visual.attn_pool is None and visual.pool_type == "none":
+        raise ModelError(f"tower {called} gives no image embedding (pool_type none)", "Choose another model")
+    if getattr(visual.transformer.resblocks[0].attn, "logit_scale", None) is not None:
+        raise ModelError(f"tower {called} has scaled cosine attention, which is not supported", "Choose another model")
+    return OpenClipTower(visual)
+
+
+def nearest_supported(name: str, count: int = 3) -> list[str]:
+    """Names of open_clip models with a supported tower, those most like `name` first."""
+    supported = []
+    for known in open_clip.list_models():
+        vision = (open_clip.get_model_config(known) or {}).get("vision_cfg", {})
+        if "timm_model_name" not in vision and isinstance(vision.get("layers", 12), int):
+            supported.append(known)
+    usual = sorted(supported, key=lambda known: (not known.startswith("ViT"), len(known), known))
+    alike = difflib.get_close_matches(name, supported, n=count, cutoff=0.5)
+    return [*alike, *(known for known in usual if known not in alike)][:count]
+
+
+def self_check(tower: OpenClipTower, image_size: tuple[int, int] | None = None) -> None:
+    """Run one random image through the pieces and compare with the untouched tower: catches changes in open_clip.
+
+    Args:
+        tower: the adapter.
+        image_size: rows and columns of pixels; default the tower's.
+
+    Raises:
+        ModelError: the results differ.
+    """
+    module = tower.module
+    weight = module.conv1.weight
+    noise = torch.randn(1, 3, *(image_size or tower.image_size), generator=torch.Generator().manual_seed(0))
+    image = noise.to(weight.device, weight.dtype)
+    was_training = module.training
+    module.eval()
+    try:
+        with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+            expected = module(image)
+            states = tower.embed(image)
+            pieces = tower.attend(0, states, F.scaled_dot_product_attention(*tower.qkv(0, states)))
+            differences = [_difference(pieces, tower.block(0, states))]
+            for index in range(tower.depth):
+                states = tower.block(index, states)
+            expected = expected[0] if tower.module.output_tokens else expected
+            differences.append(_difference(tower.pool(states), expected))
+    finally:
+        module.train(was_training)
+    tolerance = 1e-5 * torch.finfo(weight.dtype).eps / torch.finfo(torch.float32).eps
+    if not max(differences) <= tolerance:
+        raise ModelError(
+            f"the tower taken apart differs from itself by {max(differences):.1e} (allowed: {tolerance:.1e})",
+            f"open_clip {open_clip.__version__} is not the version that this was written for",
+        )
+
+
+def _difference(ours: Tensor, theirs: Tensor) -> float:
+    """Largest absolute difference, relative to values larger than 1."""
+    if ours.shape != theirs.shape:
+        return float("inf")
+    return float(((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1)).float())

@@ -1,0 +1,55 @@
+"""Small networks for the embedded data: seconds to run on a CPU, the same code paths as the large ones."""
+
+from pathlib import Path
+
+import open_clip
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from open_clip.tokenizer import SimpleTokenizer
+from torch import nn
+from torchvision.models.resnet import BasicBlock, ResNet
+
+from effvl_cli.data.transforms import Preprocess
+from effvl_cli.models.network import CHECKPOINT, Network
+from effvl_cli.models.openclip import adapt
+
+ASSETS = Path(__file__).parent / "assets"
+MERGES = ASSETS / "merges.txt.gz"
+CONTEXT = 16
+
+
+def clip(argument: str = "", *, num_classes: int | None = None) -> Network:
+    """CLIP for 64 px images, 64 patches of 8 px; shipped with weights trained on `shape-captions`."""
+    vision = CLIPVisionCfg(layers=4, width=64, head_width=16, mlp_ratio=2.0, patch_size=8, image_size=64)
+    network = _clip("tiny:clip", vision, text_width=64)
+    shipped = ASSETS / "tiny-clip" / CHECKPOINT
+    network.shipped = shipped if shipped.is_file() else None
+    return network
+
+
+def clip_32px(argument: str = "", *, num_classes: int | None = None) -> Network:
+    """CLIP for 32 px images, 64 patches of 4 px, wide enough for photographs."""
+    vision = CLIPVisionCfg(layers=6, width=128, head_width=32, mlp_ratio=2.0, patch_size=4, image_size=32)
+    return _clip("tiny:clip-32px", vision, text_width=64)
+
+
+def _clip(name: str, vision: CLIPVisionCfg, *, text_width: int) -> Network:
+    tokenize = SimpleTokenizer(bpe_path=str(MERGES), context_length=CONTEXT)
+    text = CLIPTextCfg(
+        context_length=CONTEXT, vocab_size=tokenize.vocab_size, width=text_width, heads=text_width // 16, layers=2
+    )
+    size = (vision.image_size, vision.image_size)
+    preprocess = Preprocess(
+        size=size, mean=open_clip.OPENAI_DATASET_MEAN, std=open_clip.OPENAI_DATASET_STD, interpolation="bicubic"
+    )
+    module = CLIP(embed_dim=64, vision_cfg=vision, text_cfg=text)
+    return Network(name, "clip", module, preprocess, tokenize=tokenize, adapt=adapt)
+
+
+def resnet(argument: str = "", *, num_classes: int | None = None) -> Network:
+    """Residual classifier with torchvision's blocks and a 3x3 stem without pooling, for images of about 32 px."""
+    module = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=num_classes or 10)
+    module.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    module.maxpool = nn.Identity()
+    module.num_classes = num_classes or 10
+    preprocess = Preprocess(size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), interpolation="bilinear")
+    return Network("tiny:resnet", "classifier", module, preprocess)

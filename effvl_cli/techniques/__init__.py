@@ -1,0 +1,1 @@
+"""The mathematics of the papers: pure torch, one package a technique."""

@@ -1,0 +1,1 @@
+"""Contrastive objectives and token dropout for training Vision Transformers."""

@@ -1,0 +1,30 @@
+"""Image-text contrastive loss with several positives. B images, T texts, E embedding width."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, positives: Tensor) -> Tensor:
+    """Symmetric InfoNCE of CLIP (Radford et al., arXiv 2103.00020, fig. 3), for any pattern of positives.
+
+    With one positive per row and column it is CLIP's loss. With several, the target of a row is uniform over its
+    positives, as in the supervised contrastive loss (Khosla et al., arXiv 2004.11362, eq. 2). A text without an image
+    in the batch has no row of its own but still is a negative for every image.
+
+    Args:
+        images: (B, E), unit norm.
+        texts: (T, E), unit norm.
+        scale: scalar tau that multiplies the cosines.
+        positives: (B, T) bool; every image has at least one.
+
+    Returns:
+        Scalar, the mean of the two directions.
+    """
+    logits = scale * images @ texts.T
+    present = positives.any(0)
+    return (_soft_cross_entropy(logits, positives) + _soft_cross_entropy(logits.T[present], positives.T[present])) / 2
+
+
+def _soft_cross_entropy(logits: Tensor, positives: Tensor) -> Tensor:
+    target = positives.to(logits.dtype)
+    return F.cross_entropy(logits, target / target.sum(1, keepdim=True))

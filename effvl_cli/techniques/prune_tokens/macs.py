@@ -1,0 +1,96 @@
+"""Multiply-adds of a tower, dense and pruned, as exact integers.
+
+Counted: the patch embedding, the matrix products of the blocks and the projection. Norms, biases, softmax, activations
+and any attentional pooler are not. FLOPs are twice the MACs. N patches, P prefix tokens, D width, E embedding width.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+from .tower import Tower
+
+
+@dataclass(frozen=True)
+class TowerShape:
+    """The sizes of a tower that its cost depends on.
+
+    Attributes:
+        num_patches: N.
+        num_prefix: P.
+        patch_dim: numbers in a patch, 3 * height * width.
+        width: D.
+        depth: blocks.
+        mlp_width: hidden width of a block's MLP.
+        embed_dim: E.
+    """
+
+    num_patches: int
+    num_prefix: int
+    patch_dim: int
+    width: int
+    depth: int
+    mlp_width: int
+    embed_dim: int
+
+    @classmethod
+    def of(cls, tower: Tower) -> Self:
+        """Read them from a tower."""
+        return cls(
+            num_patches=tower.grid[0] * tower.grid[1],
+            num_prefix=tower.num_prefix,
+            patch_dim=3 * tower.patch_size[0] * tower.patch_size[1],
+            width=tower.width,
+            depth=tower.depth,
+            mlp_width=tower.mlp_width,
+            embed_dim=tower.embed_dim,
+        )
+
+    @property
+    def embed(self) -> int:
+        """Patch embedding."""
+        return self.num_patches * self.patch_dim * self.width
+
+    @property
+    def projection(self) -> int:
+        """Last projection of one row."""
+        return self.width * self.embed_dim
+
+    def block(self, rows: int) -> int:
+        """One block over `rows` tokens: query, key, value and output projections, MLP, and the two attention products."""
+        per_row = 4 * self.width**2 + 2 * self.width * self.mlp_width
+        return rows * per_row + 2 * rows**2 * self.width
+
+    def dense(self) -> int:
+        """The whole tower."""
+        return self.pruned(self.num_patches, 0)
+
+    def pruned(self, num_keep: int, layer: int, num_prompts: int = 0) -> int:
+        """The tower with K patches from block `layer` on, `num_prompts` further rows there; the selector is not in it."""
+        before = self.num_prefix + self.num_patches
+        after = self.num_prefix + num_keep + num_prompts
+        blocks = layer * self.block(before) + (self.depth - layer) * self.block(after)
+        return self.embed + blocks + self.projection
+
+    def mixer(self, width: int) -> int:
+        """MixerPredictor of that width."""
+        rows = self.num_prefix + self.num_patches
+        return 2 * rows * width * max(1, width // 2) + 2 * rows * width * 4 * width + self.num_patches * width
+
+    def cls_attention(self) -> int:
+        """ClsAttentionSelector: one query, all keys, one row of weights."""
+        rows = self.num_prefix + self.num_patches
+        return (1 + rows) * self.width**2 + rows * self.width
+
+    def candidate(self, num_keep: int, layer: int) -> int:
+        """One candidate of the golden-ranking search by its exact fast paths, for a tower that pools CLS.
+
+        Block `layer` lacks the three input projections, which are the image's; the last block has queries, output
+        projection and MLP of CLS only.
+        """
+        rows, width = self.num_prefix + num_keep, self.width
+        per_query = 2 * width**2 + 2 * width * self.mlp_width + 2 * rows * width
+        last = 2 * rows * width**2 + per_query
+        if layer == self.depth - 1:
+            return per_query - width**2 + self.projection
+        first = self.block(rows) - 3 * rows * width**2
+        return first + (self.depth - layer - 2) * self.block(rows) + last + self.projection

@@ -1,0 +1,271 @@
+"""The pruned tower: an image tower that drops patches between two of its blocks.
+
+Shapes: B images, P prefix tokens, N patches, D width, K kept patches, v prompt tokens, E embedding width.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .prompts import VisualPrompts
+
+
+class Tower(Protocol):
+    """An image tower as a flat sequence of tokens, P prefix tokens before N patches, that passes through L blocks.
+
+    Attributes:
+        module: the untouched tower; `module(images)` is its own forward pass.
+        num_prefix: P.
+        grid: rows and columns of patches, N = rows * columns.
+        patch_size: height and width of a patch in pixels.
+        width: D.
+        depth: L.
+        num_heads: attention heads of a block.
+        mlp_width: hidden width of a block's MLP.
+        embed_dim: E.
+        pools_prefix_only: `pool` reads no patch, so the last block need not compute any.
+        drops_tokens: the tower itself drops tokens at random at this moment (patch dropout while training).
+    """
+
+    module: nn.Module
+    num_prefix: int
+    grid: tuple[int, int]
+    patch_size: tuple[int, int]
+    width: int
+    depth: int
+    num_heads: int
+    mlp_width: int
+    embed_dim: int
+
+    @property
+    def pools_prefix_only(self) -> bool:
+        """See the class."""
+
+    @property
+    def drops_tokens(self) -> bool:
+        """See the class."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) to (B, P+N, D), positional embedding and pre-norm applied."""
+
+    def prompt_norm(self, rows: Tensor) -> Tensor:
+        """The pre-norm, for prompt rows that stand beside raw patch embeddings."""
+
+    def block(self, index: int, states: Tensor) -> Tensor:
+        """One block, (B, n, D) to the same; recomputed in the backward pass if the tower is set to."""
+
+    def head(self, states: Tensor) -> Any:
+        """What the untouched tower returns for these last states: (B, E), or a tuple that begins with it."""
+
+    def pool(self, states: Tensor) -> Tensor:
+        """Final norm, pooling and projection, (B, n, D) to (B, E), not normalised."""
+
+    def qkv(self, index: int, states: Tensor, parts: str = "qkv") -> tuple[Tensor, ...]:
+        """The named projections of block `index`, each (B, heads, n, D / heads), after its first norm.
+
+        `parts` is a piece of "qkv". The queries are such that softmax(q k^T / sqrt(D / heads)) v is the attention.
+        """
+
+    def attend(self, index: int, states: Tensor, attended: Tensor) -> Tensor:
+        """The rest of block `index` for some of its rows: (B, n, D), given the attention's (B, heads, n, D / heads)."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a selector may need besides the token states.
+
+    Attributes:
+        tower: the tower.
+        layer: p.
+        ids: (B,) int64, a number that names each sample, or None.
+    """
+
+    tower: Tower
+    layer: int
+    ids: Tensor | None = None
+
+
+class Selector(Protocol):
+    """Chooses patches. One that is an `nn.Module` is stored with the pruned tower."""
+
+    def score(self, states: Tensor, context: Context) -> Tensor:
+        """Token states (B, P+N, D) at depth p to (B, N) float32; the highest are kept."""
+
+
+class NonFiniteError(FloatingPointError):
+    """Scores that cannot be ordered.
+
+    Attributes:
+        samples: ids of the samples, or their positions in the batch where no ids were given.
+    """
+
+    def __init__(self, samples: Sequence[int]) -> None:
+        self.samples = tuple(samples)
+        shown = ", ".join(str(sample) for sample in self.samples[:5]) + (", ..." if len(self.samples) > 5 else "")
+        super().__init__(f"NaN or infinite scores for {len(self.samples)} sample(s): {shown}")
+
+
+def num_keep(keep: float, num_patches: int) -> int:
+    """K = max(1, floor(keep N + 1/2)): half rounds up, and one patch always stays.
+
+    Raises:
+        ValueError: `keep` is not in (0, 1].
+    """
+    if not 0 < keep <= 1:
+        raise ValueError(f"keep is {keep}, and must be above 0 and at most 1")
+    return max(1, math.floor(keep * num_patches + 0.5))
+
+
+def require_finite(scores: Tensor, ids: Tensor | None = None) -> None:
+    """Raise NonFiniteError naming the rows of (B, N) `scores` that hold a NaN or an infinity."""
+    finite = scores.isfinite().all(1)
+    if not finite.all():
+        bad = (~finite).nonzero().flatten()
+        raise NonFiniteError((bad if ids is None else ids.to(bad.device)[bad]).tolist())
+
+
+def keep_indices(scores: Tensor, count: int) -> Tensor:
+    """Patch ids of the `count` highest scores; equal scores keep the lowest ids.
+
+    Args:
+        scores: (B, N).
+        count: K.
+
+    Returns:
+        (B, K) int64, ascending in each row, so that the raster order of the patches stays.
+    """
+    # topk does not say which of several equal scores it takes; a stable sort does.
+    return scores.argsort(dim=1, descending=True, stable=True)[:, :count].sort(dim=1).values
+
+
+def gather_patches(states: Tensor, keep: Tensor, num_prefix: int, num_patches: int) -> Tensor:
+    """Drop all patches but `keep`; prefix rows and whatever follows the patches stay.
+
+    Args:
+        states: (B, P+N+v, D).
+        keep: (B, K) patch ids.
+        num_prefix: P.
+        num_patches: N.
+
+    Returns:
+        (B, P+K+v, D).
+    """
+    count, rows = states.shape[:2]
+    ends = torch.arange(rows, device=states.device).expand(count, -1)
+    index = torch.cat([ends[:, :num_prefix], keep + num_prefix, ends[:, num_prefix + num_patches :]], 1)
+    return states[torch.arange(count, device=states.device)[:, None], index]
+
+
+class PrunedVision(nn.Module):
+    """An image tower that keeps K of its patches from block p on.
+
+    It refers to the original tower and changes nothing in it. `state_dict()` and `parameters()` hold the selector and
+    the prompts only; `to()`, `train()` and their like reach the tower too. Install it with `clip.visual = pruned`.
+
+    Args:
+        tower: the tower.
+        layer: p, 0 to L-1.
+        num_keep: K, 1 to N. With K = N and without prompts the tower's own forward pass runs.
+        selector: chooses the patches.
+        prompts: learnable tokens, never dropped.
+
+    Raises:
+        ValueError: `layer` or `num_keep` is out of range.
+    """
+
+    def __init__(
+        self, tower: Tower, *, layer: int, num_keep: int, selector: Selector, prompts: VisualPrompts | None = None
+    ) -> None:
+        super().__init__()
+        self.num_patches = tower.grid[0] * tower.grid[1]
+        if not 0 <= layer < tower.depth:
+            raise ValueError(f"layer is {layer}, and the tower has blocks 0 to {tower.depth - 1}")
+        if not 1 <= num_keep <= self.num_patches:
+            raise ValueError(f"num_keep is {num_keep}, and the tower has {self.num_patches} patches")
+        self.tower = tower
+        self.layer = layer
+        self.num_keep = num_keep
+        self.selector = selector
+        self.prompts = prompts
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PrunedVision":
+        self.tower.module._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    def train(self, mode: bool = True) -> "PrunedVision":
+        """Set the mode of the tower too."""
+        self.tower.module.train(mode)
+        return super().train(mode)
+
+    def forward(self, images: Tensor, ids: Tensor | None = None, *, return_keep: bool = False) -> Any:
+        """Embed images.
+
+        Args:
+            images: (B, 3, H, W).
+            ids: (B,) int64 numbers of the samples; some selectors need them.
+            return_keep: also return the ids of the kept patches.
+
+        Returns:
+            What the tower returns: (B, E), or with `output_tokens` a pair whose second item has a row for each of the
+            K kept patches only, so that it is no picture any more. With `return_keep` a pair of that and (B, K) int64.
+
+        Raises:
+            NonFiniteError: scores that are NaN or infinite.
+            ValueError: the tower drops tokens of its own at this moment.
+        """
+        if self.num_keep == self.num_patches and self.prompts is None:
+            output, keep = self.tower.module(images), None
+        else:
+            states = self.states(images)
+            keep = self.select(states, ids)
+            output = self.from_states(states, keep)
+        if not return_keep:
+            return output
+        return output, self._all_patches(images) if keep is None else keep
+
+    def states(self, images: Tensor) -> Tensor:
+        """Token states entering block p: (B, P+N, D), with v prompt rows behind if prompts start before p."""
+        if self.tower.drops_tokens:
+            raise ValueError("the tower's patch dropout and the pruning would both remove tokens; set patch_dropout 0")
+        states = self.tower.embed(images)
+        for index in range(self.layer):
+            states = self._block(index, states)
+        return states
+
+    def select(self, states: Tensor, ids: Tensor | None = None) -> Tensor | None:
+        """Ids of the kept patches, (B, K) int64 ascending; None when all are kept. `states` as by `states()`."""
+        if self.num_keep == self.num_patches:
+            return None
+        rows = self.tower.num_prefix + self.num_patches
+        with torch.autocast(states.device.type, enabled=False):
+            scores = self.selector.score(states[:, :rows], Context(self.tower, self.layer, ids))
+        if not torch.compiler.is_exporting():
+            require_finite(scores, ids)
+        return keep_indices(scores, self.num_keep)
+
+    def from_states(self, states: Tensor, keep: Tensor | None) -> Any:
+        """Run blocks p to L-1 on the kept patches.
+
+        Args:
+            states: as by `states()`; may be cached.
+            keep: (B, K) ids as by `select()`, or None for all patches.
+        """
+        if keep is not None:
+            states = gather_patches(states, keep, self.tower.num_prefix, self.num_patches)
+        for index in range(self.layer, self.tower.depth):
+            states = self._block(index, states)
+        if self.prompts is not None:
+            states = states[:, : -self.prompts.num_tokens]
+        return self.tower.head(states)
+
+    def _block(self, index: int, states: Tensor) -> Tensor:
+        if self.prompts is not None:
+            states = self.prompts.insert(index, states, self.tower)
+        return self.tower.block(index, states)
+
+    def _all_patches(self, images: Tensor) -> Tensor:
+        return torch.arange(self.num_patches, device=images.device).expand(len(images), -1)
