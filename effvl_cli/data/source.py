@@ -67,3 +67,28 @@ def digest(parts: Iterable[str]) -> str:
     for part in parts:
         total.update(part.encode() + b"\0")
     return total.hexdigest()[:16]
+
+
+class Subset:
+    """Some samples of a source, renumbered from 0."""
+
+    endless = False
+
+    def __init__(self, source: ImageSource, indices: Indices) -> None:
+        self.source, self.indices = source, indices
+        self.name, self.split = source.name, source.split
+        self.classes, self.templates = source.classes, source.templates
+        self.labels = np.asarray(source.labels[indices])
+        self.ids = [source.ids[int(index)] for index in indices]
+        self.captions = None if source.captions is None else [source.captions[int(index)] for index in indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def image(self, index: int) -> Image.Image:
+        """One image."""
+        return self.source.image(int(self.indices[index]))
+
+    def fingerprint(self) -> str:
+        """Digest of the whole and of which part."""
+        return digest([self.source.fingerprint(), *self.ids])

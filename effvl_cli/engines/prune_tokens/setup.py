@@ -2,14 +2,14 @@
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from effvl_cli.core.errors import ModelError, UsageError
+from effvl_cli.core import seeds
+from effvl_cli.core.errors import DataError, ModelError, UsageError
 from effvl_cli.core.run import Run
 from effvl_cli.data import load
 from effvl_cli.data.fewshot import few_shot
@@ -20,6 +20,8 @@ from effvl_cli.models import network as networks
 from effvl_cli.models.openclip import logit_scale_value
 from effvl_cli.models.openclip_tower import OpenClipTower, self_check, tower_of
 from effvl_cli.techniques.prune_tokens.macs import TowerShape
+
+MAX_VALIDATION = 1000
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,16 @@ class Setup:
         source = load(self.config.data, "train", root=self.config.data_root, seed=0)
         return self.images("train", few_shot(source, self.config.shots, self.config.seed))
 
+    def validation(self) -> Images | None:
+        """Up to `MAX_VALIDATION` images of the val split, the same ones in every run; None when there are none."""
+        try:
+            source = load(self.config.data, "val", root=self.config.data_root, seed=0)
+        except DataError as error:
+            self.run.warn(f"no validation images, the last epoch is taken: {error.message}")
+            return None
+        order = torch.randperm(len(source), generator=seeds.generator(0, "validation"))[:MAX_VALIDATION]
+        return self.images("val", order.sort().values.numpy())
+
     def accuracy(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """(M,) float 0/1: whether the nearest class is the right one."""
         return (self.predictions(embeddings) == labels).float()
@@ -118,7 +130,7 @@ def build(config: Any, run: Run) -> Setup:
     if network.manifest.get("classes"):
         run.log(f"weights trained on {network.manifest.get('data')}")
     network.module.to(run.device).eval().requires_grad_(False)
-    tower = tower_of(network.module)
+    tower = tower_of(network.module, network.name)
     self_check(tower, network.preprocess.size)
     source = load(config.data, "train", root=config.data_root, seed=0)
     if not source.classes:
@@ -173,8 +185,3 @@ def refuse_other(what: str, saved: dict[str, Any], here: dict[str, Any]) -> None
     ]
     if differing:
         raise ModelError(f"{what} is of other settings ({'; '.join(differing)})", "Leave those options out, or make it anew")
-
-
-def job_folder_artefact(folder: Path) -> Path:
-    """The checkpoint in a run folder."""
-    return folder / networks.CHECKPOINT

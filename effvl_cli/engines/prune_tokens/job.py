@@ -1,0 +1,111 @@
+"""The whole job: rank, train the predictor, tune prompts, evaluate, time, draw."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from effvl_cli.config.prune_tokens import PruneTokensConfig
+from effvl_cli.core import distributed, seeds
+from effvl_cli.core.run import Run
+from effvl_cli.engines.prune_tokens import artefact, evaluation, latency, pictures, setup, summary
+from effvl_cli.engines.prune_tokens.evaluation import embed, prune, result, selector_of
+from effvl_cli.engines.prune_tokens.predictor import train_predictor
+from effvl_cli.engines.prune_tokens.rankings import rank_images
+from effvl_cli.engines.prune_tokens.setup import Images, Setup
+from effvl_cli.engines.prune_tokens.tuning import tune_prompts
+from effvl_cli.techniques.prune_tokens.selectors import GoldenSelector
+
+CURVE = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
+BATCHES = (1, 32)
+SHOWN = 8
+
+table = summary.results
+
+
+def run(config: PruneTokensConfig, run: Run) -> None:
+    """Rank few training images, learn from them, and measure on the test split."""
+    here = setup.build(config, run)
+    run.report.technique["tower"] = tower_summary(here)
+    training = here.few_shot()
+    ranked = rank_images(here, training, "ranking")
+    run.report.technique["ranking"] = ranked.summary(here)
+    predictor = train_predictor(here, training, ranked.rank)
+    prompts = tune_prompts(here, training, predictor) if config.prompts != "none" else None
+    artefact.save(here, predictor, prompts)
+    _evaluate(here, predictor, prompts)
+
+
+def tower_summary(here: Setup) -> dict[str, Any]:
+    """Sizes of the tower."""
+    shape = here.shape
+    return {"N": shape.num_patches, "D": shape.width, "L": shape.depth, "P": shape.num_prefix, "layer": here.layer}
+
+
+def _evaluate(here: Setup, predictor: Any, prompts: Any) -> None:
+    config, report = here.config, here.run.report
+    test = here.images("test")
+    dense = embed(here, test)
+    evaluation.record(here, result(here, "dense", 1.0, test, dense, dense))
+    if config.num_golden:
+        _golden(here, test, dense)
+    embeddings: dict[str, Tensor] = {}
+    for name in ("predictor", "predictor+tuned", "cls-attn", "random"):
+        if name == "predictor+tuned" and prompts is None:
+            continue
+        tuned = name.endswith("+tuned")
+        vision = prune(here, selector_of(name.partition("+")[0], here, predictor), config.keep, prompts if tuned else None)
+        embeddings[name] = embed(here, test, vision)
+        rows = prompts.num_tokens if tuned else 0
+        evaluation.record(here, result(here, name, config.keep, test, embeddings[name], dense, rows))
+        here.run.check_stop()
+    for other in ("random", "cls-attn"):
+        name = f"gain_over_{other.replace('-', '_')}"
+        evaluation.record_gain(here, name, embeddings["predictor"], embeddings[other], test.labels)
+    evaluation.record_controls(here, test, dense)
+    macs = evaluation.macs_of(here, "predictor", config.keep) / here.shape.dense()
+    report.metric("mac_ratio", macs, unit="ratio", higher_is_better=False)
+    _time(here, predictor)
+    _draw(here, predictor, test)
+
+
+def _golden(here: Setup, test: Images, dense: Tensor) -> None:
+    """The oracle, on a few test images that are searched for it; dense on the same ones stands beside it."""
+    config = here.config
+    order = torch.randperm(len(test), generator=seeds.generator(0, "golden"))[: config.num_golden].sort().values
+    some = test.take(order)
+    ranked = rank_images(here, some, "golden ranking of test images")
+    vision = prune(here, GoldenSelector(some.keys, ranked.rank), config.keep)
+    evaluation.record(here, result(here, "golden", config.keep, some, embed(here, some, vision), dense[order]))
+    row = result(here, "dense", 1.0, some, dense[order], dense[order]) | {"selector": "dense-golden"}
+    evaluation.record(here, row, "top1_dense_golden")
+
+
+def _time(here: Setup, predictor: Any) -> None:
+    config, report = here.config, here.run.report
+    rows = latency.measure(here, prune(here, predictor, config.keep), config.keep, BATCHES)
+    report.technique["bench"] = rows
+    for row in rows:
+        report.metric(f"speedup_b{row['batch']}", row["speedup"], unit="ratio")
+    pictures.latency_bars(here, rows)
+    distributed.barrier()
+
+
+def _draw(here: Setup, predictor: Any, test: Images) -> None:
+    """The curve is drawn on validation images: the test split serves the table alone."""
+    selectors = {name: selector_of(name, here, predictor) for name in ("predictor", "cls-attn", "random")}
+    pictures.kept_patches(here, test.take(torch.arange(min(SHOWN, len(test)))), selectors, [here.config.keep])
+    validation = here.validation()
+    if validation is None:
+        return
+    dense = embed(here, validation)
+    rows = []
+    with here.run.progress("accuracy curve", len(CURVE)) as progress:
+        for done, keep in enumerate(CURVE, 1):
+            for name, selector in selectors.items():
+                pruned = embed(here, validation, prune(here, selector, keep))
+                rows.append(result(here, name, keep, validation, pruned, dense))
+            progress.update(done)
+    here.run.report.technique["curve"] = [{k: row[k] for k in ("selector", "keep", "K", "n", "top1", "se")} for row in rows]
+    accuracy = float(here.accuracy(dense, validation.labels).mean())
+    pictures.accuracy_curve(here, rows, accuracy, f"{len(validation)} validation images")

@@ -1,0 +1,192 @@
+"""Golden rankings of many images: searched in shards, cached by content, shared out over processes."""
+
+import hashlib
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from effvl_cli.core import distributed
+from effvl_cli.core.cache import Entry
+from effvl_cli.core.errors import ModelError, NumericalError
+from effvl_cli.core.report import physical_memory
+from effvl_cli.engines.prune_tokens.setup import Images, Setup
+from effvl_cli.techniques.prune_tokens.ranking import Ranking, auto_candidate_tokens, golden_ranking
+from effvl_cli.techniques.prune_tokens.tower import NonFiniteError
+
+SHARD = 32  # images that an interruption can cost
+FORMAT = 1
+_TENSORS = ("rank", "removal_score", "round", "passes", "dense")
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Rankings of a list of images, and what the search took."""
+
+    rank: Tensor
+    """(M, N) int16, 0 = least important."""
+    passes: int
+    searched: int
+    seconds: float
+    key: str
+    candidate_tokens: int
+
+    def summary(self, setup: Setup) -> dict[str, Any]:
+        """For the report."""
+        return {
+            "key": self.key,
+            "images": len(self.rank),
+            "searched_now": self.searched,
+            "passes": self.passes,
+            "seconds": self.seconds,
+            "candidate_tokens": self.candidate_tokens,
+            "fields": key_of(setup, "train"),
+        }
+
+
+def key_of(setup: Setup, split: str) -> dict[str, Any]:
+    """Everything that a ranking of this split depends on."""
+    config, preprocess = setup.config, setup.network.preprocess
+    return {
+        "format": FORMAT,
+        "data": config.data,
+        "split": split,
+        "model": setup.network.name,
+        "weights": setup.network.weights_sha256,
+        "preprocess": preprocess.to_dict() | {"size": list(preprocess.size)},
+        "grid": list(setup.tower.grid),
+        "layer": setup.layer,
+        "scorer": "feature",
+        "block": config.block,
+        "block_stride": config.block_stride,
+        "group": config.group,
+        "rank_until": config.rank_until,
+        "precision": "fp32",
+    }
+
+
+def rank_images(setup: Setup, images: Images, phase: str) -> Ranked:
+    """Rank images, taking from the cache what is there; each shard is saved as it is done.
+
+    Raises:
+        NumericalError: a score is not finite.
+        Preempted: asked to stop between two shards.
+    """
+    entry = setup.run.cache.entry("rankings", key_of(setup, images.source.split))
+    # A path does not say what lies behind it: names alone would take another folder's ranking for this one's.
+    names = [_name(images, row) for row in range(len(images))]
+    known = _load(entry, setup)
+    missing = [row for row, name in enumerate(names) if name not in known]
+    distributed.barrier()  # every process has read the same cache before any adds to it
+    if missing and len(missing) < len(names):
+        setup.run.log(f"{phase}: {len(names) - len(missing)} of {len(names)} rankings taken from the cache")
+    if setup.run.attempt > 1:
+        setup.run.resumed(phase, len(names) - len(missing))
+    started = time.monotonic()
+    tokens = _candidate_tokens(setup)
+    _search(setup, images, names, missing, entry, phase, tokens)
+    distributed.barrier()
+    if missing:
+        known = _load(entry, setup)
+    rows = [known[name] for name in names]
+    return Ranked(
+        torch.stack([row[0] for row in rows]),
+        sum(row[1] for row in rows),
+        len(missing),
+        time.monotonic() - started,
+        entry.name,
+        tokens,
+    )
+
+
+def _name(images: Images, row: int) -> bytes:
+    """Digest of an image's name and pixels."""
+    total = hashlib.blake2b(images.source.ids[int(images.indices[row])].encode(), digest_size=16)
+    total.update(images.pixels[row].numpy().tobytes())
+    return total.digest()
+
+
+def _load(entry: Entry, setup: Setup) -> dict[bytes, tuple[Tensor, int]]:
+    known = {}
+    for shard in entry.names():
+        tensors = entry.load(shard, setup.run.warn)
+        if tensors is not None:
+            names = tensors["names"].numpy()
+            for row, name in enumerate(names):
+                known[name.tobytes()] = (tensors["rank"][row], int(tensors["passes"][row]))
+    return known
+
+
+def _search(
+    setup: Setup, images: Images, names: list[bytes], missing: list[int], entry: Entry, phase: str, tokens: int
+) -> None:
+    share = distributed.shard(len(missing))
+    mine = missing[share.start : share.stop]
+    passes, started = 0, time.monotonic()
+    shards = max(-(-len(range_) // SHARD) for range_ in _shares(len(missing)))
+    with setup.run.progress(phase, len(mine)) as progress:
+        for number in range(shards):  # as many turns on every process, so that a stop request meets all at once
+            rows = mine[number * SHARD : (number + 1) * SHARD]
+            if rows:
+                part = _rank(setup, images, rows, tokens)
+                _save(entry, names, rows, part)
+                passes += int(part.passes.sum())
+                rate = passes / (time.monotonic() - started)
+                progress.update(number * SHARD + len(rows), candidates_per_s=rate)
+            setup.run.check_stop()
+
+
+def _shares(total: int) -> list[range]:
+    size = distributed.world().size
+    return [range(r * total // size, (r + 1) * total // size) for r in range(size)]
+
+
+def _rank(setup: Setup, images: Images, rows: list[int], tokens: int) -> Ranking:
+    config = setup.config
+    batch = setup.network.preprocess.normalise(images.pixels[rows].to(setup.run.device))
+    try:
+        return golden_ranking(
+            setup.tower,
+            batch,
+            layer=setup.layer,
+            block=config.block,
+            block_stride=config.block_stride,
+            group=config.group,
+            rank_until=config.rank_until,
+            candidate_tokens=tokens,
+        )
+    except NonFiniteError as error:
+        names = ", ".join(images.source.ids[int(images.indices[rows[k]])] for k in error.samples[:5])
+        raise NumericalError(f"scores of {names} are not finite", "The weights or the image hold NaN") from error
+
+
+def _save(entry: Entry, names: list[bytes], rows: list[int], part: Ranking) -> None:
+    tensors = {name: getattr(part, name) for name in _TENSORS}
+    tensors["names"] = torch.stack([torch.frombuffer(bytearray(names[row]), dtype=torch.uint8) for row in rows])
+    entry.save(hashlib.blake2b(b"".join(names[row] for row in rows), digest_size=8).hexdigest(), tensors)
+
+
+def _candidate_tokens(setup: Setup) -> int:
+    if setup.config.candidate_tokens:
+        return setup.config.candidate_tokens
+    device = setup.run.device
+    memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else physical_memory()
+    ratio = setup.shape.mlp_width / setup.shape.width
+    return auto_candidate_tokens(memory, setup.shape.width, ratio, cpu=device.type == "cpu")
+
+
+def refuse_other_ranking(setup: Setup, saved: dict[str, Any]) -> None:
+    """Compare an earlier run's ranking key with this run's.
+
+    Raises:
+        ModelError: they differ; every differing field is listed.
+    """
+    here = key_of(setup, "train")
+    differing = [f"{name}: {saved.get(name)!r} there, {here[name]!r} here" for name in here if saved.get(name) != here[name]]
+    if differing:
+        raise ModelError(
+            f"the rankings of that run are of other settings ({'; '.join(differing)})",
+            "Leave those options out, or rank anew with `effvl prune-tokens rank`",
+        )

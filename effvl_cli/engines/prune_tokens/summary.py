@@ -1,0 +1,84 @@
+"""The printed tables of prune-tokens, made from a report alone."""
+
+from typing import Any
+
+from effvl_cli.core.report import Report
+from effvl_cli.core.table import Cell, Table, percent, points, times
+
+COLUMNS = ("selector", "keep", "patches", "top-1 %", "± dense", "SE", "agree %", "MMACs", "MACs", "n")
+
+
+def results(report: Report) -> Table:
+    """A row for each selector and keep rate."""
+    rows = report.technique.get("results", [])
+    dense = next((row for row in rows if row["selector"] == "dense"), None)
+    name = report.model.name if report.model else ""
+    notes = [_golden(rows), _speed(report.technique.get("bench", [])), _controls(report)]
+    return Table(
+        f"{report.command}: {name} on {report.data[0].name if report.data else ''}",
+        COLUMNS,
+        tuple(_cells(row, dense) for row in rows if row["selector"] != "dense-golden"),
+        tuple(note for note in notes if note),
+    )
+
+
+def _cells(row: dict[str, Any], dense: dict[str, Any] | None) -> tuple[Cell, ...]:
+    is_dense = row["selector"] == "dense"
+    return (
+        row["selector"] + (" (oracle)" if row["oracle"] else ""),
+        f"{row['keep']:g}",
+        row["K"],
+        percent(row["top1"]),
+        None if is_dense else points(row["delta"]),
+        percent(row["se"], 2),
+        None if is_dense else percent(row["agreement"]),
+        f"{row['macs'] / 1e6:.1f}",
+        f"{row['macs'] / dense['macs']:.3f}" if dense else None,
+        row["n"],
+    )
+
+
+def _golden(rows: list[dict[str, Any]]) -> str:
+    found = next((row for row in rows if row["selector"] == "dense-golden"), None)
+    if found is None:
+        return ""
+    return f"golden was searched on {found['n']} of the images; dense on the same ones: {percent(found['top1'])} %"
+
+
+def _speed(bench: list[dict[str, Any]]) -> str:
+    parts = [f"{times(row['speedup'])} at batch {row['batch']}" for row in bench]
+    if not parts:
+        return ""
+    return f"speed-up {', '.join(parts)}; the MACs say {times(1 / bench[0]['mac_ratio'])}"
+
+
+def _controls(report: Report) -> str:
+    shuffled, cover = report.metrics.get("top1_shuffled_names"), report.metrics.get("object_cover")
+    parts = []
+    if shuffled:
+        parts.append(f"shuffled class names {percent(shuffled.value)} %")
+    if cover:
+        parts.append(f"the object touches {percent(cover.value)} % of the patches")
+    return f"controls: {'; '.join(parts)}" if parts else ""
+
+
+def ranking(report: Report) -> Table:
+    """What the search did."""
+    found = report.technique["ranking"]
+    rows = [
+        ("images ranked", found["images"]),
+        ("searched now", found["searched_now"]),
+        ("suffix passes", found["passes"]),
+        ("seconds", f"{found['seconds']:.1f}"),
+        ("cache entry", found["key"]),
+    ]
+    return Table("golden ranking", ("", "value"), tuple(rows))
+
+
+def figures(report: Report) -> Table:
+    """All metrics."""
+    rows = [
+        (name, percent(m.value) if m.unit == "fraction" else m.value, percent(m.se, 2), m.n)
+        for name, m in report.metrics.items()
+    ]
+    return Table(report.command, ("figure", "%", "SE", "n"), tuple(rows))

@@ -1,0 +1,161 @@
+"""Prompt tuning with pruning active: the tower and the predictor stay as they are."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from effvl_cli.core import distributed, loop, optim, seeds
+from effvl_cli.core.errors import UsageError
+from effvl_cli.data.loader import Batch, train_batches
+from effvl_cli.data.sampler import EpochSampler
+from effvl_cli.data.source import Subset
+from effvl_cli.data.transforms import augment
+from effvl_cli.engines.prune_tokens.evaluation import embed
+from effvl_cli.engines.prune_tokens.setup import Images, Setup
+from effvl_cli.techniques.prune_tokens.prompts import VisualPrompts, mean_patch_states
+from effvl_cli.techniques.prune_tokens.tower import PrunedVision, Selector, gather_patches, num_keep
+
+INIT_IMAGES = 64  # whose kept patches give the prompts their first value
+FIRST_EPOCH_RATE = 1e-5  # constant, as in the official code
+
+
+class TuneTask:
+    """Cross entropy over the classes, closeness to the dense tower, or both."""
+
+    def __init__(self, setup: Setup, vision: PrunedVision, validation: Images | None) -> None:
+        assert vision.prompts is not None
+        self.setup, self.vision, self.module = setup, vision, vision.prompts
+        self.validation = validation
+        self.objective = setup.config.tune_objective
+
+    def train_step(self, batch: Batch, step: int) -> loop.StepOutput:
+        """Loss of one process's images."""
+        setup = self.setup
+        batch = batch.to(setup.run.device)
+        pixels = setup.network.preprocess.normalise(batch.images)
+        embedding = F.normalize(_pooled(self.vision(pixels)), dim=-1)
+        terms: dict[str, Tensor] = {}
+        if "ce" in self.objective:
+            terms["ce"] = F.cross_entropy(setup.tau * embedding @ setup.classifier, batch.labels)
+        if "distill" in self.objective:
+            with torch.no_grad():
+                dense = F.normalize(_pooled(setup.tower.module(pixels)), dim=-1)
+            terms["distill"] = (1 - (embedding * dense).sum(-1)).mean()
+        loss = torch.stack(list(terms.values())).sum()
+        return loop.StepOutput(loss, {name: value.detach() for name, value in terms.items()})
+
+    def evaluate(self) -> dict[str, float]:
+        """Top-1 of the tuned tower on validation images."""
+        if self.validation is None:
+            return {}
+        embedding = embed(self.setup, self.validation, self.vision)
+        return {"top1_val": float(self.setup.accuracy(embedding, self.validation.labels).mean())}
+
+    def state_dict(self) -> dict[str, Any]:
+        """No state beside the module."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+def _pooled(output: Any) -> Tensor:
+    """The embedding; some towers also return their tokens."""
+    return (output[0] if isinstance(output, tuple) else output).float()
+
+
+def tune_prompts(setup: Setup, images: Images, selector: Selector) -> VisualPrompts:
+    """Tune visual prompts on the few-shot images; the epoch that is best on validation images is kept."""
+    config, run = setup.config, setup.run
+    kept = num_keep(config.keep, setup.shape.num_patches)
+    prompts = initial_prompts(setup, images, selector, kept)
+    vision = PrunedVision(setup.tower, layer=setup.layer, num_keep=kept, selector=selector, prompts=prompts)
+    validation = setup.validation()
+    task = TuneTask(setup, vision, validation)
+    batches, steps_per_epoch = _stream(setup, images)
+    steps = config.tune_epochs * steps_per_epoch
+    plan = loop.Plan(
+        steps=steps,
+        rate=_rate(config.tune_lr, steps, steps_per_epoch),
+        phase="tuning",
+        precision=config.precision,
+        eval_every=steps_per_epoch,
+        save_every=config.save_every,
+        log_every=config.log_every,
+        best="top1_val" if validation else None,
+    )
+    optimizers = optim.build(prompts, "sgd", lr=config.tune_lr, weight_decay=5e-4, momentum=0.9)
+    fitted = loop.fit(task, optimizers, batches, run, plan)
+    prompts.eval().requires_grad_(False)
+    run.report.technique["tune"] = {
+        "prompts": "visual",
+        "params": prompts.tokens.numel(),
+        "steps": fitted.steps,
+        "best_step": fitted.best_step,
+        "objective": config.tune_objective,
+        "seconds": fitted.seconds,
+    }
+    return prompts
+
+
+def initial_prompts(setup: Setup, images: Images, selector: Selector, kept: int) -> VisualPrompts:
+    """Prompts that start where the mean kept patch is, block by block."""
+    config = setup.config
+    plain = PrunedVision(setup.tower, layer=setup.layer, num_keep=kept, selector=selector)
+    rows = images.pixels[:: max(1, len(images) // INIT_IMAGES)][:INIT_IMAGES]
+    with torch.no_grad():
+        states = plain.states(setup.network.preprocess.normalise(rows.to(setup.run.device)))
+        keep = plain.select(states)
+        if keep is not None:
+            states = gather_patches(states, keep, setup.shape.num_prefix, setup.shape.num_patches)
+    mean = mean_patch_states(
+        setup.tower, states, num_prefix=setup.shape.num_prefix, start=setup.layer, depth=config.prompt_depth
+    )
+    noise = seeds.generator(config.seed, "prompts")
+    return VisualPrompts(mean, config.num_visual_tokens, start=setup.layer, generator=noise).to(setup.run.device)
+
+
+def _rate(lr: float, steps: int, steps_per_epoch: int) -> Callable[[int], float]:
+    if steps <= steps_per_epoch:
+        return lambda step: optim.cosine(step, steps)
+    later = steps - steps_per_epoch
+
+    def rate(step: int) -> float:
+        if step < steps_per_epoch:
+            return FIRST_EPOCH_RATE / lr
+        return optim.cosine(step - steps_per_epoch, later)
+
+    return rate
+
+
+def _stream(setup: Setup, images: Images) -> tuple[Callable[[int], Iterator[Batch]], int]:
+    config, here = setup.config, distributed.world()
+    size = min(config.tune_batch_size, len(images))
+    if size % here.size:
+        raise UsageError(f"--tune-batch-size {size} is no multiple of {here.size} processes", "Give a multiple")
+    sampler = EpochSampler(len(images), size, config.seed)
+
+    def decoded(start: int) -> Iterator[Batch]:
+        step = start
+        while True:
+            _, rows = sampler.share(step, here.rank, here.size)
+            yield Batch(images.pixels[rows], images.labels[rows], rows)
+            step += 1
+
+    def augmented(start: int) -> Iterator[Batch]:
+        return train_batches(
+            Subset(images.source, images.indices),
+            augment(config.tune_augment, setup.network.preprocess),
+            sampler,
+            seed=config.seed,
+            start_step=start,
+            rank=here.rank,
+            world=here.size,
+            workers=config.workers,
+            on_bad=config.on_bad,
+        )
+
+    return (decoded if config.tune_augment == "none" else augmented), sampler.steps_per_epoch
