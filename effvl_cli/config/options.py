@@ -34,14 +34,14 @@ class RunOptions:
 
     panel: ClassVar[str] = "Run"
 
-    out: Annotated[str | None, VOLATILE, Doc("run folder, exactly here [default: runs/COMMAND/NAME]")] = None
-    name: Annotated[str | None, VOLATILE, Doc("name of the run folder [default: hash of the options]")] = None
+    out: Annotated[str | None, VOLATILE, Doc("run folder, exactly here (default: runs/COMMAND/NAME)")] = None
+    name: Annotated[str | None, VOLATILE, Doc("name of the run folder (default: hash of the options)")] = None
     seed: Annotated[int, Ge(0), Doc("seed of every random stream")] = 0
     device: Annotated[str, VOLATILE, Doc("cpu, cuda, cuda:N, mps or auto")] = "auto"
     precision: Annotated[Literal["fp32", "bf16", "fp16"], Doc("autocast type of training and inference")] = "fp32"
-    workers: Annotated[Count | None, VOLATILE, Doc("loader processes [default: 0 on a CPU, else up to 8]")] = None
+    workers: Annotated[Count | None, VOLATILE, Doc("loader processes (default: 0 on a CPU, else up to 8)")] = None
     deterministic: Annotated[bool, Doc("only deterministic kernels; an op without one is named")] = False
-    cache_dir: Annotated[str | None, VOLATILE, Doc("content-keyed cache [default: ~/.cache/effvl]")] = None
+    cache_dir: Annotated[str | None, VOLATILE, Doc("content-keyed cache (default: ~/.cache/effvl)")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class PromptOptions:
 
     templates: Annotated[
         str | None,
-        Doc("'a photo of a {}.', several separated by '|', or a file, one a line [default: the data set's own]"),
+        Doc("'a photo of a {}.', several separated by '|', or a file, one a line (default: the data set's own)"),
     ] = None
 
 
@@ -74,7 +74,7 @@ class ModelOptions:
     panel: ClassVar[str] = "Model"
 
     model: Annotated[
-        str | None, Doc("network, see `effvl list models` [default: the one of --weights, else the command's own]")
+        str | None, Doc("network, see `effvl list models` (default: the one of --weights, else the command's own)")
     ] = None
     weights: Annotated[
         str | None, ARTEFACT, Doc("run folder, file (safetensors, .pt state dict), pretrained tag, or none = random")

@@ -30,24 +30,32 @@ class TowerOptions:
     panel: ClassVar[str] = "Pruning"
 
     layer: Annotated[
-        Count | None, Doc("blocks run before pruning [default: 0 for tiny:, else a quarter of the blocks]")
+        Count | None, Doc("blocks run before pruning (default: 0 for tiny:, else a quarter of the blocks)")
     ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankOptions:
-    """Golden-ranking search."""
+class SearchOptions:
+    """Golden-ranking search of an image."""
 
     panel: ClassVar[str] = "Ranking"
 
-    shots: Annotated[Positive, Doc("training images per class to rank, train and tune on")] = 16
     block: Annotated[Positive, Doc("side of the removal window, in patches")] = 1
     block_stride: Annotated[Positive, Doc("stride of the removal windows")] = 1
     group: Annotated[Count, Doc("tokens removed per round: 1 exact greedy, 0 one shot")] = 0
     rank_until: Annotated[Fraction, Doc("stop removing when this share is alive")] = 0.3
     candidate_tokens: Annotated[
-        Positive | None, VOLATILE, Doc("tokens in one chunk of candidates [default: from the device's memory]")
+        Positive | None, VOLATILE, Doc("tokens in one chunk of candidates (default: from the device's memory)")
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankOptions(SearchOptions):
+    """Golden rankings of the training images."""
+
+    panel: ClassVar[str] = "Ranking"
+
+    shots: Annotated[Positive, Doc("training images per class to rank, train and tune on")] = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +120,7 @@ class _OnRun:
     panel: ClassVar[str] = "Run"
 
     run: Annotated[
-        str | None, ARTEFACT, Doc("run folder or checkpoint of prune-tokens [default: the newest completed one]")
+        str | None, ARTEFACT, Doc("run folder or checkpoint of prune-tokens (default: the newest completed one)")
     ] = None
 
 
@@ -139,7 +147,7 @@ class TuneConfig(_OnRun, _Base, TuneOptions, SaveOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(_OnRun, _Base, EvalOptions):
+class EvalConfig(_OnRun, _Base, SearchOptions, EvalOptions):
     """Accuracy of selectors at keep rates, with RUN's predictor and prompts."""
 
     panel: ClassVar[str] = "Evaluation"

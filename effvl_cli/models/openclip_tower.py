@@ -16,7 +16,7 @@ _QKV = "qkv"
 
 
 class OpenClipTower:
-    """A `Tower` (see techniques/prune_tokens/tower.py) around an untouched VisionTransformer; holds no state of its own.
+    """A `Tower` (see techniques/prune_tokens/tower.py) around an untouched VisionTransformer, without state of its own.
 
     Shapes: B images, n tokens of which the first is CLS, D width, E embedding width.
     """
@@ -94,8 +94,8 @@ class OpenClipTower:
         bias = None if attention.in_proj_bias is None else attention.in_proj_bias[rows]
         projected = F.linear(block.ln_1(states), attention.in_proj_weight[rows], bias)
         split = projected.unflatten(-1, (len(parts), self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        norms = {"q": getattr(attention, "ln_q", None), "k": getattr(attention, "ln_k", None)}
-        return tuple(norms[part](x) if norms.get(part) else x for part, x in zip(parts, split, strict=True))
+        norms = {"q": getattr(attention, "ln_q", nn.Identity()), "k": getattr(attention, "ln_k", nn.Identity())}
+        return tuple(norms.get(part, nn.Identity())(x) for part, x in zip(parts, split, strict=True))
 
     def attend(self, index: int, states: Tensor, attended: Tensor) -> Tensor:
         """The rest of block `index` for rows (B, n, D) with the attention's output (B, heads, n, D / heads)."""
@@ -104,10 +104,8 @@ class OpenClipTower:
         if getattr(attention, "head_scale", None) is not None:
             attended = attended * attention.head_scale
         merged = attended.transpose(1, 2).flatten(2)
-        for name, owner in (("ln_inner", attention), ("out_proj", attention), ("ln_attn", block)):
-            layer = getattr(owner, name, None)
-            merged = merged if layer is None else layer(merged)
-        states = states + block.ls_1(merged)
+        inner, outer = getattr(attention, "ln_inner", nn.Identity()), getattr(block, "ln_attn", nn.Identity())
+        states = states + block.ls_1(outer(attention.out_proj(inner(merged))))
         return states + block.ls_2(block.mlp(block.ln_2(states)))
 
 
@@ -165,7 +163,8 @@ def self_check(tower: OpenClipTower, image_size: tuple[int, int] | None = None) 
         with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
             expected = module(image)
             states = tower.embed(image)
-            pieces = tower.attend(0, states, F.scaled_dot_product_attention(*tower.qkv(0, states)))
+            query, keys, values = tower.qkv(0, states)
+            pieces = tower.attend(0, states, F.scaled_dot_product_attention(query, keys, values))
             differences = [_difference(pieces, tower.block(0, states))]
             for index in range(tower.depth):
                 states = tower.block(index, states)

@@ -2,18 +2,13 @@
 
 from pathlib import Path
 
-import torch
-
 from effvl_cli.config.prune_tokens import EvalConfig
-from effvl_cli.core import seeds
 from effvl_cli.core.run import Run
 from effvl_cli.engines.prune_tokens import artefact, pictures, setup, summary
 from effvl_cli.engines.prune_tokens.evaluation import embed, prune, record, record_controls, result, selector_of
 from effvl_cli.engines.prune_tokens.job import tower_summary
-from effvl_cli.engines.prune_tokens.rankings import rank_images, refuse_other_ranking
-from effvl_cli.engines.prune_tokens.setup import Images, Setup
-from effvl_cli.techniques.prune_tokens.selectors import GoldenSelector
-from effvl_cli.techniques.prune_tokens.tower import Selector
+from effvl_cli.engines.prune_tokens.oracle import golden
+from effvl_cli.engines.prune_tokens.rankings import refuse_other_ranking
 
 table = summary.results
 
@@ -28,9 +23,10 @@ def run(config: EvalConfig, run: Run) -> None:
     record(here, result(here, "dense", 1.0, test, dense, dense))
     rows = []
     for name in config.selector:
-        images, selector, reference = test, None, dense
+        images, reference, selector = test, dense, None
         if name == "golden":
-            images, selector, reference = _golden(here, test, dense, saved.manifest["ranking"])
+            refuse_other_ranking(here, saved.manifest["ranking"])
+            images, selector, reference = golden(here, test, dense)
         selector = selector or selector_of(name, here, saved.predictor)
         for keep in config.keep:
             pruned = embed(here, images, prune(here, selector, keep))
@@ -51,15 +47,3 @@ def _metric(name: str, keep: float, config: EvalConfig) -> str:
     plain = f"top1_{name.replace('-', '_')}"
     return plain if len(config.keep) == 1 else f"{plain}_keep{keep:g}"
 
-
-def _golden(
-    here: Setup, test: Images, dense: torch.Tensor, ranking: dict[str, object]
-) -> tuple[Images, Selector, torch.Tensor]:
-    """Some test images, their rankings as a selector, and dense on the same ones."""
-    refuse_other_ranking(here, ranking)
-    order = torch.randperm(len(test), generator=seeds.generator(0, "golden"))[: here.config.num_golden].sort().values
-    some = test.take(order)
-    ranked = rank_images(here, some, "golden ranking of test images")
-    row = result(here, "dense", 1.0, some, dense[order], dense[order]) | {"selector": "dense-golden"}
-    record(here, row, "top1_dense_golden")
-    return some, GoldenSelector(some.keys, ranked.rank), dense[order]

@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 from effvl_cli.config.prune_tokens import PruneTokensConfig
-from effvl_cli.core import distributed, seeds
+from effvl_cli.core import distributed
 from effvl_cli.core.run import Run
 from effvl_cli.engines.prune_tokens import artefact, evaluation, latency, pictures, setup, summary
 from effvl_cli.engines.prune_tokens.evaluation import embed, prune, result, selector_of
+from effvl_cli.engines.prune_tokens.oracle import golden
 from effvl_cli.engines.prune_tokens.predictor import train_predictor
 from effvl_cli.engines.prune_tokens.rankings import rank_images
 from effvl_cli.engines.prune_tokens.setup import Images, Setup
 from effvl_cli.engines.prune_tokens.tuning import tune_prompts
-from effvl_cli.techniques.prune_tokens.selectors import GoldenSelector
 
 CURVE = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 BATCHES = (1, 32)
@@ -48,7 +48,9 @@ def _evaluate(here: Setup, predictor: Any, prompts: Any) -> None:
     dense = embed(here, test)
     evaluation.record(here, result(here, "dense", 1.0, test, dense, dense))
     if config.num_golden:
-        _golden(here, test, dense)
+        some, selector, reference = golden(here, test, dense)
+        pruned = embed(here, some, prune(here, selector, config.keep))
+        evaluation.record(here, result(here, "golden", config.keep, some, pruned, reference))
     embeddings: dict[str, Tensor] = {}
     for name in ("predictor", "predictor+tuned", "cls-attn", "random"):
         if name == "predictor+tuned" and prompts is None:
@@ -67,18 +69,6 @@ def _evaluate(here: Setup, predictor: Any, prompts: Any) -> None:
     report.metric("mac_ratio", macs, unit="ratio", higher_is_better=False)
     _time(here, predictor)
     _draw(here, predictor, test)
-
-
-def _golden(here: Setup, test: Images, dense: Tensor) -> None:
-    """The oracle, on a few test images that are searched for it; dense on the same ones stands beside it."""
-    config = here.config
-    order = torch.randperm(len(test), generator=seeds.generator(0, "golden"))[: config.num_golden].sort().values
-    some = test.take(order)
-    ranked = rank_images(here, some, "golden ranking of test images")
-    vision = prune(here, GoldenSelector(some.keys, ranked.rank), config.keep)
-    evaluation.record(here, result(here, "golden", config.keep, some, embed(here, some, vision), dense[order]))
-    row = result(here, "dense", 1.0, some, dense[order], dense[order]) | {"selector": "dense-golden"}
-    evaluation.record(here, row, "top1_dense_golden")
 
 
 def _time(here: Setup, predictor: Any) -> None:

@@ -56,7 +56,7 @@ class TowerShape:
         return self.width * self.embed_dim
 
     def block(self, rows: int) -> int:
-        """One block over `rows` tokens: query, key, value and output projections, MLP, and the two attention products."""
+        """One block over `rows` tokens: its four projections, MLP, and the two products of attention."""
         per_row = 4 * self.width**2 + 2 * self.width * self.mlp_width
         return rows * per_row + 2 * rows**2 * self.width
 
@@ -65,7 +65,7 @@ class TowerShape:
         return self.pruned(self.num_patches, 0)
 
     def pruned(self, num_keep: int, layer: int, num_prompts: int = 0) -> int:
-        """The tower with K patches from block `layer` on, `num_prompts` further rows there; the selector is not in it."""
+        """The tower with K patches and `num_prompts` further rows from block `layer` on; without the selector."""
         before = self.num_prefix + self.num_patches
         after = self.num_prefix + num_keep + num_prompts
         blocks = layer * self.block(before) + (self.depth - layer) * self.block(after)

@@ -27,10 +27,11 @@ class VisualPrompts(nn.Module):
             later ones see what the last of them make of it.
         num_tokens: v.
         start: first block with prompts.
-        generator: of the noise that tells the v tokens of a block apart; without it they would stay equal for ever.
+        generator: of the noise that tells the v tokens of a block apart: equal ones get equal gradients and stay equal
+            for ever. None: no noise, for prompts whose values are loaded.
         noise: its size, relative to the root mean square of the state.
-        pre_norm: pass prompts that enter block 0 through the tower's pre-norm, as if they were patch embeddings (MaPLe's
-            placement); otherwise they are token states like those of `init`.
+        pre_norm: pass prompts that enter block 0 through the tower's pre-norm, as if they were patch embeddings
+            (MaPLe's placement); otherwise they are token states like those of `init`.
     """
 
     def __init__(
@@ -45,9 +46,11 @@ class VisualPrompts(nn.Module):
     ) -> None:
         super().__init__()
         depth, width = init.shape
-        drawn = torch.randn(depth, num_tokens, width, generator=generator)
-        size = init.float().square().mean(1).sqrt()[:, None, None]
-        self.tokens = nn.Parameter(init.float()[:, None] + noise * size * drawn.to(init.device))
+        tokens = init.float()[:, None].repeat(1, num_tokens, 1)
+        if generator is not None:
+            drawn = torch.randn(depth, num_tokens, width, generator=generator, device=generator.device)
+            tokens += noise * init.float().square().mean(1).sqrt()[:, None, None] * drawn.to(init.device)
+        self.tokens = nn.Parameter(tokens)
         self.num_tokens = num_tokens
         self.depth = depth
         self.start = start

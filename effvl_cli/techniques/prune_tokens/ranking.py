@@ -1,7 +1,7 @@
 """Golden ranking: greedy search for the order in which the patches of an image can be removed with least harm.
 
-Wu et al., arXiv 2409.14607, phase I. Patches are removed from the states entering block p, and the damage is measured at
-the tower's output. Shapes: P prefix tokens, N patches, D width, E embedding width, C candidates, A the alive patches.
+Wu et al., arXiv 2409.14607, phase I. Patches are removed from the states entering block p, and the damage is measured
+at the tower's output. Shapes: P prefix tokens, N patches, D width, E embedding width, C candidates.
 
 Everything is computed image by image: a candidate is never batched with another image's, so neither the batch size nor
 the number of processes can change a rank.
@@ -183,14 +183,14 @@ def _rank_image(
         states = tower.block(index, states)
     while True:
         try:
-            return search.run(_Suffix(tower, states, layer, candidate_tokens, fast), sample)
+            return search.run(CandidateRunner(tower, states, layer, candidate_tokens, fast), sample)
         except torch.OutOfMemoryError:
             if candidate_tokens <= states.shape[1]:
                 raise
             candidate_tokens //= 2
 
 
-class _Suffix:
+class CandidateRunner:
     """Blocks p to L-1 and the pooling, on subsets of one image's tokens."""
 
     def __init__(self, tower: Tower, states: Tensor, layer: int, candidate_tokens: int, fast: bool) -> None:
@@ -245,7 +245,7 @@ class _Search:
     group: int
     rank_until: float
 
-    def run(self, suffix: _Suffix, sample: int) -> Ranking:
+    def run(self, suffix: CandidateRunner, sample: int) -> Ranking:
         num_patches = self.windows.shape[1]
         alive = torch.ones(num_patches, dtype=torch.bool)
         dense = suffix(torch.arange(num_patches)[None])[0]
@@ -280,7 +280,7 @@ class _Search:
             left -= min(self.group, left - stop)
         yield left
 
-    def _damage(self, alive: Tensor, suffix: _Suffix, dense: Tensor, sample: int) -> tuple[Tensor, Tensor]:
+    def _damage(self, alive: Tensor, suffix: CandidateRunner, dense: Tensor, sample: int) -> tuple[Tensor, Tensor]:
         """Damage of removing each patch, and the mean score of the candidates that hold it: (N,) each."""
         removed = self._candidates(alive)
         sizes = removed.sum(1)

@@ -1,0 +1,61 @@
+"""Every command and verb, as data; a technique adds one block of rows."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Command:
+    """A job (`verb` empty) or one of its verbs.
+
+    Attributes:
+        name: the technique.
+        verb: the part of the job, or "".
+        config: "module:Class" of its options.
+        engine: module with `run(config, run)` and `table(report)`.
+        summary: one line for help.
+    """
+
+    name: str
+    verb: str
+    config: str
+    engine: str
+    summary: str
+
+    @property
+    def title(self) -> str:
+        """As typed after `effvl`."""
+        return f"{self.name} {self.verb}".strip()
+
+
+def _rows(name: str, rows: tuple[tuple[str, str, str], ...]) -> tuple[Command, ...]:
+    module = name.replace("-", "_")
+    return tuple(
+        Command(name, verb, f"effvl_cli.config.{module}:{cls}", f"effvl_cli.engines.{module}.{verb or 'job'}", summary)
+        for verb, cls, summary in rows
+    )
+
+
+COMMANDS = (
+    *_rows("pretrain", (("", "PretrainConfig", "Train a network from scratch: image-text contrastive, or supervised."),)),
+    *_rows(
+        "prune-tokens",
+        (
+            ("", "PruneTokensConfig", "Patch Ranking: drop the patches that CLIP's image tower does not need."),
+            ("rank", "RankConfig", "Search golden rankings of the training images; needs no RUN."),
+            ("predict", "PredictConfig", "Train a predictor on the rankings of RUN."),
+            ("tune", "TuneConfig", "Tune prompts with the predictor of RUN pruning."),
+            ("eval", "EvalConfig", "Accuracy of selectors at keep rates, with RUN's predictor and prompts."),
+            ("viz", "VizConfig", "Pictures of kept and dropped patches, with RUN's predictor."),
+        ),
+    ),
+)
+
+
+def names() -> list[str]:
+    """Techniques, in the order of the table."""
+    return list(dict.fromkeys(command.name for command in COMMANDS))
+
+
+def of(name: str) -> dict[str, Command]:
+    """Job and verbs of a technique, by verb."""
+    return {command.verb: command for command in COMMANDS if command.name == name}

@@ -1,0 +1,121 @@
+"""`effvl list`, `env`, `sweep` and `table`."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from effvl_cli.core.errors import UsageError
+
+RECIPES = Path("recipes")
+
+
+def list_(
+    what: Annotated[Literal["models", "datasets", "recipes"], typer.Argument(help="What to list.")],
+    pattern: Annotated[str, typer.Argument(help="Only names that hold this text.")] = "",
+) -> None:
+    """Models, data sets and recipes by name."""
+    from effvl_cli.cli.console import Console
+    from effvl_cli.core.table import Table
+
+    rows = _recipes(pattern) if what == "recipes" else _registered(what, pattern)
+    if not rows:
+        raise UsageError(f"no {what} match {pattern!r}", f"`effvl list {what}` lists all")
+    Console().print_table(Table(f"{len(rows)} {what}", ("name", "what"), tuple(rows)))
+
+
+def _registered(what: str, pattern: str) -> list[tuple[str, str]]:
+    from effvl_cli.data import DATASETS
+    from effvl_cli.models import MODELS
+
+    registry = MODELS if what == "models" else DATASETS
+    rows = [(row.name, row.summary) for row in registry.rows()]
+    found = [row for row in rows if pattern.lower() in row[0].lower()]
+    if what == "models" and pattern:
+        import open_clip
+
+        found += [
+            (f"openclip:{name}", "open_clip model") for name in open_clip.list_models() if pattern.lower() in name.lower()
+        ]
+    return found
+
+
+def _recipes(pattern: str) -> list[tuple[str, str]]:
+    from effvl_cli.config.resolve import read_recipe
+
+    if not RECIPES.is_dir():
+        raise UsageError(f"no folder {RECIPES}/ here", "Recipes lie in the project's checkout")
+    found = []
+    for path in sorted(RECIPES.rglob("*.yaml")):
+        if pattern.lower() in str(path).lower():
+            recipe = read_recipe(path)
+            kind = "sweep of" if recipe.arms else "effvl"
+            found.append((str(path), f"{kind} {recipe.command}: {recipe.description}"))
+    return found
+
+
+def env() -> None:
+    """Versions, device, processes and cache folder."""
+    from effvl_cli import __version__
+    from effvl_cli.cli.console import Console
+    from effvl_cli.core.cache import default_root
+    from effvl_cli.core.report import environment
+    from effvl_cli.core.run import resolve_device
+    from effvl_cli.core.table import Table
+
+    found = environment(resolve_device("auto"))
+    rows: list[tuple[str, str]] = [("effvl", __version__), ("python", found["python"]), ("platform", found["platform"])]
+    rows += [(name, version or "not installed") for name, version in found["packages"].items()]
+    device = found["device"]
+    rows.append(("device", f"{device['type']}: {device['name']}, {device['memory_bytes'] / 2**30:.1f} GiB"))
+    rows.append(("threads", str(found["threads"])))
+    rows.append(("processes", "{world_size}, {launcher}".format(**found["distributed"])))
+    rows.append(("cache", str(default_root())))
+    Console().print_table(Table("environment", ("", "value"), tuple(rows)))
+
+
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Recipe with arms, seeds and claims.")],
+    shard: Annotated[str, typer.Option(metavar="I/N", help="Run every N-th run, from the I-th (0 first).")] = "0/1",
+    out: Annotated[Path | None, typer.Option(help="Folder of the runs [default: runs/sweeps/NAME].")] = None,
+) -> None:
+    """Run a file's arms for each of its seeds, one after the other; finished runs are not run again."""
+    from effvl_cli.core.sweep import run_sweep
+
+    code = run_sweep(file, shard=shard, out=out, launch=_launch, echo=_echo)
+    raise typer.Exit(code)
+
+
+def _echo(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _launch(arguments: list[str]) -> int:
+    """One run in a process of its own: its memory and its crashes stay there, a signal is passed on."""
+    from effvl_cli.core import signals
+
+    process = subprocess.Popen([sys.executable, "-m", "effvl_cli", *arguments], env=os.environ)
+    while True:
+        try:
+            return process.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            if signals.requested():
+                process.send_signal(signals.requested())
+                return process.wait()
+
+
+def table(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, sweep folders or sweep files.")],
+) -> None:
+    """Results side by side: mean and spread over seeds, published figures, claims as PASS or FAIL."""
+    from effvl_cli.cli.console import Console
+    from effvl_cli.core.sweep_table import tabulate
+
+    for drawn in tabulate(runs):
+        Console().print_table(drawn)
+
+
+UTILITIES = {"list": list_, "env": env, "sweep": sweep, "table": table}

@@ -1,0 +1,319 @@
+"""Options of a run from defaults, an earlier run, a recipe and flags, in rising precedence, through one validation."""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from effvl_cli.config.schema import Option, options, written
+from effvl_cli.core.errors import UsageError
+
+# Words that people bring from other tools.
+ALIASES = {
+    "learning-rate": "lr",
+    "batch": "batch-size",
+    "bs": "batch-size",
+    "wd": "weight-decay",
+    "dataset": "data",
+    "output": "out",
+    "output-dir": "out",
+    "checkpoint": "weights",
+    "pretrained": "weights",
+    "arch": "model",
+    "num-workers": "workers",
+    "keep-rate": "keep",
+    "keep-ratio": "keep",
+    "amp": "precision",
+    "num-epochs": "epochs",
+    "max-steps": "steps",
+    "gpu": "device",
+}
+HEADER = ("effvl", "command", "description", "reference", "config", "run")
+SWEEP = ("arms", "seeds", "claims")
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """How a command was called; no part of what it computes."""
+
+    recipe: str | None = None
+    dry_run: bool = False
+    fresh: bool = False
+    quiet: bool = False
+    json: bool = False
+    debug: bool = False
+    argv: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe file, every scalar a string."""
+
+    path: str
+    command: str
+    config: Mapping[str, str]
+    description: str = ""
+    reference: Mapping[str, Any] = field(default_factory=dict)
+    run: Mapping[str, Any] = field(default_factory=dict)
+    arms: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    seeds: tuple[int, ...] = ()
+    claims: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Validated options and where each value comes from."""
+
+    config: Any
+    origins: Mapping[str, str]
+    recipe: Recipe | None = None
+
+
+def resolve(
+    config: type,
+    typed: Mapping[str, Any],
+    *,
+    command: str,
+    recipe: str | None = None,
+    base: Recipe | None = None,
+) -> Resolved:
+    """Default < earlier run < recipe < flag.
+
+    Args:
+        config: option dataclass.
+        typed: flags by field name, as typed.
+        command: e.g. "prune-tokens eval".
+        recipe: file.
+        base: config.yaml of the run that a verb works on; options that the verb does not have are passed over.
+
+    Raises:
+        UsageError: an unknown key, or a value that is out of range; one line that names it.
+    """
+    known = options(config)
+    values: dict[str, Any] = {}
+    origins = dict.fromkeys(known, "default")
+    if base is not None:
+        for key, value in base.config.items():
+            name = key.replace("-", "_")
+            if name in known and name not in {"out", "name", "run"}:
+                values[name], origins[name] = value, f"run {Path(base.path).parent}"
+    found = None
+    if recipe is not None:
+        found = read_recipe(Path(recipe))
+        _check_recipe(found, command, known)
+        for key, value in found.config.items():
+            name = key.replace("-", "_")
+            values[name], origins[name] = value, f"recipe {recipe}"
+    for name, value in typed.items():
+        values[name], origins[name] = value, "flag"
+    return Resolved(validate(config, values, origins), origins, found)
+
+
+def _check_recipe(recipe: Recipe, command: str, known: Mapping[str, Option]) -> None:
+    if recipe.arms:
+        raise UsageError(f"{recipe.path} is a sweep", f"Run it with: effvl sweep {recipe.path}")
+    if recipe.command != command:
+        raise UsageError(f"{recipe.path} is a recipe of `effvl {recipe.command}`", f"This is `effvl {command}`")
+    for key in recipe.config:
+        if key.replace("-", "_") not in known:
+            raise unknown_option(key, [option.key for option in known.values()], f"key {key!r} in {recipe.path}")
+
+
+def unknown_option(name: str, known: list[str], called: str) -> UsageError:
+    """The error for a word that is no option, with the nearest ones."""
+    plain = name.lstrip("-").replace("_", "-")
+    if plain in known:
+        return UsageError(f"unknown {called}", f"Did you mean {plain!r}?")
+    if ALIASES.get(plain) in known:
+        return UsageError(f"unknown {called}", f"Did you mean {ALIASES[plain]!r}?")
+    near = difflib.get_close_matches(plain, known, n=2, cutoff=0.6)
+    near = near or [key for key in known if plain and (key.endswith(f"-{plain}") or key.startswith(f"{plain}-"))][:3]
+    hint = f"Did you mean {' or '.join(repr(key) for key in near)}?" if near else "See --help for the options"
+    return UsageError(f"unknown {called}", hint)
+
+
+def validate(config: type, values: Mapping[str, Any], origins: Mapping[str, str] | None = None) -> Any:
+    """Build the dataclass from strings.
+
+    Raises:
+        UsageError: a value does not fit.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    known = options(config)
+    parsed = {}
+    for name, value in values.items():
+        value = _parse(known[name], value)
+        if value is not None:
+            parsed[name] = value
+    try:
+        return TypeAdapter(config).validate_python(parsed)
+    except ValidationError as error:
+        raise _readable(error.errors()[0], known, values, origins or {}) from None
+
+
+def _parse(option: Option, value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if option.is_list:
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    words = {"", "null"} | ({"none"} if option.kind is not str else set())
+    if option.optional and value.lower() in words:
+        return None
+    return value
+
+
+def _readable(
+    error: Mapping[str, Any], known: Mapping[str, Option], values: Mapping[str, Any], origins: Mapping[str, str]
+) -> UsageError:
+    if not error["loc"]:
+        return UsageError(str(error["msg"]).removeprefix("Value error, "))
+    option = known[str(error["loc"][0])]
+    source = origins.get(option.name, "flag")
+    value = error.get("input", values.get(option.name))
+    where = f"{option.flag} is {value}" if source == "flag" else f"{option.key} is {value} in {source}"
+    if option.choices:
+        near = difflib.get_close_matches(str(value), option.choices, n=1)
+        guess = f"; did you mean {near[0]}?" if near else ""
+        return UsageError(where, f"It is one of {', '.join(option.choices)}{guess}")
+    wanted = {int: "a whole number", float: "a number", bool: "true or false"}.get(option.kind, "a text")
+    listed = f"{wanted}s, comma separated" if option.is_list else wanted
+    return UsageError(where, f"It must be {listed}{', ' + option.bounds if option.bounds else ''}")
+
+
+# --- what is written, and compared -----------------------------------------------------------------------------------
+
+
+def to_yaml_mapping(config: Any) -> dict[str, Any]:
+    """Recipe keys and values of a resolved config; options without a value are left out."""
+    values = {option.key: getattr(config, name) for name, option in options(type(config)).items()}
+    return {key: written(value) for key, value in values.items() if value is not None}
+
+
+def identity(config: Any) -> str:
+    """SHA-256 over what determines the result: all but volatile and growable options."""
+    known = options(type(config))
+    fixed = {
+        name: written(getattr(config, name))
+        for name, option in known.items()
+        if not option.markers & {"volatile", "growable"}
+    }
+    return hashlib.sha256(json.dumps([type(config).__name__, fixed], sort_keys=True).encode()).hexdigest()
+
+
+def differences(old: Mapping[str, str], config: Any) -> list[str]:
+    """How a new config differs from a stored one, e.g. "keep: 0.6 there, 0.5 here"; growth is no difference."""
+    known = options(type(config))
+    strange = [key for key in old if key.replace("-", "_") not in known]
+    if strange:
+        return [f"{key}: of another version" for key in strange]
+    before = validate(type(config), {key.replace("-", "_"): value for key, value in old.items()})
+    found = []
+    for name, option in known.items():
+        was, now = getattr(before, name), getattr(config, name)
+        grown = "growable" in option.markers and was is not None and now is not None and now > was
+        if was != now and not grown and "volatile" not in option.markers:
+            found.append(f"{option.key}: {written(was)} there, {written(now)} here")
+    return found
+
+
+def dry_run_text(command: str, resolved: Resolved) -> str:
+    """The resolved options as a recipe, the origin of each value beside it."""
+    lines = ["effvl: 1", f"command: {command}", "config:"]
+    for name, option in options(type(resolved.config)).items():
+        value = getattr(resolved.config, name)
+        text = "" if value is None else json.dumps(written(value))
+        lines.append(f"  {option.key + ': ' + text:<44} # {resolved.origins[name]}")
+    return "\n".join(lines)
+
+
+def dump_yaml(value: Mapping[str, Any]) -> str:
+    """YAML text of plain values, in their order."""
+    import yaml
+
+    return yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True, width=1000)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe, a sweep, or the config.yaml of a run.
+
+    Raises:
+        UsageError: missing, not YAML, a key given twice, or a header that is not ours.
+    """
+    content = _read_yaml(path)
+    if not isinstance(content, dict) or content.get("effvl") != "1":
+        raise UsageError(f"{path} is no recipe", "Its first line is `effvl: 1`")
+    for key in content:
+        if key not in HEADER + SWEEP:
+            raise unknown_option(key, [*HEADER, *SWEEP], f"key {key!r} in {path}")
+    for key in ("config", "reference", "run", "arms"):
+        if not isinstance(content.get(key) or {}, dict):
+            raise UsageError(f"{key} in {path} is no mapping", f"Write {key}: and one option a line below it")
+    if not content.get("command"):
+        raise UsageError(f"{path} has no command", "Add e.g. `command: prune-tokens`")
+    config = {key.replace("_", "-"): _scalar(value, key, path) for key, value in (content.get("config") or {}).items()}
+    arms = {
+        name: {key.replace("_", "-"): _scalar(value, key, path) for key, value in (arm or {}).items()}
+        for name, arm in (content.get("arms") or {}).items()
+    }
+    try:
+        seeds = tuple(int(seed) for seed in _listed(content.get("seeds")))
+    except ValueError as error:
+        raise UsageError(f"seeds in {path} are {content.get('seeds')}", "Write e.g. seeds: [0, 1, 2]") from error
+    return Recipe(
+        path=str(path),
+        command=content["command"],
+        config=config,
+        description=content.get("description") or "",
+        reference=content.get("reference") or {},
+        run=content.get("run") or {},
+        arms=arms,
+        seeds=seeds,
+        claims=tuple(_listed(content.get("claims"))),
+    )
+
+
+def _listed(value: Any) -> list[str]:
+    if not value:
+        return []
+    return list(value) if isinstance(value, list) else [value]
+
+
+def _scalar(value: Any, key: str, path: Path) -> str:
+    if isinstance(value, list):
+        return ",".join(str(part) for part in value)
+    if isinstance(value, dict):
+        raise UsageError(f"{key} in {path} is a mapping", "Recipes are flat: one option a line")
+    return str(value)
+
+
+def _read_yaml(path: Path) -> Any:
+    """YAML with every scalar a string, so that `1e-3` and `off` mean what the option says; no key twice."""
+    import yaml
+
+    class Loader(yaml.BaseLoader):
+        pass
+
+    def mapping(loader: Any, node: Any) -> dict[str, Any]:
+        seen: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = loader.construct_object(key_node, deep=True)
+            if key in seen:
+                raise UsageError(f"{path} line {key_node.start_mark.line + 1} gives {key!r} a second time", "Remove one")
+            seen[key] = loader.construct_object(value_node, deep=True)
+        return seen
+
+    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader)  # noqa: S506 - a BaseLoader makes strings only
+    except FileNotFoundError as error:
+        raise UsageError(f"no recipe at {path}", "`effvl list recipes` shows those of this folder") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" line {mark.line + 1}" if mark else ""
+        raise UsageError(f"{path}{place} is not YAML: {getattr(error, 'problem', error)}") from error

@@ -1,0 +1,106 @@
+"""What the option dataclasses say about each option: words, type, range, default, panel."""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from annotated_doc import Doc
+from annotated_types import Ge, Gt, Le, Lt
+
+from effvl_cli.config.options import Marker
+
+
+@dataclass(frozen=True)
+class Option:
+    """One field of an option dataclass."""
+
+    name: str
+    key: str
+    """With dashes: the recipe key, and the flag without its `--`."""
+    kind: type
+    """bool, int, float or str: of the value, or of the items of a list."""
+    is_list: bool
+    optional: bool
+    choices: tuple[str, ...]
+    bounds: str
+    doc: str
+    default: Any
+    panel: str
+    markers: frozenset[str]
+
+    @property
+    def flag(self) -> str:
+        """As a user types it."""
+        return f"--{self.key}"
+
+    @property
+    def metavar(self) -> str:
+        """Placeholder in help."""
+        word = "|".join(self.choices) if self.choices else {int: "INT", float: "FLOAT"}.get(self.kind, "TEXT")
+        return f"{word},..." if self.is_list else word
+
+
+@cache
+def options(config: type) -> dict[str, Option]:
+    """Options of a dataclass by field name, in the order of definition."""
+    hints = typing.get_type_hints(config, include_extras=True)
+    return {item.name: _option(config, item, hints[item.name]) for item in dataclasses.fields(config)}
+
+
+def _option(config: type, item: Any, hint: Any) -> Option:
+    meta = list(getattr(hint, "__metadata__", ()))
+    kind, optional = _without_none(_bare(hint))
+    is_list = typing.get_origin(kind) is tuple
+    if is_list:
+        kind = typing.get_args(kind)[0]
+    meta += getattr(kind, "__metadata__", ())
+    kind = _bare(kind)
+    choices = tuple(str(c) for c in typing.get_args(kind)) if typing.get_origin(kind) is typing.Literal else ()
+    owner = next(base for base in reversed(config.__mro__) if item.name in getattr(base, "__annotations__", {}))
+    return Option(
+        name=item.name,
+        key=item.name.replace("_", "-"),
+        kind=str if choices else kind,
+        is_list=is_list,
+        optional=optional,
+        choices=choices,
+        bounds=_bounds(meta),
+        doc=next((m.documentation for m in meta if isinstance(m, Doc)), ""),
+        default=item.default,
+        panel=getattr(owner, "panel", "Options"),
+        markers=frozenset(m.name for m in meta if isinstance(m, Marker)),
+    )
+
+
+def _bare(hint: Any) -> Any:
+    return hint.__origin__ if hasattr(hint, "__metadata__") else hint
+
+
+def _without_none(hint: Any) -> tuple[Any, bool]:
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return hint, False
+    [inner] = [part for part in typing.get_args(hint) if part is not type(None)]
+    return inner, True
+
+
+def _bounds(meta: list[Any]) -> str:
+    """E.g. "above 0, at most 1"."""
+    words = []
+    for mark in meta:
+        if isinstance(mark, Ge):
+            words.append(f"at least {mark.ge}")
+        elif isinstance(mark, Gt):
+            words.append(f"above {mark.gt}")
+        elif isinstance(mark, Le):
+            words.append(f"at most {mark.le}")
+        elif isinstance(mark, Lt):
+            words.append(f"below {mark.lt}")
+    return ", ".join(words)
+
+
+def written(value: Any) -> Any:
+    """A value as a recipe holds it: lists as "a,b", the rest as it is."""
+    return ",".join(str(part) for part in value) if isinstance(value, tuple) else value

@@ -1,0 +1,298 @@
+import itertools
+import math
+
+import pytest
+import torch
+from torch.nn.functional import cosine_similarity
+
+from effvl_cli.techniques.prune_tokens import ranking as module
+from effvl_cli.techniques.prune_tokens.ranking import (
+    Ranking,
+    alive_until,
+    auto_candidate_tokens,
+    golden_ranking,
+    removal_windows,
+    token_damage,
+)
+from effvl_cli.techniques.prune_tokens.tower import NonFiniteError
+
+
+def _same(a: Ranking, b: Ranking) -> bool:
+    names = ("rank", "removal_score", "round", "passes", "dense")
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in names)
+
+
+def test_orthonormal_directions_go_by_weight(sum_tower):
+    weights = torch.tensor([3.0, 1, 2, 4])
+    tower = sum_tower(2, 2, 4)
+    result = golden_ranking(tower, torch.diag(weights)[None], layer=0, group=1, rank_until=0.25)
+    order = result.rank[0].argsort()
+    assert order.tolist() == [1, 2, 0, 3]
+    scores = result.removal_score[0, order[:3]]
+    assert torch.allclose(scores, torch.tensor([29 / 30, 25 / 30, 16 / 30]).sqrt(), atol=1e-6)
+    assert result.round[0].tolist() == [2, 0, 1, 3]
+    for size in (1, 2, 3):  # greedy is optimal here: the weakest directions are the least missed
+        best = min(itertools.combinations(range(4), size), key=lambda out: sum(weights[list(out)] ** 2))
+        assert set(best) == set(order[:size].tolist())
+
+
+def test_ties_go_to_the_lower_id_and_no_direction_scores_zero(sum_tower):
+    states = torch.tensor([[[2.0, 0], [0, 1], [0, -1]]])
+    result = golden_ranking(sum_tower(1, 3, 2), states, layer=0, group=1, rank_until=0.1)
+    assert result.rank[0].tolist() == [2, 0, 1]
+    assert result.removal_score[0, 1] == pytest.approx(2 / math.sqrt(5), abs=1e-6)  # 0.894427
+    assert result.removal_score[0, 2] == pytest.approx(1, abs=1e-6)
+    one_shot = golden_ranking(sum_tower(1, 3, 2), states, layer=0, group=0)
+    assert one_shot.removal_score[0, 0] == 0
+    assert one_shot.round[0].tolist() == [0, 0, 0]
+
+
+def _brute_force(tower, image, layer, side, stride, group, until):
+    """Backward elimination with index lists, one candidate at a time, through open_clip's own modules."""
+    visual = tower.module
+    rows, columns = tower.grid
+    blocks = visual.transformer.resblocks
+
+    def embedding(kept):
+        states = visual._embeds(image[None])
+        for block in blocks[:layer]:
+            states = block(states)
+        states = states[:, [0] + [1 + patch for patch in kept]]
+        for block in blocks[layer:]:
+            states = block(states)
+        return visual.ln_post(states)[0, 0] @ visual.proj
+
+    tops = sorted({*range(0, rows - side + 1, stride), rows - side})
+    lefts = sorted({*range(0, columns - side + 1, stride), columns - side})
+    windows = [
+        {(top + i) * columns + left + j for i in range(side) for j in range(side)} for top in tops for left in lefts
+    ]
+    alive = list(range(rows * columns))
+    reference = embedding(alive)
+
+    def similarity(kept):
+        return float(cosine_similarity(embedding(kept), reference, dim=0))
+
+    def scored():
+        candidates = {frozenset(window & set(alive)) for window in windows} - {frozenset()}
+        now = similarity(alive)
+        scores = {c: similarity([a for a in alive if a not in c]) for c in candidates}
+        damage, score = {}, {}
+        for patch in alive:
+            mine = [c for c in candidates if patch in c]
+            damage[patch] = sum((now - scores[c]) / len(c) for c in mine) / len(mine)
+            score[patch] = sum(scores[c] for c in mine) / len(mine)
+        return sorted(alive, key=lambda patch: (damage[patch], patch)), score
+
+    order, removal = [], {}
+    while len(alive) > until:
+        ranked, score = scored()
+        for patch in ranked[: min(group, len(alive) - until)]:
+            order.append(patch)
+            removal[patch] = score[patch]
+            alive.remove(patch)
+    ranked, score = scored()
+    removal.update({patch: score[patch] for patch in alive})
+    return order + ranked, [removal[patch] for patch in range(rows * columns)]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_equals_brute_force_with_single_patches(make_tower, images, seed):
+    tower = make_tower(seed, grid=2, width=8, depth=2)
+    image = images(tower, 1, seed)
+    with torch.no_grad():
+        order, scores = _brute_force(tower, image[0], layer=1, side=1, stride=1, group=1, until=2)
+    result = golden_ranking(tower, image, layer=1, group=1, rank_until=0.5)
+    assert result.rank[0].argsort().tolist() == order
+    assert torch.allclose(result.removal_score[0], torch.tensor(scores), atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("layer", [0, 1])
+def test_equals_brute_force_with_windows(make_tower, images, seed, layer):
+    tower = make_tower(seed, grid=3, width=8, depth=2)
+    image = images(tower, 1, seed)
+    with torch.no_grad():
+        order, scores = _brute_force(tower, image[0], layer=layer, side=2, stride=1, group=2, until=3)
+    result = golden_ranking(tower, image, layer=layer, block=2, group=2, rank_until=0.3)
+    assert result.rank[0].argsort().tolist() == order
+    assert torch.allclose(result.removal_score[0], torch.tensor(scores), atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"qk_norm": True, "scale_attn": True, "scale_attn_inner": True, "scale_fc": True, "scale_heads": True},
+        {"pool_type": "avg", "final_ln_after_pool": True, "no_ln_pre": True},
+        {"attentional_pool": True, "attn_pooler_queries": 4, "attn_pooler_heads": 2},
+    ],
+    ids=["plain", "custom", "avg", "pooler"],
+)
+@pytest.mark.parametrize(("block", "group"), [(1, 5), (2, 4)])
+def test_fast_paths_equal_the_plain_path(make_tower, images, layer, options, block, group):
+    tower = make_tower(**options)
+    batch = images(tower, 2)
+    fast, plain = (
+        golden_ranking(tower, batch, layer=layer, block=block, group=group, exact_fast_paths=paths)
+        for paths in (True, False)
+    )
+    assert torch.equal(fast.rank, plain.rank)
+    assert torch.equal(fast.passes, plain.passes)
+    assert (fast.removal_score - plain.removal_score).abs().max() <= 1e-5
+    assert (fast.dense - plain.dense).abs().max() <= 1e-5
+    with torch.no_grad():
+        assert (fast.dense - tower.module(batch)).abs().max() <= 1e-5
+
+
+def test_cached_states_equal_recomputation_from_pixels(make_tower, images):
+    tower = make_tower()
+    batch = images(tower, 1)
+    result = golden_ranking(tower, batch, layer=2, group=0)
+    for patch in (0, 7, 15):
+        kept = [row for row in range(17) if row != patch + 1]
+        with torch.no_grad():
+            states = tower.block(1, tower.block(0, tower.embed(batch)))[:, kept]
+            score = cosine_similarity(tower.pool(tower.block(2, states)), tower.module(batch))
+        assert result.removal_score[0, patch] == pytest.approx(float(score), abs=1e-5)
+
+
+def test_window_means_by_hand():
+    windows = removal_windows((3, 3), 2, 1)
+    assert windows.sum(0).tolist() == [1, 2, 1, 2, 4, 2, 1, 2, 1]
+    scores = -4 * torch.tensor([1.0, 2, 3, 4])  # windows of 4 patches with damages 1, 2, 3, 4
+    assert token_damage(windows, scores, 0.0).tolist() == [1, 1.5, 2, 2, 2.5, 3, 3, 3.5, 4]
+
+
+def test_windows_shrink_with_what_is_alive():
+    removed = torch.tensor([[True, True, False], [False, False, True]])
+    damage = token_damage(removed, torch.tensor([0.5, 0.7]), 0.9)
+    assert torch.allclose(damage, torch.tensor([0.2, 0.2, 0.2]))
+    assert token_damage(removed[:1], torch.tensor([0.5]), 0.9).tolist()[2] == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("grid", "side", "stride", "count"),
+    [((14, 14), 3, 3, 25), ((14, 14), 2, 2, 49), ((14, 14), 2, 1, 169), ((14, 14), 1, 1, 196), ((3, 5), 3, 2, 2)],
+)
+def test_windows_cover_every_patch(grid, side, stride, count):
+    windows = removal_windows(grid, side, stride)
+    assert len(windows) == count
+    assert windows.any(0).all()
+    assert (windows.sum(1) == side**2).all()
+
+
+@pytest.mark.parametrize(("side", "stride"), [(0, 1), (4, 1), (2, 0)])
+def test_windows_that_do_not_fit_are_refused(side, stride):
+    with pytest.raises(ValueError, match="3 x 5"):
+        removal_windows((3, 5), side, stride)
+
+
+@pytest.mark.parametrize(("group", "expected"), [(1, 12_285 + 118), (10, 1_288 + 118), (0, 196)])
+def test_pass_counts(sum_tower, group, expected):
+    states = torch.rand(1, 196, 4, generator=torch.Generator().manual_seed(0))
+    result = golden_ranking(sum_tower(14, 14, 4), states, layer=0, group=group, rank_until=118 / 196)
+    assert result.passes.tolist() == [expected]  # the last 118 are the pass that orders what stays
+    assert sorted(result.rank[0].tolist()) == list(range(196))
+
+
+@pytest.mark.parametrize(("share", "patches", "expected"), [(0.3, 64, 20), (0.7, 10, 7), (0.01, 4, 1), (1.0, 5, 5)])
+def test_alive_until_rounds_up(share, patches, expected):
+    assert alive_until(share, patches) == expected
+
+
+def test_rank_until_one_orders_everything_in_one_pass(make_tower, images):
+    tower = make_tower()
+    batch = images(tower, 2)
+    everything = golden_ranking(tower, batch, layer=1, group=4, rank_until=1.0)
+    assert _same(everything, golden_ranking(tower, batch, layer=1, group=0))
+
+
+@pytest.mark.parametrize(("block", "group"), [(1, 0), (1, 5), (2, 3)])
+def test_a_rank_does_not_depend_on_the_batch(make_tower, images, block, group):
+    tower = make_tower()
+    batch = images(tower, 6)
+    options = {"layer": 1, "block": block, "group": group, "candidate_tokens": 100}
+    together = golden_ranking(tower, batch, **options)
+    alone = Ranking.cat([golden_ranking(tower, image[None], **options) for image in batch])
+    assert _same(together, alone)
+
+
+def test_chunks_respect_the_budget(make_tower, images, monkeypatch):
+    tower = make_tower()
+    seen = []
+    embed = module.CandidateRunner._embed
+    monkeypatch.setattr(
+        module.CandidateRunner, "_embed", lambda self, keep: (seen.append(keep.shape), embed(self, keep))[1]
+    )
+    batch = images(tower, 1)
+    small = golden_ranking(tower, batch, layer=1, group=0, candidate_tokens=50)
+    assert seen == [(1, 16)] + [(3, 15)] * 5 + [(1, 15)]  # 3 * (1 + 15) <= 50
+    assert torch.equal(small.rank, golden_ranking(tower, batch, layer=1, group=0).rank)
+
+
+def test_too_little_memory_halves_the_chunk_and_starts_the_image_again(make_tower, images, monkeypatch):
+    tower = make_tower()
+    embed = module.CandidateRunner._embed
+
+    def limited(self, keep):
+        if keep.numel() > 60:
+            raise torch.OutOfMemoryError("no")
+        return embed(self, keep)
+
+    batch = images(tower, 2)
+    expected = golden_ranking(tower, batch, layer=1, group=6, candidate_tokens=64)
+    monkeypatch.setattr(module.CandidateRunner, "_embed", limited)
+    result = golden_ranking(tower, batch, layer=1, group=6, candidate_tokens=256)
+    assert result.candidate_tokens == 64
+    assert _same(result, expected)
+    monkeypatch.setattr(module.CandidateRunner, "_embed", lambda self, keep: limited(self, keep.repeat(9, 9)))
+    with pytest.raises(torch.OutOfMemoryError):
+        golden_ranking(tower, batch, layer=1, candidate_tokens=256)
+
+
+def test_candidate_tokens_of_a_memory():
+    # ViT-B/16: 768 * (2 * 4 + 8) * 4 bytes = 49,152 bytes a token, half of 80 GiB
+    assert auto_candidate_tokens(80 << 30, 768, 4.0) == (40 << 30) // 49_152
+    assert auto_candidate_tokens(80 << 30, 768, 4.0, cpu=True) == 2048
+    assert auto_candidate_tokens(1, 768, 4.0) == 1
+
+
+def test_a_nan_image_is_named(make_tower, images):
+    tower = make_tower()
+    batch = images(tower, 3)
+    batch[2, 0, 0, 0] = float("nan")
+    with pytest.raises(NonFiniteError) as caught:
+        golden_ranking(tower, batch, layer=1, group=0)
+    assert caught.value.samples == (2,)
+
+
+@pytest.mark.parametrize(
+    "options", [{"layer": 3}, {"layer": 1, "group": -1}, {"layer": 1, "rank_until": 0}, {"layer": 1, "block": 5}]
+)
+def test_options_out_of_range_are_refused(make_tower, images, options):
+    tower = make_tower()
+    with pytest.raises(ValueError, match=r"layer|group|windows"):
+        golden_ranking(tower, images(tower, 1), **options)
+
+
+def test_a_scorer_of_ones_own_knows_the_sample(make_tower, images):
+    tower = make_tower()
+    calls = []
+
+    class LabelLike:
+        def score(self, embeddings, reference, sample):
+            calls.append((embeddings.shape, reference.shape, sample))
+            return -embeddings[:, 0]
+
+    result = golden_ranking(tower, images(tower, 2), layer=1, group=0, scorer=LabelLike())
+    assert calls == [((16, 16), (16,), 0), ((16, 16), (16,), 1)]
+    assert torch.equal(result.removal_score[0].argsort(descending=True), result.rank[0].argsort())
+
+
+def test_numbers_have_the_stored_types(make_tower, images):
+    tower = make_tower()
+    result = golden_ranking(tower, images(tower, 1), layer=1)
+    types = [result.rank.dtype, result.removal_score.dtype, result.round.dtype, result.passes.dtype]
+    assert types == [torch.int16, torch.float32, torch.int16, torch.int64]
