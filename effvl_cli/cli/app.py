@@ -137,7 +137,7 @@ def _check(arguments: list[str]) -> None:
     name = arguments[words[0]]
     known = [*commands.names(), *utilities.UTILITIES]
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
         hint = f"Did you mean {near[0]!r}?" if near else f"The commands are {', '.join(known)}"
         raise UsageError(f"unknown command {name!r}", hint)
     if name in commands.names():
@@ -153,26 +153,22 @@ def _check_root_flags(arguments: list[str]) -> None:
 def _check_command(name: str, arguments: list[str]) -> None:
     table = commands.of(name)
     config = flags.config_class(table[""].config)
-    given, verb = _scan(arguments, config, table)
+    given, verb = _scan(arguments, config, table, name)
     if verb:
         if given:
             raise UsageError(f"--{given[0]} stands before {verb!r}", f"Put --{given[0]} after {verb!r}")
         config = flags.config_class(table[verb].config)
-        given, _ = _scan(arguments[arguments.index(verb) + 1 :], config, {})
-    known = flags.flag_names(config)
-    switches = [f"no-{key}" for key in known if flags.is_switch(config, key)]
+        given, _ = _scan(arguments[arguments.index(verb) + 1 :], config, {}, f"{name} {verb}")
     for key in given:
-        if key not in {*known, *switches, "help"}:
-            raise unknown_option(key, known, f"option --{key} of `effvl {name}{' ' + verb if verb else ''}`")
         if given.count(key) > 1:
             raise UsageError(f"--{key} is given twice", "Give it once; lists are comma separated")
 
 
-def _scan(arguments: list[str], config: type, verbs: dict[str, Command]) -> tuple[list[str], str]:
+def _scan(arguments: list[str], config: type, verbs: dict[str, Command], called: str) -> tuple[list[str], str]:
     """Option words up to a verb, and the verb; values of options are passed over.
 
     Raises:
-        UsageError: a word that is neither an option, a value nor a verb.
+        UsageError: an unknown option, or a word that is neither an option's value nor a verb.
     """
     given: list[str] = []
     skip = False
@@ -182,7 +178,10 @@ def _scan(arguments: list[str], config: type, verbs: dict[str, Command]) -> tupl
         elif word.startswith("--"):
             key, equals, _ = word[2:].partition("=")
             given.append(key)
-            skip = not equals and not flags.is_switch(config, key) and key in flags.flag_names(config)
+            known = flags.flag_names(config)
+            if key not in known and key.removeprefix("no-") not in known and key != "help":
+                raise unknown_option(key, known, f"option --{key} of `effvl {called}`")
+            skip = not equals and not flags.is_switch(config, key)
         elif word in verbs and word:
             return given, word
         elif verbs and not word.startswith("-") and len(verbs) > 1:

@@ -31,7 +31,7 @@ class Row:
 def nearest(name: str, known: Iterable[str]) -> str:
     """A did-you-mean sentence, or the empty string."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.55)
-    return f"did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+    return f"Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
 
 
 class Registry:
@@ -66,8 +66,8 @@ class Registry:
                 if spec.startswith(prefix):
                     return rows[name], spec[len(prefix) :]
         names = [row.name for row in self.rows()]
-        hint = nearest(spec, names) or f"known: {', '.join(names)}"
-        raise UsageError(f"unknown {self.kind} {spec!r}", f"{hint} (see `effvl list {self.kind.replace(' ', '')}s`)")
+        hint = nearest(spec, names) or f"Known: {', '.join(names)}"
+        raise UsageError(f"unknown {self.kind} {spec!r}", hint)
 
     def builder(self, row: Row) -> Callable[..., Any]:
         """Import the row's builder."""

@@ -128,7 +128,7 @@ def _qualified(name: str) -> str:
     if name in open_clip.list_models():
         return f"openclip:{name}"
     known = [*(row.name for row in MODELS.rows()), *open_clip.list_models()]
-    hint = nearest(name, known).capitalize() or "See `effvl list models`"
+    hint = nearest(name, known) or "See `effvl list models`"
     raise UsageError(f"unknown --model {name!r}", hint)
 
 

@@ -27,7 +27,7 @@ def build(name: str, *, num_classes: int | None = None) -> Network:
         UsageError: no configuration of that name.
     """
     if name not in open_clip.list_models():
-        hint = nearest(name, open_clip.list_models()).capitalize() or "`effvl list models openclip` lists them"
+        hint = nearest(name, open_clip.list_models()) or "`effvl list models openclip` lists them"
         raise UsageError(f"unknown open_clip model {name!r}", hint)
     try:
         module = open_clip.create_model(name, pretrained=None, pretrained_hf=False, device="cpu")
@@ -106,7 +106,7 @@ def _fetch(name: str, tag: str, download: bool) -> Path:
     config = get_pretrained_cfg(name, tag)
     if not config:
         tags = list_pretrained_tags_by_model(name)
-        hint = nearest(tag, tags).capitalize() or f"Give a file, a run folder, none, or a tag: {', '.join(tags) or '-'}"
+        hint = nearest(tag, tags) or f"Give a file, a run folder, none, or a tag: {', '.join(tags) or '-'}"
         raise ModelError(f"no file and no pretrained tag of {name}: --weights {tag}", hint)
     if download:
         try:

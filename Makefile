@@ -1,0 +1,56 @@
+# Every target that needs it makes .venv and installs into it; PYTHON chooses the interpreter.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+# Folder that holds cifar10_jpeg.tar.gz: train/<class>/*.jpg and test/<class>/*.jpg
+EFFVL_TEST_DATA ?= ../shared/data
+export EFFVL_TEST_DATA
+
+.PHONY: demo test test-slow test-faults lint assets tables
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+demo: $(READY)
+	$(BIN)/effvl prune-tokens --keep 0.6
+
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+test-%: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m $*
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The shipped tiny:clip: about 12 minutes on one core.
+assets: $(READY)
+	$(BIN)/python -m effvl_cli.models.merges
+	OMP_NUM_THREADS=1 $(BIN)/effvl pretrain --recipe recipes/pretrain/clip-shapes.yaml --out runs/assets --fresh
+	mkdir -p effvl_cli/models/assets/tiny-clip
+	cp runs/assets/checkpoint.safetensors runs/assets/manifest.json runs/assets/report.json effvl_cli/models/assets/tiny-clip/
+
+# Miniature experiments: sweeps with claims. Each file's description says how long it takes.
+mini-%: recipes/mini/%.yaml $(READY)
+	$(BIN)/effvl sweep $<
+	$(BIN)/effvl table $<
+
+mini-prune-tokens-cifar: runs/data/cifar10
+
+# Tables of papers: sweeps over the paper's data sets.
+table-%: recipes/tables/%.yaml $(READY)
+	$(BIN)/effvl sweep $<
+	$(BIN)/effvl table $<
+
+bench-%: $(READY)
+	$(BIN)/python tests/bench/bench_$(subst -,_,$*).py
+
+runs/data/cifar10: $(EFFVL_TEST_DATA)/cifar10_jpeg.tar.gz
+	mkdir -p $@
+	tar -xzf $< -C $@
+	touch $@
