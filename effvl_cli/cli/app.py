@@ -13,6 +13,7 @@ from effvl_cli.cli.commands import Command
 from effvl_cli.config.resolve import Invocation, dry_run_text, read_recipe, resolve, unknown_option
 from effvl_cli.core.errors import EffvlError, UsageError
 
+ROOT_FLAGS = ("-h", "--help", "--version")
 SETTINGS: dict[str, Any] = {
     "add_completion": False,
     "rich_markup_mode": "rich",
@@ -130,24 +131,18 @@ def dispatch(command: Command, typed: dict[str, Any], invocation: Invocation) ->
 
 def _check(arguments: list[str]) -> None:
     """Refuse unknown commands and options with a suggestion, options before a verb, and options given twice."""
-    words = [place for place, word in enumerate(arguments) if not word.startswith("-")]
-    if not words:
-        _check_root_flags(arguments)
+    if not arguments or arguments[0] in ROOT_FLAGS:
         return
-    name = arguments[words[0]]
+    name = arguments[0]
+    if name.startswith("-"):
+        raise UsageError(f"option {name} stands before a command", "Write effvl COMMAND [OPTIONS]; see effvl --help")
     known = [*commands.names(), *utilities.UTILITIES]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
         hint = f"Did you mean {near[0]!r}?" if near else f"The commands are {', '.join(known)}"
         raise UsageError(f"unknown command {name!r}", hint)
     if name in commands.names():
-        _check_command(name, arguments[words[0] + 1 :])
-
-
-def _check_root_flags(arguments: list[str]) -> None:
-    for word in arguments:
-        if word not in {"--help", "-h", "--version"}:
-            raise UsageError(f"option {word} comes before a command", "Write effvl COMMAND [OPTIONS]; see effvl --help")
+        _check_command(name, arguments[1:])
 
 
 def _check_command(name: str, arguments: list[str]) -> None:

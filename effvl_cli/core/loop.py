@@ -18,6 +18,7 @@ from effvl_cli.core.run import Run
 PATIENCE = 5  # non-finite steps in a row before the run is given up
 CHECKPOINT_SHARE = 0.02  # of the time, at most, goes into checkpoints whose period is not given
 FIRST_CHECKPOINT = 2.0  # seconds
+EVALUATION_LINES = 10.0  # seconds at least between two logged evaluations; all are in metrics.jsonl
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,8 @@ class _Loop:
         self.figures: dict[str, float] = {}
         self.step_module: nn.Module = _StepModule(task)
         self.saved_at, self.save_cost = time.monotonic(), 0.0
-        self.data_wait = 0.0
+        self.told_at = 0.0
+        self.began, self.data_wait = time.monotonic(), 0.0
 
     def run_from(self, batches: Callable[[int], Iterator[Any]]) -> Fitted:
         started = time.monotonic()
@@ -203,7 +205,8 @@ class _Loop:
             rate = self.plan.rate(self.step - 1)
             record = {**figures, "lr_factor": rate, "grad_norm": float(norm)}
             self.run.record("train", phase=self.plan.phase, step=self.step, **record)
-            progress.update(self.step, loss=figures["loss"], data_wait=self.data_wait)
+            waiting = self.data_wait / (time.monotonic() - self.began)
+            progress.update(self.step, loss=figures["loss"], lr_factor=rate, data_wait=f"{waiting:.0%}")
         else:
             progress.update(self.step)
 
@@ -217,7 +220,8 @@ class _Loop:
         with torch.no_grad():
             self.figures = self.task.evaluate()
         self.run.record("eval", phase=plan.phase, step=self.step, **self.figures)
-        if self.figures:
+        if self.figures and (self.step == plan.steps or time.monotonic() - self.told_at > EVALUATION_LINES):
+            self.told_at = time.monotonic()
             text = "  ".join(f"{name} {value:.4f}" for name, value in self.figures.items())
             self.run.log(f"{plan.phase} step {self.step}/{plan.steps}: {text}")
         if plan.best and (self.best is None or self.figures[plan.best] > self.best[0]):

@@ -1,0 +1,123 @@
+"""Wrong input: one line that names the key, the value and the fix, and its exit code."""
+
+import pytest
+from PIL import Image
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "parts"),
+    [
+        ("prune-tokens --keep 0", 2, ["--keep is 0", "above 0"]),
+        ("prune-tokens --keep 1.5", 2, ["--keep is 1.5", "at most 1"]),
+        ("prune-tokens --keep half", 2, ["--keep is half", "a number"]),
+        ("prune-tokens --keep=-1", 2, ["--keep is -1", "above 0"]),
+        ("prune-tokens --keep 0.5 eval", 2, ["--keep stands before 'eval'", "Put --keep after 'eval'"]),
+        ("prune-tokens --keep 0.5 --keep 0.6", 2, ["--keep is given twice"]),
+        ("prune-tokens --kep 0.5", 2, ["--kep", "Did you mean 'keep'"]),
+        ("pretrain --learning_rate 1", 2, ["--learning_rate", "Did you mean 'lr'"]),
+        ("pretrain --method clip --steps 1 --batch 4", 2, ["--batch", "Did you mean 'batch-size'"]),
+        ("prune-tokens evl", 2, ["unknown verb 'evl'", "'eval'"]),
+        ("prune-token", 2, ["unknown command 'prune-token'", "'prune-tokens'"]),
+        ("--keep 1", 2, ["--keep", "before"]),
+        ("prune-tokens --model ViT-B-17", 2, ["unknown --model 'ViT-B-17'", "ViT-B-1"]),
+        ("prune-tokens --model openclip:ViT-B-17", 2, ["ViT-B-17", "Did you mean"]),
+        ("prune-tokens --data digit --weights none", 2, ["unknown data set 'digit'", "'digits'"]),
+        ("prune-tokens --data shape-captions:oil", 2, ["'oil'", "photo, sketch"]),
+        ("prune-tokens --layer 4", 2, ["--layer is 4", "0 to 3"]),
+        ("prune-tokens --device cuda:99", 2, ["cuda:99", "--device cpu"]),
+        ("prune-tokens --templates photo", 2, ["'photo'", "{}"]),
+        ("prune-tokens --model RN50 --weights none", 4, ["ModifiedResNet", "supported:", "ViT-"]),
+        ("prune-tokens --model ViT-B-32", 4, ["comes without weights", "--weights"]),
+        ("prune-tokens --model ViT-B-32 --weights opena", 4, ["opena", "openai"]),
+        ("prune-tokens --model ViT-B-32 --weights openai", 4, ["not in the local cache", "--download"]),
+        ("prune-tokens --weights nowhere.safetensors", 4, ["nowhere.safetensors"]),
+        ("prune-tokens --model tiny:resnet --weights none", 4, ["classifier", "clip"]),
+        ("prune-tokens --data folder:nowhere", 3, ["no folder at nowhere", "PATH/train/CLASS"]),
+        ("prune-tokens --data csv:nowhere.csv", 3, ["nowhere.csv"]),
+        ("prune-tokens eval", 3, ["no completed run", "effvl prune-tokens"]),
+        ("prune-tokens eval nowhere", 4, ["nowhere"]),
+        ("pretrain", 2, ["--method is missing", "clip", "supervised"]),
+        ("pretrain --method clip", 2, ["--steps or --epochs"]),
+        ("pretrain --method clip --epochs 1", 2, ["endless", "--steps"]),
+        ("pretrain --method simclr --steps 1", 2, ["--method is simclr", "clip, supervised"]),
+        ("pretrain --method clip --steps 1 --batch-size 5 --accumulate 2", 2, ["--batch-size 5", "--batch-size 6"]),
+        ("prune-tokens --recipe nowhere.yaml", 2, ["nowhere.yaml"]),
+        ("sweep nowhere.yaml", 2, ["nowhere.yaml"]),
+        ("table nowhere", 3, ["nowhere", "report.json"]),
+        ("list models zebra", 2, ["zebra"]),
+    ],
+)
+def test_one_line_and_its_code(effvl, line, code, parts):
+    outcome = effvl(*line.split())
+    assert outcome.code == code, outcome.err
+    for part in parts:
+        assert part in outcome.error
+    assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("effvl: 1\ncommand: prune-tokens\nconfig: {kep: 0.5}\n", ["'kep'", "Did you mean 'keep'"]),
+        ("effvl: 1\ncommand: prune-tokens\nconfig: {keep: 2}\n", ["keep is 2 in recipe", "at most 1"]),
+        ("effvl: 1\ncommand: prune-tokens\nconfig:\n  keep: 0.5\n  keep: 0.6\n", ["line 5", "second time"]),
+        ("effvl: 1\ncommand: pretrain\nconfig: {}\n", ["recipe of `effvl pretrain`"]),
+        ("effvl: 1\ncommand: prune-tokens\nconfg: {}\n", ["'confg'", "'config'"]),
+        ("command: prune-tokens\n", ["no recipe", "effvl: 1"]),
+        ("effvl: 1\n  command: x\n", ["not YAML"]),
+        ("effvl: 1\ncommand: prune-tokens\narms: {a: {}}\n", ["is a sweep", "effvl sweep"]),
+    ],
+)
+def test_recipes_are_read_strictly(effvl, workdir, text, parts):
+    (workdir / "r.yaml").write_text(text)
+    outcome = effvl("prune-tokens", "--recipe", "r.yaml")
+    assert outcome.code == 2
+    for part in parts:
+        assert part in outcome.error
+
+
+def test_a_corrupt_image_is_named_and_can_be_skipped(effvl, image_folder, report):
+    bad = image_folder / "train" / "red_thing" / "img3.jpg"
+    bad.write_bytes(bad.read_bytes()[:200])
+    job = ("prune-tokens", "--data", f"folder:{image_folder}", "--shots", 12, "--num-golden", 0)
+    outcome = effvl(*job)
+    assert outcome.code == 3
+    assert "img3.jpg" in outcome.error
+    assert "--on-bad skip" in outcome.error
+
+
+def test_too_many_corrupt_images_stop_a_run_that_skips(effvl, image_folder):
+    for bad in (image_folder / "test").rglob("*.jpg"):
+        bad.write_bytes(b"no picture")
+    line = ("prune-tokens", "--data", f"folder:{image_folder}", "--on-bad", "skip", "--shots", 2)
+    outcome = effvl(*line, "--predictor-epochs", 1, "--tune-epochs", 1)
+    assert outcome.code == 3
+    assert "more than 1%" in outcome.error
+
+
+def test_a_class_that_training_does_not_have(effvl, image_folder):
+    (image_folder / "test" / "green_thing").mkdir()
+    Image.new("RGB", (8, 8)).save(image_folder / "test" / "green_thing" / "a.png")
+    outcome = effvl("prune-tokens", "--data", f"folder:{image_folder}", "--predictor-epochs", 1, "--tune-epochs", 1)
+    assert outcome.code == 3
+    assert "green_thing" in outcome.error
+
+
+def test_weights_of_another_model_name_the_right_one(effvl, workdir):
+    import open_clip
+    import torch
+
+    torch.save(open_clip.create_model("ViT-B-32").state_dict(), "b32.pt")
+    outcome = effvl("prune-tokens", "--model", "ViT-B-16", "--weights", "b32.pt")
+    assert outcome.code == 4
+    assert "misshaped" in outcome.error
+    assert "ViT-B-32" in outcome.error
+
+
+def test_a_folder_with_files_of_others_is_left_alone(effvl, workdir):
+    (workdir / "mine").mkdir()
+    (workdir / "mine" / "thesis.txt").write_text("years of work")
+    outcome = effvl("prune-tokens", "--out", "mine", "--fresh")
+    assert outcome.code == 2
+    assert "no run's" in outcome.error
+    assert (workdir / "mine" / "thesis.txt").read_text() == "years of work"

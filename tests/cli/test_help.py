@@ -1,0 +1,82 @@
+"""Help: complete, quick, and free of heavy imports."""
+
+import resource
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+from effvl_cli.cli import commands, flags
+from effvl_cli.config.schema import options
+
+HEAVY = ("torch", "numpy", "yaml", "pydantic", "matplotlib", "sklearn", "open_clip", "PIL")
+LINES = [(), *((name,) for name in commands.names()), *((c.name, c.verb) for c in commands.COMMANDS if c.verb)]
+
+
+@pytest.mark.parametrize("words", LINES, ids=" ".join)
+def test_help_imports_nothing_heavy(words):
+    code = (
+        "import sys; from effvl_cli.cli.app import main; "
+        f"code = main([*{list(words)!r}, '--help']); "
+        f"print(code, [m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip().splitlines()[-1] == "0 []"
+    assert "Usage: effvl" in done.stdout
+
+
+@pytest.mark.parametrize("command", commands.COMMANDS, ids=lambda c: c.title)
+def test_every_option_is_documented(effvl, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "120")
+    shown = effvl(*command.title.split(), "--help").out
+    for option in options(flags.config_class(command.config)).values():
+        assert option.doc
+        assert ("[RUN]" if option.name == "run" else option.flag) in shown
+    assert "[default" not in shown  # brackets would be taken for markup
+
+
+def _cpu_seconds(code: str) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_root_help_costs_less_than_four_imports_of_typer():
+    root = "import sys; sys.argv = ['effvl', '--help']; import effvl_cli.__main__ as m\ntry: m.main()\nexcept SystemExit: pass"
+    ours = statistics.median(_cpu_seconds(root) for _ in range(5))
+    typer = statistics.median(_cpu_seconds("import typer") for _ in range(5))
+    assert ours < 4 * typer
+
+
+def test_only_what_exists_is_listed(effvl):
+    shown = effvl("--help").out
+    for name in ("pretrain", "prune-tokens", "list", "env", "sweep", "table"):
+        assert name in shown
+    for name in ("prune-blocks", "continual", "prompt-tune", "cpr-mine", "detect"):
+        assert name not in shown
+
+
+def test_version():
+    done = subprocess.run([sys.executable, "-m", "effvl_cli", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == "effvl 0.1.0\n"
+
+
+def test_lists(effvl):
+    assert "tiny:clip" in effvl("list", "models").out
+    assert "openclip:ViT-B-16" in effvl("list", "models", "ViT-B-16").out
+    assert "shape-captions" in effvl("list", "datasets").out
+    assert "torch" in effvl("env").out
+
+
+def test_dry_run_names_the_origin_of_each_value_and_runs_nothing(effvl, workdir):
+    (workdir / "r.yaml").write_text("effvl: 1\ncommand: prune-tokens\nconfig: {keep: 5e-1, shots: 4}\n")
+    shown = effvl("prune-tokens", "--recipe", "r.yaml", "--shots", 8, "--dry-run").out
+    lines = {line.split(":")[0].strip(): line for line in shown.splitlines()}
+    assert "0.5" in lines["keep"] and "recipe r.yaml" in lines["keep"]
+    assert "8" in lines["shots"] and "# flag" in lines["shots"]
+    assert "# default" in lines["block"]
+    assert not (workdir / "runs").exists()
+    (workdir / "again.yaml").write_text(shown)
+    assert effvl("prune-tokens", "--recipe", "again.yaml", "--dry-run").code == 0

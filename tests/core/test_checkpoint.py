@@ -1,0 +1,108 @@
+"""Weights in the formats people have, and step folders that survive damage."""
+
+import json
+
+import pytest
+import torch
+
+from effvl_cli.core import checkpoint
+from effvl_cli.core.checkpoint import StepFolders, check_keys, load_model, read_state_dict, save_model
+from effvl_cli.core.errors import EffvlError, ModelError
+
+STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2)}
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {"model": {"module": s}, "epoch": 3}])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_wrappers_and_prefixes_come_off(tmp_path, wrap, prefix):
+    torch.save(wrap({prefix + key: value for key, value in STATE.items()}), tmp_path / "w.pt")
+    found = read_state_dict(tmp_path / "w.pt")
+    assert found.keys() == STATE.keys()
+    assert torch.equal(found["a.weight"], STATE["a.weight"])
+
+
+def test_torchscript_is_refused_with_the_way_out(tmp_path):
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "m.pt")
+    with pytest.raises(ModelError, match="TorchScript") as caught:
+        read_state_dict(tmp_path / "m.pt")
+    assert "torch.jit.load('m.pt'" in caught.value.hint
+
+
+def test_a_pickled_module_is_not_unpickled(tmp_path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "m.pt")
+    with pytest.raises(ModelError, match="cannot be read as tensors"):
+        read_state_dict(tmp_path / "m.pt")
+
+
+def test_damaged_files(tmp_path):
+    save_model(tmp_path / "w.safetensors", STATE, {})
+    data = (tmp_path / "w.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(data[:-5])
+    with pytest.raises(ModelError, match="not a whole safetensors file"):
+        read_state_dict(tmp_path / "cut.safetensors")
+    (tmp_path / "w.safetensors").write_bytes(data[:-1] + b"\x01")
+    with pytest.raises(ModelError, match=r"not what manifest.json describes"):
+        load_model(tmp_path / "w.safetensors")
+
+
+def test_shared_tensors_are_stored_once_and_tied_again(tmp_path):
+    shared = torch.randn(3, 3)
+    save_model(tmp_path / "w.safetensors", {"one": shared, "two": shared}, {"kind": "x"})
+    assert json.loads((tmp_path / "manifest.json").read_text())["aliases"] == {"two": "one"}
+    state, manifest = load_model(tmp_path / "w.safetensors")
+    assert torch.equal(state["two"], shared) and manifest["kind"] == "x"
+
+
+def test_key_differences_are_counted_and_named():
+    found = {f"extra{k}": torch.ones(1) for k in range(7)} | {"a.weight": torch.ones(2, 2)}
+    with pytest.raises(ModelError) as caught:
+        check_keys(STATE, found, what="weights")
+    text = str(caught.value)
+    assert "1 missing (a.bias)" in text
+    assert "7 unexpected (extra0, extra1, extra2, extra3, extra4, ...)" in text
+    assert "1 misshaped (a.weight (2, 2) for (2, 3))" in text
+
+
+def test_steps_rotate_and_the_best_stays(tmp_path):
+    folders = StepFolders(tmp_path / "train", keep=2)
+    for step in (1, 2, 3, 4, 5):
+        folders.save(step, STATE, {"step": step}, best=2)
+    assert sorted(p.name for p in (tmp_path / "train").iterdir()) == ["step-00000002", "step-00000004", "step-00000005"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.pt", "manifest.json"])
+def test_a_damaged_step_falls_back_to_the_one_before(tmp_path, name):
+    folders = StepFolders(tmp_path, keep=3)
+    for step in (1, 2):
+        folders.save(step, STATE, {"value": step}, best=None)
+    (tmp_path / "step-00000002" / name).write_bytes(b"{}")
+    warnings = []
+    found = folders.latest(warnings.append)
+    assert (found.step, found.state["value"]) == (1, 1)
+    assert len(warnings) == 1
+
+
+@pytest.mark.parametrize("call", range(4))
+def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path, monkeypatch, call):
+    folders = StepFolders(tmp_path / "train")
+    folders.save(1, STATE, {"value": 1}, best=None)
+    calls = iter(range(100))
+
+    def full(*arguments):
+        if next(calls) >= call:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.Path, "write_bytes", lambda self, data: (full(), self.open("wb").write(data)))
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(EffvlError, match="no space left") as caught:
+        folders.save(2, STATE, {"value": 2}, best=None)
+    assert "Free some space" in caught.value.hint
+    monkeypatch.undo()
+    assert folders.latest(print).state["value"] == 1
+    assert [p.name for p in (tmp_path / "train").iterdir()] == ["step-00000001"]
+
+
+def test_state_is_read_without_unpickling_code(tmp_path):
+    folders = StepFolders(tmp_path)
+    folders.save(1, STATE, {"optimizer": {"state": {0: {"step": torch.tensor(3.0)}}}}, best=None)
+    assert folders.load(1).state["optimizer"]["state"][0]["step"] == 3
