@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from effvl_cli.cli.app import main
 from effvl_cli.core import signals
@@ -16,7 +18,11 @@ from effvl_cli.core.report import Report, read_report
 
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch):
+    connect = socket.socket.connect
+
     def refuse(self, address, *rest):
+        if self.family == socket.AF_UNIX:  # loader processes
+            return connect(self, address, *rest)
         raise OSError(f"a test tried to reach {address}")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
@@ -102,14 +108,13 @@ def few_images(monkeypatch):
 @pytest.fixture
 def image_folder(tmp_path) -> Path:
     """Two colours in ImageFolder layout: 12 training, 4 validation and 6 test images a class."""
-    from PIL import Image
-
     root = tmp_path / "pictures"
     for split, count in (("train", 12), ("val", 4), ("test", 6)):
         for name, colour in (("red_thing", (220, 30, 30)), ("blue_thing", (30, 30, 220))):
             folder = root / split / name
             folder.mkdir(parents=True)
             for number in range(count):
-                shade = tuple(min(255, c + 3 * number) for c in colour)
-                Image.new("RGB", (40 + number, 36), shade).save(folder / f"img{number}.jpg")
+                pixels = np.full((36, 40 + number, 3), colour, np.uint8)
+                pixels[:, :, 1] = np.linspace(0, 60 + number, 40 + number)  # so that crops and flips show
+                Image.fromarray(pixels).save(folder / f"img{number}.jpg")
     return root

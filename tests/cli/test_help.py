@@ -10,7 +10,7 @@ import pytest
 from effvl_cli.cli import commands, flags
 from effvl_cli.config.schema import options
 
-HEAVY = ("torch", "numpy", "yaml", "pydantic", "matplotlib", "sklearn", "open_clip", "PIL")
+HEAVY = ("torch", "numpy", "yaml", "matplotlib", "sklearn", "open_clip", "PIL")
 LINES = [(), *((name,) for name in commands.names()), *((c.name, c.verb) for c in commands.COMMANDS if c.verb)]
 
 

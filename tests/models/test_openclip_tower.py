@@ -31,7 +31,8 @@ def _clip(kind="plain", model=CLIP, **options):
     vision = CLIPVisionCfg(**{**vision, **KINDS[kind], **options})
     clip = model(16, vision, CLIPTextCfg(**TEXT), quick_gelu=kind == "quick-gelu").eval()
     for parameter in clip.visual.parameters():  # norms and biases that do nothing would hide a missing one
-        nn.init.normal_(parameter, parameter.mean().item(), 0.1) if parameter.ndim == 1 else None
+        if parameter.ndim in (1, 3):
+            nn.init.normal_(parameter, parameter.mean().item(), 0.1)
     return clip
 
 

@@ -79,7 +79,7 @@ def latency_bars(setup: Setup, rows: Sequence[Mapping[str, Any]]) -> None:
         setup.run.folder / "plots" / "latency.png",
         [f"batch {row['batch']}" for row in rows],
         {"measured": measured, "by multiply-adds": [1 / row["mac_ratio"] for row in rows]},
-        title=f"Speed-up of the pruned tower on {setup.run.device.type}, {rows[0]['threads']} threads",
+        title=f"Speed-up of the pruned tower on {setup.run.device.type} (threads: {rows[0]['threads']})",
         ylabel="dense time / pruned time",
         errors={"measured": [(max(0.0, low), max(0.0, high)) for low, high in spread]},
         level=1.0,

@@ -144,7 +144,7 @@ def removal_windows(grid: tuple[int, int], side: int, stride: int) -> Tensor:
 
 def alive_until(rank_until: float, num_patches: int) -> int:
     """ceil(rank_until * N), the number of patches at which removal stops."""
-    return max(1, math.ceil(rank_until * num_patches - 1e-9))  # 0.7 * 10 is a little above 7 in floating point
+    return max(1, math.ceil(rank_until * num_patches - 1e-9))  # 0.07 * 100 is a little above 7
 
 
 def token_damage(removed: Tensor, scores: Tensor, reference: float) -> Tensor:

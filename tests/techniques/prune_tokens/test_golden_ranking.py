@@ -197,7 +197,7 @@ def test_pass_counts(sum_tower, group, expected):
     assert sorted(result.rank[0].tolist()) == list(range(196))
 
 
-@pytest.mark.parametrize(("share", "patches", "expected"), [(0.3, 64, 20), (0.7, 10, 7), (0.01, 4, 1), (1.0, 5, 5)])
+@pytest.mark.parametrize(("share", "patches", "expected"), [(0.3, 64, 20), (0.07, 100, 7), (0.01, 4, 1), (1.0, 5, 5)])
 def test_alive_until_rounds_up(share, patches, expected):
     assert alive_until(share, patches) == expected
 

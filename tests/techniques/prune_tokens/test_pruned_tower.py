@@ -49,6 +49,11 @@ def test_gather_by_hand():
     assert gather_patches(with_prompts, keep, 1, 4)[..., 0].tolist() == [[9, 11, 13, 7, 7], [9, 20, 22, 7, 7]]
 
 
+def test_raster_order_stays():
+    assert keep_indices(torch.tensor([[0.1, 0.8, 0.2, 0.9]]), 2).tolist() == [[1, 3]]
+    assert keep_indices(torch.tensor([[0.9, 0.1, 0.2, 0.95]]), 3).tolist() == [[0, 2, 3]]
+
+
 def test_equal_scores_keep_the_lowest_ids():
     assert keep_indices(torch.zeros(1, 6), 3).tolist() == [[0, 1, 2]]
     assert keep_indices(torch.tensor([[0.0, 1, 1, 0, 1, 1]]), 3).tolist() == [[1, 2, 4]]
