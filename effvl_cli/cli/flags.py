@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -12,7 +11,7 @@ from effvl_cli.config.resolve import Invocation
 from effvl_cli.config.schema import Option, options, written
 
 INVOCATION = {
-    "recipe": "YAML file with options (flags win over it)",
+    "recipe": "YAML file with options; flags win over it, and --no-SWITCH turns a switch of it off",
     "dry_run": "print the resolved options and where each is from, and stop",
     "fresh": "start anew in a run folder that is there already",
     "quiet": "no progress and no log on the terminal",
@@ -20,6 +19,7 @@ INVOCATION = {
     "debug": "tracebacks instead of one-line errors",
 }
 PANEL = "Invocation"
+_OFF = "no_"
 
 
 def config_class(target: str) -> type:
@@ -34,13 +34,10 @@ def flag_names(config: type) -> list[str]:
     return [*own, *(name.replace("_", "-") for name in INVOCATION)]
 
 
-def is_switch(config: type, key: str) -> bool:
-    """Whether a flag takes no value."""
-    if key in ("recipe", "help"):
-        return key == "help"
-    name = key.replace("-", "_").removeprefix("no_")
-    found = options(config).get(name)
-    return name in INVOCATION if found is None else found.kind is bool
+def switches(config: type) -> list[str]:
+    """Those that take no value; each but the ones of the invocation has a --no- form."""
+    own = [option.key for option in options(config).values() if option.kind is bool]
+    return [*own, *(f"no-{key}" for key in own), *(name.replace("_", "-") for name in INVOCATION if name != "recipe")]
 
 
 def callback(config: type, handle: Callable[..., int | None], summary: str) -> Callable[..., None]:
@@ -55,17 +52,23 @@ def callback(config: type, handle: Callable[..., int | None], summary: str) -> C
 
     def command(ctx: typer.Context, **given: Any) -> None:
         typed = {name: value for name, value in given.items() if value is not None}
-        switches = {name: typed.pop(name) for name in INVOCATION if name in typed}
-        code = handle(ctx, typed, Invocation(**switches, argv=tuple(sys.argv)))
+        how = {name: typed.pop(name) for name in INVOCATION if name in typed}
+        for name in [name for name in typed if name.startswith(_OFF)]:
+            typed[name.removeprefix(_OFF)] = not typed.pop(name)
+        code = handle(ctx, typed, Invocation(**how, argv=tuple(ctx.find_root().obj or ())))
         if code is not None:
             raise typer.Exit(code)
 
     parameters = [inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)]
-    for name, option in sorted(options(config).items(), key=lambda item: _panel_order(config, item[1])):
+    for name, option in options(config).items():
         parameters.append(_parameter(name, _argument(option) if name == "run" else _flag(option)))
+        if option.kind is bool:  # hidden: the column of --no- forms would squeeze the text of the whole panel
+            off = typer.Option(f"--no-{option.key}", hidden=True)
+            parameters.append(_parameter(f"{_OFF}{name}", Annotated[bool | None, off]))
     for name, text in INVOCATION.items():
-        kind = str if name == "recipe" else bool
-        info = typer.Option(f"--{name.replace('_', '-')}", help=text, rich_help_panel=PANEL, show_default=False)
+        kind, word = (str, "FILE") if name == "recipe" else (bool, "")
+        flag = f"--{name.replace('_', '-')}"
+        info = typer.Option(flag, help=text, metavar=word, rich_help_panel=PANEL, show_default=False)
         parameters.append(_parameter(name, Annotated[kind | None, info]))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -73,30 +76,29 @@ def callback(config: type, handle: Callable[..., int | None], summary: str) -> C
     return command
 
 
-def _panel_order(config: type, option: Option) -> int:
-    """The command's own panel first, the shared ones (run, data, model) last."""
-    late = ["Training", "Data", "Model", "Run"]
-    if option.panel in late:
-        return 100 + late.index(option.panel)
-    panels = [getattr(base, "panel", "") for base in config.__mro__]
-    return panels.index(option.panel)
-
-
 def _parameter(name: str, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
 def _argument(option: Option) -> Any:
-    return Annotated[str | None, typer.Argument(metavar="[RUN]", help=option.doc, show_default=False)]
+    return Annotated[str | None, typer.Argument(metavar="RUN", help=option.doc, show_default=False)]
 
 
 def _flag(option: Option) -> Any:
-    about = [option.bounds] if option.bounds and not option.choices else []
-    if option.default not in (None, (), False):
+    kind, word = (bool, "") if option.kind is bool else (str, option.metavar)
+    info = typer.Option(option.flag, help=_help(option), metavar=word, rich_help_panel=option.panel, show_default=False)
+    return Annotated[kind | None, info]
+
+
+def _help(option: Option) -> str:
+    """What it is (default; range); without brackets, which help would take for markup."""
+    about = []
+    if option.default is not None and option.default is not False and option.default != ():
         about.append(f"default {written(option.default)}")
-    text = option.doc + (f" ({'; '.join(about)})" if about else "")
-    if option.kind is bool:
-        info = typer.Option(f"{option.flag}/--no-{option.key}", help=text, rich_help_panel=option.panel)
-        return Annotated[bool | None, info]
-    info = typer.Option(option.flag, help=text, metavar=option.metavar, rich_help_panel=option.panel, show_default=False)
-    return Annotated[str | None, info]
+    if option.bounds and not option.choices:
+        about.append(option.bounds)
+    if not about:
+        return option.doc
+    if option.doc.endswith(")"):
+        return f"{option.doc[:-1]}; {'; '.join(about)})"
+    return f"{option.doc} ({'; '.join(about)})"

@@ -43,11 +43,29 @@ class Option:
         return f"{word},..." if self.is_list else word
 
 
+LAST = ("Training", "Data", "Model", "Run")  # panels that commands share stand behind a command's own
+
+
 @cache
 def options(config: type) -> dict[str, Option]:
-    """Options of a dataclass by field name, in the order of definition."""
+    """Options of a dataclass by field name, in the order in which help, `--dry-run` and config.yaml show them.
+
+    Panel by panel, a command's own first; in a panel the fields of the most derived class first.
+    """
     hints = typing.get_type_hints(config, include_extras=True)
-    return {item.name: _option(config, item, hints[item.name]) for item in dataclasses.fields(config)}
+    found = {item.name: _option(config, item, hints[item.name]) for item in dataclasses.fields(config)}
+    panels = [getattr(base, "panel", "") for base in config.__mro__]
+
+    def place(option: Option) -> tuple[int, int]:
+        shared = LAST.index(option.panel) + 1 if option.panel in LAST else 0
+        return shared * len(panels) + panels.index(option.panel), config.__mro__.index(_owner(config, option.name))
+
+    return {option.name: option for option in sorted(found.values(), key=place)}
+
+
+def _owner(config: type, name: str) -> type:
+    """The class that defines a field first."""
+    return next(base for base in reversed(config.__mro__) if name in base.__dict__.get("__annotations__", {}))
 
 
 def _option(config: type, item: Any, hint: Any) -> Option:
@@ -59,7 +77,6 @@ def _option(config: type, item: Any, hint: Any) -> Option:
     meta += getattr(kind, "__metadata__", ())
     kind = _bare(kind)
     choices = tuple(str(c) for c in typing.get_args(kind)) if typing.get_origin(kind) is typing.Literal else ()
-    owner = next(base for base in reversed(config.__mro__) if item.name in getattr(base, "__annotations__", {}))
     return Option(
         name=item.name,
         key=item.name.replace("_", "-"),
@@ -70,7 +87,7 @@ def _option(config: type, item: Any, hint: Any) -> Option:
         bounds=_bounds(meta),
         doc=next((m.documentation for m in meta if isinstance(m, Doc)), ""),
         default=item.default,
-        panel=getattr(owner, "panel", "Options"),
+        panel=getattr(_owner(config, item.name), "panel", "Options"),
         markers=frozenset(m.name for m in meta if isinstance(m, Marker)),
     )
 

@@ -2,9 +2,11 @@
 
 import os
 import signal
+import sys
 from types import FrameType
 
 _requested = 0
+_interrupts = 0
 
 
 def install() -> None:
@@ -14,10 +16,13 @@ def install() -> None:
 
 
 def _note(number: int, frame: FrameType | None) -> None:
-    global _requested
-    if number == signal.SIGINT and _requested == signal.SIGINT:
+    global _requested, _interrupts
+    _interrupts += number == signal.SIGINT
+    if _interrupts > 1:
+        if sys.stderr is not None and sys.stderr.isatty():
+            os.write(2, b"\x1b[?25h\n")  # a progress bar hides the cursor, and nothing else brings it back
         os._exit(130)
-    _requested = number
+    _requested = _requested or number  # the first request says why; those that follow change nothing
 
 
 def requested() -> int:
@@ -27,5 +32,5 @@ def requested() -> int:
 
 def clear() -> None:
     """Forget the request, for a process that runs several commands."""
-    global _requested
-    _requested = 0
+    global _requested, _interrupts
+    _requested = _interrupts = 0

@@ -41,7 +41,7 @@ STYLES = ("photo", "sketch", "mixed")
 VERSION = 1
 
 RADIUS = (7.5, 12.0)
-MIXED_SKETCHES = 0.015  # share of sketches in `mixed`
+MIXED_SKETCHES = 0.008  # share of sketches in `mixed`
 EASY_RADIUS, EASY_IMAGES = 18.0, 115_200  # `mixed` shrinks its largest objects from this radius over so many images
 DISTRACTORS = 4
 _COARSE = 6  # cells of the smooth texture

@@ -53,7 +53,7 @@ class Preprocess:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
-        return asdict(self)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> "Preprocess":

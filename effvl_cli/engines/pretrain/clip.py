@@ -117,3 +117,13 @@ def zero_shot_logits(
     network.module.eval()
     classifier = zero_shot_classifier(network, classes, templates, run.device)
     return image_embeddings(network, images, run) @ classifier.cpu()
+
+
+def image_to_text_recall(network: Network, images: Tensor, texts: list[str], run: Run) -> Tensor:
+    """(M,) 0/1: whether the text nearest to each image is its own, or one of the same words."""
+    embeddings = image_embeddings(network, images, run)
+    tokens = network.tokenize(texts)
+    with torch.no_grad():
+        parts = [network.module.encode_text(part.to(run.device), normalize=True).cpu() for part in tokens.split(256)]
+    nearest = (embeddings @ torch.cat(parts).float().T).argmax(1)
+    return (tokens[nearest] == tokens).all(1).float()

@@ -20,7 +20,7 @@ from effvl_cli.data.prompts import choose_templates
 from effvl_cli.data.sampler import EpochSampler
 from effvl_cli.data.source import ImageSource
 from effvl_cli.data.transforms import augment
-from effvl_cli.engines.pretrain.clip import ClipTask, zero_shot_logits
+from effvl_cli.engines.pretrain.clip import ClipTask, image_to_text_recall, zero_shot_logits
 from effvl_cli.engines.pretrain.supervised import SupervisedTask
 from effvl_cli.models import network as networks
 
@@ -141,6 +141,11 @@ def _test(
 ) -> None:
     """The test split, once."""
     if not source.classes:
+        test = _source(config, "test")
+        images, _, kept = _decoded(config, test, network)
+        run.report.data(test)
+        texts = [test.captions[int(index)] for index in kept]
+        _figure(run, "recall1_image_to_text", image_to_text_recall(network, images, texts, run))
         return
     for data in (config.data, *(config.eval_data if config.method == "clip" else ())):
         test = _source(config, "test", data)
@@ -166,7 +171,10 @@ def _decoded(config: PretrainConfig, source: ImageSource, network: networks.Netw
 
 
 def _accuracy(run: Run, name: str, logits: Tensor, labels: Tensor) -> None:
-    correct = (logits.argmax(1) == labels).float()
+    _figure(run, name, (logits.argmax(1) == labels).float())
+
+
+def _figure(run: Run, name: str, correct: Tensor) -> None:
     run.report.metric(name, float(correct.mean()), split="test", n=len(correct), se=standard_error(correct))
 
 

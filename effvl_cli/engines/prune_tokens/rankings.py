@@ -48,14 +48,14 @@ class Ranked:
 
 def key_of(setup: Setup, split: str) -> dict[str, Any]:
     """Everything that a ranking of this split depends on."""
-    config, preprocess = setup.config, setup.network.preprocess
+    config = setup.config
     return {
         "format": FORMAT,
         "data": config.data,
         "split": split,
         "model": setup.network.name,
         "weights": setup.network.weights_sha256,
-        "preprocess": preprocess.to_dict() | {"size": list(preprocess.size)},
+        "preprocess": setup.network.preprocess.to_dict(),
         "grid": list(setup.tower.grid),
         "layer": setup.layer,
         "scorer": "feature",

@@ -1,0 +1,69 @@
+"""Multiply-adds, latency, random streams, pictures."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+from effvl_cli.core import measure, plots, seeds
+
+
+def test_vit_b_16_counts_its_attention():
+    with torch.device("meta"):
+        model = torchvision.models.vit_b_16().eval()
+        macs = measure.count_macs(model, torch.empty(1, 3, 224, 224))
+    assert macs == pytest.approx(17.56e9, rel=1e-3)
+    assert measure.count_parameters(model) == 86_567_656
+
+
+def test_fused_attention_is_counted_on_real_tensors_too():
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    # 5 tokens: 5 * (4 * 64 + 2 * 8 * 16) for the projections and the MLP, 2 * 25 * 8 for attention
+    assert measure.count_macs(layer, torch.randn(1, 5, 8)) == 5 * (256 + 256) + 400
+
+
+def test_latency_alternates_and_tells_slow_from_fast():
+    order = []
+
+    def arm(name, seconds):
+        def run():
+            order.append(name)
+            time.sleep(seconds)
+
+        return run
+
+    times = measure.interleaved_latency(
+        {"slow": arm("s", 0.004), "fast": arm("f", 0.001)}, torch.device("cpu"), seconds=0.05, warmup=1
+    )
+    assert order[:6] == ["s", "f"] * 3
+    assert len(times["slow"].samples) >= 5
+    gain = measure.ratio(times["slow"], times["fast"])
+    assert gain.low <= gain.value <= gain.high and gain.value > 1.5
+
+
+def test_percentiles():
+    latency = measure.Latency(tuple(float(k) for k in range(11)))
+    assert (latency.p10_ms, latency.median_ms, latency.p90_ms) == (1, 5, 9)
+
+
+def test_streams_are_derived_and_independent():
+    assert seeds.derive(0, "a", 1) == seeds.derive(0, "a", 1)
+    assert len({seeds.derive(s, n, k) for s in range(3) for n in "ab" for k in range(3)}) == 18
+    state = torch.get_rng_state()
+    with seeds.global_stream(3, "x"):
+        first = torch.rand(3)
+    assert torch.equal(torch.get_rng_state(), state)
+    with seeds.global_stream(3, "x"):
+        assert torch.equal(torch.rand(3), first)
+
+
+def test_pictures_are_written_whole(tmp_path):
+    plots.curves(tmp_path / "c.png", {"a": [(1, 2, 0.1), (0, 1, 0.2)]}, title="t", xlabel="x", ylabel="y", reference=("r", 1.5))
+    plots.paired_bars(tmp_path / "b.png", ["g"], {"m": [1.0], "n": [2.0]}, title="t", ylabel="y", errors={"m": [(0.1, 0.2)]})
+    plots.image_grid(tmp_path / "g.png", np.zeros((2, 3, 8, 8, 3), np.uint8), title="t", row_labels=["a", "b"])
+    for name in ("c", "b", "g"):
+        with Image.open(tmp_path / f"{name}.png") as image:
+            assert min(image.size) > 100 and len(set(image.convert("L").getdata())) > 2

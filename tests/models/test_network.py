@@ -1,0 +1,128 @@
+"""Networks by name, and weights in the formats people have."""
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+from effvl_cli.core.checkpoint import save_model
+from effvl_cli.core.errors import ModelError, UsageError
+from effvl_cli.models import network as networks
+from effvl_cli.models.merges import learn, pack
+from effvl_cli.models.openclip import use_quick_gelu
+from effvl_cli.models.tiny import ASSETS, MERGES
+
+
+def load(spec=None, weights=None, **more):
+    return networks.load(spec, weights, default="tiny:clip", kind="clip", **more)
+
+
+@pytest.fixture(scope="module")
+def b32():
+    torch.manual_seed(0)
+    return open_clip.create_model("ViT-B-32").state_dict()
+
+
+OPENAI = {"input_resolution": torch.tensor(224), "context_length": torch.tensor(77), "vocab_size": torch.tensor(49408)}
+
+
+def test_openai_files_are_read_with_quick_gelu(b32, tmp_path):
+    half = {key: value.half() if value.is_floating_point() else value for key, value in b32.items()}
+    torch.save({**half, **OPENAI}, tmp_path / "ViT-B-32.pt")
+    found = load("ViT-B-32", str(tmp_path / "ViT-B-32.pt"))
+    reference = open_clip.create_model("ViT-B-32-quickgelu")
+    reference.load_state_dict({key: value.float() for key, value in half.items()})
+    image = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        ours, theirs = found.module.eval().encode_image(image), reference.eval().encode_image(image)
+    assert torch.equal(ours, theirs)
+    assert found.preprocess.mean == open_clip.OPENAI_DATASET_MEAN
+
+
+def test_other_files_keep_their_activation(b32, tmp_path):
+    torch.save({"state_dict": {f"module.{k}": v for k, v in b32.items()}, "epoch": 3}, tmp_path / "w.pt")
+    found = load("openclip:ViT-B-32", str(tmp_path / "w.pt"))
+    assert not any(isinstance(m, open_clip.transformer.QuickGELU) for m in found.module.modules())
+    assert torch.equal(found.module.visual.conv1.weight, b32["visual.conv1.weight"])
+
+
+def test_weights_of_another_network_are_refused_and_the_right_one_named(b32, tmp_path):
+    torch.save(b32, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match="misshaped") as caught:
+        load("ViT-B-16", str(tmp_path / "w.pt"))
+    assert "ViT-B-32" in caught.value.hint
+
+
+def test_preprocess_follows_the_model():
+    network = networks.build("ViT-B-32", seed=0)
+    theirs = open_clip.image_transform(224, False, network.preprocess.mean, network.preprocess.std)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 250, 3), dtype=np.uint8))
+    ours = network.preprocess.normalise(network.preprocess.to_uint8(image)[None])[0]
+    assert torch.equal(ours, theirs(image))
+
+
+def test_a_checkpoint_of_ours_says_what_it_is(tmp_path):
+    network = networks.build("tiny:clip-32px", seed=5)
+    save_model(tmp_path / networks.CHECKPOINT, network.module.state_dict(), {**network.describe(), "classes": ["a"]})
+    for weights in (tmp_path, tmp_path / networks.CHECKPOINT):
+        found = load(weights=str(weights))
+        assert found.name == "tiny:clip-32px" and found.manifest["classes"] == ["a"]
+        assert torch.equal(found.module.visual.proj, network.module.visual.proj)
+    with pytest.raises(ModelError, match="are of tiny:clip-32px, not of --model tiny:clip"):
+        load("tiny:clip", str(tmp_path))
+
+
+def test_random_weights_follow_the_seed_alone():
+    one, same, other = (load("tiny:clip", "none", seed=s).weights_sha256 for s in (1, 1, 2))
+    assert one == same != other
+
+
+def test_networks_without_weights_say_so():
+    with pytest.raises(ModelError, match="comes without weights"):
+        load("tiny:clip-32px")
+    with pytest.raises(UsageError, match="Did you mean"):
+        load("tiny:clap")
+
+
+def test_pretrained_tags_stay_offline(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelError, match="not in the local cache") as caught:
+        load("ViT-B-32", "laion2b_s34b_b79k")
+    assert "--download" in caught.value.hint
+
+
+def test_quick_gelu_replaces_every_gelu():
+    module = torch.nn.Sequential(torch.nn.GELU(), torch.nn.Sequential(torch.nn.GELU()))
+    use_quick_gelu(module)
+    x = torch.tensor([1.0])
+    once = x * torch.sigmoid(1.702 * x)
+    assert torch.allclose(module(x), once * torch.sigmoid(1.702 * once))
+
+
+def test_merges_by_hand():
+    # "ab" occurs 3 times, then "abc</w>" twice; "a b" wins first, ties go to the lesser pair
+    assert learn(["abc", "abc", "abd"], 3) == [("a", "b"), ("ab", "c</w>"), ("ab", "d</w>")]
+    assert learn(["a"], 5) == []
+
+
+def test_the_shipped_merges_are_what_the_word_list_gives():
+    words = (ASSETS / "words.txt").read_text().split()
+    assert pack(learn(words, 1500)) == MERGES.read_bytes()
+
+
+def test_the_tokenizer_knows_its_words_and_spells_the_others():
+    network = networks.build("tiny:clip", seed=0)
+    tokens = network.tokenize(["a photo of a red ring.", "an automobile", "zzyzx quux", ""])
+    assert tokens.shape == (4, 16)
+    ends = tokens.argmax(1)  # open_clip pools where the largest id, the end of the text, stands
+    assert ends.tolist()[0] == 8  # start, a, photo, of, a, red, ring, ., end
+    assert ends.tolist()[3] == 1
+    assert len({tuple(row) for row in tokens.tolist()}) == 4
+
+
+def test_size_of_the_shipped_model():
+    network = load()
+    count = sum(p.numel() for p in network.module.parameters())
+    assert 300_000 <= count <= 400_000
+    assert networks.CHECKPOINT in network.shipped.name and network.shipped.stat().st_size < 2_000_000
