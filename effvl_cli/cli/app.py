@@ -1,19 +1,25 @@
 """The Typer app: root help knows every command by its summary alone; options are built for the one that is called."""
 
 import difflib
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import typer
 from typer.exceptions import TyperException
 
+from effvl_cli import __version__
 from effvl_cli.cli import commands, flags, utilities
 from effvl_cli.cli.commands import Command
-from effvl_cli.config.resolve import Invocation, dry_run_text, read_recipe, resolve, unknown_option
-from effvl_cli.core.errors import EffvlError, UsageError
+from effvl_cli.cli.console import is_main
+from effvl_cli.config.resolve import Invocation, Recipe, dry_run_text, read_recipe, resolve, unknown_option
+from effvl_cli.core.errors import EffvlError, ModelError, UsageError
 
-ROOT_FLAGS = ("-h", "--help", "--version")
+ABOUT = "Vision and vision-language models, cheaper to train, prune and run."
+HELP = ("-h", "--help")
+ROOT_FLAGS = (*HELP, "--version")
 SETTINGS: dict[str, Any] = {
     "add_completion": False,
     "rich_markup_mode": "rich",
@@ -28,7 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     debug = "--debug" in arguments
     try:
         _check(arguments)
-        result = _app(arguments)(arguments, prog_name="effvl", standalone_mode=False)
+        result = _app(arguments)(arguments, prog_name="effvl", standalone_mode=False, obj=("effvl", *arguments))
+        sys.stdout.flush()  # a reader that has left is noticed here, not while Python shuts down
         return int(result or 0)
     except typer.Exit as leaving:
         return leaving.exit_code
@@ -40,7 +47,8 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(error.format_message(), getattr(error, "exit_code", 2))
     except (typer.Abort, KeyboardInterrupt):
         return _fail("interrupted", 130)
-    except BrokenPipeError:
+    except BrokenPipeError:  # `effvl list models | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
         if debug:
@@ -49,25 +57,38 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _fail(text: str, code: int) -> int:
-    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    if is_main():
+        print(f"error: {' '.join(text.split())}", file=sys.stderr)
     return code
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"effvl {__version__}")
+        raise typer.Exit(0)
 
 
 def _app(arguments: list[str]) -> typer.Typer:
     """The root, with the options of the command that is called and the summaries of the others."""
-    app = typer.Typer(no_args_is_help=True, help="Vision and vision-language models, cheaper to train, prune and run.", **SETTINGS)
+    app = typer.Typer(no_args_is_help=True, help=ABOUT, **SETTINGS)
     called = next((word for word in arguments if not word.startswith("-")), None)
 
     @app.callback()
-    def root(version: bool = typer.Option(False, "--version", help="Print the version and leave.")) -> None:
+    def root(
+        version: bool = typer.Option(
+            False, "--version", callback=_version, is_eager=True, metavar="", help="Print the version and exit."
+        ),
+    ) -> None:
         pass
 
     for name in commands.names():
         job = commands.of(name)[""]
-        if name == called:
-            app.add_typer(_technique(name), name=name, help=job.summary, rich_help_panel="Techniques")
-        else:
+        if name != called:
             app.command(name, help=job.summary, rich_help_panel="Techniques")(_stub)
+        elif len(commands.of(name)) == 1:
+            app.command(name, help=job.summary)(_callback(job))
+        else:
+            app.add_typer(_technique(name), name=name, help=job.summary)
     for name, function in utilities.UTILITIES.items():
         app.command(name, rich_help_panel="Utilities")(function)
     return app
@@ -82,41 +103,26 @@ def _technique(name: str) -> typer.Typer:
     table = commands.of(name)
     job = table[""]
     app = typer.Typer(subcommand_metavar="[VERB]", **SETTINGS)
-    config = flags.config_class(job.config)
-    app.callback(invoke_without_command=True)(flags.callback(config, _job_handler(job), job.summary))
+    app.callback(invoke_without_command=True)(_callback(job))
     for verb, command in table.items():
         if verb:
-            build = flags.callback(flags.config_class(command.config), _handler(command), command.summary)
-            app.command(verb, help=command.summary)(build)
+            app.command(verb, help=command.summary, rich_help_panel="Verbs: parts of the job")(_callback(command))
     return app
 
 
-def _handler(command: Command) -> Callable[..., int]:
-    def handle(ctx: typer.Context, typed: dict[str, Any], invocation: Invocation) -> int:
-        return dispatch(command, typed, invocation)
-
-    return handle
-
-
-def _job_handler(command: Command) -> Callable[..., int | None]:
+def _callback(command: Command) -> Callable[..., None]:
     def handle(ctx: typer.Context, typed: dict[str, Any], invocation: Invocation) -> int | None:
         if ctx.invoked_subcommand is not None:  # a group's callback also runs before each of its verbs
             return None
         return dispatch(command, typed, invocation)
 
-    return handle
+    return flags.callback(flags.config_class(command.config), handle, command.summary)
 
 
 def dispatch(command: Command, typed: dict[str, Any], invocation: Invocation) -> int:
     """Resolve the options of a command and run it."""
     config = flags.config_class(command.config)
-    base = None
-    if command.verb and "run" in flags.options(config):
-        from effvl_cli.core.run import CONFIG, find_run
-
-        folder = find_run(command.name, typed.get("run"))
-        typed = {**typed, "run": str(folder)}
-        base = read_recipe(folder / CONFIG)
+    base = _earlier_run(command, typed, invocation.recipe) if "run" in flags.options(config) else None
     resolved = resolve(config, typed, command=command.title, recipe=invocation.recipe, base=base)
     if invocation.dry_run:
         print(dry_run_text(command.title, resolved))
@@ -124,6 +130,18 @@ def dispatch(command: Command, typed: dict[str, Any], invocation: Invocation) ->
     from effvl_cli.cli.execute import execute
 
     return execute(command, resolved, invocation)
+
+
+def _earlier_run(command: Command, typed: dict[str, Any], recipe: str | None) -> Recipe:
+    """The config.yaml of the run that a verb works on: RUN, else the recipe's, else the newest completed one."""
+    from effvl_cli.core.run import CONFIG, find_run
+
+    given = typed.get("run") or (read_recipe(Path(recipe)).config.get("run") if recipe else None)
+    folder = find_run(command.name, given)
+    found = read_recipe(folder / CONFIG)
+    if found.command.split()[0] != command.name:
+        raise ModelError(f"{folder} is a run of `effvl {found.command}`", f"Give one of `effvl {command.name}`")
+    return found
 
 
 # --- what Typer would let pass ---------------------------------------------------------------------------------------
@@ -138,11 +156,11 @@ def _check(arguments: list[str]) -> None:
         raise UsageError(f"option {name} stands before a command", "Write effvl COMMAND [OPTIONS]; see effvl --help")
     known = [*commands.names(), *utilities.UTILITIES]
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-        hint = f"Did you mean {near[0]!r}?" if near else f"The commands are {', '.join(known)}"
-        raise UsageError(f"unknown command {name!r}", hint)
+        raise UsageError(f"unknown command {name!r}", _nearest(name, known, "commands"))
     if name in commands.names():
         _check_command(name, arguments[1:])
+    else:
+        _refuse_twice([word.partition("=")[0] for word in arguments[1:] if word.startswith("--")])
 
 
 def _check_command(name: str, arguments: list[str]) -> None:
@@ -151,37 +169,58 @@ def _check_command(name: str, arguments: list[str]) -> None:
     given, verb = _scan(arguments, config, table, name)
     if verb:
         if given:
-            raise UsageError(f"--{given[0]} stands before {verb!r}", f"Put --{given[0]} after {verb!r}")
+            raise UsageError(f"{given[0]} stands before {verb!r}", f"Put {given[0]} after {verb!r}")
         config = flags.config_class(table[verb].config)
         given, _ = _scan(arguments[arguments.index(verb) + 1 :], config, {}, f"{name} {verb}")
-    for key in given:
-        if given.count(key) > 1:
-            raise UsageError(f"--{key} is given twice", "Give it once; lists are comma separated")
+    opposites = {f"--no-{name}": f"--{name}" for name in flags.flag_names(config)}
+    _refuse_twice([opposites.get(key, key) for key in given])
 
 
 def _scan(arguments: list[str], config: type, verbs: dict[str, Command], called: str) -> tuple[list[str], str]:
     """Option words up to a verb, and the verb; values of options are passed over.
 
+    Args:
+        arguments: what follows `effvl COMMAND`, or the verb.
+        config: option dataclass.
+        verbs: the technique's table, or nothing behind a verb, where a word is RUN.
+        called: the command, for messages.
+
     Raises:
         UsageError: an unknown option, or a word that is neither an option's value nor a verb.
     """
     given: list[str] = []
-    skip = False
-    for word in arguments:
-        if skip:
-            skip = False
-        elif word.startswith("--"):
-            key, equals, _ = word[2:].partition("=")
-            given.append(key)
-            known = flags.flag_names(config)
-            if key not in known and key.removeprefix("no-") not in known and key != "help":
-                raise unknown_option(key, known, f"option --{key} of `effvl {called}`")
-            skip = not equals and not flags.is_switch(config, key)
-        elif word in verbs and word:
+    known, switches = flags.flag_names(config), flags.switches(config)
+    words = iter(arguments)
+    for word in words:
+        key, equals, _ = word.removeprefix("--").partition("=")
+        if word in HELP:
+            continue
+        if word.startswith("-"):
+            if not word.startswith("--") or key not in (*known, *switches):
+                raise unknown_option(key, known, f"option {word.partition('=')[0]} of `effvl {called}`")
+            given.append(f"--{key}")
+            if not equals and key not in switches:
+                next(words, None)
+        elif word and word in verbs:
             return given, word
-        elif verbs and not word.startswith("-") and len(verbs) > 1:
-            near = difflib.get_close_matches(word, [verb for verb in verbs if verb], n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"The verbs are {', '.join(verb for verb in verbs if verb)}"
-            raise UsageError(f"unknown verb {word!r}", hint)
+        elif verbs:
+            raise _no_verb(word, [verb for verb in verbs if verb], called)
     return given, ""
 
+
+def _no_verb(word: str, verbs: list[str], called: str) -> UsageError:
+    if not verbs:
+        return UsageError(f"`effvl {called}` takes options only, not {word!r}", f"See effvl {called} --help")
+    return UsageError(f"unknown verb {word!r}", _nearest(word, verbs, "verbs"))
+
+
+def _nearest(word: str, known: list[str], kind: str) -> str:
+    begun = [name for name in known if word and name.startswith(word)]
+    near = begun or difflib.get_close_matches(word, known, n=1)
+    return f"Did you mean {near[0]!r}?" if near else f"The {kind} are {', '.join(known)}"
+
+
+def _refuse_twice(given: list[str]) -> None:
+    for flag in given:
+        if given.count(flag) > 1:
+            raise UsageError(f"{flag} is given twice", "Give it once; lists are comma separated")

@@ -36,7 +36,9 @@ def _rows(name: str, rows: tuple[tuple[str, str, str], ...]) -> tuple[Command, .
 
 
 COMMANDS = (
-    *_rows("pretrain", (("", "PretrainConfig", "Train a network from scratch: image-text contrastive, or supervised."),)),
+    *_rows(
+        "pretrain", (("", "PretrainConfig", "Train a network from scratch: image-text contrastive, or supervised."),)
+    ),
     *_rows(
         "prune-tokens",
         (

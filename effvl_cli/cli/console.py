@@ -1,6 +1,7 @@
 """What the terminal shows: results on stdout, everything else on stderr, from rank 0 only."""
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -11,10 +12,12 @@ from effvl_cli.core.table import Cell, Table
 PERIOD = 30.0  # seconds between plain progress lines
 
 
-def _is_main() -> bool:
-    from effvl_cli.core.distributed import is_main
-
-    return is_main()
+def is_main() -> bool:
+    """Whether this is rank 0: what core.distributed says, without the torch that it brings along."""
+    env = os.environ
+    if "RANK" in env and "WORLD_SIZE" in env:
+        return int(env["RANK"]) == 0
+    return int(env.get("SLURM_NTASKS", 1)) <= 1 or int(env.get("SLURM_PROCID", 0)) == 0
 
 
 class Console:
@@ -27,7 +30,7 @@ class Console:
 
     def __init__(self, *, quiet: bool = False, json: bool = False) -> None:
         self.quiet, self.json = quiet, json
-        self.shown = _is_main()
+        self.shown = is_main()
 
     def error(self, text: str) -> None:
         """One line on stderr."""
@@ -99,12 +102,13 @@ def _draw(table: Table) -> None:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    drawn = RichTable(title=table.title, title_justify="left", title_style="bold")
+    # Text, not str: brackets in a name are no markup
+    drawn = RichTable(title=Text(table.title, style="bold"), title_justify="left")
     for place, column in enumerate(table.columns):
         right = all(_is_number(row[place]) for row in table.rows)
-        drawn.add_column(column, justify="right" if right else "left", no_wrap=right)
+        drawn.add_column(Text(column), justify="right" if right else "left", no_wrap=right)
     for row in table.rows:
-        drawn.add_row(*(_text(cell) for cell in row))
+        drawn.add_row(*(Text(_text(cell)) for cell in row))
     rich = Rich()
     rich.print(drawn)
     for note in table.notes:
@@ -137,7 +141,9 @@ class Line:
             self.shown = time.monotonic()
             spent = self.shown - self.started
             left = spent / max(1, completed - self.first) * (self.total - completed)
-            self._print(f"{self.description} {completed}/{self.total}  {_clock(spent)}, {_clock(left)} to go  {self.fields}")
+            self._print(
+                f"{self.description} {completed}/{self.total}  {_clock(spent)}, {_clock(left)} to go  {self.fields}"
+            )
 
     def end(self) -> None:
         """The last line."""
@@ -163,7 +169,14 @@ class Bar:
 @contextlib.contextmanager
 def _bar(description: str, total: int, completed: int) -> Iterator[Bar]:
     from rich.console import Console as Rich
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description:<12}"),

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from effvl_cli.config.resolve import Invocation
-from effvl_cli.config.schema import Option, options, written
+from effvl_cli.config.schema import WIDEST, Option, options, written
 
 INVOCATION = {
     "recipe": "YAML file with options; flags win over it, and --no-SWITCH turns a switch of it off",
@@ -91,8 +91,9 @@ def _flag(option: Option) -> Any:
 
 
 def _help(option: Option) -> str:
-    """What it is (default; range); without brackets, which help would take for markup."""
-    about = []
+    """What it is (choices; default; range); without brackets, which help would take for markup."""
+    choices = "|".join(option.choices)
+    about = [choices] if len(choices) > WIDEST else []
     if option.default is not None and option.default is not False and option.default != ():
         about.append(f"default {written(option.default)}")
     if option.bounds and not option.choices:

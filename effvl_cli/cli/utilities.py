@@ -1,14 +1,16 @@
 """`effvl list`, `env`, `sweep` and `table`."""
 
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from effvl_cli.core.errors import UsageError
+from effvl_cli.core.errors import Interrupted, Preempted, UsageError
 
 RECIPES = Path("recipes")
 
@@ -38,7 +40,9 @@ def _registered(what: str, pattern: str) -> list[tuple[str, str]]:
         import open_clip
 
         found += [
-            (f"openclip:{name}", "open_clip model") for name in open_clip.list_models() if pattern.lower() in name.lower()
+            (f"openclip:{name}", "open_clip model")
+            for name in open_clip.list_models()
+            if pattern.lower() in name.lower()
         ]
     return found
 
@@ -51,7 +55,11 @@ def _recipes(pattern: str) -> list[tuple[str, str]]:
     found = []
     for path in sorted(RECIPES.rglob("*.yaml")):
         if pattern.lower() in str(path).lower():
-            recipe = read_recipe(path)
+            try:
+                recipe = read_recipe(path)
+            except UsageError as error:  # one that is being written must not hide the others
+                found.append((str(path), f"unusable: {error}"))
+                continue
             kind = "sweep of" if recipe.arms else "effvl"
             found.append((str(path), f"{kind} {recipe.command}: {recipe.description}"))
     return found
@@ -80,7 +88,9 @@ def env() -> None:
 def sweep(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Recipe with arms, seeds and claims.")],
     shard: Annotated[str, typer.Option(metavar="I/N", help="Run every N-th run, from the I-th (0 first).")] = "0/1",
-    out: Annotated[Path | None, typer.Option(help="Folder of the runs [default: runs/sweeps/NAME].")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the runs (default: runs/sweeps/NAME).")
+    ] = None,
 ) -> None:
     """Run a file's arms for each of its seeds, one after the other; finished runs are not run again."""
     from effvl_cli.core.sweep import run_sweep
@@ -94,16 +104,19 @@ def _echo(text: str) -> None:
 
 
 def _launch(arguments: list[str]) -> int:
-    """One run in a process of its own: its memory and its crashes stay there, a signal is passed on."""
+    """One run in a process of its own: its memory and its crashes stay there, a request to stop is passed on."""
     from effvl_cli.core import signals
 
+    if signals.requested():
+        return Interrupted.exit_code if signals.requested() == signal.SIGINT else Preempted.exit_code
     process = subprocess.Popen([sys.executable, "-m", "effvl_cli", *arguments], env=os.environ)
     while True:
         try:
             return process.wait(timeout=1)
         except subprocess.TimeoutExpired:
             if signals.requested():
-                process.send_signal(signals.requested())
+                # Never SIGINT: a terminal has sent that one to the run as well, and a second one ends it unsaved.
+                process.terminate()
                 return process.wait()
 
 
@@ -118,4 +131,4 @@ def table(
         Console().print_table(drawn)
 
 
-UTILITIES = {"list": list_, "env": env, "sweep": sweep, "table": table}
+UTILITIES: dict[str, Callable[..., None]] = {"list": list_, "env": env, "sweep": sweep, "table": table}

@@ -53,8 +53,6 @@ class PretrainConfig(RunOptions, DataOptions, PromptOptions, ModelOptions, Train
     def __post_init__(self) -> None:
         """What no single option can say."""
         if self.method is None:
-            raise ValueError(
-                "--method is missing. Give one of: clip (image-text InfoNCE), supervised (cross entropy)"
-            )
+            raise ValueError("--method is missing. Give one of: clip (image-text InfoNCE), supervised (cross entropy)")
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("the length is missing or given twice. Give --steps or --epochs")

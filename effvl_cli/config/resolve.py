@@ -109,6 +109,9 @@ def resolve(
             values[name], origins[name] = value, f"recipe {recipe}"
     for name, value in typed.items():
         values[name], origins[name] = value, "flag"
+    if base is not None and "run" in known:  # however it was named, as a checkpoint file or not at all
+        values["run"] = str(Path(base.path).parent)
+        origins["run"] = "newest run" if origins["run"] == "default" else origins["run"]
     return Resolved(validate(config, values, origins), origins, found)
 
 
@@ -146,9 +149,9 @@ def validate(config: type, values: Mapping[str, Any], origins: Mapping[str, str]
     known = options(config)
     parsed = {}
     for name, value in values.items():
-        value = _parse(known[name], value)
-        if value is not None:
-            parsed[name] = value
+        parsed[name] = _parse(known[name], value)
+        if parsed[name] == () and known[name].default:
+            raise UsageError(_is(known[name], "", origins or {}), "Give one value, or several with commas")
     try:
         return TypeAdapter(config).validate_python(parsed)
     except ValidationError as error:
@@ -160,10 +163,18 @@ def _parse(option: Option, value: Any) -> Any:
         return value
     if option.is_list:
         return tuple(part.strip() for part in value.split(",") if part.strip())
-    words = {"", "null"} | ({"none"} if option.kind is not str else set())
-    if option.optional and value.lower() in words:
-        return None
-    return value
+    if not option.optional:
+        return value
+    free_text = option.kind is str and not option.choices  # in which "none" is a word like any other
+    words = {"", "null"} if free_text or "none" in option.choices else {"", "null", "none"}
+    return None if value.lower() in words else value
+
+
+def _is(option: Option, value: Any, origins: Mapping[str, str]) -> str:
+    """An option as the user wrote it, its value, and where: "--keep is 2", "keep is 2 in recipe r.yaml"."""
+    source = origins.get(option.name, "flag")
+    said = "empty" if value == "" else value
+    return f"{option.flag} is {said}" if source == "flag" else f"{option.key} is {said} in {source}"
 
 
 def _readable(
@@ -172,9 +183,8 @@ def _readable(
     if not error["loc"]:
         return UsageError(str(error["msg"]).removeprefix("Value error, "))
     option = known[str(error["loc"][0])]
-    source = origins.get(option.name, "flag")
     value = error.get("input", values.get(option.name))
-    where = f"{option.flag} is {value}" if source == "flag" else f"{option.key} is {value} in {source}"
+    where = _is(option, value, origins)
     if option.choices:
         near = difflib.get_close_matches(str(value), option.choices, n=1)
         guess = f"; did you mean {near[0]}?" if near else ""
@@ -254,13 +264,13 @@ def read_recipe(path: Path) -> Recipe:
             raise UsageError(f"{key} in {path} is no mapping", f"Write {key}: and one option a line below it")
     if not content.get("command"):
         raise UsageError(f"{path} has no command", "Add e.g. `command: prune-tokens`")
-    config = {key.replace("_", "-"): _scalar(value, key, path) for key, value in (content.get("config") or {}).items()}
-    arms = {
-        name: {key.replace("_", "-"): _scalar(value, key, path) for key, value in (arm or {}).items()}
-        for name, arm in (content.get("arms") or {}).items()
-    }
+    for key in ("command", "description"):
+        if not isinstance(content.get(key, ""), str):
+            raise UsageError(f"{key} in {path} is no text", f"Write {key}: and words on one line")
+    config = _options(content.get("config"), "config", path)
+    arms = {name: _options(arm, f"arm {name!r}", path) for name, arm in (content.get("arms") or {}).items()}
     try:
-        seeds = tuple(int(seed) for seed in _listed(content.get("seeds")))
+        seeds = tuple(int(seed) for seed in _listed(content.get("seeds"), "seeds", path))
     except ValueError as error:
         raise UsageError(f"seeds in {path} are {content.get('seeds')}", "Write e.g. seeds: [0, 1, 2]") from error
     return Recipe(
@@ -272,22 +282,29 @@ def read_recipe(path: Path) -> Recipe:
         run=content.get("run") or {},
         arms=arms,
         seeds=seeds,
-        claims=tuple(_listed(content.get("claims"))),
+        claims=tuple(_listed(content.get("claims"), "claims", path)),
     )
 
 
-def _listed(value: Any) -> list[str]:
-    if not value:
-        return []
-    return list(value) if isinstance(value, list) else [value]
+def _options(mapping: Any, called: str, path: Path) -> dict[str, str]:
+    """Option names with dashes, and each value as one text."""
+    if not isinstance(mapping or {}, dict):
+        raise UsageError(f"{called} in {path} is no mapping", "Write one option a line, e.g. keep: 0.5")
+    values: dict[str, str] = {}
+    for key, value in (mapping or {}).items():
+        name = key.replace("_", "-")
+        if name in values:
+            raise UsageError(f"{called} in {path} gives {name!r} a second time", "Remove one")
+        values[name] = ",".join(_listed(value, key, path))
+    return values
 
 
-def _scalar(value: Any, key: str, path: Path) -> str:
-    if isinstance(value, list):
-        return ",".join(str(part) for part in value)
-    if isinstance(value, dict):
-        raise UsageError(f"{key} in {path} is a mapping", "Recipes are flat: one option a line")
-    return str(value)
+def _listed(value: Any, key: str, path: Path) -> list[str]:
+    """A text as a list of one. Only texts in it: a YAML alias can stand for a tree that never ends."""
+    items = value if isinstance(value, list) else [value] if value else []
+    if not all(isinstance(item, str) for item in items):
+        raise UsageError(f"{key} in {path} is nested", "Recipes are flat: one option a line, lists as a,b")
+    return items
 
 
 def _read_yaml(path: Path) -> Any:
@@ -301,14 +318,17 @@ def _read_yaml(path: Path) -> Any:
         seen: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key = loader.construct_object(key_node, deep=True)
+            line = f"{path} line {key_node.start_mark.line + 1}"
+            if not isinstance(key, str):
+                raise UsageError(f"{line} has a key that is no word", "Write one option a line, e.g. keep: 0.5")
             if key in seen:
-                raise UsageError(f"{path} line {key_node.start_mark.line + 1} gives {key!r} a second time", "Remove one")
+                raise UsageError(f"{line} gives {key!r} a second time", "Remove one")
             seen[key] = loader.construct_object(value_node, deep=True)
         return seen
 
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader)  # noqa: S506 - a BaseLoader makes strings only
+        return yaml.load(path.read_text(encoding="utf-8"), Loader)  # a BaseLoader makes strings, never objects
     except FileNotFoundError as error:
         raise UsageError(f"no recipe at {path}", "`effvl list recipes` shows those of this folder") from error
     except (OSError, UnicodeDecodeError) as error:

@@ -1,16 +1,19 @@
 """What the option dataclasses say about each option: words, type, range, default, panel."""
 
 import dataclasses
+import inspect
 import types
 import typing
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from annotated_doc import Doc
 from annotated_types import Ge, Gt, Le, Lt
 
 from effvl_cli.config.options import Marker
+
+WIDEST = 20  # characters of choices in a placeholder; more of them would squeeze the text of the whole panel
+LAST = ("Training", "Data", "Model", "Run")  # panels that commands share stand behind a command's own
 
 
 @dataclass(frozen=True)
@@ -39,14 +42,12 @@ class Option:
     @property
     def metavar(self) -> str:
         """Placeholder in help."""
-        word = "|".join(self.choices) if self.choices else {int: "INT", float: "FLOAT"}.get(self.kind, "TEXT")
+        listed = "|".join(self.choices)
+        word = {int: "INT", float: "FLOAT"}.get(self.kind, "TEXT")
+        word = "NAME" if len(listed) > WIDEST else listed or word
         return f"{word},..." if self.is_list else word
 
 
-LAST = ("Training", "Data", "Model", "Run")  # panels that commands share stand behind a command's own
-
-
-@cache
 def options(config: type) -> dict[str, Option]:
     """Options of a dataclass by field name, in the order in which help, `--dry-run` and config.yaml show them.
 
@@ -65,7 +66,7 @@ def options(config: type) -> dict[str, Option]:
 
 def _owner(config: type, name: str) -> type:
     """The class that defines a field first."""
-    return next(base for base in reversed(config.__mro__) if name in base.__dict__.get("__annotations__", {}))
+    return next(base for base in reversed(config.__mro__) if name in inspect.get_annotations(base))
 
 
 def _option(config: type, item: Any, hint: Any) -> Option:

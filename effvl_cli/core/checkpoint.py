@@ -173,7 +173,9 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
         raise ModelError(f"no weights at {path}", "The run has not finished: give the same command again")
     if sha256(path) != manifest["sha256"]:
-        raise ModelError(f"{path} is not what {MANIFEST} describes", "It is damaged or from another run: copy both again")
+        raise ModelError(
+            f"{path} is not what {MANIFEST} describes", "It is damaged or from another run: copy both again"
+        )
     state = read_state_dict(path)
     return state | {alias: state[key] for alias, key in manifest["aliases"].items()}, manifest
 

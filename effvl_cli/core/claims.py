@@ -69,7 +69,9 @@ def _parse(claim: str) -> ast.Compare:
     try:
         tree = ast.parse(claim.strip(), mode="eval").body
     except SyntaxError as error:
-        raise UsageError(f"claim {claim!r} cannot be read: {error.msg}", "Write e.g. a.top1 - b.top1 >= 0.05") from error
+        raise UsageError(
+            f"claim {claim!r} cannot be read: {error.msg}", "Write e.g. a.top1 - b.top1 >= 0.05"
+        ) from error
     if not isinstance(tree, ast.Compare) or len(tree.ops) != 1 or type(tree.ops[0]) not in _COMPARE:
         raise UsageError(f"claim {claim!r} is no single comparison", "Use one of >= > <= <")
     return tree
@@ -85,7 +87,9 @@ def _value(node: ast.expr, figures: Figures, claim: str) -> float:
     if isinstance(node, ast.Attribute):
         arm, _, metric = ast.unparse(node).partition(".")
         return _look_up(arm, metric, figures, claim)
-    raise UsageError(f"claim {claim!r} holds {ast.unparse(node)!r}", "Only arm.metric, numbers, + - * / and parentheses")
+    raise UsageError(
+        f"claim {claim!r} holds {ast.unparse(node)!r}", "Only arm.metric, numbers, + - * / and parentheses"
+    )
 
 
 def _look_up(arm: str, metric: str, figures: Figures, claim: str) -> float:

@@ -88,7 +88,9 @@ def paired_bars(
     for index, (name, heights) in enumerate(bars.items()):
         spread = np.array(errors[name]).T if errors and name in errors else None
         offset = (index - (len(bars) - 1) / 2) * width
-        drawn = axes.bar(place + offset, heights, width * 0.92, label=name, color=COLOURS[index], yerr=spread, capsize=2)
+        drawn = axes.bar(
+            place + offset, heights, width * 0.92, label=name, color=COLOURS[index], yerr=spread, capsize=2
+        )
         axes.bar_label(drawn, fmt="%.2f", fontsize=8, padding=2)
     if level is not None:
         axes.axhline(level, color="#555555", linestyle="--", linewidth=1)

@@ -144,7 +144,9 @@ def read_report(path: Path) -> Report:
         return _adapter().validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         first = str(error).splitlines()[0]
-        raise ModelError(f"{path} is no report of this version: {first}", "Run the command again with --fresh") from error
+        raise ModelError(
+            f"{path} is no report of this version: {first}", "Run the command again with --fresh"
+        ) from error
 
 
 class Draft:
@@ -255,9 +257,7 @@ class Draft:
         within = None
         if expected is not None and tolerance is not None and actual is not None:
             within = abs(actual - expected) <= tolerance
-        return Comparison(
-            metric=row["metric"], expected=expected, tolerance=tolerance, actual=actual, within=within
-        )
+        return Comparison(metric=row["metric"], expected=expected, tolerance=tolerance, actual=actual, within=within)
 
 
 def write(report: Report, path: Path) -> None:

@@ -1,10 +1,10 @@
 """The run folder: opened or resumed under a lock, recorded into, and closed with a report.
 
-    config.yaml      resolved options and the command line; itself a recipe
-    report.json      the result, rewritten atomically
-    metrics.jsonl    one record per log or evaluation event; the same bytes after a resume as without one
-    log.txt          plain log of rank 0, tracebacks included
-    environment.json where the last attempt ran, and which attempt it was
+config.yaml      resolved options and the command line; itself a recipe
+report.json      the result, rewritten atomically
+metrics.jsonl    one record per log or evaluation event; the same bytes after a resume as without one
+log.txt          plain log of rank 0, tracebacks included
+environment.json where the last attempt ran, and which attempt it was
 """
 
 import contextlib
@@ -324,7 +324,9 @@ def find_run(technique: str, given: str | None) -> Path:
         path = Path(given)
         folder = path.parent if path.is_file() else path
         if not (folder / CONFIG).is_file():
-            raise ModelError(f"{given} is no run folder: it holds no {CONFIG}", f"Give a folder that `effvl {technique}` made")
+            raise ModelError(
+                f"{given} is no run folder: it holds no {CONFIG}", f"Give a folder that `effvl {technique}` made"
+            )
         return folder
     done = []
     for path in RUNS.glob(f"{technique}*/*/{REPORT}"):

@@ -73,7 +73,10 @@ def _sweep_tables(path: Path) -> list[Table]:
 def _means(title: str, groups: Sequence[_Group], notes: tuple[str, ...]) -> Table:
     """A row for each figure, a column for each group: mean ± standard error over seeds."""
     names = list(dict.fromkeys(name for g in groups for r in g.reports.values() for name in r.metrics))
-    rows = [(name, *(_mean_cell([r.metrics[name] for r in g.reports.values() if name in r.metrics]) for g in groups)) for name in names]
+    rows = [
+        (name, *(_mean_cell([r.metrics[name] for r in g.reports.values() if name in r.metrics]) for g in groups))
+        for name in names
+    ]
     seeds = ", ".join(f"{g.name}: {len(g.reports)}" for g in groups)
     wide = len(groups) > 1 or any(len(g.reports) > 1 for g in groups)
     spread = "± is the standard error over seeds" if wide else "± is the figure's own standard error"

@@ -26,6 +26,8 @@ def few_shot(source: ImageSource, shots: int, seed: int) -> NDArray[np.int64]:
     for label, name in enumerate(source.classes):
         places = order[labels[order] == label][:shots]
         if not len(places):
-            raise DataError(f"{source.name} has no {source.split} image of class {name!r}", "Add some, or drop the class")
+            raise DataError(
+                f"{source.name} has no {source.split} image of class {name!r}", "Add some, or drop the class"
+            )
         chosen.append(places)
     return np.sort(np.concatenate(chosen)).astype(np.int64)

@@ -42,7 +42,9 @@ def build(argument: str, split: str, *, root: Path | None = None, seed: int = 0)
         raise DataError(f"class {extra[0]!r} of {place} is not in {found['train']}", "Both need the same class folders")
     paths, labels = _list(place, classes, tenths, folder)
     if not paths:
-        raise DataError(f"{place} holds no images for split {split}", f"Looked for {', '.join(sorted(SUFFIXES))}. {LAYOUT}")
+        raise DataError(
+            f"{place} holds no images for split {split}", f"Looked for {', '.join(sorted(SUFFIXES))}. {LAYOUT}"
+        )
     return FileImages(
         f"folder:{folder.name}",
         split,

@@ -35,9 +35,7 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same on a device."""
-        moved = {
-            name: getattr(self, name).to(device, non_blocking=True) for name in ("images", "labels", "indices")
-        }
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("images", "labels", "indices")}
         return dataclasses.replace(self, **moved)
 
 
@@ -95,7 +93,9 @@ class _BadFiles:
             raise DataError(error.message, error.hint or "Mend or remove it, or give --on-bad skip")
         self.bad.add(index)
         if len(self.bad) > self.limit:
-            raise DataError(f"more than {MAX_BAD:.0%} of the images are unreadable; the last: {error.message}", error.hint)
+            raise DataError(
+                f"more than {MAX_BAD:.0%} of the images are unreadable; the last: {error.message}", error.hint
+            )
 
 
 def train_batches(

@@ -23,7 +23,9 @@ def choose_templates(given: str | None, default: Sequence[str]) -> tuple[str, ..
     templates = tuple(text for text in texts if text)
     for template in templates:
         if template.count("{}") != 1 or template.count("{") != 1:
-            raise UsageError(f"--templates: {template!r} has no single {{}}", "Write e.g. 'a photo of a {}.', or a file name")
+            raise UsageError(
+                f"--templates: {template!r} has no single {{}}", "Write e.g. 'a photo of a {}.', or a file name"
+            )
     if not templates:
         raise UsageError(f"--templates {given!r} holds no template", "Write e.g. 'a photo of a {}.'")
     return templates

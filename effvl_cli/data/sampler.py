@@ -24,7 +24,9 @@ class EpochSampler:
 
     def __init__(self, num_samples: int, batch_size: int, seed: int) -> None:
         if num_samples < batch_size:
-            raise UsageError(f"--batch-size {batch_size} is more than the {num_samples} samples", f"Give {num_samples} or less")
+            raise UsageError(
+                f"--batch-size {batch_size} is more than the {num_samples} samples", f"Give {num_samples} or less"
+            )
         self.batch_size, self.seed = batch_size, seed
         self.endless = num_samples >= ENDLESS
         self.steps_per_epoch = num_samples // batch_size

@@ -166,7 +166,9 @@ class _Scene:
         pixels = (0.15 + 0.5 * self.base)[:, None, None] + 0.45 * self._texture() + self._sinusoid(0.10)[..., None]
         for mask, colour in self._distractors(0.0):
             np.copyto(pixels, (0.8 * colour)[:, None, None], where=mask[..., None])
-        colour = (_palette()[self.label // len(SHAPES)] + 0.16 * (self.jitter - 0.5)) * (0.75 + 0.25 * self.light)[:, None]
+        colour = (_palette()[self.label // len(SHAPES)] + 0.16 * (self.jitter - 0.5)) * (0.75 + 0.25 * self.light)[
+            :, None
+        ]
         np.copyto(pixels, colour[:, None, None].astype(np.float32), where=self.object_mask(0.0)[..., None])
         return pixels + 0.10 * self._pixel_noise()
 

@@ -64,9 +64,7 @@ def _read(table: Path) -> list[Row]:
 
 def _columns(table: Path, header: list[str]) -> dict[str, int]:
     names = [name.strip().lower() for name in header]
-    found = {
-        meaning: names.index(word) for meaning, words in COLUMNS.items() for word in words[::-1] if word in names
-    }
+    found = {meaning: names.index(word) for meaning, words in COLUMNS.items() for word in words[::-1] if word in names}
     if "path" not in found or not {"label", "caption"} & set(found):
         raise DataError(
             f"{table} line 1 has columns {', '.join(names) or 'none'}", "Needed: path, and label and/or caption"

@@ -11,6 +11,10 @@ MODELS = Registry(
         Row("tiny:clip", f"{_TINY}:clip", "CLIP, 64 px, patch 8, 0.4 M parameters; its weights are in the package"),
         Row("tiny:clip-32px", f"{_TINY}:clip_32px", "CLIP for 32 px images, patch 4 (CIFAR); weights of your own"),
         Row("tiny:resnet", f"{_TINY}:resnet", "residual classifier for small images; weights of your own"),
-        Row("openclip:", "effvl_cli.models.openclip:build", "any open_clip model, e.g. openclip:ViT-B-16, or plainly ViT-B-16"),
+        Row(
+            "openclip:",
+            "effvl_cli.models.openclip:build",
+            "any open_clip model, e.g. openclip:ViT-B-16, or plainly ViT-B-16",
+        ),
     ],
 )

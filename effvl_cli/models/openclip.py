@@ -116,9 +116,7 @@ def _fetch(name: str, tag: str, download: bool) -> Path:
             raise ModelError(f"cannot download {name} {tag}: {reason}", "Give --weights FILE instead") from error
     cached = _cached(config)
     if cached is None:
-        raise ModelError(
-            f"--weights {tag} of {name} is not in the local cache", "Give --download, or --weights FILE"
-        )
+        raise ModelError(f"--weights {tag} of {name} is not in the local cache", "Give --download, or --weights FILE")
     return cached
 
 

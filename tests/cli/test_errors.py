@@ -16,7 +16,16 @@ from PIL import Image
         ("prune-tokens --kep 0.5", 2, ["--kep", "Did you mean 'keep'"]),
         ("pretrain --learning_rate 1", 2, ["--learning_rate", "Did you mean 'lr'"]),
         ("pretrain --method clip --steps 1 --batch 4", 2, ["--batch", "Did you mean 'batch-size'"]),
+        ("prune-tokens --download --no-download", 2, ["--download is given twice"]),
+        ("sweep a.yaml --out x --out y", 2, ["--out is given twice"]),
+        ("prune-tokens --keep=", 2, ["--keep is empty", "a number"]),
+        ("prune-tokens --no-keep 0.4", 2, ["--no-keep", "Did you mean 'keep'"]),
+        ("prune-tokens -k 0.4", 2, ["option -k"]),
+        ("prune-tokens --keep", 2, ["--keep", "requires an argument"]),
+        ("pretrain clip", 2, ["`effvl pretrain` takes options only, not 'clip'"]),
         ("prune-tokens evl", 2, ["unknown verb 'evl'", "'eval'"]),
+        ("prune", 2, ["unknown command 'prune'", "Did you mean 'prune-tokens'"]),
+        ("help", 2, ["unknown command 'help'", "pretrain, prune-tokens, list"]),
         ("prune-token", 2, ["unknown command 'prune-token'", "'prune-tokens'"]),
         ("--keep 1", 2, ["--keep", "before"]),
         ("prune-tokens --model ViT-B-17", 2, ["unknown --model 'ViT-B-17'", "ViT-B-1"]),
@@ -61,6 +70,16 @@ def test_one_line_and_its_code(effvl, line, code, parts):
         ("effvl: 1\ncommand: prune-tokens\nconfig: {kep: 0.5}\n", ["'kep'", "Did you mean 'keep'"]),
         ("effvl: 1\ncommand: prune-tokens\nconfig: {keep: 2}\n", ["keep is 2 in recipe", "at most 1"]),
         ("effvl: 1\ncommand: prune-tokens\nconfig:\n  keep: 0.5\n  keep: 0.6\n", ["line 5", "second time"]),
+        ("effvl: 1\ncommand: prune-tokens\nconfig: {keep: }\n", ["keep is empty in recipe"]),
+        ("effvl: 1\ncommand: prune-tokens\nconfig: {download: perhaps}\n", ["download is perhaps", "true or false"]),
+        ("effvl: 1\ncommand: prune-tokens\nconfig: {tune_lr: 1, tune-lr: 2}\n", ["'tune-lr' a second time"]),
+        ("effvl: 1\ncommand: prune-tokens\nconfig: {keep: [[1]]}\n", ["keep in r.yaml is nested"]),
+        ("effvl: 1\ncommand: prune-tokens\nconfig: [keep]\n", ["config in r.yaml is no mapping"]),
+        ("effvl: 1\ncommand: prune-tokens\narms: {a: b}\n", ["arm 'a' in r.yaml is no mapping"]),
+        ("effvl: 1\ncommand: prune-tokens\nseeds: {a: 1}\n", ["seeds in r.yaml"]),
+        ("effvl: 1\ncommand: [a]\n", ["command in r.yaml is no text"]),
+        ("effvl: 1\n? [a]\n: b\n", ["line 2", "no word"]),
+        ("!!python/object/apply:os.mkdir [made]\n", ["no recipe"]),
         ("effvl: 1\ncommand: pretrain\nconfig: {}\n", ["recipe of `effvl pretrain`"]),
         ("effvl: 1\ncommand: prune-tokens\nconfg: {}\n", ["'confg'", "'config'"]),
         ("command: prune-tokens\n", ["no recipe", "effvl: 1"]),
@@ -74,6 +93,34 @@ def test_recipes_are_read_strictly(effvl, workdir, text, parts):
     assert outcome.code == 2
     for part in parts:
         assert part in outcome.error
+    assert not (workdir / "made").exists()
+
+
+def test_an_empty_list_is_refused_where_the_default_has_items():
+    from effvl_cli.config.prune_tokens import EvalConfig
+    from effvl_cli.config.resolve import validate
+    from effvl_cli.core.errors import UsageError
+
+    with pytest.raises(UsageError, match="--selector is empty"):
+        validate(EvalConfig, {"selector": ","})
+
+
+def test_an_unexpected_failure_is_one_line_and_a_traceback_on_request(effvl, monkeypatch):
+    def broken(*_):
+        raise KeyError("gone")
+
+    monkeypatch.setattr("effvl_cli.cli.execute.execute", broken)
+    outcome = effvl("prune-tokens")
+    assert outcome.code == 1
+    assert "internal error: KeyError: 'gone'" in outcome.error
+    with pytest.raises(KeyError):
+        effvl("prune-tokens", "--debug")
+
+
+def test_rank_0_alone_speaks(effvl, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert effvl("prune-tokens", "--keep", 2) == (2, "", "")
 
 
 def test_a_corrupt_image_is_named_and_can_be_skipped(effvl, image_folder, report):

@@ -26,6 +26,16 @@ def test_help_imports_nothing_heavy(words):
     assert "Usage: effvl" in done.stdout
 
 
+@pytest.mark.parametrize("line", ["list models", "list datasets", "prune-tokens --dry-run"])
+def test_what_needs_no_torch_imports_none(line):
+    code = (
+        "import sys; from effvl_cli.cli.app import main; "
+        f"code = main({line.split()!r}); print(code, 'torch' in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip().splitlines()[-1] == "0 False"
+
+
 @pytest.mark.parametrize("command", commands.COMMANDS, ids=lambda c: c.title)
 def test_every_option_is_documented(effvl, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "120")
@@ -36,6 +46,32 @@ def test_every_option_is_documented(effvl, monkeypatch, command):
     assert "[default" not in shown  # brackets would be taken for markup
 
 
+def test_help_shows_defaults_ranges_choices_and_verbs(effvl, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = effvl("prune-tokens", "--help").out
+    for text in (
+        "default 0.6; above 0, at most 1",
+        "default 0; at least 0",
+        "ce|distill|ce+distill; default ce+distill",
+    ):
+        assert text in shown
+    for text in ("fp32|bf16|fp16", "[OPTIONS] [VERB]", "eval     Accuracy", "--deterministic"):
+        assert text in shown
+    assert "--no-deterministic" not in shown  # it is taken, but a column of its own would squeeze the text
+    assert shown.index("--keep") < shown.index("--layer") < shown.index("--shots") < shown.index("--seed")
+    assert "eval [OPTIONS] [RUN]" in effvl("prune-tokens", "eval", "--help").out
+    assert "pretrain [OPTIONS] " in effvl("pretrain", "--help").out
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("command", commands.COMMANDS, ids=lambda c: c.title)
+def test_help_fits_and_cuts_nothing_off(effvl, monkeypatch, command, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = effvl(*command.title.split(), "--help").out.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert not any("…" in line for line in lines)
+
+
 def _cpu_seconds(code: str) -> float:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
@@ -44,7 +80,10 @@ def _cpu_seconds(code: str) -> float:
 
 
 def test_root_help_costs_less_than_four_imports_of_typer():
-    root = "import sys; sys.argv = ['effvl', '--help']; import effvl_cli.__main__ as m\ntry: m.main()\nexcept SystemExit: pass"
+    root = (
+        "import sys; sys.argv = ['effvl', '--help']; import effvl_cli.__main__ as m\n"
+        "try: m.main()\nexcept SystemExit: pass"
+    )
     ours = statistics.median(_cpu_seconds(root) for _ in range(5))
     typer = statistics.median(_cpu_seconds("import typer") for _ in range(5))
     assert ours < 4 * typer

@@ -56,7 +56,10 @@ def test_identity_ignores_what_does_not_change_the_result():
 def test_differences_name_both_values():
     old = {key: str(value) for key, value in to_yaml_mapping(PruneTokensConfig()).items()}
     assert differences(old, PruneTokensConfig(workers=2)) == []
-    assert differences(old, PruneTokensConfig(keep=0.5, layer=2)) == ["layer: None there, 2 here", "keep: 0.6 there, 0.5 here"]
+    assert differences(old, PruneTokensConfig(keep=0.5, layer=2)) == [
+        "keep: 0.6 there, 0.5 here",
+        "layer: None there, 2 here",
+    ]
 
 
 def test_growth_is_no_difference():

@@ -12,7 +12,9 @@ from effvl_cli.core.errors import EffvlError, ModelError
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2)}
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {"model": {"module": s}, "epoch": 3}])
+@pytest.mark.parametrize(
+    "wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {"model": {"module": s}, "epoch": 3}]
+)
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
 def test_wrappers_and_prefixes_come_off(tmp_path, wrap, prefix):
     torch.save(wrap({prefix + key: value for key, value in STATE.items()}), tmp_path / "w.pt")

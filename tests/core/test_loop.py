@@ -52,9 +52,7 @@ def open_toy(tmp_path):
     def make(name="run"):
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
-        draft = Draft(
-            command="toy", run_id=name, seed=0, config_sha256="", recipe=None, device=torch.device("cpu")
-        )
+        draft = Draft(command="toy", run_id=name, seed=0, config_sha256="", recipe=None, device=torch.device("cpu"))
         run = Run(folder, "toy", torch.device("cpu"), Cache(tmp_path / "cache"), draft, attempt=2)
         (folder / "metrics.jsonl").touch()
         run._records = (folder / "metrics.jsonl").open("r+b")
@@ -175,7 +173,9 @@ def test_muon_takes_the_block_matrices_only():
     import open_clip
 
     model = open_clip.model.CLIP(
-        8, open_clip.CLIPVisionCfg(layers=1, width=16, head_width=8, patch_size=4, image_size=8), open_clip.CLIPTextCfg(8, 20, width=16, heads=2, layers=1)
+        8,
+        open_clip.CLIPVisionCfg(layers=1, width=16, head_width=8, patch_size=4, image_size=8),
+        open_clip.CLIPTextCfg(8, 20, width=16, heads=2, layers=1),
     )
     built = optim.build(model, "muon", lr=1e-3, weight_decay=0.1)
     names = {id(p): key for key, p in model.named_parameters()}

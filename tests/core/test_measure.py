@@ -61,8 +61,12 @@ def test_streams_are_derived_and_independent():
 
 
 def test_pictures_are_written_whole(tmp_path):
-    plots.curves(tmp_path / "c.png", {"a": [(1, 2, 0.1), (0, 1, 0.2)]}, title="t", xlabel="x", ylabel="y", reference=("r", 1.5))
-    plots.paired_bars(tmp_path / "b.png", ["g"], {"m": [1.0], "n": [2.0]}, title="t", ylabel="y", errors={"m": [(0.1, 0.2)]})
+    plots.curves(
+        tmp_path / "c.png", {"a": [(1, 2, 0.1), (0, 1, 0.2)]}, title="t", xlabel="x", ylabel="y", reference=("r", 1.5)
+    )
+    plots.paired_bars(
+        tmp_path / "b.png", ["g"], {"m": [1.0], "n": [2.0]}, title="t", ylabel="y", errors={"m": [(0.1, 0.2)]}
+    )
     plots.image_grid(tmp_path / "g.png", np.zeros((2, 3, 8, 8, 3), np.uint8), title="t", row_labels=["a", "b"])
     for name in ("c", "b", "g"):
         with Image.open(tmp_path / f"{name}.png") as image:

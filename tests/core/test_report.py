@@ -51,7 +51,9 @@ def test_what_is_not_finite_becomes_null(tmp_path):
 
 def test_published_figures_stand_beside_ours():
     d = draft()
-    d.reference({"expected": [{"metric": "top1", "value": "0.52", "tolerance": "0.03"}, {"metric": "other", "value": "null"}]})
+    d.reference(
+        {"expected": [{"metric": "top1", "value": "0.52", "tolerance": "0.03"}, {"metric": "other", "value": "null"}]}
+    )
     d.metric("top1", 0.5)
     first, second = d.finish("completed").comparison
     assert (first.expected, first.actual, first.within) == (0.52, 0.5, True)

@@ -27,7 +27,12 @@ claims:
 
 def finished(folder, seed, top1, status="completed"):
     draft = Draft(
-        command="prune-tokens", run_id=folder.name, seed=seed, config_sha256="f" * 64, recipe=None, device=torch.device("cpu")
+        command="prune-tokens",
+        run_id=folder.name,
+        seed=seed,
+        config_sha256="f" * 64,
+        recipe=None,
+        device=torch.device("cpu"),
     )
     draft.metric("top1", top1, n=100, se=0.02)
     draft.metric("ratio", 2 * top1, unit="ratio")
@@ -54,7 +59,15 @@ def test_runs_in_order_with_their_options(file):
     assert len(seen) == 6
     assert seen[0] == ["prune-tokens", "--shots=2", "--keep=0.5", "--seed", "0", "--out", "runs/sweeps/s/half-seed0"]
     assert "--deterministic" in seen[1]
-    assert seen[5] == ["prune-tokens", "eval", "runs/sweeps/s/half-seed1", "--seed", "1", "--out", "runs/sweeps/s/look-seed1"]
+    assert seen[5] == [
+        "prune-tokens",
+        "eval",
+        "runs/sweeps/s/half-seed1",
+        "--seed",
+        "1",
+        "--out",
+        "runs/sweeps/s/look-seed1",
+    ]
 
 
 def test_completed_runs_are_passed_over_and_shards_share_out(file, workdir):
@@ -93,7 +106,7 @@ def test_means_spreads_and_claims_by_hand(file, workdir):
     for seed, half, whole in ((0, 0.80, 0.90), (1, 0.84, 0.90)):
         finished(folder / f"half-seed{seed}", seed, half)
         finished(folder / f"all-seed{seed}", seed, whole)
-    means, = tabulate([file])[:1]
+    (means,) = tabulate([file])[:1]
     row = dict(zip(means.columns, means.rows[0], strict=True))
     assert row["half"] == "82.0 ± 2.00"  # sd 0.02828 / sqrt 2
     assert row["all"] == "90.0 ± 0.00"
@@ -108,7 +121,7 @@ def test_means_spreads_and_claims_by_hand(file, workdir):
 
 def test_single_runs_show_their_own_error(workdir):
     finished(workdir / "one", 0, 0.5)
-    table, = tabulate([workdir / "one"])
+    (table,) = tabulate([workdir / "one"])
     assert table.rows[0][1] == "50.0 ± 2.00"
     with pytest.raises(DataError, match="holds no"):
         tabulate([workdir / "none"])
@@ -119,7 +132,12 @@ FIGURES = {0: {"a-x": {"m": 0.5, "m.se": 0.1}, "b": {"m": 0.25}}}
 
 @pytest.mark.parametrize(
     ("claim", "margin"),
-    [("a_x.m >= b.m", 0.25), ("a_x.m - 2 * b.m <= 0.1", 0.1), ("(a_x.m - b.m) / a_x.m.se > 2", 0.5), ("-b.m < 0", 0.25)],
+    [
+        ("a_x.m >= b.m", 0.25),
+        ("a_x.m - 2 * b.m <= 0.1", 0.1),
+        ("(a_x.m - b.m) / a_x.m.se > 2", 0.5),
+        ("-b.m < 0", 0.25),
+    ],
 )
 def test_claims(claim, margin):
     verdict = claims.judge(claim, FIGURES)

@@ -90,7 +90,9 @@ def test_augmentation_differs_between_epochs_and_leaves_the_global_stream_alone(
     state = torch.get_rng_state()
     batches = _take(pictures, count=6)  # three steps an epoch
     assert torch.equal(torch.get_rng_state(), state)
-    by_index = [{int(i): x for b in batches[k : k + 3] for i, x in zip(b.indices, b.images, strict=True)} for k in (0, 3)]
+    by_index = [
+        {int(i): x for b in batches[k : k + 3] for i, x in zip(b.indices, b.images, strict=True)} for k in (0, 3)
+    ]
     common = set(by_index[0]) & set(by_index[1])
     assert any(not torch.equal(by_index[0][i], by_index[1][i]) for i in common)
 

@@ -69,7 +69,17 @@ def test_a_finished_run_may_be_made_longer(effvl, few_images, report):
 
 
 def test_workers_do_not_change_the_result(effvl, image_folder):
-    line = (*CLIP, "--data", f"folder:{image_folder}", "--model", "tiny:clip-32px", "--augment", "crop-flip", "--steps", 4)
+    line = (
+        *CLIP,
+        "--data",
+        f"folder:{image_folder}",
+        "--model",
+        "tiny:clip-32px",
+        "--augment",
+        "crop-flip",
+        "--steps",
+        4,
+    )
     assert effvl(*line, "--out", "none").code == 0
     assert effvl(*line, "--workers", 2, "--out", "two").code == 0
     assert equal("none", "two")
@@ -78,9 +88,14 @@ def test_workers_do_not_change_the_result(effvl, image_folder):
 def test_captions_of_a_table_are_trained_on(effvl, image_folder, report):
     rows = ["path,caption,split"]
     for split in ("train", "val", "test"):
-        rows += [f"{p.relative_to(image_folder)},{p.parent.name} {p.stem},{split}" for p in (image_folder / split).rglob("*.jpg")]
+        rows += [
+            f"{p.relative_to(image_folder)},{p.parent.name} {p.stem},{split}"
+            for p in (image_folder / split).rglob("*.jpg")
+        ]
     (image_folder / "t.csv").write_text("\n".join(rows))
-    done = effvl(*CLIP, "--data", f"csv:{image_folder / 't.csv'}", "--model", "tiny:clip-32px", "--epochs", 2, "--out", "run")
+    done = effvl(
+        *CLIP, "--data", f"csv:{image_folder / 't.csv'}", "--model", "tiny:clip-32px", "--epochs", 2, "--out", "run"
+    )
     assert done.code == 0, done.err
     assert report("run").technique["steps"] == 6
     assert 0 <= report("run").metrics["recall1_image_to_text"].value <= 1
@@ -88,7 +103,19 @@ def test_captions_of_a_table_are_trained_on(effvl, image_folder, report):
 
 def test_supervised_learns_the_digits(effvl, report):
     done = effvl(
-        *("pretrain", "--method", "supervised", "--data", "digits", "--epochs", 2, "--lr", 2e-3, "--weight-decay", 0.05),
+        *(
+            "pretrain",
+            "--method",
+            "supervised",
+            "--data",
+            "digits",
+            "--epochs",
+            2,
+            "--lr",
+            2e-3,
+            "--weight-decay",
+            0.05,
+        ),
         *("--label-smoothing", 0.1, "--out", "run"),
     )
     assert done.code == 0, done.err
@@ -100,7 +127,7 @@ def test_supervised_learns_the_digits(effvl, report):
 def test_an_exploding_run_ends_with_a_line(effvl, few_images, monkeypatch):
     import effvl_cli.engines.pretrain.clip as engine
 
-    monkeypatch.setattr(engine, "contrastive_loss", lambda i, t, s, p: (i.sum() * float("inf")))
+    monkeypatch.setattr(engine, "contrastive_loss", lambda i, t, s, p: i.sum() * float("inf"))
     outcome = effvl(*CLIP, "--steps", 30, "--out", "run")
     assert outcome.code == 6
     assert "not finite" in outcome.error and "Lower the learning rate" in outcome.error

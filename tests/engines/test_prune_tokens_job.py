@@ -18,9 +18,16 @@ METRICS = {
 @pytest.fixture
 def job(effvl, few_images, miniature):
     def run(*more, verb=()):
-        defaults = [] if verb else [
-            word for pair in zip(miniature[::2], miniature[1::2], strict=True) if pair[0] not in more for word in pair
-        ]
+        defaults = (
+            []
+            if verb
+            else [
+                word
+                for pair in zip(miniature[::2], miniature[1::2], strict=True)
+                if pair[0] not in more
+                for word in pair
+            ]
+        )
         outcome = effvl("prune-tokens", *verb, *defaults, *more)
         assert outcome.code == 0, outcome.err
         return outcome
@@ -147,7 +154,8 @@ def test_rankings_and_predictors_of_other_settings_are_refused(job, effvl, minia
 def test_a_damaged_checkpoint_is_refused(job, effvl):
     job("--out", "a", "--prompts", "none", "--num-golden", 0)
     path = Path("a/checkpoint.safetensors")
-    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     outcome = effvl("prune-tokens", "eval", "a")
     assert outcome.code == 4 and "not what manifest.json describes" in outcome.error
 
@@ -199,7 +207,12 @@ def test_the_manifest_says_what_it_belongs_to(job):
     manifest = read_manifest(Path("run"))
     assert manifest["kind"] == "prune-tokens" and manifest["keep"] == 0.5
     assert manifest["fields"] | {"weights": ""} == {
-        "model": "tiny:clip", "weights": "", "layer": 0, "patches": 64, "prefix": 1, "width": 64
+        "model": "tiny:clip",
+        "weights": "",
+        "layer": 0,
+        "patches": 64,
+        "prefix": 1,
+        "width": 64,
     }
     assert manifest["predictor"] == {"kind": "mixer", "width": 64}
     assert manifest["prompts"] == {"num_tokens": 2, "depth": 4, "start": 0}

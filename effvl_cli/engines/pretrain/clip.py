@@ -77,7 +77,9 @@ class ClipTask:
         classes = torch.arange(len(self.classes), device=labels.device)
         if len(classes) > ALL_CLASSES * len(labels):
             classes = labels.unique()
-        draw = torch.randint(self.tokens.shape[1], (len(self.classes),), generator=seeds.generator(self.seed, "template", step))
+        draw = torch.randint(
+            self.tokens.shape[1], (len(self.classes),), generator=seeds.generator(self.seed, "template", step)
+        )
         tokens = self.tokens[classes, draw.to(labels.device)[classes]]
         return self.module.encode_text(tokens, normalize=True), labels[:, None] == classes[None]
 

@@ -64,7 +64,9 @@ def _task(
     held_out = _source(config, "val")
     count = min(len(held_out), MAX_VALIDATION)
     order = torch.randperm(len(held_out), generator=seeds.generator(0, "validation"))[:count].sort().values
-    images, kept = eval_images(held_out, network.preprocess, order.numpy(), workers=config.workers, on_bad=config.on_bad)
+    images, kept = eval_images(
+        held_out, network.preprocess, order.numpy(), workers=config.workers, on_bad=config.on_bad
+    )
     validation = (images, torch.as_tensor(held_out.labels[kept]))
     if config.method == "supervised":
         return SupervisedTask(network, run, label_smoothing=config.label_smoothing, validation=validation)
@@ -73,9 +75,7 @@ def _task(
     )
 
 
-def _fit(
-    config: PretrainConfig, run: Run, source: ImageSource, network: networks.Network, task: Any
-) -> loop.Fitted:
+def _fit(config: PretrainConfig, run: Run, source: ImageSource, network: networks.Network, task: Any) -> loop.Fitted:
     batches, steps_per_epoch = _stream(config, source, network)
     if config.steps is None and source.endless:
         raise UsageError(f"--epochs of endless data ({config.data})", "Give --steps")
@@ -164,9 +164,7 @@ def _test(
 
 def _decoded(config: PretrainConfig, source: ImageSource, network: networks.Network) -> tuple[Tensor, Tensor, Any]:
     everything = torch.arange(len(source)).numpy()
-    images, kept = eval_images(
-        source, network.preprocess, everything, workers=config.workers, on_bad=config.on_bad
-    )
+    images, kept = eval_images(source, network.preprocess, everything, workers=config.workers, on_bad=config.on_bad)
     return images, torch.as_tensor(source.labels[kept]), kept
 
 

@@ -42,9 +42,7 @@ class SupervisedTask:
         """(M, C) of uint8 images."""
         self.module.eval()
         with torch.no_grad():
-            return over_images(
-                lambda x, _: self.module(x), images, self.network.preprocess, self.run, batch_size=256
-            )
+            return over_images(lambda x, _: self.module(x), images, self.network.preprocess, self.run, batch_size=256)
 
     def state_dict(self) -> dict[str, Any]:
         """No state beside the module."""

@@ -46,7 +46,9 @@ def save(
         "fields": artefact_fields(setup),
         "ranking": ranking or key_of(setup, "train"),
         "predictor": {"kind": "mixer", "width": predictor.width} if predictor else None,
-        "prompts": {"num_tokens": prompts.num_tokens, "depth": prompts.depth, "start": prompts.start} if prompts else None,
+        "prompts": {"num_tokens": prompts.num_tokens, "depth": prompts.depth, "start": prompts.start}
+        if prompts
+        else None,
         "keep": getattr(setup.config, "keep", None),
         "classes": list(setup.classes),
         "templates": list(setup.templates),

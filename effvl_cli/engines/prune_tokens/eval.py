@@ -46,4 +46,3 @@ def _metric(name: str, keep: float, config: EvalConfig) -> str:
     """The keep rate is in the name only where there are several."""
     plain = f"top1_{name.replace('-', '_')}"
     return plain if len(config.keep) == 1 else f"{plain}_keep{keep:g}"
-

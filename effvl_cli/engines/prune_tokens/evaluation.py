@@ -65,7 +65,9 @@ def embed(setup: Setup, images: Images, vision: PrunedVision | None = None) -> T
         )
     except NonFiniteError as error:
         names = [name for name, key in zip(images.ids, images.keys.tolist(), strict=True) if key in error.samples]
-        raise NumericalError(f"scores of {', '.join(names[:5])} are not finite", "The weights or images hold NaN") from error
+        raise NumericalError(
+            f"scores of {', '.join(names[:5])} are not finite", "The weights or images hold NaN"
+        ) from error
 
 
 def result(

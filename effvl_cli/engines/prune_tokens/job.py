@@ -56,7 +56,9 @@ def _evaluate(here: Setup, predictor: Any, prompts: Any) -> None:
         if name == "predictor+tuned" and prompts is None:
             continue
         tuned = name.endswith("+tuned")
-        vision = prune(here, selector_of(name.partition("+")[0], here, predictor), config.keep, prompts if tuned else None)
+        vision = prune(
+            here, selector_of(name.partition("+")[0], here, predictor), config.keep, prompts if tuned else None
+        )
         embeddings[name] = embed(here, test, vision)
         rows = prompts.num_tokens if tuned else 0
         evaluation.record(here, result(here, name, config.keep, test, embeddings[name], dense, rows))
@@ -96,6 +98,8 @@ def _draw(here: Setup, predictor: Any, test: Images) -> None:
                 pruned = embed(here, validation, prune(here, selector, keep))
                 rows.append(result(here, name, keep, validation, pruned, dense))
             progress.update(done)
-    here.run.report.technique["curve"] = [{k: row[k] for k in ("selector", "keep", "K", "n", "top1", "se")} for row in rows]
+    here.run.report.technique["curve"] = [
+        {k: row[k] for k in ("selector", "keep", "K", "n", "top1", "se")} for row in rows
+    ]
     accuracy = float(here.accuracy(dense, validation.labels).mean())
     pictures.accuracy_curve(here, rows, accuracy, f"{len(validation)} validation images")

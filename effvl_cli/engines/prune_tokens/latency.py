@@ -33,7 +33,9 @@ def measure(setup: Setup, vision: PrunedVision, keep: float, batches: tuple[int,
             progress.update(done)
     slow = next((row for row in rows if row["batch"] == 1 and row["speedup"] < LAUNCH_BOUND), None)
     if slow:
-        setup.run.warn(f"at batch 1 pruning gains nothing ({slow['speedup']:.2f}x): the tower is too small to be worth it")
+        setup.run.warn(
+            f"at batch 1 pruning gains nothing ({slow['speedup']:.2f}x): the tower is too small to be worth it"
+        )
     return rows
 
 

@@ -28,7 +28,9 @@ def kept_patches(setup: Setup, images: Images, selectors: Mapping[str, Selector]
             x = setup.network.preprocess.normalise(images.pixels.to(setup.run.device))
             with torch.inference_mode():
                 _, kept = vision(x, images.keys.to(setup.run.device), return_keep=True)
-            rows.append(np.stack([_faded(p, k, setup.tower.grid) for p, k in zip(pixels, kept.cpu().numpy(), strict=True)]))
+            rows.append(
+                np.stack([_faded(p, k, setup.tower.grid) for p, k in zip(pixels, kept.cpu().numpy(), strict=True)])
+            )
             labels.append(f"{name}\nkeep {keep:g}" if len(keeps) > 1 else name)
     names = [setup.classes[int(label)] for label in images.labels]
     title = f"{setup.network.name}, pruned before block {setup.layer}"

@@ -79,9 +79,7 @@ def train_predictor(setup: Setup, images: Images, ranks: Tensor) -> MixerPredict
         log_every=config.log_every,
         best="overlap" if kept < setup.shape.num_patches else "tau",
     )
-    optimizers = optim.build(
-        module, "adam", lr=config.predictor_lr, weight_decay=config.predictor_weight_decay
-    )
+    optimizers = optim.build(module, "adam", lr=config.predictor_lr, weight_decay=config.predictor_weight_decay)
     fitted = loop.fit(task, optimizers, batches, run, plan)
     module.eval().requires_grad_(False)
     with torch.no_grad():

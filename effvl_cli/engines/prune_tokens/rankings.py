@@ -184,7 +184,9 @@ def refuse_other_ranking(setup: Setup, saved: dict[str, Any]) -> None:
         ModelError: they differ; every differing field is listed.
     """
     here = key_of(setup, "train")
-    differing = [f"{name}: {saved.get(name)!r} there, {here[name]!r} here" for name in here if saved.get(name) != here[name]]
+    differing = [
+        f"{name}: {saved.get(name)!r} there, {here[name]!r} here" for name in here if saved.get(name) != here[name]
+    ]
     if differing:
         raise ModelError(
             f"the rankings of that run are of other settings ({'; '.join(differing)})",

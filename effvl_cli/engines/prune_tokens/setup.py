@@ -134,7 +134,9 @@ def build(config: Any, run: Run) -> Setup:
     self_check(tower, network.preprocess.size)
     source = load(config.data, "train", root=config.data_root, seed=0)
     if not source.classes:
-        raise UsageError(f"--data {config.data} has no class labels", "prune-tokens measures classification: give labels")
+        raise UsageError(
+            f"--data {config.data} has no class labels", "prune-tokens measures classification: give labels"
+        )
     templates = choose_templates(config.templates, source.templates)
     classifier = networks.zero_shot_classifier(network, source.classes, templates, run.device)
     run.report.model(network.name, network.source, network.module)
@@ -184,4 +186,6 @@ def refuse_other(what: str, saved: dict[str, Any], here: dict[str, Any]) -> None
         f"{name}: {saved.get(name)!r} there, {value!r} here" for name, value in here.items() if saved.get(name) != value
     ]
     if differing:
-        raise ModelError(f"{what} is of other settings ({'; '.join(differing)})", "Leave those options out, or make it anew")
+        raise ModelError(
+            f"{what} is of other settings ({'; '.join(differing)})", "Leave those options out, or make it anew"
+        )
