@@ -108,7 +108,7 @@ def _launch(arguments: list[str]) -> int:
     from effvl_cli.core import signals
 
     if signals.requested():
-        return Interrupted.exit_code if signals.requested() == signal.SIGINT else Preempted.exit_code
+        return _stopped()
     process = subprocess.Popen([sys.executable, "-m", "effvl_cli", *arguments], env=os.environ)
     while True:
         try:
@@ -117,7 +117,14 @@ def _launch(arguments: list[str]) -> int:
             if signals.requested():
                 # Never SIGINT: a terminal has sent that one to the run as well, and a second one ends it unsaved.
                 process.terminate()
-                return process.wait()
+                code = process.wait()
+                return code if code >= 0 else _stopped()  # it had saved, and was killed on its way out
+
+
+def _stopped() -> int:
+    from effvl_cli.core import signals
+
+    return Interrupted.exit_code if signals.requested() == signal.SIGINT else Preempted.exit_code
 
 
 def table(

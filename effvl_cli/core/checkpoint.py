@@ -127,7 +127,7 @@ def check_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, w
 
 def independent(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Contiguous CPU copies, each storage once, and the names that share another name's tensor."""
-    first: dict[tuple[int, int, tuple[int, ...]], str] = {}
+    first: dict[tuple[Any, ...], str] = {}
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     for key, value in state.items():

@@ -1,12 +1,13 @@
 """Claims of a sweep: expressions over arms and metrics, e.g. `tuned.top1 - dense.top1 >= -0.015`.
 
-Names are `arm.metric`, or `arm.metric.se` for a figure's own standard error; a dash in a name is written `_`. Numbers,
+Names are `arm.metric`, or `arm.metric.se` for a figure's own standard error; dashes and dots in an arm's name are written `_`. Numbers,
 + - * / and parentheses; one comparison. The expression is computed for each seed, and its margin averaged over them.
 """
 
 import ast
 import math
 import operator
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -93,7 +94,7 @@ def _value(node: ast.expr, figures: Figures, claim: str) -> float:
 
 
 def _look_up(arm: str, metric: str, figures: Figures, claim: str) -> float:
-    arms = {name.replace("-", "_"): values for name, values in figures.items()}
+    arms = {re.sub(r"\W", "_", name): values for name, values in figures.items()}
     if arm not in arms:
         raise UsageError(f"claim {claim!r} names arm {arm!r}", nearest(arm, arms) or f"The arms are {', '.join(arms)}")
     if metric not in arms[arm]:

@@ -143,14 +143,14 @@ class _Gather(torch.autograd.Function):
     """all_gather whose backward adds up every process's gradient of this process's rows."""
 
     @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:  # noqa: D102
+    def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:
         ctx.count = len(rows)
         parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, rows.contiguous())
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # noqa: D102
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)
         first = dist.get_rank() * ctx.count

@@ -32,8 +32,9 @@ class StepOutput:
 class Task(Protocol):
     """One objective."""
 
-    module: nn.Module
-    """Holds the trainable parameters; its state dict is the checkpoint."""
+    @property
+    def module(self) -> nn.Module:
+        """Holds the trainable parameters; its state dict is the checkpoint."""
 
     def train_step(self, batch: Any, step: int) -> StepOutput:
         """Loss of this process's share of a batch; `step` is the optimizer step."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
 
-from effvl_cli.core.errors import UsageError
+from effvl_cli.core.errors import MissingPackageError, UsageError
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,19 @@ class Registry:
         raise UsageError(f"unknown {self.kind} {spec!r}", hint)
 
     def builder(self, row: Row) -> Callable[..., Any]:
-        """Import the row's builder."""
+        """Import the row's builder.
+
+        Raises:
+            MissingPackageError: it, or something that it needs, is not installed.
+        """
         module, _, function = row.target.partition(":")
-        return getattr(importlib.import_module(module), function)
+        try:
+            return getattr(importlib.import_module(module), function)
+        except ImportError as error:
+            raise MissingPackageError(
+                f"{self.kind} {row.name!r} of {row.origin} cannot be loaded: {error}",
+                f"Install what it needs: pip install {error.name or row.origin}",
+            ) from error
 
     def _plugin_rows(self) -> list[Row]:
         found = []

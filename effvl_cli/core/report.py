@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -210,7 +211,7 @@ class Draft:
         if text not in self.warnings:
             self.warnings.append(text)
 
-    def reference(self, reference: dict[str, Any] | None) -> None:
+    def reference(self, reference: Mapping[str, Any] | None) -> None:
         """Published figures to stand beside ours: the recipe's `reference.expected`."""
         self._expected = list((reference or {}).get("expected") or [])
 

@@ -30,7 +30,7 @@ from effvl_cli.core.cache import Cache
 from effvl_cli.core.checkpoint import MANIFEST, sha256
 from effvl_cli.core.errors import DataError, Interrupted, ModelError, Preempted, UsageError
 from effvl_cli.core.files import write_json, write_text
-from effvl_cli.core.report import Draft, Report, environment, read_report
+from effvl_cli.core.report import Draft, Report, Status, environment, read_report
 from effvl_cli.core.report import write as write_report
 
 RUNS = Path("runs")
@@ -135,7 +135,7 @@ class Run:
         kind = Interrupted if number == signal.SIGINT else Preempted
         raise kind(f"stopped by {signal.Signals(number).name}, state saved", "Give the same command again to go on")
 
-    def finish(self, status: str, error: str | None = None) -> Report:
+    def finish(self, status: Status, error: str | None = None) -> Report:
         """Write the report and let the folder go."""
         report = self.report.finish(status, error)
         if distributed.is_main():

@@ -39,7 +39,7 @@ class Batch:
         return dataclasses.replace(self, **moved)
 
 
-class _Decoded(Dataset):  # type: ignore[type-arg]
+class _Decoded(Dataset):
     """Samples by (epoch, index) key; an unreadable one is returned as its DataError, not raised across processes."""
 
     def __init__(self, source: ImageSource, transform: Transform, seed: int) -> None:
@@ -62,7 +62,7 @@ def _decode(
     return iter(
         DataLoader(
             _Decoded(source, transform, seed),
-            batch_sampler=keys,  # type: ignore[arg-type]
+            batch_sampler=keys,
             num_workers=workers,
             collate_fn=list,
             generator=torch.Generator(),  # else the loader would draw from the global stream

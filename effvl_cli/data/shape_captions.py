@@ -2,7 +2,7 @@
 
 Every random number is a hash of (split, index, place), so an image is the same whether it is made alone or in a batch,
 and no state is kept. Styles: `photo`, the default; `sketch`, outlines on paper with faded colours; `mixed`, photographs
-with a share of sketches, larger objects first, on which the shipped tiny:clip was trained (its val and test are photo's).
+with a small share of sketches, larger objects first, on which the shipped tiny:clip was trained (val and test: photo).
 """
 
 from functools import cache
@@ -97,7 +97,7 @@ class ShapeCaptions:
         self.endless = split == "train"
         size = SPLITS[split]
         lazy = _Labels(split, size)
-        self.labels = lazy if self.endless else lazy[np.arange(size)]  # type: ignore[assignment]
+        self.labels = lazy if self.endless else lazy[np.arange(size)]
         self.ids = _Ids(split, size)
 
     def __len__(self) -> int:

@@ -79,8 +79,10 @@ class Subset:
         self.name, self.split = source.name, source.split
         self.classes, self.templates = source.classes, source.templates
         self.labels = np.asarray(source.labels[indices])
-        self.ids = [source.ids[int(index)] for index in indices]
-        self.captions = None if source.captions is None else [source.captions[int(index)] for index in indices]
+        self.ids: Sequence[str] = [source.ids[int(index)] for index in indices]
+        self.captions: Sequence[str] | None = None
+        if source.captions is not None:
+            self.captions = [source.captions[int(index)] for index in indices]
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -5,6 +5,7 @@ line, one merge a line, no newline at the end; the gzip time stamp is 0 so that 
 """
 
 import gzip
+import itertools
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,7 +23,7 @@ def learn(words: Iterable[str], num_merges: int) -> list[Pair]:
     while len(merges) < num_merges:
         pairs: Counter[Pair] = Counter()
         for symbols, count in spelled.items():
-            for pair in zip(symbols, symbols[1:], strict=False):
+            for pair in itertools.pairwise(symbols):
                 pairs[pair] += count
         if not pairs:
             break

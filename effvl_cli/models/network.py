@@ -17,6 +17,10 @@ Kind = Literal["clip", "classifier"]
 CHECKPOINT = "checkpoint.safetensors"
 
 
+def _no_text(texts: Sequence[str]) -> Tensor:
+    raise ModelError("this network has no text encoder", "Choose a CLIP model")
+
+
 def _as_is(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
@@ -43,9 +47,9 @@ class Network:
 
     name: str
     kind: Kind
-    module: nn.Module
+    module: Any  # an nn.Module with the methods that its kind names
     preprocess: Preprocess
-    tokenize: Callable[[Sequence[str]], Tensor] | None = None
+    tokenize: Callable[[Sequence[str]], Tensor] = _no_text
     shipped: Path | None = None
     fetch: Callable[[str, bool], Path] | None = None
     adapt: Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]] = _as_is

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -134,7 +135,7 @@ def _cached(config: dict[str, str]) -> Path | None:
     return path if url and path.is_file() else None
 
 
-def logit_scale_value(module: nn.Module) -> Tensor:
+def logit_scale_value(module: Any) -> Tensor:
     """tau = exp(logit_scale), a scalar tensor without gradient."""
     with torch.no_grad():
         return module.logit_scale.exp().reshape(())

@@ -82,22 +82,23 @@ def test_a_verb_refuses_the_run_of_another_technique(effvl, workdir):
 class _Process:
     """A run that ends when it is asked to."""
 
-    def __init__(self, *_, **__):
-        self.asked, self.waited = [], 0
+    def __init__(self, code):
+        self.code, self.asked, self.waited = code, [], 0
 
     def wait(self, timeout=None):
         self.waited += 1
         if timeout is not None and self.waited == 1:
             signals._note(signal.SIGINT, None)
             raise subprocess.TimeoutExpired("effvl", timeout)
-        return 130
+        return self.code
 
     def terminate(self):
         self.asked.append(signal.SIGTERM)
 
 
-def test_a_sweep_passes_ctrl_c_on_without_doubling_it(monkeypatch):
-    process = _Process()
+@pytest.mark.parametrize("code", [130, -signal.SIGTERM])  # the second: asked twice, it died on its way out
+def test_a_sweep_passes_ctrl_c_on_without_doubling_it(monkeypatch, code):
+    process = _Process(code)
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: process)
     assert utilities._launch(["prune-tokens"]) == 130
     assert process.asked == [signal.SIGTERM]  # two SIGINTs would end the run before it has saved

@@ -1,5 +1,6 @@
 """Image-text contrastive training on captions, or on class names in templates."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,7 +51,7 @@ class ClipTask:
     def train_step(self, batch: Batch, step: int) -> StepOutput:
         """One process's images against all texts of the step; with several processes, all images."""
         with torch.no_grad():
-            self.module.logit_scale.clamp_(0, torch.tensor(MAX_TAU).log())
+            self.module.logit_scale.clamp_(0, math.log(MAX_TAU))
         batch = batch.to(self.run.device)
         images = distributed.gather_with_gradient(self._images(batch, step))
         labels = _gather_labels(batch.labels)

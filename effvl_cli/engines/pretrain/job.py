@@ -109,7 +109,7 @@ def _stream(
     share = config.accumulate * here.size
     if config.batch_size % share:
         raise UsageError(
-            f"--batch-size {config.batch_size} is no multiple of --accumulate {config.accumulate} x {here.size} processes",
+            f"--batch-size {config.batch_size} is no multiple of --accumulate {config.accumulate} x {here.size} ranks",
             f"Give --batch-size {config.batch_size + share - config.batch_size % share}",
         )
     sampler = EpochSampler(len(source), config.batch_size // config.accumulate, config.seed)
@@ -144,7 +144,7 @@ def _test(
         test = _source(config, "test")
         images, _, kept = _decoded(config, test, network)
         run.report.data(test)
-        texts = [test.captions[int(index)] for index in kept]
+        texts = [(test.captions or ())[int(index)] for index in kept]
         _figure(run, "recall1_image_to_text", image_to_text_recall(network, images, texts, run))
         return
     for data in (config.data, *(config.eval_data if config.method == "clip" else ())):

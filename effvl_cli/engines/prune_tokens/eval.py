@@ -9,6 +9,7 @@ from effvl_cli.engines.prune_tokens.evaluation import embed, prune, record, reco
 from effvl_cli.engines.prune_tokens.job import tower_summary
 from effvl_cli.engines.prune_tokens.oracle import golden
 from effvl_cli.engines.prune_tokens.rankings import refuse_other_ranking
+from effvl_cli.techniques.prune_tokens.tower import Selector
 
 table = summary.results
 
@@ -23,11 +24,13 @@ def run(config: EvalConfig, run: Run) -> None:
     record(here, result(here, "dense", 1.0, test, dense, dense))
     rows = []
     for name in config.selector:
-        images, reference, selector = test, dense, None
+        images, reference = test, dense
+        selector: Selector
         if name == "golden":
             refuse_other_ranking(here, saved.manifest["ranking"])
             images, selector, reference = golden(here, test, dense)
-        selector = selector or selector_of(name, here, saved.predictor)
+        else:
+            selector = selector_of(name, here, saved.predictor)
         for keep in config.keep:
             pruned = embed(here, images, prune(here, selector, keep))
             rows.append(result(here, name, keep, images, pruned, reference))

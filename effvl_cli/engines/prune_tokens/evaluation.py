@@ -48,10 +48,7 @@ def embed(setup: Setup, images: Images, vision: PrunedVision | None = None) -> T
     keys = images.keys.to(setup.run.device)
 
     def one_batch(pixels: Tensor, rows: range) -> Tensor:
-        if vision is None:
-            output = setup.tower.module(pixels)
-        else:
-            output = vision(pixels, keys[rows.start : rows.stop])
+        output = setup.tower.module(pixels) if vision is None else vision(pixels, keys[rows.start : rows.stop])
         return F.normalize((output[0] if isinstance(output, tuple) else output).float(), dim=-1)
 
     try:

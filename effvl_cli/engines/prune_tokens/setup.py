@@ -155,8 +155,9 @@ def build(config: Any, run: Run) -> Setup:
 
 
 def _layer(given: int | None, name: str, depth: int) -> int:
-    """Blocks before pruning: as given, else 0 for the tiny towers (a trained CLS already looks at the object at 1), else
-    a quarter of the blocks (3 of 12, as the official code)."""
+    """Blocks before pruning: as given, else 0 for the tiny towers (at 1 a trained CLS already looks at the object), else
+    a quarter of the blocks (3 of 12, as the official code).
+    """
     if given is not None and given >= depth:
         raise UsageError(f"--layer is {given}, and {name} has {depth} blocks", f"Give 0 to {depth - 1}")
     if given is not None:

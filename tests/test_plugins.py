@@ -1,0 +1,78 @@
+"""A data set and a model of one's own, from a small distribution that is installed beside effvl."""
+
+import sys
+
+import pytest
+
+DATA = '''
+import numpy as np
+from PIL import Image
+
+class Stripes:
+    """Forty images a split, half of them striped."""
+
+    classes, templates, captions, endless = ("plain", "striped"), ("a {} picture.",), None, False
+
+    def __init__(self, split):
+        self.name, self.split = "stripes", split
+        self.labels = np.arange(40) % 2
+        self.ids = [f"{split}/{k}" for k in range(40)]
+
+    def __len__(self):
+        return 40
+
+    def image(self, index):
+        pixels = np.full((64, 64, 3), 3 * index, np.uint8)
+        pixels[:: 4 if index % 2 else 64] = 255
+        return Image.fromarray(pixels)
+
+    def fingerprint(self):
+        return "1"
+
+def build(argument, split, *, root=None, seed=0):
+    return Stripes(split)
+'''
+
+MODEL = """
+from effvl_cli.models.network import build as build_network
+
+def build(argument, *, num_classes=None):
+    network = build_network("tiny:clip", seed=0)
+    network.name, network.shipped = "mine", None
+    return network
+"""
+
+
+@pytest.fixture
+def distribution(tmp_path, monkeypatch):
+    site = tmp_path / "site"
+    info = site / "stripes-1.0.dist-info"
+    info.mkdir(parents=True)
+    (site / "stripes_data.py").write_text(DATA)
+    (site / "stripes_model.py").write_text(MODEL)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stripes\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[effvl.datasets]\nstripes = stripes_data:build\nbroken = nowhere:build\n[effvl.models]\nmine = stripes_model:build\n"
+    )
+    monkeypatch.syspath_prepend(str(site))
+    yield
+    for module in ("stripes_data", "stripes_model"):
+        sys.modules.pop(module, None)
+
+
+def test_plugged_in_names_are_listed_and_used(distribution, effvl, report, miniature):
+    assert "stripes" in effvl("list", "datasets").out
+    assert "mine" in effvl("list", "models").out
+    outcome = effvl(
+        *("pretrain", "--method", "clip", "--data", "stripes", "--model", "mine"), "--epochs", 1, "--out", "a"
+    )
+    assert outcome.code == 0, outcome.err
+    outcome = effvl("prune-tokens", "--data", "stripes", "--weights", "a", *miniature[2:], "--shots", 16, "--out", "b")
+    assert outcome.code == 0, outcome.err
+    assert report("b").model.name == "mine" and report("b").data[0].name == "stripes"
+
+
+def test_a_broken_plug_in_is_one_line(distribution, effvl):
+    outcome = effvl("prune-tokens", "--data", "broken")
+    assert outcome.code == 5
+    assert "'broken'" in outcome.error and "nowhere" in outcome.error
