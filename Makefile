@@ -33,7 +33,7 @@ assets: $(READY)
 	$(BIN)/python -m effvl_cli.models.merges
 	OMP_NUM_THREADS=1 $(BIN)/effvl pretrain --recipe recipes/pretrain/clip-shapes.yaml --out runs/assets --fresh
 	mkdir -p effvl_cli/models/assets/tiny-clip
-	cp runs/assets/checkpoint.safetensors runs/assets/manifest.json runs/assets/report.json effvl_cli/models/assets/tiny-clip/
+	cp runs/assets/checkpoint.safetensors runs/assets/manifest.json effvl_cli/models/assets/tiny-clip/
 
 # Miniature experiments: sweeps with claims. Each file's description says how long it takes.
 mini-%: recipes/mini/%.yaml $(READY)

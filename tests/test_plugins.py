@@ -63,9 +63,8 @@ def distribution(tmp_path, monkeypatch):
 def test_plugged_in_names_are_listed_and_used(distribution, effvl, report, miniature):
     assert "stripes" in effvl("list", "datasets").out
     assert "mine" in effvl("list", "models").out
-    outcome = effvl(
-        *("pretrain", "--method", "clip", "--data", "stripes", "--model", "mine"), "--epochs", 1, "--out", "a"
-    )
+    line = ("pretrain", "--method", "clip", "--data", "stripes", "--model", "mine", "--batch-size", 8)
+    outcome = effvl(*line, "--epochs", 1, "--out", "a")
     assert outcome.code == 0, outcome.err
     outcome = effvl("prune-tokens", "--data", "stripes", "--weights", "a", *miniature[2:], "--shots", 16, "--out", "b")
     assert outcome.code == 0, outcome.err

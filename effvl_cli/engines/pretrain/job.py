@@ -186,6 +186,7 @@ def _save(
         "data": config.data,
         "method": config.method,
         "run": run.report.run_id,
+        "figures": {name: {"value": m.value, "n": m.n, "se": m.se} for name, m in run.report.metrics.items()},
     }
     if distributed.is_main():
         path = run.folder / networks.CHECKPOINT
