@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 EFFVL_TEST_DATA ?= ../shared/data
 export EFFVL_TEST_DATA
 
-.PHONY: demo test test-slow test-faults lint assets tables
+.PHONY: demo test test-slow lint assets
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -20,8 +20,9 @@ demo: $(READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-test-%: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m $*
+# The claims of the miniature experiments: about 10 minutes on two cores.
+test-slow: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -41,11 +42,6 @@ mini-%: recipes/mini/%.yaml $(READY)
 	$(BIN)/effvl table $<
 
 mini-prune-tokens-cifar: runs/data/cifar10
-
-# Tables of papers: sweeps over the paper's data sets.
-table-%: recipes/tables/%.yaml $(READY)
-	$(BIN)/effvl sweep $<
-	$(BIN)/effvl table $<
 
 bench-%: $(READY)
 	$(BIN)/python tests/bench/bench_$(subst -,_,$*).py

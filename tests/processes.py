@@ -25,10 +25,10 @@ def start(*arguments: object, processes: int = 1) -> subprocess.Popen:
     )
 
 
-def run(*arguments: object, processes: int = 1, code: int = 0) -> str:
+def run(*arguments: object, processes: int = 1, code: int = 0, timeout: float = 400) -> str:
     """Run to the end and check the exit code."""
     process = start(*arguments, processes=processes)
-    output, _ = process.communicate(timeout=400)
+    output, _ = process.communicate(timeout=timeout)
     assert process.returncode == code, output
     return output
 

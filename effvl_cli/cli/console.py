@@ -32,9 +32,9 @@ class Console:
         self.quiet, self.json = quiet, json
         self.shown = is_main()
 
-    def error(self, text: str) -> None:
-        """One line on stderr."""
-        if self.shown:
+    def error(self, text: str, *, anywhere: bool = False) -> None:
+        """One line on stderr; from any rank for what may have gone wrong on one alone."""
+        if self.shown or anywhere:
             print(f"error: {' '.join(text.split())}", file=sys.stderr)
 
     def log(self, text: str) -> None:

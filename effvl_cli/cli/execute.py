@@ -10,7 +10,7 @@ from typing import Any
 from effvl_cli.cli.commands import Command
 from effvl_cli.cli.console import Console
 from effvl_cli.config.resolve import Invocation, Resolved
-from effvl_cli.core.errors import EffvlError, Interrupted, NumericalError, Preempted
+from effvl_cli.core.errors import EffvlError, Interrupted, NumericalError, Preempted, UsageError
 
 
 def execute(command: Command, resolved: Resolved, invocation: Invocation) -> int:
@@ -28,7 +28,7 @@ def execute(command: Command, resolved: Resolved, invocation: Invocation) -> int
     except EffvlError as error:
         if invocation.debug:
             raise
-        console.error(str(error))
+        console.error(str(error), anywhere=not isinstance(error, UsageError | Preempted))
         return error.exit_code
     finally:
         from effvl_cli.core import distributed

@@ -30,7 +30,7 @@ class TowerOptions:
     panel: ClassVar[str] = "Pruning"
 
     layer: Annotated[
-        Count | None, Doc("blocks run before pruning (default: 0 for tiny:, else a quarter of the blocks)")
+        Count | None, Doc("blocks run before pruning (default: 0 for tiny:clip, else a quarter of the blocks)")
     ] = None
 
 

@@ -15,8 +15,10 @@ def few_shot(source: ImageSource, shots: int, seed: int) -> NDArray[np.int64]:
         (M,) sorted positions in the split.
 
     Raises:
-        DataError: a class has no image.
+        DataError: a class has no image, or there are no classes.
     """
+    if not source.classes:
+        raise DataError(f"{source.name} has captions but no classes", "Give data with a label for every image")
     count = 60 * shots * len(source.classes) if source.endless else len(source)
     labels = np.asarray(source.labels[np.arange(count)])
     order = np.arange(count)

@@ -7,13 +7,12 @@ is split 80/10/10 by hash.
 
 import hashlib
 import os
-import re
 from pathlib import Path
 
 import numpy as np
 
 from effvl_cli.core.errors import DataError
-from effvl_cli.data.files import SUFFIXES, FileImages
+from effvl_cli.data.files import SUFFIXES, FileImages, natural, readable
 
 NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 LAYOUT = "Expected PATH/train/CLASS/*.jpg and PATH/test/CLASS/*.jpg, or PATH/CLASS/*.jpg"
@@ -40,18 +39,16 @@ def build(argument: str, split: str, *, root: Path | None = None, seed: int = 0)
     extra = sorted(set(_class_folders(place)) - set(classes))
     if extra:
         raise DataError(f"class {extra[0]!r} of {place} is not in {found['train']}", "Both need the same class folders")
-    paths, labels = _list(place, classes, tenths, folder)
-    if not paths:
-        raise DataError(
-            f"{place} holds no images for split {split}", f"Looked for {', '.join(sorted(SUFFIXES))}. {LAYOUT}"
-        )
+    ids, labels = _list(place, classes, tenths, folder)
+    if not ids:
+        raise _empty(place, split, tenths)
     return FileImages(
-        f"folder:{folder.name}",
+        f"folder:{folder.name or folder.resolve().name}",
         split,
-        paths=paths,
-        ids=[path.relative_to(folder).as_posix() for path in paths],
+        root=folder,
+        ids=ids,
         labels=np.array(labels, dtype=np.int64),
-        classes=tuple(name.replace("_", " ") for name in classes),
+        classes=readable(classes, place),
     )
 
 
@@ -75,37 +72,48 @@ def _place(folder: Path, found: dict[str, Path | None], split: str) -> tuple[Pat
     return train, TENTHS_OF_TRAIN["val"]
 
 
-def _natural(name: str) -> list[tuple[int, int | str]]:
-    """Sort key: case-insensitive, numbers by value."""
-    return [(0, int(part)) if part.isdigit() else (1, part.lower()) for part in re.split(r"(\d+)", name) if part]
-
-
 def _class_folders(folder: Path) -> list[str]:
     names = [entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
-    return sorted(names, key=_natural)
+    return sorted(names, key=natural)
 
 
-def _list(place: Path, classes: list[str], tenths: range | None, root: Path) -> tuple[list[Path], list[int]]:
-    paths, labels = [], []
+def _list(place: Path, classes: list[str], tenths: range | None, root: Path) -> tuple[list[str], list[int]]:
+    ids, labels = [], []
     for label, name in enumerate(classes):
-        for path in sorted(_images(place / name)):
-            if tenths is None or _tenth(path.relative_to(root).as_posix()) in tenths:
-                paths.append(path)
+        for image in sorted(_images(place / name, root)):
+            if tenths is None or _tenth(image) in tenths:
+                ids.append(image)
                 labels.append(label)
-    return paths, labels
+    return ids, labels
 
 
-def _images(folder: Path) -> list[Path]:
+def _images(folder: Path, root: Path) -> list[str]:
+    """Image files below a folder, as paths from `root`; plain strings, since there may be a million."""
     if not folder.is_dir():
         return []
-    found = []
+    found, seen = [], set[Path]()
     for where, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        here = Path(where)
+        if here.resolve() in seen:  # a link back into what is listed already
+            folders.clear()
+            continue
+        seen.add(here.resolve())
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        prefix = here.relative_to(root).as_posix()
         for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
-                found.append(Path(where) / name)
+            if not name.startswith(".") and name[name.rfind(".") :].lower() in SUFFIXES:
+                found.append(f"{prefix}/{name}")
     return found
 
 
 def _tenth(name: str) -> int:
     return hashlib.blake2b(name.encode(), digest_size=8).digest()[0] % 10
+
+
+def _empty(place: Path, split: str, tenths: range | None) -> DataError:
+    message = f"{place} holds no images for split {split}"
+    if tenths is None:
+        return DataError(message, f"Looked for {', '.join(sorted(SUFFIXES))}. {LAYOUT}")
+    return DataError(
+        message, f"It is drawn by file name, from too few: add images, or make a folder {split!r} of your own"
+    )

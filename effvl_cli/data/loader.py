@@ -1,6 +1,7 @@
 """Decoded batches for training, and whole decoded splits for evaluation."""
 
 import dataclasses
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -55,16 +56,30 @@ class _Decoded(Dataset):
             return self.transform(image)
 
 
+Packed = tuple[Tensor, dict[int, DataError]]
+"""(B, 3, H, W) uint8, blank where unreadable, and the errors by place; no images at all when none is readable."""
+
+
+def _pack(samples: list[Tensor | DataError]) -> Packed:
+    """One tensor a batch: each that crosses processes takes a file descriptor, and a user has about a thousand."""
+    errors = {place: sample for place, sample in enumerate(samples) if isinstance(sample, DataError)}
+    images = [sample for sample in samples if isinstance(sample, Tensor)]
+    if not images:
+        return torch.empty(0, dtype=torch.uint8), errors
+    blank = torch.zeros_like(images[0])
+    return torch.stack([blank if isinstance(sample, DataError) else sample for sample in samples]), errors
+
+
 def _decode(
     source: ImageSource, transform: Transform, seed: int, keys: Iterable[list[tuple[int, int]]], workers: int
-) -> Iterator[list[Tensor | DataError]]:
-    """Lists of decoded samples for lists of keys."""
+) -> Iterator[Packed]:
+    """Decoded samples for lists of keys."""
     return iter(
         DataLoader(
             _Decoded(source, transform, seed),
             batch_sampler=keys,
             num_workers=workers,
-            collate_fn=list,
+            collate_fn=_pack,
             generator=torch.Generator(),  # else the loader would draw from the global stream
         )
     )
@@ -74,7 +89,9 @@ def default_workers(device_type: str) -> int:
     """Loader processes: none beside a CPU that computes, else up to eight."""
     if device_type == "cpu":
         return 0
-    return min(8, torch.multiprocessing.cpu_count())
+    # of a batch job on a shared machine, only the allotted cores
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores)
 
 
 class _BadFiles:
@@ -130,7 +147,7 @@ def train_batches(
 
     for decoded in _decode(source, transform, seed, keys(), workers or 0):
         indices = queue.pop(0)
-        yield _collate(source, decoded, indices, again)
+        yield _batch(source, decoded, indices, again)
 
 
 def _count_from(start: int) -> Iterator[int]:
@@ -147,19 +164,19 @@ def _made_batches(source: Any, sampler: EpochSampler, steps: Iterator[int], rank
         yield Batch(images, torch.from_numpy(source.labels[places]), indices)
 
 
-def _collate(source: ImageSource, decoded: list[Tensor | DataError], indices: Tensor, bad: _BadFiles) -> Batch:
+def _batch(source: ImageSource, decoded: Packed, indices: Tensor, bad: _BadFiles) -> Batch:
+    images, errors = decoded
     places = indices.clone()
-    good = [k for k, item in enumerate(decoded) if isinstance(item, Tensor)]
-    for k, item in enumerate(decoded):
-        if isinstance(item, DataError):
-            bad.meet(item, int(indices[k]))
-            if not good:
-                raise DataError(item.message, "No image of the batch is readable")
-            stand_in = good[k % len(good)]
-            decoded[k], places[k] = decoded[stand_in], indices[stand_in]
+    good = [place for place in range(len(indices)) if place not in errors]
+    for place, error in errors.items():
+        bad.meet(error, int(indices[place]))
+        if not good:
+            raise DataError(error.message, "No image of the batch is readable")
+        stand_in = good[place % len(good)]
+        images[place], places[place] = images[stand_in], indices[stand_in]
     captions = None if source.captions is None else [source.captions[int(k)] for k in places]
     labels = torch.from_numpy(np.asarray(source.labels[places.numpy()]))
-    return Batch(torch.stack(decoded), labels, places, captions)  # type: ignore[arg-type]
+    return Batch(images, labels, places, captions)
 
 
 def eval_images(
@@ -190,12 +207,12 @@ def eval_images(
     out = torch.empty(len(indices), 3, height, width, dtype=torch.uint8)
     bad, filled, kept = _BadFiles(on_bad, len(indices)), 0, []
     lists = [[(0, int(i)) for i in indices[k : k + chunk]] for k in range(0, len(indices), chunk)]
-    for keys, decoded in zip(lists, _decode(source, preprocess.to_uint8, 0, lists, workers or 0), strict=True):
-        for (_, index), item in zip(keys, decoded, strict=True):
-            if isinstance(item, DataError):
-                bad.meet(item, index)
+    for keys, (images, errors) in zip(lists, _decode(source, preprocess.to_uint8, 0, lists, workers or 0), strict=True):
+        for place, (_, index) in enumerate(keys):
+            if place in errors:
+                bad.meet(errors[place], index)
             else:
-                out[filled] = item
+                out[filled] = images[place]
                 kept.append(index)
                 filled += 1
     return out[:filled], np.array(kept, dtype=np.int64)

@@ -16,13 +16,16 @@ def choose_templates(given: str | None, default: Sequence[str]) -> tuple[str, ..
     """
     if given is None:
         return tuple(default) or SIMPLE
-    if "{}" not in given and Path(given).is_file():
-        texts = [line.strip() for line in Path(given).read_text().splitlines()]
-    else:
-        texts = [text.strip() for text in given.split("|")]
-    templates = tuple(text for text in texts if text)
+    try:
+        from_file = "{}" not in given and Path(given).is_file()
+        texts = Path(given).read_text(encoding="utf-8").splitlines() if from_file else given.split("|")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"--templates: {given[:60]!r} is no readable text file", "Give texts, or a UTF-8 file"
+        ) from error
+    templates = tuple(text.strip() for text in texts if text.strip())
     for template in templates:
-        if template.count("{}") != 1 or template.count("{") != 1:
+        if not template.count("{}") == template.count("{") == template.count("}") == 1:
             raise UsageError(
                 f"--templates: {template!r} has no single {{}}", "Write e.g. 'a photo of a {}.', or a file name"
             )

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from effvl_cli.core.errors import DataError
-from effvl_cli.data.files import FileImages
+from effvl_cli.data.files import FileImages, natural, readable
 
 COLUMNS = {
     "path": ("path", "image", "filepath", "file"),
@@ -33,7 +33,7 @@ def build(argument: str, split: str, *, root: Path | None = None, seed: int = 0)
     if not argument or not table.is_file():
         raise DataError(f"no table at {table}", "Give --data csv:FILE with columns path and label and/or caption")
     rows = _read(table)
-    classes = sorted({row["label"] for row in rows if "label" in row})
+    classes = sorted({row["label"] for row in rows if "label" in row}, key=natural)
     chosen = [row for row in rows if _split(row) == split]
     if not chosen:
         raise DataError(f"{table} has no row of split {split}", "Add some, or leave the split column out")
@@ -41,15 +41,26 @@ def build(argument: str, split: str, *, root: Path | None = None, seed: int = 0)
     return FileImages(
         f"csv:{table.stem}",
         split,
-        paths=[table.parent / row["path"] for row in chosen],
+        root=table.parent,
         ids=[row["path"] for row in chosen],
         labels=np.array(labels, dtype=np.int64),
-        classes=tuple(name.replace("_", " ") for name in classes),
+        classes=readable(classes, table),
         captions=[row["caption"] for row in chosen] if "caption" in chosen[0] else None,
     )
 
 
 def _read(table: Path) -> list[Row]:
+    try:
+        return _rows(table)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{table} is no UTF-8 text: {error.reason} at byte {error.start}", "Save it as UTF-8"
+        ) from error
+    except csv.Error as error:
+        raise DataError(f"{table} is no table: {error}", "Give comma or tab separated text") from error
+
+
+def _rows(table: Path) -> list[Row]:
     with table.open(newline="", encoding="utf-8-sig") as file:
         header = file.readline()
         file.seek(0)

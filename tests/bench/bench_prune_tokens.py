@@ -5,6 +5,7 @@ search by its fast paths ranks otherwise than without them. Wants an idle machin
 """
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -137,8 +138,9 @@ def main() -> int:
     shape = TowerShape.of(tower)
     keep = num_keep(KEEP, shape.num_patches)
     print(
-        f"{MODEL} 224, float32, {torch.get_num_threads()} threads, {keep} of {shape.num_patches} patches after block "
-        f"{LAYER}.\nMilliseconds of the slower and the faster arm, median (p10-p90); gain (95 % interval); "
+        f"{MODEL} 224, float32, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}, "
+        f"{keep} of {shape.num_patches} patches after block {LAYER}.\n"
+        f"Milliseconds of the slower and the faster arm, median (p10-p90); gain (95 % interval); "
         f"gain that the multiply-adds imply; measured / implied (asked: {ASKED}).",
         flush=True,
     )

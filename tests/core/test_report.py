@@ -87,7 +87,7 @@ def test_cache_is_keyed_by_content_and_survives_damage(tmp_path):
     assert cache.entry("rankings", {"grid": [2, 2], "layer": 1}) == entry
     assert cache.entry("rankings", {"grid": [2, 2], "layer": 0}) != entry
     assert json.loads((entry.folder / "key.json").read_text()) == {"layer": 1, "grid": [2, 2]}
-    entry.save("a", {"x": torch.arange(4).T})
+    entry.save("a", {"x": torch.arange(4)})
     assert entry.load("a", warnings.append)["x"].tolist() == [0, 1, 2, 3]
     path = entry.folder / "a.safetensors"
     path.write_bytes(path.read_bytes()[:20])

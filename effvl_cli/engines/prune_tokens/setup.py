@@ -132,6 +132,8 @@ def build(config: Any, run: Run) -> Setup:
     network.module.to(run.device).eval().requires_grad_(False)
     tower = tower_of(network.module, network.name)
     self_check(tower, network.preprocess.size)
+    if tower.pools_mean:
+        run.warn(f"{network.name} averages its patches: the scale of its features shifts when some are dropped")
     source = load(config.data, "train", root=config.data_root, seed=0)
     if not source.classes:
         raise UsageError(
@@ -155,14 +157,14 @@ def build(config: Any, run: Run) -> Setup:
 
 
 def _layer(given: int | None, name: str, depth: int) -> int:
-    """Blocks before pruning: as given, else 0 for the tiny towers (at 1 a trained CLS already looks at the object), else
-    a quarter of the blocks (3 of 12, as the official code).
+    """Blocks before pruning: as given, else 0 for tiny:clip (at 1 its CLS already looks at the object), else a quarter
+    of the blocks (3 of 12, as the official code).
     """
     if given is not None and given >= depth:
         raise UsageError(f"--layer is {given}, and {name} has {depth} blocks", f"Give 0 to {depth - 1}")
     if given is not None:
         return given
-    return 0 if name.startswith("tiny:") else round(depth / 4)
+    return 0 if name == "tiny:clip" else round(depth / 4)
 
 
 def artefact_fields(setup: Setup) -> dict[str, Any]:

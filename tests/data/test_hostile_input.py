@@ -1,0 +1,247 @@
+"""What people's files hold: damaged bytes, odd encodings, links, names that clash, few descriptors."""
+
+import io
+import random
+import resource
+import struct
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from effvl_cli.core.errors import DataError, UsageError
+from effvl_cli.core.registry import Registry, Row
+from effvl_cli.data import load
+from effvl_cli.data.fewshot import few_shot
+from effvl_cli.data.files import read_image
+from effvl_cli.data.loader import default_workers, eval_images, train_batches
+from effvl_cli.data.prompts import choose_templates
+from effvl_cli.data.sampler import EpochSampler
+from effvl_cli.data.transforms import Preprocess, augment
+
+PLAIN = Preprocess(size=(8, 8), mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+def test_listing_data_sets_imports_neither_torch_nor_numpy():
+    code = "import sys, effvl_cli.data; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'PIL')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP"])
+def test_damaged_bytes_give_a_picture_or_a_data_error_and_nothing_else(tmp_path, kind):
+    draw, stream, exif = random.Random(0), io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    noise = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(stream, kind, **({"exif": exif} if kind in ("JPEG", "PNG", "WEBP") else {}))
+    refused = 0
+    for _ in range(150):
+        data = bytearray(stream.getvalue())
+        for _ in range(draw.choice((1, 4, 20))):
+            data[draw.randrange(min(len(data), draw.choice((80, 10**6))))] = draw.randrange(256)
+        (tmp_path / "x.img").write_bytes(data[: draw.choice((len(data), draw.randrange(len(data))))])
+        try:
+            assert read_image(tmp_path / "x.img").mode == "RGB"
+        except DataError as error:
+            assert "x.img" in error.message
+            refused += 1
+    assert 0 < refused < 150
+
+
+def test_exif_that_cannot_be_read_is_a_data_error(tmp_path, monkeypatch):
+    def broken(image):
+        raise struct.error("required argument is not an integer")
+
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.jpg")
+    monkeypatch.setattr(ImageOps, "exif_transpose", broken)
+    with pytest.raises(DataError, match=r"a\.jpg cannot be decoded"):
+        read_image(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize(("value", "expected"), [(200, 0), (40_000, 155), (65_535, 255)])
+def test_sixteen_bits_are_scaled_alike_in_dark_and_bright_pictures(tmp_path, value, expected):
+    Image.fromarray(np.full((6, 6), value, np.uint16)).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png").getpixel((2, 2)) == (expected,) * 3
+
+
+def _classes(root, *names, count=2):
+    for name in names:
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            (root / name / f"{number}.png").touch()
+    return root.parent
+
+
+def test_a_link_into_its_own_folder_lists_each_image_once(tmp_path):
+    folder = _classes(tmp_path / "d" / "train", "a", "b")
+    (folder / "train" / "a" / "again").symlink_to(folder / "train" / "a")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "far.PNG").touch()
+    (folder / "train" / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "val" / "a").mkdir(parents=True)  # so that nothing of train is held out
+    expected = ["train/a/0.png", "train/a/1.png", "train/b/0.png", "train/b/1.png", "train/linked/far.PNG"]
+    assert load(f"folder:{folder}", "train").ids == expected
+
+
+def test_classes_that_read_the_same_are_refused(tmp_path):
+    folder = _classes(tmp_path / "d" / "train", "red_box", "red box")
+    with pytest.raises(DataError, match=r"'red box' and 'red_box'.* read the same"):
+        load(f"folder:{folder}", "train")
+    (tmp_path / "t.csv").write_text("path,label,split\na.jpg,red_box,train\nb.jpg,red box,train\n")
+    with pytest.raises(DataError, match="read the same"):
+        load(f"csv:{tmp_path / 't.csv'}", "train")
+
+
+def test_numbers_that_are_no_decimals_are_only_text(tmp_path):
+    folder = _classes(tmp_path / "d" / "train", "10²", "²", "9", count=30)
+    assert load(f"folder:{folder}", "train").classes == ("9", "10²", "²")
+
+
+def test_a_split_that_too_few_files_leave_empty_says_so(tmp_path):
+    folder = _classes(tmp_path / "d" / "train", "a", count=1)
+    with pytest.raises(DataError, match="for split val") as caught:
+        load(f"folder:{folder}", "val")
+    assert "too few" in caught.value.hint
+
+
+def test_the_current_folder_has_a_name(tmp_path, monkeypatch):
+    folder = _classes(tmp_path / "birds" / "train", "a", count=40)
+    monkeypatch.chdir(folder)
+    assert load("folder:.", "train").name == "folder:birds"
+
+
+def test_a_class_of_test_alone_is_refused(tmp_path):
+    folder = _classes(tmp_path / "d" / "train", "a")
+    _classes(tmp_path / "d" / "test", "a", "q")
+    with pytest.raises(DataError, match="class 'q'"):
+        load(f"folder:{folder}", "test")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("path,label\na.jpg,café\n".encode("latin-1"), "no UTF-8 text"),
+        ("path,label\na.jpg,x\n".encode("utf-16"), "no UTF-8 text"),
+        (b"path,label\na.jpg," + b"x" * 200_000 + b"\n", "no table"),
+        (b"", "line 1 has columns none"),
+    ],
+)
+def test_a_table_that_is_no_text_is_a_data_error(tmp_path, text, expected):
+    (tmp_path / "t.csv").write_bytes(text)
+    with pytest.raises(DataError, match=expected):
+        load(f"csv:{tmp_path / 't.csv'}", "train")
+
+
+def test_labels_of_a_table_are_sorted_as_people_count(tmp_path):
+    rows = "".join(f"{k}.jpg,{k},train\n" for k in range(12))
+    (tmp_path / "t.csv").write_text("path,label,split\n" + rows)
+    source = load(f"csv:{tmp_path / 't.csv'}", "train")
+    assert source.classes == tuple(str(k) for k in range(12))
+    assert source.labels.tolist() == list(range(12))
+
+
+def test_few_images_of_each_class_needs_classes(tmp_path):
+    (tmp_path / "t.csv").write_text("path,caption,split\na.jpg,hello,train\n")
+    source = load(f"csv:{tmp_path / 't.csv'}", "train")
+    assert source.classes == () and list(source.captions) == ["hello"]
+    with pytest.raises(DataError, match="no classes"):
+        few_shot(source, 2, 0)
+
+
+def test_templates_that_would_break_formatting_are_refused(tmp_path):
+    Image.new("RGB", (2, 2)).save(tmp_path / "t.png")
+    for wrong in ("a {} }", "a {}}", "{ {}", "x" * 5000, str(tmp_path / "t.png")):
+        with pytest.raises(UsageError, match="--templates"):
+            choose_templates(wrong, ())
+
+
+class _Made:
+    """Pictures in memory, as a plug-in would bring them; number 3 is unreadable."""
+
+    name, split, classes, templates, captions, endless = "made", "train", ("a",), ("a {}",), None, False
+
+    def __init__(self, count: int = 300) -> None:
+        self.labels, self.ids = np.zeros(count, np.int64), [str(k) for k in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index):
+        if index == 3:
+            raise DataError("made/3 is damaged")
+        return Image.new("RGB", (8, 8), (index % 256, 0, 0))
+
+    def fingerprint(self) -> str:
+        return "0"
+
+
+@pytest.fixture
+def few_descriptors():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, hard), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.timeout(120)
+def test_loader_processes_need_few_file_descriptors(few_descriptors):
+    """Four batches wait at once: 512 samples, twice the descriptors that there are."""
+    source, sampler = _Made(), EpochSampler(300, 128, 0)
+    stream = train_batches(source, augment("none", PLAIN), sampler, seed=0, start_step=0, workers=2, on_bad="skip")
+    batches = [next(stream) for _ in range(4)]
+    for batch in batches:
+        assert torch.equal(batch.images[:, 0, 0, 0], (batch.indices % 256).to(torch.uint8))
+        assert 3 not in batch.indices
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_leaves_out_the_unreadable_and_keeps_the_order(workers):
+    images, kept = eval_images(_Made(), PLAIN, np.arange(120), workers=workers, on_bad="skip", chunk=3)
+    assert kept.tolist() == [k for k in range(120) if k != 3]
+    assert images[:, 0, 0, 0].tolist() == kept.tolist()
+    images, kept = eval_images(_Made(), PLAIN, np.array([3]), workers=workers, on_bad="skip")
+    assert images.shape == (0, 3, 8, 8) and kept.tolist() == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_of_a_loader_process_arrives_as_itself(workers):
+    with pytest.raises(DataError, match="made/3 is damaged") as caught:
+        eval_images(_Made(), PLAIN, np.arange(8), workers=workers)
+    assert caught.value.exit_code == 3 and "--on-bad skip" in caught.value.hint
+
+
+def test_more_than_one_percent_unreadable_ends_the_run(monkeypatch):
+    monkeypatch.setattr(_Made, "image", lambda self, index: (_ for _ in ()).throw(DataError(f"made/{index}")))
+    with pytest.raises(DataError, match="more than 1%"):
+        eval_images(_Made(), PLAIN, np.arange(300), on_bad="skip")
+
+
+def test_a_split_that_does_not_fit_into_memory_is_refused_before_it_is_read():
+    huge = Preprocess(size=(2**20, 2**20), mean=(0.5,) * 3, std=(0.5,) * 3)
+    with pytest.raises(DataError, match="do not fit into memory"):
+        eval_images(_Made(), huge, np.arange(300))
+
+
+def test_loader_processes_by_default():
+    assert default_workers("cpu") == 0
+    assert 1 <= default_workers("cuda") <= 8
+
+
+def test_a_source_of_ones_own_is_loaded_by_its_row(monkeypatch, tmp_path):
+    seen = {}
+
+    def build(argument, split, *, root, seed):
+        seen.update(argument=argument, split=split, root=root, seed=seed)
+        return _Made()
+
+    module = types.ModuleType("someones_data")
+    module.build = build
+    monkeypatch.setitem(sys.modules, "someones_data", module)
+    rows = Registry("data set", "effvl.none", [Row("made:", "someones_data:build", "pictures in memory")])
+    monkeypatch.setattr("effvl_cli.data.DATASETS", rows)
+    assert load("made:a:b", "val", root=str(tmp_path), seed=4).name == "made"
+    assert seen == {"argument": "a:b", "split": "val", "root": tmp_path, "seed": 4}
