@@ -43,6 +43,8 @@ mini-%: recipes/mini/%.yaml $(READY)
 
 mini-prune-tokens-cifar: runs/data/cifar10
 
+# One thread unless told otherwise: on cores that something else uses too, two wait for each other.
+bench-%: export OMP_NUM_THREADS ?= 1
 bench-%: $(READY)
 	$(BIN)/python tests/bench/bench_$(subst -,_,$*).py
 

@@ -52,7 +52,8 @@ def distribution(tmp_path, monkeypatch):
     (site / "stripes_model.py").write_text(MODEL)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stripes\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
-        "[effvl.datasets]\nstripes = stripes_data:build\nbroken = nowhere:build\n[effvl.models]\nmine = stripes_model:build\n"
+        "[effvl.datasets]\nstripes = stripes_data:build\nbroken = nowhere:build\n"
+        "[effvl.models]\nmine = stripes_model:build\n"
     )
     monkeypatch.syspath_prepend(str(site))
     yield

@@ -1,8 +1,8 @@
 """`folder:PATH`: one folder a class, as people have them.
 
-PATH/train, PATH/val (or valid, validation) and PATH/test hold the class folders. Without val, a tenth of each training
-image's names, by hash, is val. Without test, val stands for it. Without any of them, PATH holds the class folders and
-is split 80/10/10 by hash.
+PATH/train, PATH/val (or valid, validation) and PATH/test hold the class folders. With only one of val and test, that one
+is reported on, and a tenth of train, by hash of the names, is held out for choices. With neither, train is split 80/10/10
+by hash, and so is PATH when it holds the class folders themselves.
 """
 
 import hashlib
@@ -58,18 +58,20 @@ def _subfolder(folder: Path, names: tuple[str, ...]) -> Path | None:
 
 def _place(folder: Path, found: dict[str, Path | None], split: str) -> tuple[Path, range | None]:
     """Folder of a split, and the tenths of it (by hash of the name) that belong to the split; None: all."""
-    train, own = found["train"], found[split]
+    train = found["train"]
     if train is None:
         if found["val"] or found["test"]:
             raise DataError(f"{folder} has no train folder", LAYOUT)
         return folder, TENTHS[split]
-    if split == "train":
-        return train, None if found["val"] else TENTHS_OF_TRAIN["train"]
-    if own:
-        return own, None
+    test = found["test"] or found["val"]
+    val = found["val"] if found["test"] else None  # what is reported is not what choices are made on
+    if test is None:
+        return train, TENTHS[split]
     if split == "test":
-        return _place(folder, found, "val")
-    return train, TENTHS_OF_TRAIN["val"]
+        return test, None
+    if split == "val":
+        return (val, None) if val else (train, TENTHS_OF_TRAIN["val"])
+    return train, None if val else TENTHS_OF_TRAIN["train"]
 
 
 def _class_folders(folder: Path) -> list[str]:

@@ -85,8 +85,10 @@ def _decode(
     )
 
 
-def default_workers(device_type: str) -> int:
-    """Loader processes: none beside a CPU that computes, else up to eight."""
+def loader_workers(given: int | None, device_type: str) -> int:
+    """Loader processes: as given, else none beside a CPU that computes, else up to eight."""
+    if given is not None:
+        return given
     if device_type == "cpu":
         return 0
     # of a batch job on a shared machine, only the allotted cores
@@ -124,7 +126,7 @@ def train_batches(
     start_step: int,
     rank: int = 0,
     world: int = 1,
-    workers: int | None = 0,
+    workers: int = 0,
     on_bad: str = "error",
 ) -> Iterator[Batch]:
     """Endless stream of this process's batches from a step on.
@@ -145,7 +147,7 @@ def train_batches(
             queue.append(indices)
             yield [(epoch, int(index)) for index in indices]
 
-    for decoded in _decode(source, transform, seed, keys(), workers or 0):
+    for decoded in _decode(source, transform, seed, keys(), workers):
         indices = queue.pop(0)
         yield _batch(source, decoded, indices, again)
 
@@ -184,7 +186,7 @@ def eval_images(
     preprocess: Preprocess,
     indices: Indices,
     *,
-    workers: int | None = 0,
+    workers: int = 0,
     on_bad: str = "error",
     chunk: int = 64,
 ) -> tuple[Tensor, Indices]:
@@ -207,7 +209,7 @@ def eval_images(
     out = torch.empty(len(indices), 3, height, width, dtype=torch.uint8)
     bad, filled, kept = _BadFiles(on_bad, len(indices)), 0, []
     lists = [[(0, int(i)) for i in indices[k : k + chunk]] for k in range(0, len(indices), chunk)]
-    for keys, (images, errors) in zip(lists, _decode(source, preprocess.to_uint8, 0, lists, workers or 0), strict=True):
+    for keys, (images, errors) in zip(lists, _decode(source, preprocess.to_uint8, 0, lists, workers), strict=True):
         for place, (_, index) in enumerate(keys):
             if place in errors:
                 bad.meet(errors[place], index)

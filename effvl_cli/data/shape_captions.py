@@ -105,7 +105,8 @@ class ShapeCaptions:
 
     def fingerprint(self) -> str:
         """Digest of the recipe: the content follows from it."""
-        return digest(["shape-captions", str(VERSION), self.style, self.split])
+        course = [str(MIXED_SKETCHES), str(EASY_RADIUS), str(EASY_IMAGES)] if self.style == "mixed" else []
+        return digest(["shape-captions", str(VERSION), self.style, self.split, *course])
 
     def image(self, index: int) -> Image.Image:
         """One scene."""

@@ -18,7 +18,7 @@ from effvl_cli.core.registry import Registry, Row
 from effvl_cli.data import load
 from effvl_cli.data.fewshot import few_shot
 from effvl_cli.data.files import read_image
-from effvl_cli.data.loader import default_workers, eval_images, train_batches
+from effvl_cli.data.loader import eval_images, loader_workers, train_batches
 from effvl_cli.data.prompts import choose_templates
 from effvl_cli.data.sampler import EpochSampler
 from effvl_cli.data.transforms import Preprocess, augment
@@ -227,8 +227,8 @@ def test_a_split_that_does_not_fit_into_memory_is_refused_before_it_is_read():
 
 
 def test_loader_processes_by_default():
-    assert default_workers("cpu") == 0
-    assert 1 <= default_workers("cuda") <= 8
+    assert loader_workers(None, "cpu") == 0
+    assert 1 <= loader_workers(None, "cuda") <= 8
 
 
 def test_a_source_of_ones_own_is_loaded_by_its_row(monkeypatch, tmp_path):

@@ -19,15 +19,27 @@ def test_folder_with_splits(image_folder):
     assert load("folder:pictures", "train", root=image_folder.parent).ids == train.ids
 
 
-def test_folder_without_val_holds_out_a_part_of_train(tmp_path):
-    for number in range(200):
-        folder = tmp_path / "d" / "train" / "ab"[number % 2]
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{number}.png").touch()
+def _many(folder, count):
+    for number in range(count):
+        place = folder / "ab"[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number}.png").touch()
+
+
+@pytest.mark.parametrize("reported", ["val", "test"])
+def test_with_one_held_out_folder_that_one_is_reported_and_a_tenth_of_train_serves_choices(tmp_path, reported):
+    _many(tmp_path / "d" / "train", 200)
+    _many(tmp_path / "d" / reported, 20)
     train, val, test = (load(f"folder:{tmp_path / 'd'}", split) for split in ("train", "val", "test"))
     assert len(train) + len(val) == 200 and 8 <= len(val) <= 35
     assert not set(train.ids) & set(val.ids)
-    assert test.ids == val.ids  # no test folder: val stands for it
+    assert len(test) == 20 and all(name.startswith(reported) for name in test.ids)
+
+
+def test_train_alone_is_split_in_three(tmp_path):
+    _many(tmp_path / "d" / "train", 300)
+    parts = [set(load(f"folder:{tmp_path / 'd'}", split).ids) for split in ("train", "val", "test")]
+    assert len(set.union(*parts)) == sum(map(len, parts)) == 300 and min(map(len, parts)) > 10
 
 
 def test_plain_folder_is_split_by_name_alone(tmp_path):

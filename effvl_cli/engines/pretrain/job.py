@@ -15,7 +15,7 @@ from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
 from effvl_cli.core.table import Table, percent
 from effvl_cli.data import load
-from effvl_cli.data.loader import eval_images, train_batches
+from effvl_cli.data.loader import eval_images, loader_workers, train_batches
 from effvl_cli.data.prompts import choose_templates
 from effvl_cli.data.sampler import EpochSampler
 from effvl_cli.data.source import ImageSource
@@ -65,7 +65,11 @@ def _task(
     count = min(len(held_out), MAX_VALIDATION)
     order = torch.randperm(len(held_out), generator=seeds.generator(0, "validation"))[:count].sort().values
     images, kept = eval_images(
-        held_out, network.preprocess, order.numpy(), workers=config.workers, on_bad=config.on_bad
+        held_out,
+        network.preprocess,
+        order.numpy(),
+        workers=loader_workers(config.workers, run.device.type),
+        on_bad=config.on_bad,
     )
     validation = (images, torch.as_tensor(held_out.labels[kept]))
     if config.method == "supervised":
@@ -76,7 +80,7 @@ def _task(
 
 
 def _fit(config: PretrainConfig, run: Run, source: ImageSource, network: networks.Network, task: Any) -> loop.Fitted:
-    batches, steps_per_epoch = _stream(config, source, network)
+    batches, steps_per_epoch = _stream(config, run, source, network)
     if config.steps is None and source.endless:
         raise UsageError(f"--epochs of endless data ({config.data})", "Give --steps")
     steps = config.steps or int(config.epochs or 0) * steps_per_epoch
@@ -102,7 +106,7 @@ def _fit(config: PretrainConfig, run: Run, source: ImageSource, network: network
 
 
 def _stream(
-    config: PretrainConfig, source: ImageSource, network: networks.Network
+    config: PretrainConfig, run: Run, source: ImageSource, network: networks.Network
 ) -> tuple[Callable[[int], Iterator[Any]], int]:
     """Training batches from any micro-batch on, and the optimizer steps in an epoch."""
     here = distributed.world()
@@ -124,7 +128,7 @@ def _stream(
             start_step=start,
             rank=here.rank,
             world=here.size,
-            workers=config.workers,
+            workers=loader_workers(config.workers, run.device.type),
             on_bad=config.on_bad,
         )
 
@@ -142,14 +146,14 @@ def _test(
     """The test split, once."""
     if not source.classes:
         test = _source(config, "test")
-        images, _, kept = _decoded(config, test, network)
+        images, _, kept = _decoded(config, run, test, network)
         run.report.data(test)
         texts = [(test.captions or ())[int(index)] for index in kept]
         _figure(run, "recall1_image_to_text", image_to_text_recall(network, images, texts, run))
         return
     for data in (config.data, *(config.eval_data if config.method == "clip" else ())):
         test = _source(config, "test", data)
-        images, labels, _ = _decoded(config, test, network)
+        images, labels, _ = _decoded(config, run, test, network)
         run.report.data(test)
         suffix = "" if data == config.data else f"_{data.partition(':')[2] or data}"
         if config.method == "supervised":
@@ -162,9 +166,17 @@ def _test(
         _accuracy(run, f"top1{suffix}", logits, labels)
 
 
-def _decoded(config: PretrainConfig, source: ImageSource, network: networks.Network) -> tuple[Tensor, Tensor, Any]:
+def _decoded(
+    config: PretrainConfig, run: Run, source: ImageSource, network: networks.Network
+) -> tuple[Tensor, Tensor, Any]:
     everything = torch.arange(len(source)).numpy()
-    images, kept = eval_images(source, network.preprocess, everything, workers=config.workers, on_bad=config.on_bad)
+    images, kept = eval_images(
+        source,
+        network.preprocess,
+        everything,
+        workers=loader_workers(config.workers, run.device.type),
+        on_bad=config.on_bad,
+    )
     return images, torch.as_tensor(source.labels[kept]), kept
 
 

@@ -13,7 +13,7 @@ from effvl_cli.core.errors import DataError, ModelError, UsageError
 from effvl_cli.core.run import Run
 from effvl_cli.data import load
 from effvl_cli.data.fewshot import few_shot
-from effvl_cli.data.loader import eval_images
+from effvl_cli.data.loader import eval_images, loader_workers
 from effvl_cli.data.prompts import choose_templates
 from effvl_cli.data.source import ImageSource
 from effvl_cli.models import network as networks
@@ -83,7 +83,11 @@ class Setup:
         if indices is None:
             indices = np.arange(len(source))
         pixels, kept = eval_images(
-            source, self.network.preprocess, indices, workers=config.workers, on_bad=config.on_bad
+            source,
+            self.network.preprocess,
+            indices,
+            workers=loader_workers(config.workers, self.run.device.type),
+            on_bad=config.on_bad,
         )
         self.run.report.data(source, num_samples=len(kept), bad_files=len(indices) - len(kept))
         return Images(source, pixels, torch.as_tensor(source.labels[kept]), kept)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from effvl_cli.core import distributed, loop, optim, seeds
 from effvl_cli.core.errors import UsageError
-from effvl_cli.data.loader import Batch, train_batches
+from effvl_cli.data.loader import Batch, loader_workers, train_batches
 from effvl_cli.data.sampler import EpochSampler
 from effvl_cli.data.source import Subset
 from effvl_cli.data.transforms import augment
@@ -154,7 +154,7 @@ def _stream(setup: Setup, images: Images) -> tuple[Callable[[int], Iterator[Batc
             start_step=start,
             rank=here.rank,
             world=here.size,
-            workers=config.workers,
+            workers=loader_workers(config.workers, setup.run.device.type),
             on_bad=config.on_bad,
         )
 
