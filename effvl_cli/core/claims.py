@@ -1,7 +1,7 @@
 """Claims of a sweep: expressions over arms and metrics, e.g. `tuned.top1 - dense.top1 >= -0.015`.
 
-Names are `arm.metric`, or `arm.metric.se` for a figure's own standard error; dashes and dots in an arm's name are written
-`_`. Numbers, + - * / and parentheses; one comparison. The expression is computed for each seed, and its margin averaged.
+Names are `arm.metric`, or `arm.metric.se` for a figure's own standard error; dashes and dots in the name of an arm are
+written `_`. Numbers, + - * / and parentheses; one comparison. It is computed for each seed, and its margin averaged.
 """
 
 import ast

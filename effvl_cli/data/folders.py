@@ -1,8 +1,8 @@
 """`folder:PATH`: one folder a class, as people have them.
 
-PATH/train, PATH/val (or valid, validation) and PATH/test hold the class folders. With only one of val and test, that one
-is reported on, and a tenth of train, by hash of the names, is held out for choices. With neither, train is split 80/10/10
-by hash, and so is PATH when it holds the class folders themselves.
+PATH/train, PATH/val (or valid, validation) and PATH/test hold the class folders. With only one of val and test, that
+one is reported on, and a tenth of train, by hash of the names, is held out for choices. With neither, train is split
+80/10/10 by hash, and so is PATH when it holds the class folders itself.
 """
 
 import hashlib

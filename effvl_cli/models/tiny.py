@@ -46,7 +46,7 @@ def _clip(name: str, vision: CLIPVisionCfg, *, text_width: int) -> Network:
 
 
 def resnet(argument: str = "", *, num_classes: int | None = None) -> Network:
-    """Residual classifier for images of about 32 px: torchvision's blocks, a 3x3 stem of stride 2, no pooling after it."""
+    """Residual classifier for images of about 32 px: torchvision's blocks, a 3x3 stem of stride 2, no pooling."""
     module = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=num_classes or 10)
     module.conv1 = nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False)
     module.maxpool = nn.Identity()
