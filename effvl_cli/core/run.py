@@ -12,6 +12,7 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import shlex
 import shutil
 import signal
 import time
@@ -290,7 +291,7 @@ def _prepare(run: Run, opening: Opening, inputs: Mapping[str, str], identity: st
         "command": opening.command,
         "description": "resolved options of a run",
         "config": resolve.to_yaml_mapping(opening.config),
-        "run": {"command_line": " ".join(opening.argv), "inputs": dict(inputs), "identity": identity},
+        "run": {"command_line": shlex.join(opening.argv), "inputs": dict(inputs), "identity": identity},
     }
     write_text(run.folder / CONFIG, resolve.dump_yaml(header))
     write_json(run.folder / ENVIRONMENT, {"attempt": run.attempt, **environment(run.device)})
