@@ -66,6 +66,6 @@ class Cache:
 
 def default_root() -> Path:
     """Where the cache lies unless the user says otherwise."""
-    if "EFFVL_CACHE" in os.environ:
+    if os.environ.get("EFFVL_CACHE"):
         return Path(os.environ["EFFVL_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "effvl"

@@ -1,21 +1,22 @@
 """Claims of a sweep: expressions over arms and metrics, e.g. `tuned.top1 - dense.top1 >= -0.015`.
 
 Names are `arm.metric`, or `arm.metric.se` for a figure's own standard error; dashes and dots in the name of an arm are
-written `_`. Numbers, + - * / and parentheses; one comparison. It is computed for each seed, and its margin averaged.
+written `_`. Numbers, + - * / and parentheses; `se(...)`, the standard error over seeds of what is in it; one
+comparison. It is computed for each seed, and its margin averaged over them. A claim on a figure without a value fails.
 """
 
 import ast
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from effvl_cli.core.errors import UsageError
 from effvl_cli.core.registry import nearest
 
 Figures = Mapping[str, Mapping[str, float]]
-"""Arm, then metric (or metric.se), to its value in one seed."""
+"""Arm, then metric (or metric.se), to its value in one seed; NaN where the run could not tell."""
 
 _BINARY: dict[type, Callable[[float, float], float]] = {
     ast.Add: operator.add,
@@ -24,6 +25,7 @@ _BINARY: dict[type, Callable[[float, float], float]] = {
     ast.Div: operator.truediv,
 }
 _COMPARE: dict[type, int] = {ast.GtE: 1, ast.Gt: 1, ast.LtE: -1, ast.Lt: -1}
+ROUNDING = 1e-12  # 0.95 - 0.90 >= 0.05 holds, though not in binary
 
 
 @dataclass(frozen=True)
@@ -54,16 +56,37 @@ def judge(claim: str, by_seed: Mapping[int, Figures]) -> Verdict:
     comparison = _parse(claim)
     kind = comparison.ops[0]
     sign = _COMPARE[type(kind)]
-    margins = [
-        sign * (_value(comparison.left, figures, claim) - _value(comparison.comparators[0], figures, claim))
-        for figures in by_seed.values()
-    ]
-    mean = sum(margins) / len(margins)
-    spread = None
-    if len(margins) > 1:
-        spread = math.sqrt(sum((m - mean) ** 2 for m in margins) / (len(margins) - 1) / len(margins))
+    seeds = list(by_seed.values())
+    left, right = (_values(side, seeds, claim) for side in (comparison.left, comparison.comparators[0]))
+    margins = [sign * (a - b) for a, b in zip(left, right, strict=True)]
+    mean, spread = mean_and_error(margins)
     strict = isinstance(kind, ast.Gt | ast.Lt)
-    return Verdict(claim, mean, spread, len(margins), mean > 0 if strict else mean >= 0)
+    return Verdict(claim, mean, spread, len(margins), mean > ROUNDING if strict else mean >= -ROUNDING)
+
+
+def arms_of(claim: str, arms: Iterable[str]) -> list[str]:
+    """The arms that a claim names, by their own names.
+
+    Raises:
+        UsageError: not an expression of this language, or an arm that is none of these.
+    """
+    comparison = _parse(claim)
+    for side in (comparison.left, comparison.comparators[0]):
+        _values(side, (), claim)
+    known = {_written(arm): arm for arm in arms}
+    found = []
+    for node in ast.walk(comparison):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            found.append(known[_known(node.value.id, known, "arm", claim)])
+    return list(dict.fromkeys(found))
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean, and its standard error (sample standard deviation / sqrt(n)); None for a single value."""
+    if len(values) < 2:
+        return values[0] if values else math.nan, None
+    mean = sum(values) / len(values)
+    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
 
 
 def _parse(claim: str) -> ast.Compare:
@@ -78,25 +101,46 @@ def _parse(claim: str) -> ast.Compare:
     return tree
 
 
-def _value(node: ast.expr, figures: Figures, claim: str) -> float:
-    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
-        return float(node.value)
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return -_value(node.operand, figures, claim)
-    if isinstance(node, ast.BinOp) and type(node.op) in _BINARY:
-        return _BINARY[type(node.op)](_value(node.left, figures, claim), _value(node.right, figures, claim))
-    if isinstance(node, ast.Attribute):
-        arm, _, metric = ast.unparse(node).partition(".")
-        return _look_up(arm, metric, figures, claim)
+def _values(node: ast.expr, seeds: Sequence[Figures], claim: str) -> list[float]:
+    """The value of an expression in each seed."""
+    match node:
+        case ast.Constant(value=int() | float() as number):
+            return [float(number)] * len(seeds)
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return [-value for value in _values(operand, seeds, claim)]
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
+            pairs = zip(_values(left, seeds, claim), _values(right, seeds, claim), strict=True)
+            return [_apply(_BINARY[type(op)], a, b) for a, b in pairs]
+        case ast.Call(func=ast.Name(id="se"), args=[inner], keywords=[]):
+            _, error = mean_and_error(_values(inner, seeds, claim))
+            return [math.nan if error is None else error] * len(seeds)  # one seed tells nothing of the spread
+        case ast.Attribute():
+            arm, _, metric = ast.unparse(node).partition(".")
+            return [_look_up(arm, metric, figures, claim) for figures in seeds]
     raise UsageError(
-        f"claim {claim!r} holds {ast.unparse(node)!r}", "Only arm.metric, numbers, + - * / and parentheses"
+        f"claim {claim!r} holds {ast.unparse(node)!r}", "Only arm.metric, numbers, + - * /, se(...) and parentheses"
     )
 
 
+def _apply(function: Callable[[float, float], float], a: float, b: float) -> float:
+    try:
+        return function(a, b)
+    except ZeroDivisionError:
+        return math.nan
+
+
 def _look_up(arm: str, metric: str, figures: Figures, claim: str) -> float:
-    arms = {re.sub(r"\W", "_", name): values for name, values in figures.items()}
-    if arm not in arms:
-        raise UsageError(f"claim {claim!r} names arm {arm!r}", nearest(arm, arms) or f"The arms are {', '.join(arms)}")
-    if metric not in arms[arm]:
-        raise UsageError(f"claim {claim!r} names {metric!r}", nearest(metric, arms[arm]) or "No run has that figure")
-    return arms[arm][metric]
+    arms = {_written(name): values for name, values in figures.items()}
+    found = arms[_known(arm, arms, "arm", claim)]
+    return found[_known(metric, found, "figure", claim)]
+
+
+def _known(name: str, known: Mapping[str, object], kind: str, claim: str) -> str:
+    if name not in known:
+        hint = nearest(name, known) or f"The {kind}s are {', '.join(known)}"
+        raise UsageError(f"unknown {kind} {name!r} in claim {claim!r}", hint)
+    return name
+
+
+def _written(arm: str) -> str:
+    return re.sub(r"\W", "_", arm)

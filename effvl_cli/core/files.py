@@ -63,19 +63,23 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        former = temporary.with_name(f"{temporary.name}-former")
         try:
             yield temporary
             for path in temporary.iterdir():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
             _sync_folder(temporary)
-            if target.exists():
-                shutil.rmtree(target)
             temporary.chmod(0o755)
+            if target.exists():
+                target.rename(former)  # removed only after: half a folder must never stand under this name
             temporary.rename(target)
             _sync_folder(target.parent)
         finally:
+            if former.exists() and not target.exists():
+                former.rename(target)
             shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(former, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:

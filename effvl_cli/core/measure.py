@@ -19,10 +19,16 @@ def count_parameters(module: nn.Module) -> int:
 def count_macs(module: nn.Module, *inputs: Tensor) -> int:
     """Multiply-adds of a forward pass: half of torch's FLOP count.
 
-    Counted with gradients on, because the fused attention of inference is invisible to the counter.
+    The fused attention of inference is invisible to the counter, and a frozen module takes it even with gradients on:
+    it is switched off while counting.
     """
-    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
-        module(*inputs)
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+            module(*inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     return counter.get_total_flops() // 2
 
 

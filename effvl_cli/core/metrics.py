@@ -2,7 +2,6 @@
 
 import math
 
-import torch
 from torch import Tensor
 
 Z95 = 1.959963984540054
@@ -50,8 +49,3 @@ def top_k(logits: Tensor, labels: Tensor, k: int) -> Tensor:
     """(n,) 0/1: whether the label is among the k largest logits (n, C)."""
     k = min(k, logits.shape[1])
     return (logits.topk(k, dim=1).indices == labels[:, None]).any(1).float()
-
-
-def per_class_mean(correct: Tensor, labels: Tensor) -> float:
-    """Mean over the classes that occur of the accuracy within each."""
-    return float(torch.stack([correct[labels == label].double().mean() for label in labels.unique()]).mean())

@@ -62,7 +62,7 @@ def curves(
     figure, axes = _figure(5.6, 3.8)
     if reference:
         axes.axhline(reference[1], color="#555555", linestyle="--", linewidth=1, label=reference[0])
-    for place, (name, points) in enumerate(series.items()):
+    for place, (name, points) in enumerate((name, points) for name, points in series.items() if points):
         x, y, error = (list(column) for column in zip(*sorted(points), strict=True))
         style = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
         axes.errorbar(x, y, yerr=error, label=name, markersize=4, linewidth=1.4, capsize=2, **style)
@@ -88,10 +88,10 @@ def paired_bars(
     for index, (name, heights) in enumerate(bars.items()):
         spread = np.array(errors[name]).T if errors and name in errors else None
         offset = (index - (len(bars) - 1) / 2) * width
-        drawn = axes.bar(
-            place + offset, heights, width * 0.92, label=name, color=COLOURS[index], yerr=spread, capsize=2
-        )
-        axes.bar_label(drawn, fmt="%.2f", fontsize=8, padding=2)
+        colour = COLOURS[index % len(COLOURS)]
+        drawn = axes.bar(place + offset, heights, width * 0.92, label=name, color=colour, yerr=spread, capsize=2)
+        plain = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # a value on the dashed level stays readable
+        axes.bar_label(drawn, fmt="%.2f", fontsize=8, padding=3, bbox=plain)
     if level is not None:
         axes.axhline(level, color="#555555", linestyle="--", linewidth=1)
     axes.set_xticks(place, groups)

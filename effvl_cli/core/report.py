@@ -171,10 +171,9 @@ class Draft:
 
     def metric(self, name: str, value: float | None, **about: Any) -> None:
         """Record a figure; one that is not finite becomes null, with a warning."""
-        if value is not None and not math.isfinite(value):
-            self.warn(f"{name} is not finite")
-            value = None
-        self.metrics[name] = Metric(value=value, **about)
+        if "se" in about:
+            about["se"] = self._finite(about["se"], f"{name}.se")
+        self.metrics[name] = Metric(value=self._finite(value, name), **about)
 
     def data(self, source: Any, *, num_samples: int | None = None, bad_files: int = 0) -> None:
         """Record that (part of) a split was read."""
@@ -223,6 +222,8 @@ class Draft:
     def finish(self, status: Status, error: str | None = None) -> Report:
         """The report of the run as it stands."""
         finished = time.time()
+        efficiency = self._finite(self.efficiency, "efficiency")
+        technique = self._finite(self.technique, "technique")
         return Report(
             schema_version=SCHEMA_VERSION,
             effvl_version=__version__,
@@ -239,26 +240,42 @@ class Draft:
             data=list(self._data.values()),
             model=self._model,
             metrics=self.metrics,
-            efficiency=_finite(self.efficiency),
+            efficiency=efficiency,
             comparison=[self._compare(row) for row in self._expected],
             artifacts=list(self._artifacts.values()),
-            warnings=self.warnings,
+            warnings=list(self.warnings),
             resume=self._resume,
-            technique=_finite(self.technique),
+            technique=technique,
             error=error,
         )
 
-    def _compare(self, row: dict[str, Any]) -> Comparison:
-        def number(key: str) -> float | None:
-            return None if row.get(key) in (None, "", "null") else float(row[key])
+    def _finite(self, value: Any, name: str) -> Any:
+        """Plain JSON values; what is not finite becomes null, with a warning."""
+        if isinstance(value, dict):
+            return {str(key): self._finite(item, f"{name}.{key}") for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._finite(item, name) for item in value]
+        if isinstance(value, float) and not math.isfinite(value):
+            self.warn(f"{name} is not finite")
+            return None
+        return value
 
-        expected, tolerance = number("value"), number("tolerance")
+    def _compare(self, row: dict[str, Any]) -> Comparison:
         ours = self.metrics.get(row["metric"])
-        actual = ours.value if ours else None
-        within = None
-        if expected is not None and tolerance is not None and actual is not None:
-            within = abs(actual - expected) <= tolerance
-        return Comparison(metric=row["metric"], expected=expected, tolerance=tolerance, actual=actual, within=within)
+        return compare(row, ours.value if ours else None)
+
+
+def compare(row: Mapping[str, Any], actual: float | None) -> Comparison:
+    """A row of a recipe's `reference.expected` (metric, value, tolerance) beside our figure."""
+
+    def number(key: str) -> float | None:
+        return None if row.get(key) in (None, "", "null") else float(row[key])
+
+    expected, tolerance = number("value"), number("tolerance")
+    within = None
+    if expected is not None and tolerance is not None and actual is not None:
+        within = abs(actual - expected) <= tolerance
+    return Comparison(metric=row["metric"], expected=expected, tolerance=tolerance, actual=actual, within=within)
 
 
 def write(report: Report, path: Path) -> None:
@@ -266,17 +283,6 @@ def write(report: Report, path: Path) -> None:
     text = report.to_json(indent=1)
     _adapter().validate_json(text)
     write_text(path, text + "\n")
-
-
-def _finite(value: Any) -> Any:
-    """Plain JSON values; what is not finite becomes null."""
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -1,15 +1,18 @@
 """Sweeps: a recipe's arms times its seeds, one run folder each, resumable because each run is."""
 
 import contextlib
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from effvl_cli.config.resolve import Recipe, read_recipe
+from effvl_cli.core import claims
 from effvl_cli.core.errors import ModelError, UsageError
 from effvl_cli.core.files import write_text
 
 FILE = "sweep.yaml"  # copy of the sweep in its folder, so that the folder alone can be tabulated
+CONFIG, REPORT = "config.yaml", "report.json"
 STOPPED = (75, 130)
 
 
@@ -27,12 +30,21 @@ def read_sweep(path: Path) -> Recipe:
     """Read a sweep file, or the one in a sweep's folder.
 
     Raises:
-        UsageError: no sweep.
+        UsageError: no sweep, or a claim that cannot be read or names no arm.
     """
     recipe = read_recipe(path / FILE if path.is_dir() else path)
     if not recipe.arms:
         raise UsageError(f"{path} has no arms", "A sweep holds e.g. arms: {base: {}, half: {keep: 0.5}}")
+    for claim in recipe.claims:
+        claims.arms_of(claim, recipe.arms)
     return recipe
+
+
+def folder_of(path: Path) -> Path:
+    """Where the runs of a sweep lie: its own folder, that of the copy in it, else runs/sweeps/NAME."""
+    if path.is_dir():
+        return path
+    return path.parent if path.name == FILE else Path("runs") / "sweeps" / path.stem
 
 
 def plan(recipe: Recipe, out: Path) -> list[Planned]:
@@ -45,12 +57,16 @@ def plan(recipe: Recipe, out: Path) -> list[Planned]:
     for seed in recipe.seeds or (0,):
         for arm, overrides in recipe.arms.items():
             folder = out / f"{arm}-seed{seed}"
-            options = {**(recipe.config if "command" not in overrides else {}), **overrides}
+            options = _options(recipe, overrides)
             words = str(options.pop("command", recipe.command)).split()
             for key, value in options.items():
                 words += _flag(key, value.replace("{out}", str(out)).replace("{seed}", str(seed)))
             runs.append(Planned(arm, seed, folder, [*words, "--seed", str(seed), "--out", str(folder)]))
     return runs
+
+
+def _options(recipe: Recipe, overrides: Mapping[str, str]) -> dict[str, str]:
+    return {**(recipe.config if "command" not in overrides else {}), **overrides}
 
 
 def _flag(key: str, value: str) -> list[str]:
@@ -61,14 +77,28 @@ def _flag(key: str, value: str) -> list[str]:
     return [f"--{key}={value}"]
 
 
+def share(recipe: Recipe, out: Path, shard: str) -> list[Planned]:
+    """The runs of one shard, "i/n": every n-th from the i-th on; where arms build on others, every n-th seed.
+
+    Raises:
+        UsageError: a shard that is none.
+    """
+    first, count = _shard(shard)
+    runs = plan(recipe, out)
+    if not any("{out}" in value for arm in recipe.arms.values() for value in _options(recipe, arm).values()):
+        return runs[first::count]
+    seeds = list(dict.fromkeys(run.seed for run in runs))[first::count]
+    return [run for run in runs if run.seed in seeds]
+
+
 def run_sweep(
     path: Path, *, shard: str, out: Path | None, launch: Callable[[list[str]], int], echo: Callable[[str], None]
 ) -> int:
     """Run what is not completed yet.
 
     Args:
-        path: sweep file.
-        shard: "i/n": every n-th run from the i-th on.
+        path: sweep file, or the folder of a sweep.
+        shard: "i/n", see `share`.
         out: folder of the runs.
         launch: runs one command line and returns its exit code.
         echo: where progress goes.
@@ -80,14 +110,13 @@ def run_sweep(
         UsageError: no sweep, or a shard that is none.
     """
     recipe = read_sweep(path)
-    folder = out or Path("runs") / "sweeps" / path.stem
-    first, count = _shard(shard)
-    write_text(folder / FILE, path.read_text(encoding="utf-8"))
-    runs = plan(recipe, folder)[first::count]
+    folder = out or folder_of(path)
+    runs = share(recipe, folder, shard)
+    write_text(folder / FILE, Path(recipe.path).read_text(encoding="utf-8"))
     failed = 0
     for number, run in enumerate(runs, 1):
-        echo(f"[{number}/{len(runs)}] {run.arm}, seed {run.seed}: effvl {' '.join(run.arguments)}")
-        if is_completed(run.folder):
+        echo(f"[{number}/{len(runs)}] {run.arm}, seed {run.seed}: effvl {shlex.join(run.arguments)}")
+        if is_completed(run):
             echo("  completed before")
             continue
         code = launch([*run.arguments])
@@ -100,13 +129,29 @@ def run_sweep(
     return failed
 
 
-def is_completed(folder: Path) -> bool:
-    """Whether a run folder holds a completed report."""
+def is_completed(run: Planned) -> bool:
+    """Whether the folder holds this very run, completed.
+
+    That is: by this command line, and after the files that its options name were last written. Anything else is
+    launched; the command itself tells whether its stored result still holds, and refuses a folder of other options.
+    """
     from effvl_cli.core.report import read_report
 
-    with contextlib.suppress(ModelError):
-        return read_report(folder / "report.json").status == "completed"
+    report = run.folder / REPORT
+    with contextlib.suppress(ModelError, UsageError):
+        if read_report(report).status != "completed":
+            return False
+        line = read_recipe(run.folder / CONFIG).run.get("command_line")
+        return line == shlex.join(["effvl", *run.arguments]) and not _newer(run.arguments, report)
     return False
+
+
+def _newer(arguments: list[str], report: Path) -> bool:
+    """Whether a file, or the report of a run folder, among the arguments was written after `report`."""
+    values = [word.partition("=")[2] if word.startswith("--") else word for word in arguments[:-1]]  # last: --out
+    named = [Path(value) for value in values if value]
+    files = [path / REPORT if path.is_dir() else path for path in named]
+    return any(file.is_file() and file.stat().st_mtime > report.stat().st_mtime for file in files)
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -1,139 +1,222 @@
-"""Tables over runs: means and spreads over seeds, published figures, claims."""
+"""Tables over runs: means and spreads over seeds, paired differences, published figures, claims."""
 
 import contextlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from effvl_cli.config.resolve import Recipe
+from effvl_cli.config.resolve import Recipe, read_recipe
 from effvl_cli.core import claims, sweep
-from effvl_cli.core.errors import DataError, ModelError
-from effvl_cli.core.report import Metric, Report, read_report
+from effvl_cli.core.claims import mean_and_error
+from effvl_cli.core.errors import DataError, ModelError, UsageError
+from effvl_cli.core.report import Comparison, Metric, Report, compare, read_report
 from effvl_cli.core.table import Cell, Table, percent, points
-
-REPORT = "report.json"
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Reports of one arm."""
+    """Reports of one arm, or of runs that differ in their seed alone, by seed."""
 
     name: str
-    reports: dict[int, Report]
-    missing: int = 0
+    reports: dict[int, Report] = field(default_factory=dict)
+
+    def metrics(self, name: str) -> dict[int, Metric]:
+        """A figure by seed, where it has a value."""
+        found = {seed: report.metrics.get(name) for seed, report in self.reports.items()}
+        return {seed: metric for seed, metric in found.items() if metric is not None and metric.value is not None}
 
 
 def tabulate(paths: list[Path]) -> list[Table]:
-    """Tables of run folders, sweep folders and sweep files.
+    """Tables of run folders, reports, sweep folders and sweep files.
 
     Raises:
         DataError: a path that holds no report.
+        UsageError: a sweep file, or a claim in it, that cannot be read.
     """
-    tables = []
-    single: dict[str, dict[int, Report]] = {}
+    tables: list[Table] = []
+    single: list[Path] = []
     for path in paths:
         if path.suffix in (".yaml", ".yml") or (path / sweep.FILE).is_file():
             tables += _sweep_tables(path)
         else:
-            report = _report(path)
-            runs = single.setdefault(f"{report.command} {report.config_sha256[:8]}", {})
-            runs[report.seed] = report
-    groups = [_Group(name, runs) for name, runs in single.items()]
-    return tables + ([_means("runs", groups, ())] if groups else []) + _published(groups)
+            single.append(path)
+    return tables + _run_tables(single)
 
 
-def _report(path: Path) -> Report:
-    file = path if path.suffix == ".json" else path / REPORT
-    if not file.is_file():
-        raise DataError(f"{path} holds no {REPORT}", "Give a run folder, a sweep folder or a sweep file")
-    return read_report(file)
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+def _run_tables(paths: Sequence[Path]) -> list[Table]:
+    groups: dict[str, _Group] = {}
+    notes = []
+    for path in paths:
+        file = path if path.suffix == ".json" else path / sweep.REPORT
+        if not file.is_file():
+            raise DataError(f"{path} holds no {sweep.REPORT}", "Give a run folder, a sweep folder or a sweep file")
+        report = read_report(file)
+        key = _all_but_seed(file.parent, report)
+        if report.seed in groups.get(key, _Group("")).reports:
+            key = str(path)  # two runs of one seed, e.g. on two devices: side by side
+        groups.setdefault(key, _Group(f"{report.command} {file.parent.name}")).reports[report.seed] = report
+        if report.status != "completed":
+            notes.append(f"{path}: {report.status}{f' ({report.error})' if report.error else ''}")
+    if not groups:
+        return []
+    named = [_with_count(group) for group in groups.values()]
+    return [_means("runs", named, tuple(notes)), *_published(named, ())]
+
+
+def _with_count(group: _Group) -> _Group:
+    more = len(group.reports) - 1
+    return replace(group, name=f"{group.name} (+{more})") if more else group
+
+
+def _all_but_seed(folder: Path, report: Report) -> str:
+    """What runs that differ in their seed alone have in common."""
+    with contextlib.suppress(UsageError):
+        config = read_recipe(folder / sweep.CONFIG).config
+        return str([report.command, sorted(item for item in config.items() if item[0] not in ("seed", "out", "name"))])
+    return str(folder)
+
+
+# --- sweeps ----------------------------------------------------------------------------------------------------------
 
 
 def _sweep_tables(path: Path) -> list[Table]:
     recipe = sweep.read_sweep(path)
-    out = path if path.is_dir() else Path("runs") / "sweeps" / path.stem
-    groups: dict[str, _Group] = {}
-    for run in sweep.plan(recipe, out):
-        group = groups.setdefault(run.arm, _Group(run.arm, {}))
+    groups = {arm: _Group(arm) for arm in recipe.arms}
+    missing = dict.fromkeys(recipe.arms, 0)
+    for run in sweep.plan(recipe, sweep.folder_of(path)):
         with contextlib.suppress(ModelError):
-            report = read_report(run.folder / REPORT)
+            report = read_report(run.folder / sweep.REPORT)
             if report.status == "completed":
-                group.reports[run.seed] = report
+                groups[run.arm].reports[run.seed] = report
                 continue
-        groups[run.arm] = _Group(run.arm, group.reports, group.missing + 1)
+        missing[run.arm] += 1
     listed = list(groups.values())
-    notes = tuple(f"{g.name}: {g.missing} run(s) not completed" for g in listed if g.missing)
-    if not any(g.reports for g in listed):
+    if not any(group.reports for group in listed):
         raise DataError(f"no completed run of {path}", f"Run it: effvl sweep {path}")
-    title = recipe.description or str(path)
-    return [_means(title, listed, notes), *_published(listed), *_claims(recipe, listed)]
+    notes = tuple(f"{arm}: {count} run(s) not completed" for arm, count in missing.items() if count)
+    return [
+        _means(recipe.description or str(path), listed, notes),
+        *_published(listed, recipe.reference.get("expected") or ()),
+        *_claims(recipe, groups),
+        *_differences(listed),
+    ]
 
 
 def _means(title: str, groups: Sequence[_Group], notes: tuple[str, ...]) -> Table:
     """A row for each figure, a column for each group: mean ± standard error over seeds."""
-    names = list(dict.fromkeys(name for g in groups for r in g.reports.values() for name in r.metrics))
-    rows = [
-        (name, *(_mean_cell([r.metrics[name] for r in g.reports.values() if name in r.metrics]) for g in groups))
-        for name in names
+    rows: list[tuple[Cell, ...]] = [
+        (name, *(_mean_cell(list(group.metrics(name).values())) for group in groups)) for name in _names(groups)
     ]
-    seeds = ", ".join(f"{g.name}: {len(g.reports)}" for g in groups)
-    wide = len(groups) > 1 or any(len(g.reports) > 1 for g in groups)
-    spread = "± is the standard error over seeds" if wide else "± is the figure's own standard error"
-    return Table(title, ("figure", *(g.name for g in groups)), tuple(rows), (f"seeds: {seeds}; {spread}", *notes))
+    columns = ("figure", *(group.name for group in groups))
+    counts = [len(group.reports) for group in groups]
+    if counts == [1]:
+        (only,) = groups[0].reports.values()
+        columns = (*columns, "n")
+        rows = [(*row, only.metrics[str(row[0])].n) for row in rows]
+    spread = "± is the figure's own standard error"
+    if max(counts) > 1:
+        spread = "± is the standard error over seeds" + (", with one seed the figure's own" if 1 in counts else "")
+    seeds = ", ".join(f"{group.name}: {len(group.reports)}" for group in groups)
+    return Table(title, columns, tuple(rows), (f"seeds: {seeds}; {spread}", *notes))
 
 
-def _mean_cell(metrics: Sequence[Metric]) -> Cell:
-    values = [m.value for m in metrics if m.value is not None]
-    if not values:
-        return None
-    mean, spread = _mean(values)
-    if len(values) == 1:
-        spread = metrics[0].se
-    scale = percent if metrics[0].unit == "fraction" else (lambda x, digits=3: None if x is None else f"{x:.4g}")
-    return f"{scale(mean)}" + (f" ± {scale(spread, 2)}" if spread is not None else "")
-
-
-def _mean(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and its standard error; None for a single value."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return mean, None
-    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
-
-
-def _published(groups: Sequence[_Group]) -> list[Table]:
+def _differences(groups: Sequence[_Group]) -> list[Table]:
+    """Each arm less the first, seed by seed."""
+    first, *others = groups
     rows: list[tuple[Cell, ...]] = []
-    for group in groups:
-        for report in list(group.reports.values())[:1]:
-            for row in report.comparison:
-                gap = None if row.expected is None or row.actual is None else row.actual - row.expected
-                verdict = None if row.within is None else ("within" if row.within else "outside")
-                rows.append((group.name, row.metric, percent(row.expected), percent(row.actual), points(gap), verdict))
+    for name in _names([first]):
+        base = first.metrics(name)
+        cells = [_difference_cell(base, other.metrics(name)) for other in others]
+        if any(cells):
+            rows.append((name, *cells))
     if not rows:
         return []
-    columns = ("arm", "figure", "published %", "ours %", "difference", "tolerance")
-    return [Table("published figures (- : not found)", columns, tuple(rows))]
+    title = f"differences to {first.name}, paired by seed (percentages in points)"
+    return [Table(title, ("figure", *(other.name for other in others)), tuple(rows))]
 
 
-def _claims(recipe: Recipe, groups: Sequence[_Group]) -> list[Table]:
-    seeds = set.intersection(*(set(g.reports) for g in groups)) if groups else set()
-    if not recipe.claims or not seeds:
-        return []
-    by_seed = {seed: {g.name: _figures(g.reports[seed]) for g in groups} for seed in sorted(seeds)}
-    verdicts = [claims.judge(text, by_seed) for text in recipe.claims]
-    rows = tuple(
-        ("PASS" if v.passed else "FAIL", v.claim, f"{v.margin:+.4f}", None if v.se is None else f"{v.se:.4f}", v.seeds)
-        for v in verdicts
-    )
-    return [Table("claims", ("", "claim", "margin", "± SE", "seeds"), rows)]
+def _published(groups: Sequence[_Group], expected: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """A sweep's `reference.expected` (a row may name its `arm`), and those of the runs' own recipes."""
+    rows: list[tuple[Cell, ...]] = []
+    for group in groups:
+        own = [row for report in list(group.reports.values())[:1] for row in report.comparison]
+        wanted = [row for row in expected if row.get("arm", group.name) == group.name]
+        wanted += [{"metric": row.metric, "value": row.expected, "tolerance": row.tolerance} for row in own]
+        for row in wanted:
+            found = list(group.metrics(row["metric"]).values())
+            actual = mean_and_error([float(metric.value or 0) for metric in found])[0] if found else None
+            rows.append(_published_row(group.name, compare(row, actual), found[0].unit if found else "fraction"))
+    columns = ("arm", "figure", "published", "ours", "difference", "tolerance")
+    return [Table("published figures (- : not found)", columns, tuple(rows))] if rows else []
+
+
+def _published_row(arm: str, row: Comparison, unit: str) -> tuple[Cell, ...]:
+    gap = None if row.expected is None or row.actual is None else row.actual - row.expected
+    verdict = None if row.within is None else ("within" if row.within else "outside")
+    return (arm, row.metric, _shown(row.expected, unit), _shown(row.actual, unit), _signed(gap, unit), verdict)
+
+
+def _claims(recipe: Recipe, groups: Mapping[str, _Group]) -> list[Table]:
+    """Each claim over the seeds in which all the arms that it names are completed."""
+    rows: list[tuple[Cell, ...]] = []
+    for text in recipe.claims:
+        named = [groups[arm] for arm in claims.arms_of(text, recipe.arms)]
+        seeds = set.intersection(*(set(group.reports) for group in named)) if named else set()
+        if not seeds:
+            rows.append(("NO RUN", text, None, None, 0))
+            continue
+        by_seed = {seed: {g.name: _figures(g.reports[seed]) for g in named} for seed in sorted(seeds)}
+        verdict = claims.judge(text, by_seed)
+        margin = None if math.isnan(verdict.margin) else f"{round(verdict.margin, 4) + 0.0:+.4f}"  # + 0.0: no "-0.0000"
+        error = None if verdict.se is None or math.isnan(verdict.se) else f"{verdict.se:.4f}"
+        rows.append(("PASS" if verdict.passed else "FAIL", text, margin, error, verdict.seeds))
+    return [Table("claims", ("", "claim", "margin", "± SE", "seeds"), tuple(rows))] if rows else []
 
 
 def _figures(report: Report) -> dict[str, float]:
     found = {}
     for name, metric in report.metrics.items():
-        if metric.value is not None:
-            found[name] = metric.value
+        found[name] = math.nan if metric.value is None else metric.value
         if metric.se is not None:
             found[f"{name}.se"] = metric.se
     return found
+
+
+# --- cells -----------------------------------------------------------------------------------------------------------
+
+
+def _names(groups: Sequence[_Group]) -> list[str]:
+    return list(dict.fromkeys(name for group in groups for report in group.reports.values() for name in report.metrics))
+
+
+def _mean_cell(metrics: Sequence[Metric]) -> Cell:
+    if not metrics:
+        return None
+    mean, error = mean_and_error([float(metric.value or 0) for metric in metrics])
+    return _with_error(_shown(mean, metrics[0].unit), metrics[0].se if len(metrics) == 1 else error, metrics[0].unit)
+
+
+def _difference_cell(base: Mapping[int, Metric], other: Mapping[int, Metric]) -> Cell:
+    seeds = [seed for seed in base if seed in other]
+    if not seeds:
+        return None
+    mean, error = mean_and_error([float(other[s].value or 0) - float(base[s].value or 0) for s in seeds])
+    unit = base[seeds[0]].unit
+    return _with_error(_signed(mean, unit), error, unit)
+
+
+def _with_error(value: str | None, error: float | None, unit: str) -> str | None:
+    return value if error is None else f"{value} ± {percent(error, 2) if unit == 'fraction' else f'{error:.4g}'}"
+
+
+def _shown(value: float | None, unit: str) -> str | None:
+    return percent(value) if unit == "fraction" else (None if value is None else f"{value:.4g}")
+
+
+def _signed(value: float | None, unit: str) -> str | None:
+    return points(value) if unit == "fraction" else (None if value is None else f"{value:+.4g}")

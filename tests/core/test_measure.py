@@ -25,6 +25,14 @@ def test_fused_attention_is_counted_on_real_tensors_too():
     assert measure.count_macs(layer, torch.randn(1, 5, 8)) == 5 * (256 + 256) + 400
 
 
+@pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_a_frozen_module_counts_as_much(context):
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval().requires_grad_(False)
+    with context():
+        assert measure.count_macs(layer, torch.randn(1, 5, 8)) == 2960
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 def test_latency_alternates_and_tells_slow_from_fast():
     order = []
 
@@ -67,6 +75,8 @@ def test_pictures_are_written_whole(tmp_path):
     plots.paired_bars(
         tmp_path / "b.png", ["g"], {"m": [1.0], "n": [2.0]}, title="t", ylabel="y", errors={"m": [(0.1, 0.2)]}
     )
+    many = {str(k): [1.0] for k in range(9)}  # more than there are colours
+    plots.paired_bars(tmp_path / "many.png", ["g"], many, title="t", ylabel="y")
     plots.image_grid(tmp_path / "g.png", np.zeros((2, 3, 8, 8, 3), np.uint8), title="t", row_labels=["a", "b"])
     for name in ("c", "b", "g"):
         with Image.open(tmp_path / f"{name}.png") as image:

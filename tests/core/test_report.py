@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from effvl_cli.core import metrics, report
-from effvl_cli.core.cache import Cache
+from effvl_cli.core.cache import Cache, default_root
 from effvl_cli.core.errors import EffvlError, ModelError
-from effvl_cli.core.files import write_bytes, write_json
+from effvl_cli.core.files import atomic_folder, write_bytes, write_json
 from effvl_cli.core.report import Draft, read_report, schema, write
 
 
@@ -40,13 +40,15 @@ def test_a_report_is_read_back_as_it_was_written(tmp_path):
 def test_what_is_not_finite_becomes_null(tmp_path):
     d = draft()
     d.metric("bad", float("nan"))
+    d.metric("fine", 0.5, se=float("nan"))
     d.technique["deep"] = {"x": [math.inf, 1]}
     done = d.finish("failed", "reason")
     write(done, tmp_path / "report.json")
     text = json.loads((tmp_path / "report.json").read_text())
     assert text["metrics"]["bad"]["value"] is None
     assert text["technique"]["deep"]["x"] == [None, 1]
-    assert text["warnings"] == ["bad is not finite"]
+    assert text["metrics"]["fine"] | {"value": 0.5, "se": None} == text["metrics"]["fine"]
+    assert text["warnings"] == ["bad is not finite", "fine.se is not finite", "technique.deep.x is not finite"]
 
 
 def test_published_figures_stand_beside_ours():
@@ -78,7 +80,6 @@ def test_accuracy_figures_by_hand():
     logits = torch.tensor([[3.0, 2, 1], [1, 2, 3]])
     assert metrics.top_k(logits, torch.tensor([1, 1]), 1).tolist() == [0, 0]
     assert metrics.top_k(logits, torch.tensor([1, 1]), 2).tolist() == [1, 1]
-    assert metrics.per_class_mean(torch.tensor([1.0, 0, 1]), torch.tensor([0, 0, 1])) == 0.75
 
 
 def test_cache_is_keyed_by_content_and_survives_damage(tmp_path):
@@ -87,8 +88,8 @@ def test_cache_is_keyed_by_content_and_survives_damage(tmp_path):
     assert cache.entry("rankings", {"grid": [2, 2], "layer": 1}) == entry
     assert cache.entry("rankings", {"grid": [2, 2], "layer": 0}) != entry
     assert json.loads((entry.folder / "key.json").read_text()) == {"layer": 1, "grid": [2, 2]}
-    entry.save("a", {"x": torch.arange(4)})
-    assert entry.load("a", warnings.append)["x"].tolist() == [0, 1, 2, 3]
+    entry.save("a", {"x": torch.arange(8)[::2]})
+    assert entry.load("a", warnings.append)["x"].tolist() == [0, 2, 4, 6]
     path = entry.folder / "a.safetensors"
     path.write_bytes(path.read_bytes()[:20])
     assert entry.load("a", warnings.append) is None
@@ -107,3 +108,51 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
         write_bytes(target, b"new")
     assert json.loads(target.read_text()) == {"old": 1}
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["f.json"]
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "step"
+    for text in ("old", "new"):
+        with atomic_folder(target) as folder:
+            (folder / "f").write_text(text)
+    assert (target / "f").read_text() == "new"
+    with pytest.raises(EffvlError, match="no space left"), atomic_folder(target) as folder:
+        (folder / "f").write_text("half")
+        raise OSError(28, "No space left on device")
+    assert (target / "f").read_text() == "new" and [p.name for p in tmp_path.glob("*step*")] == ["step"]
+
+
+def test_the_former_folder_is_whole_until_the_new_one_stands(tmp_path, monkeypatch):
+    target = tmp_path / "step"
+    with atomic_folder(target) as folder:
+        (folder / "f").write_text("old")
+    seen = []
+    rename = Path.rename
+
+    def watched(self, to):
+        done = rename(self, to)
+        seen.append(sorted(p.read_text() for p in tmp_path.rglob("f")))
+        return done
+
+    monkeypatch.setattr(Path, "rename", watched)
+    with atomic_folder(target) as folder:
+        (folder / "f").write_text("new")
+    assert seen == [["new", "old"], ["new", "old"]]
+
+    def broken(self, to):
+        if Path(to) == target and not self.name.endswith("-former"):
+            raise OSError(5, "Input/output error")
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", broken)
+    with pytest.raises(EffvlError, match="input/output error"), atomic_folder(target) as folder:
+        (folder / "f").write_text("newer")
+    assert (target / "f").read_text() == "new" and [p.name for p in tmp_path.glob("*step*")] == ["step"]
+
+
+def test_cache_root(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    monkeypatch.setenv("EFFVL_CACHE", "/e")
+    assert default_root() == Path("/e")
+    monkeypatch.setenv("EFFVL_CACHE", "")  # as good as not set
+    assert default_root() == Path("/x/effvl")

@@ -10,6 +10,7 @@ from torch import Tensor
 from effvl_cli.config.pretrain import PretrainConfig
 from effvl_cli.core import checkpoint, distributed, loop, optim, seeds
 from effvl_cli.core.errors import UsageError
+from effvl_cli.core.measure import count_macs
 from effvl_cli.core.metrics import standard_error
 from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
@@ -47,6 +48,8 @@ def run(config: PretrainConfig, run: Run) -> None:
     run.report.model(network.name, network.source, network.module)
     run.report.data(source)
     run.report.technique.update(method=config.method, steps=fitted.steps, best_step=fitted.best_step)
+    image = torch.zeros(1, 3, *network.preprocess.size, device=run.device)
+    run.report.efficiency["macs_per_image"] = count_macs(getattr(network.module, "visual", network.module), image)
     if fitted.steps > fitted.resumed_at:
         images = (fitted.steps - fitted.resumed_at) * config.batch_size
         run.report.efficiency["images_per_s"] = images / fitted.seconds

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from effvl_cli.config.prune_tokens import PruneTokensConfig
@@ -86,7 +85,7 @@ def _time(here: Setup, predictor: Any) -> None:
 def _draw(here: Setup, predictor: Any, test: Images) -> None:
     """The curve is drawn on validation images: the test split serves the table alone."""
     selectors = {name: selector_of(name, here, predictor) for name in ("predictor", "cls-attn", "random")}
-    pictures.kept_patches(here, test.take(torch.arange(min(SHOWN, len(test)))), selectors, [here.config.keep])
+    pictures.kept_patches(here, test.take(pictures.spread(len(test), SHOWN)), selectors, [here.config.keep])
     validation = here.validation()
     if validation is None:
         return

@@ -16,6 +16,11 @@ from effvl_cli.techniques.prune_tokens.tower import Selector
 FADE = 0.8  # how far a dropped patch goes towards white
 
 
+def spread(count: int, shown: int) -> torch.Tensor:
+    """Positions spread evenly over `count` images, which in many data sets are sorted by class."""
+    return torch.linspace(0, count - 1, min(shown, count)).long().unique()
+
+
 def kept_patches(setup: Setup, images: Images, selectors: Mapping[str, Selector], keeps: Sequence[float]) -> None:
     """`plots/patches.png`: some images, and below them what each selector keeps."""
     if not distributed.is_main():

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from effvl_cli.core import distributed, loop, optim, seeds
 from effvl_cli.core.errors import UsageError
+from effvl_cli.core.measure import count_parameters
 from effvl_cli.data.sampler import EpochSampler
 from effvl_cli.engines.inference import over_images
 from effvl_cli.engines.prune_tokens.setup import Images, Setup
@@ -87,7 +88,7 @@ def train_predictor(setup: Setup, images: Images, ranks: Tensor) -> MixerPredict
     run.report.technique["predictor"] = {
         "kind": "mixer",
         "width": config.predictor_width,
-        "params": sum(p.numel() for p in module.parameters()),
+        "params": count_parameters(module),
         "macs": setup.shape.mixer(config.predictor_width),
         "loss": "listwise",
         "overlap": {str(kept): figures.get("overlap")},

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from effvl_cli.config.prune_tokens import VizConfig
 from effvl_cli.core.errors import ModelError
 from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
 from effvl_cli.core.table import Table
+from effvl_cli.data import load
 from effvl_cli.engines.prune_tokens import artefact, pictures, setup
 from effvl_cli.engines.prune_tokens.evaluation import selector_of
 
@@ -19,7 +18,8 @@ def run(config: VizConfig, run: Run) -> None:
     saved = artefact.load(here, Path(str(config.run)))
     if saved.predictor is None:
         raise ModelError(f"{config.run} holds no predictor", f"Train one: effvl prune-tokens predict {config.run}")
-    images = here.images("test", np.arange(config.num_images))
+    test = load(config.data, "test", root=config.data_root)
+    images = here.images("test", pictures.spread(len(test), config.num_images).numpy())
     selectors = {name: selector_of(name, here, saved.predictor) for name in ("predictor", "cls-attn", "random")}
     pictures.kept_patches(here, images, selectors, config.keep)
 
