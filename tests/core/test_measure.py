@@ -80,4 +80,4 @@ def test_pictures_are_written_whole(tmp_path):
     plots.image_grid(tmp_path / "g.png", np.zeros((2, 3, 8, 8, 3), np.uint8), title="t", row_labels=["a", "b"])
     for name in ("c", "b", "g"):
         with Image.open(tmp_path / f"{name}.png") as image:
-            assert min(image.size) > 100 and len(set(image.convert("L").getdata())) > 2
+            assert min(image.size) > 100 and len(set(image.convert("L").tobytes())) > 2
