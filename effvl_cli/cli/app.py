@@ -122,21 +122,30 @@ def _callback(command: Command) -> Callable[..., None]:
 def dispatch(command: Command, typed: dict[str, Any], invocation: Invocation) -> int:
     """Resolve the options of a command and run it."""
     config = flags.config_class(command.config)
-    base = _earlier_run(command, typed, invocation.recipe) if "run" in flags.options(config) else None
+    base = _earlier_run(command, config, typed, invocation.recipe) if "run" in flags.options(config) else None
     resolved = resolve(config, typed, command=command.title, recipe=invocation.recipe, base=base)
     if invocation.dry_run:
         print(dry_run_text(command.title, resolved))
+        if command.title in commands.PREVIEWS:
+            from effvl_cli.cli.execute import preview
+
+            preview(command, resolved.config)
         return 0
     from effvl_cli.cli.execute import execute
 
     return execute(command, resolved, invocation)
 
 
-def _earlier_run(command: Command, typed: dict[str, Any], recipe: str | None) -> Recipe:
-    """The config.yaml of the run that a verb works on: RUN, else the recipe's, else the newest completed one."""
+def _earlier_run(command: Command, config: type, typed: dict[str, Any], recipe: str | None) -> Recipe | None:
+    """The config.yaml of the run that a verb works on: RUN, else the recipe's, else the newest completed one.
+
+    None for a verb that can do without (`run_optional`) and was given none.
+    """
     from effvl_cli.core.run import CONFIG, find_run
 
     given = typed.get("run") or (read_recipe(Path(recipe)).config.get("run") if recipe else None)
+    if given is None and getattr(config, "run_optional", False):
+        return None
     folder = find_run(command.name, given)
     found = read_recipe(folder / CONFIG)
     if found.command.split()[0] != command.name:

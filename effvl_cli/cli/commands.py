@@ -37,7 +37,12 @@ def _rows(name: str, rows: tuple[tuple[str, str, str], ...]) -> tuple[Command, .
 
 COMMANDS = (
     *_rows(
-        "pretrain", (("", "PretrainConfig", "Train a network from scratch: image-text contrastive, or supervised."),)
+        "pretrain",
+        (
+            ("", "PretrainConfig", "Train a network from scratch: from images alone (accelerated), texts or labels."),
+            ("search", "SearchConfig", "Measure gradient errors along RUN or a pilot, and write a schedule."),
+            ("eval", "EvalConfig", "Judge the features of RUN by neighbours and linear probes, also on other data."),
+        ),
     ),
     *_rows(
         "prune-tokens",
@@ -51,6 +56,10 @@ COMMANDS = (
         ),
     ),
 )
+
+
+PREVIEWS = frozenset({"pretrain"})
+"""Titles of the commands whose engine has `preview(config)`, a table for `--dry-run`."""
 
 
 def names() -> list[str]:

@@ -36,6 +36,13 @@ def execute(command: Command, resolved: Resolved, invocation: Invocation) -> int
         distributed.stop()
 
 
+def preview(command: Command, config: Any) -> None:
+    """Print what the engine can tell of a run beforehand."""
+    table = importlib.import_module(command.engine).preview(config)
+    if table is not None:
+        Console(quiet=True, json=False).print_table(table)
+
+
 def _run(command: Command, resolved: Resolved, invocation: Invocation, console: Console) -> int:
     import torch
 

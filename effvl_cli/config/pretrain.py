@@ -1,5 +1,7 @@
-"""Options of `effvl pretrain`."""
+"""Options of `effvl pretrain` and its verbs."""
 
+import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -7,9 +9,11 @@ from annotated_doc import Doc
 from annotated_types import Ge, Gt, Le, Lt
 
 from effvl_cli.config.options import (
+    ARTEFACT,
     GROWABLE,
     Count,
     DataOptions,
+    Fraction,
     ModelOptions,
     Positive,
     PromptOptions,
@@ -18,6 +22,11 @@ from effvl_cli.config.options import (
     SaveOptions,
 )
 
+INVARIANCE = ("simclr", "mocov3", "dino")
+EMBEDDED = "shape-captions"
+_BUDGET = re.compile(r"([0-9]+(?:\.[0-9]*)?(?:e[0-9]+)?)([kMG]?)")
+_SUFFIX = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(SaveOptions):
@@ -25,34 +34,278 @@ class TrainOptions(SaveOptions):
 
     panel: ClassVar[str] = "Training"
 
-    epochs: Annotated[Positive | None, GROWABLE, Doc("passes over the training data (or give --steps)")] = None
-    steps: Annotated[Positive | None, GROWABLE, Doc("optimizer steps (or give --epochs)")] = None
+    epochs: Annotated[Positive | None, GROWABLE, Doc("passes over the training data")] = None
+    steps: Annotated[Positive | None, GROWABLE, Doc("optimizer steps (clip, supervised)")] = None
     batch_size: Annotated[Positive, Doc("samples per step, over all processes")] = 64
-    accumulate: Annotated[Positive, Doc("backward passes per step")] = 1
+    accumulate: Annotated[Positive, Doc("backward passes per step (clip, supervised)")] = 1
     optimizer: Annotated[Literal["adamw", "sgd", "muon"], Doc("muon: AdamW for all but the block matrices")] = "adamw"
     lr: Annotated[Rate, Doc("peak learning rate")] = 1e-3
-    weight_decay: Annotated[float, Ge(0), Doc("decay of matrices")] = 0.02
+    lr_decay: Annotated[
+        Literal["cosine", "poly", "poly-concave", "step"],
+        Doc("after the warm-up, over the rest u: half a cosine, (1-u)^p, 1-u^p, or gamma at each milestone"),
+    ] = "cosine"
+    lr_power: Annotated[float, Gt(0), Doc("p of poly and poly-concave")] = 2.0
+    lr_milestones: Annotated[tuple[Fraction, ...], Doc("step: shares of the training, e.g. 0.5,0.75")] = (0.5, 0.75)
+    lr_gamma: Annotated[Fraction, Doc("step: factor at each milestone")] = 0.1
+    lr_floor: Annotated[float, Ge(0), Lt(1), Doc("share of the peak rate that cosine and poly end at")] = 0.0
+    weight_decay: Annotated[float, Ge(0), Doc("weight decay")] = 0.02
+    weight_decay_end: Annotated[
+        float | None, Ge(0), Doc("weight decay at the end, along half a cosine (default: constant)")
+    ] = None
+    decay_all: Annotated[bool, Doc("decay biases and norms too; else matrices only")] = False
     momentum: Annotated[float, Ge(0), Lt(1), Doc("momentum of sgd and muon")] = 0.9
-    warmup: Annotated[float, Ge(0), Lt(1), Doc("share of the steps over which the rate rises")] = 0.05
+    warmup: Annotated[float, Ge(0), Lt(1), Doc("share of the training over which the rate rises")] = 0.05
     clip_grad: Annotated[float, Ge(0), Doc("largest gradient norm; 0: no clipping")] = 1.0
-    eval_every: Annotated[Count, Doc("steps between evaluations; 0: only at the end")] = 0
+    clip_mode: Annotated[Literal["global", "per-param"], Doc("the norm of all gradients, or of each tensor's")] = (
+        "global"
+    )
+    eval_every: Annotated[Count, Doc("steps between evaluations; 0: each epoch, or at half time and the end")] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(RunOptions, DataOptions, PromptOptions, ModelOptions, TrainOptions):
+class LengthOptions:
+    """How much is spent, and on what."""
+
+    panel: ClassVar[str] = "Budget"
+
+    budget: Annotated[
+        str | None,
+        Doc("uncompressed forward passes to spend, e.g. 550k, 100M; --epochs E: what E uncompressed epochs cost"),
+    ] = None
+    schedule: Annotated[
+        str | None,
+        ARTEFACT,
+        Doc("over time: none, constant:patch=P,keep=R, or a file (default: keep 0.25 until 0.8, then all)"),
+    ] = None
+    keep: Annotated[
+        Fraction | None,
+        Doc("share of patches kept, in training only; a key view left whole (mocov3, dino) bounds the gain by 4x"),
+    ] = None
+    patch: Annotated[Positive | None, Doc("side of the patches while training, px: fewer tokens in all views")] = None
+    baseline: Annotated[
+        bool | None,
+        Doc("also train uncompressed at the same budget, and compare (default: on the embedded data only)"),
+    ] = None
+    cost_model: Annotated[
+        Literal["flops", "time"], Doc("what a unit of the budget counts: multiply-adds, or measured seconds")
+    ] = "flops"
+    compile: Annotated[bool, Doc("torch.compile the backbone, one graph for each length")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewOptions:
+    """The pictures that the encoder compares."""
+
+    panel: ClassVar[str] = "Views"
+
+    image_size: Annotated[Positive | None, Doc("side of the views, px (default: the model's)")] = None
+    size_policy: Annotated[
+        Literal["strict", "snap"],
+        Doc("a patch that divides no view: an error, or the nearest view size that fits"),
+    ] = "strict"
+    patch_resize: Annotated[
+        Literal["pi", "bilinear"], Doc("how the patch kernel is resized: pseudo-inverse, or as an image")
+    ] = "pi"
+    crop_min: Annotated[Fraction | None, Doc("smallest share of the picture in a crop (default: the method's)")] = None
+    local_crops: Annotated[Count, Doc("dino: local views, at a share of the size")] = 0
+    local_size: Annotated[Fraction, Doc("dino: side of the local views, as a share of --image-size")] = 0.5
+    aug_device: Annotated[
+        Literal["auto", "batch", "worker"],
+        Doc("crops batched on the device from pictures in memory, or by loader processes (auto: as memory allows)"),
+    ] = "auto"
+    num_images: Annotated[Positive, Doc("pictures taken of an endless data set")] = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodOptions:
+    """The objective."""
+
+    panel: ClassVar[str] = "Method"
+
+    method: Annotated[
+        Literal["simclr", "mocov3", "dino", "clip", "supervised"],
+        Doc("simclr, mocov3, dino: from images alone, accelerated; clip: with texts; supervised: with labels"),
+    ] = "simclr"
+    temperature: Annotated[float | None, Gt(0), Doc("of the loss (default: 0.2; dino: 0.1, the student's)")] = None
+    ema: Annotated[float | None, Gt(0), Lt(1), Doc("first momentum of the key encoder (mocov3 0.99, dino 0.996)")] = (
+        None
+    )
+    symmetric_loss: Annotated[bool, Doc("mocov3: both directions, as in the released code")] = False
+    moco_loss_scale: Annotated[float | None, Gt(0), Doc("mocov3: factor of the loss (default: 2 temperatures)")] = None
+    stop_grad_patch_embed: Annotated[bool | None, Doc("freeze the patch kernel (default: mocov3 only)")] = None
+    head_layers: Annotated[Positive | None, Doc("layers of the projector (default: 2; mocov3 3)")] = None
+    head_hidden: Annotated[Positive | None, Doc("hidden width of the heads (default: 4 times the backbone's)")] = None
+    head_out: Annotated[Positive | None, Doc("width of the embedding (default: the backbone's)")] = None
+    prototypes: Annotated[
+        Positive | None, Doc("dino: outputs of the head (default: 65536 from 100,000 images on, else 4096)")
+    ] = None
+    teacher_temperature: Annotated[float, Gt(0), Doc("dino: of the teacher, risen to from 0.04")] = 0.04
+    teacher_warmup: Annotated[float, Ge(0), Le(1), Doc("dino: share of the budget over which it rises")] = 0.0
+    freeze_last: Annotated[float, Ge(0), Le(1), Doc("dino: share of the budget before the last layer learns")] = 0.01
+    drop_path: Annotated[float, Ge(0), Lt(1), Doc("stochastic depth of the query view's last block")] = 0.0
+    label_smoothing: Annotated[float, Ge(0), Lt(1), Doc("supervised: label smoothing")] = 0.0
+    augment: Annotated[
+        Literal["none", "flip", "crop-flip", "pad-crop-flip", "rrc-flip"], Doc("clip, supervised: training transform")
+    ] = "none"
+    eval_data: Annotated[tuple[str, ...], Doc("clip: further data sets to classify at the end")] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeOptions:
+    """How features are judged."""
+
+    panel: ClassVar[str] = "Evaluation"
+
+    num_bank: Annotated[Positive, Doc("training pictures whose labels the k-NN and linear probes see")] = 5000
+    eval_batch_size: Annotated[Positive, Doc("pictures per step on each device")] = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(
+    RunOptions,
+    DataOptions,
+    PromptOptions,
+    ModelOptions,
+    TrainOptions,
+    ProbeOptions,
+    ViewOptions,
+    LengthOptions,
+    MethodOptions,
+):
     """Train a network from scratch."""
 
     panel: ClassVar[str] = "Method"
 
-    method: Annotated[Literal["clip", "supervised"] | None, Doc("training objective")] = None
-    token_keep: Annotated[float, Gt(0), Le(1), Doc("clip: share of patch tokens kept while training")] = 1.0
-    label_smoothing: Annotated[float, Ge(0), Lt(1), Doc("supervised: label smoothing")] = 0.0
-    augment: Annotated[Literal["none", "flip", "crop-flip"], Doc("training transform")] = "none"
-    eval_data: Annotated[tuple[str, ...], Doc("clip: further data sets to classify at the end")] = ()
+    def __post_init__(self) -> None:
+        """What no single option can say."""
+        _refuse_foreign(self, self.method)
+        if self.method in INVARIANCE:
+            _check_invariance(self)
+        elif (self.steps is None) == (self.epochs is None):
+            raise ValueError("the length is missing or given twice. Give --steps or --epochs")
+
+    @property
+    def units(self) -> float | None:
+        """`--budget` as a number."""
+        return parse_budget(self.budget)
+
+    @property
+    def compares(self) -> bool:
+        """Whether an uncompressed arm is trained too."""
+        return self.data == EMBEDDED and self.schedule != "none" if self.baseline is None else self.baseline
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(RunOptions, DataOptions, ModelOptions, TrainOptions, ViewOptions, MethodOptions):
+    """Measure the gradient error of compressions along a training, and choose a schedule."""
+
+    panel: ClassVar[str] = "Search"
+    run_optional: ClassVar[bool] = True
+
+    run: Annotated[
+        str | None, ARTEFACT, Doc("run of pretrain whose checkpoints are measured; without one a pilot is trained")
+    ] = None
+    budget: Annotated[str | None, Doc("budget of the training that the schedule is for (default: RUN's)")] = None
+    pilot_budget: Annotated[Fraction | None, Doc("train a pilot for this share of the budget (without RUN: 0.1)")] = (
+        None
+    )
+    pilot_schedule: Annotated[str, ARTEFACT, Doc("compression of the pilot: none, constant:.., or a file")] = "none"
+    candidates: Annotated[
+        str | None, ARTEFACT, Doc("YAML list of {patch, keep_q, keep_k} (default: 5 keep rates x up to 6 patch sizes)")
+    ] = None
+    num_grad_batches: Annotated[int, Ge(4), Doc("batches that each gradient is measured on")] = 32
+    grad_batch_size: Annotated[Positive | None, Doc("images in each (default: --batch-size; bias depends on it)")] = (
+        None
+    )
+    grad_scope: Annotated[Literal["backbone", "all", "last-block"], Doc("parameters whose gradients are compared")] = (
+        "backbone"
+    )
+    monotone: Annotated[bool, Doc("the cost of a step never falls along the schedule")] = True
+    final_full: Annotated[float, Ge(0), Lt(1), Doc("last share of the budget that is left uncompressed")] = 0.1
 
     def __post_init__(self) -> None:
         """What no single option can say."""
-        if self.method is None:
-            raise ValueError("--method is missing. Give one of: clip (image-text InfoNCE), supervised (cross entropy)")
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError("the length is missing or given twice. Give --steps or --epochs")
+        if self.method not in INVARIANCE:
+            raise ValueError(f"--method is {self.method}, which has no views. Give one of {', '.join(INVARIANCE)}")
+        parse_budget(self.budget)
+        if self.grad_batch_size == 1:
+            raise ValueError("--grad-batch-size is 1. A contrastive loss needs at least 2 images")
+
+    @property
+    def units(self) -> float | None:
+        """`--budget` as a number."""
+        return parse_budget(self.budget)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(RunOptions, DataOptions, ProbeOptions):
+    """Judge the features of a trained backbone."""
+
+    panel: ClassVar[str] = "Evaluation"
+
+    run: Annotated[
+        str | None, ARTEFACT, Doc("run folder or checkpoint of pretrain (default: the newest completed one)")
+    ] = None
+    num_images: Annotated[Positive, Doc("pictures taken of an endless data set")] = 10_000
+    sgd_epochs: Annotated[Count, Doc("epochs of a linear probe by SGD on augmented pictures; 0: none")] = 0
+    sgd_lr: Annotated[tuple[Rate, ...], Doc("its rates at batch 256, tried at once; the best on validation counts")] = (
+        *(0.1, 0.3, 1.0, 3.0),
+    )
+    sgd_batch_size: Annotated[Positive, Doc("its pictures per step")] = 256
+    cls_blocks: Annotated[Positive, Doc("CLS tokens of so many last blocks, side by side (DINO ViT-S: 4)")] = 1
+
+
+_METHODS_OF = {
+    **dict.fromkeys(("steps", "accumulate", "augment", "templates"), ("clip", "supervised")),
+    **dict.fromkeys(("eval_data",), ("clip",)),
+    **dict.fromkeys(("label_smoothing",), ("supervised",)),
+    **dict.fromkeys(("symmetric_loss", "moco_loss_scale"), ("mocov3",)),
+    **dict.fromkeys(
+        ("prototypes", "teacher_temperature", "teacher_warmup", "freeze_last", "local_crops", "local_size"), ("dino",)
+    ),
+    "ema": ("mocov3", "dino"),
+    "keep": (*INVARIANCE, "clip"),
+    **dict.fromkeys(
+        (
+            *("budget", "schedule", "patch", "baseline", "cost_model", "compile", "image_size", "size_policy"),
+            *("patch_resize", "crop_min", "aug_device", "temperature", "stop_grad_patch_embed", "head_layers"),
+            *("head_hidden", "head_out", "drop_path"),
+        ),
+        INVARIANCE,
+    ),
+}
+
+
+def _refuse_foreign(config: PretrainConfig, method: str) -> None:
+    """An option of another method is not silently ignored."""
+    for item in dataclasses.fields(config):
+        known = _METHODS_OF.get(item.name, (method,))
+        if method not in known and getattr(config, item.name) != item.default:
+            flag = item.name.replace("_", "-")
+            raise ValueError(f"--{flag} is of --method {', '.join(known)}, and the method is {method}. Leave it out")
+
+
+def _check_invariance(config: PretrainConfig) -> None:
+    if config.units is not None and config.epochs is not None:
+        raise ValueError("the length is given twice. Give --budget or --epochs")
+    if config.units is None and config.epochs is None and config.data != EMBEDDED:
+        raise ValueError("the length is missing. Give --budget (e.g. 550k, 100M) or --epochs")
+    if config.schedule is not None and (config.keep is not None or config.patch is not None):
+        raise ValueError("--schedule and --keep or --patch say the same. Give the one or the other")
+    if config.batch_size < 2:
+        raise ValueError(f"--batch-size is {config.batch_size}. A contrastive loss needs at least 2 images a process")
+
+
+def parse_budget(text: str | None) -> float | None:
+    """E.g. "550k" to 550000.0.
+
+    Raises:
+        ValueError: not a positive number with k, M or G.
+    """
+    if text is None:
+        return None
+    found = _BUDGET.fullmatch(text.strip())
+    value = float(found[1]) * _SUFFIX[found[2]] if found else 0.0
+    if not value > 0:
+        raise ValueError(f"--budget is {text!r}. Give a number above 0, e.g. 550000, 550k or 100M")
+    return value

@@ -253,7 +253,7 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         UsageError: missing, not YAML, a key given twice, or a header that is not ours.
     """
-    content = _read_yaml(path)
+    content = read_yaml(path)
     if not isinstance(content, dict) or content.get("effvl") != "1":
         raise UsageError(f"{path} is no recipe", "Its first line is `effvl: 1`")
     for key in content:
@@ -307,7 +307,7 @@ def _listed(value: Any, key: str, path: Path) -> list[str]:
     return items
 
 
-def _read_yaml(path: Path) -> Any:
+def read_yaml(path: Path) -> Any:
     """YAML with every scalar a string, so that `1e-3` and `off` mean what the option says; no key twice."""
     import yaml
 

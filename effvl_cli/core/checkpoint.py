@@ -216,11 +216,12 @@ class StepFolders:
     Args:
         folder: of one phase.
         keep: how many of the newest stay; the best stays beside them.
+        milestones: steps that stay too.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 2) -> None:
+    def __init__(self, folder: Path, *, keep: int = 2, milestones: frozenset[int] = frozenset()) -> None:
         self.folder = folder
-        self.keep = keep
+        self.keep, self.milestones = keep, milestones
 
     def save(self, step: int, model: Mapping[str, Tensor], state: Mapping[str, Any], *, best: int | None) -> None:
         """Write one step, then remove what is neither among the newest nor the step `best`."""
@@ -234,13 +235,13 @@ class StepFolders:
             manifest = _complete({"step": step}, tensors, aliases, data)
             manifest["state_sha256"] = hashlib.sha256(buffer.getbuffer()).hexdigest()
             (target / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        for old in self._steps()[: -self.keep]:
-            if old != best:
+        for old in self.steps()[: -self.keep]:
+            if old != best and old not in self.milestones:
                 shutil.rmtree(self._path(old), ignore_errors=True)
 
     def latest(self, warn: Callable[[str], None]) -> Step | None:
         """The newest step that is whole; a damaged one is passed over with a warning."""
-        for step in reversed(self._steps()):
+        for step in reversed(self.steps()):
             try:
                 return self.load(step)
             except ModelError as error:
@@ -263,6 +264,7 @@ class StepFolders:
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
 
-    def _steps(self) -> list[int]:
+    def steps(self) -> list[int]:
+        """What is there, ascending."""
         names: Iterable[Path] = self.folder.glob("step-????????") if self.folder.is_dir() else ()
         return sorted(int(path.name.removeprefix("step-")) for path in names)

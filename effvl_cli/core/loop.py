@@ -1,10 +1,11 @@
 """One training loop for every objective: accumulate, clip, autocast, evaluate, checkpoint, stop on request."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from effvl_cli.core.errors import NumericalError
 from effvl_cli.core.optim import Optimizers
 from effvl_cli.core.run import Run
 
-PATIENCE = 5  # non-finite steps in a row before the run is given up
+PATIENCE = 3  # non-finite steps in a row before the run is given up
 CHECKPOINT_SHARE = 0.02  # of the time, at most, goes into checkpoints whose period is not given
 FIRST_CHECKPOINT = 2.0  # seconds
 EVALUATION_LINES = 10.0  # seconds at least between two logged evaluations; all are in metrics.jsonl
@@ -29,21 +30,32 @@ class StepOutput:
     logs: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class Task(Protocol):
-    """One objective."""
+class Task:
+    """One objective; a task overrides what it needs."""
 
-    @property
-    def module(self) -> nn.Module:
-        """Holds the trainable parameters; its state dict is the checkpoint."""
+    module: Any
+    """The nn.Module that holds the trainable parameters; its state dict is the checkpoint."""
 
     def train_step(self, batch: Any, step: int) -> StepOutput:
         """Loss of this process's share of a batch; `step` is the optimizer step."""
+        raise NotImplementedError
+
+    def after_backward(self, step: int) -> None:
+        """Called between the backward passes of a step and its update."""
+
+    def after_step(self, step: int) -> None:
+        """Called after the update of a step."""
+
+    def watch(self, step: int, figures: Mapping[str, float]) -> None:
+        """Called with the figures of each record."""
 
     def evaluate(self) -> dict[str, float]:
         """Validation figures, the same on every process."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Method state beside the module: queues, masks, centres."""
+        """State beside the module, in plain containers."""
+        return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore it."""
@@ -59,10 +71,21 @@ class Plan:
     phase: str = "train"
     accumulate: int = 1
     clip_grad: float = 0.0
+    clip_mode: Literal["global", "per-param"] = "global"
+    decay: Callable[[int], float] | None = None
+    """Weight decay at a step, over the one that the optimizers were built with; None: constant."""
     precision: str = "fp32"
     eval_every: int = 0
+    eval_at: frozenset[int] = frozenset()
+    """Further steps after which to evaluate."""
     save_every: int = 0
+    milestones: frozenset[int] = frozenset()
+    """Steps whose checkpoints are written and stay; 0 is the state before the first."""
+    work: Callable[[int], float] = float
+    """Work done before a step, so that progress is even where steps cost differently."""
     log_every: int = 20
+    hint: str = ", or use --precision fp32"
+    """What else may help a run whose gradients are not finite."""
     best: str | None = None
     """Validation figure, higher is better, whose best state is the result; None: the last state is."""
 
@@ -117,7 +140,7 @@ def fit(
 class _Loop:
     def __init__(self, task: Task, optimizers: Optimizers, run: Run, plan: Plan) -> None:
         self.task, self.optimizers, self.run, self.plan = task, optimizers, run, plan
-        self.folders = StepFolders(run.folder / "checkpoints" / plan.phase)
+        self.folders = StepFolders(run.folder / "checkpoints" / plan.phase, milestones=plan.milestones)
         self.scaler = torch.amp.GradScaler(run.device.type, enabled=plan.precision == "fp16")
         self.step = self.resumed_at = self.bad_steps = 0
         self.best: tuple[float, int] | None = None
@@ -125,6 +148,7 @@ class _Loop:
         self.step_module: nn.Module = _StepModule(task)
         self.saved_at, self.save_cost = time.monotonic(), 0.0
         self.told_at = 0.0
+        self.batch: Any = None
         self.began, self.data_wait = time.monotonic(), 0.0
 
     def run_from(self, batches: Callable[[int], Iterator[Any]]) -> Fitted:
@@ -135,6 +159,8 @@ class _Loop:
         self.run.resumed(self.plan.phase, self.resumed_at)
         if distributed.world().size > 1 and self.step < self.plan.steps:
             self.step_module = nn.parallel.DistributedDataParallel(self.step_module)
+        if self.step == 0 and 0 in self.plan.milestones:
+            self._save()
         if self.step < self.plan.steps:
             self._train(batches(self.step * self.plan.accumulate))
         if self.plan.best and self.best and self.best[1] != self.step:
@@ -143,7 +169,9 @@ class _Loop:
         return Fitted(self.step, self.resumed_at, best_step, self.figures, time.monotonic() - started)
 
     def _train(self, stream: Iterator[Any]) -> None:
-        with self.run.progress(self.plan.phase, self.plan.steps, completed=self.step) as progress:
+        work = self.plan.work
+        total, done = math.ceil(work(self.plan.steps)), int(work(self.step))
+        with self.run.progress(self.plan.phase, total, completed=done) as progress:
             while self.step < self.plan.steps:
                 losses, norm = self._one_step(stream)
                 self.step += 1
@@ -155,10 +183,12 @@ class _Loop:
         plan = self.plan
         self.task.module.train()
         self.optimizers.set_rate(plan.rate(self.step))
+        if plan.decay:
+            self.optimizers.set_decay(plan.decay(self.step))
         totals: dict[str, Tensor] = {}
         for part in range(plan.accumulate):
             waiting = time.monotonic()
-            batch = next(stream)
+            batch = self.batch = next(stream)
             self.data_wait += time.monotonic() - waiting
             with self._sync(last=part == plan.accumulate - 1):
                 with autocast(self.run.device, plan.precision):
@@ -177,8 +207,9 @@ class _Loop:
         """Step the optimizers unless the gradient is not finite; its norm is the same on every process."""
         for part in self.optimizers.parts:
             self.scaler.unscale_(part) if self.scaler.is_enabled() else None
+        self.task.after_backward(self.step)
         parameters = [p for group in self.optimizers.groups() for p in group["params"] if p.grad is not None]
-        norm = nn.utils.clip_grad_norm_(parameters, self.plan.clip_grad or float("inf"))
+        norm = _clip(parameters, self.plan)
         if self.scaler.is_enabled():
             for part in self.optimizers.parts:
                 self.scaler.step(part)
@@ -186,6 +217,7 @@ class _Loop:
         elif bool(torch.isfinite(norm)):
             self.optimizers.step()
         self.optimizers.zero_grad()
+        self.task.after_step(self.step)
         self._guard(norm)
         return norm
 
@@ -194,27 +226,33 @@ class _Loop:
         if self.bad_steps == 1 and not self.scaler.is_enabled():
             self.run.warn(f"step {self.step} of {self.plan.phase}: gradient not finite, step left out")
         if self.bad_steps >= PATIENCE and not (self.scaler.is_enabled() and self.scaler.get_scale() > 1.0):
+            indices = getattr(self.batch, "indices", None)
+            seen = "" if indices is None else f", images {', '.join(map(str, indices[:8].tolist()))}.."
+            cause = "Use --precision fp32 or bf16" if self.plan.precision == "fp16" else "Lower the learning rate"
             raise NumericalError(
-                f"the gradient of {self.plan.phase} is not finite at {PATIENCE} steps in a row (step {self.step})",
-                "Lower the learning rate, or use --precision fp32",
+                f"the gradient of {self.plan.phase} is not finite at {PATIENCE} steps in a row "
+                f"(step {self.step}{seen})",
+                f"{cause}{self.plan.hint}",
             )
 
     def _record(self, losses: Mapping[str, Tensor], norm: Tensor, progress: Any) -> None:
-        done = self.step == self.plan.steps
+        done, at = self.step == self.plan.steps, int(self.plan.work(self.step))
         if self.step % self.plan.log_every == 0 or done:
             figures = {name: float(value) for name, value in losses.items()}
             rate = self.plan.rate(self.step - 1)
             record = {**figures, "lr_factor": rate, "grad_norm": float(norm)}
             self.run.record("train", phase=self.plan.phase, step=self.step, **record)
+            self.task.watch(self.step, record)
             waiting = self.data_wait / (time.monotonic() - self.began)
-            progress.update(self.step, loss=figures["loss"], lr_factor=rate, data_wait=f"{waiting:.0%}")
+            progress.update(at, loss=figures["loss"], lr_factor=rate, data_wait=f"{waiting:.0%}")
         else:
-            progress.update(self.step)
+            progress.update(at)
 
     def _maybe_evaluate(self) -> bool:
         """Validate when it is time; True when the best figure so far came out."""
         plan = self.plan
-        due = self.step == plan.steps or (plan.eval_every and self.step % plan.eval_every == 0)
+        periodic = plan.eval_every and self.step % plan.eval_every == 0
+        due = self.step == plan.steps or periodic or self.step in plan.eval_at
         if not due:
             return False
         self.task.module.eval()
@@ -237,7 +275,7 @@ class _Loop:
         wait = max(FIRST_CHECKPOINT, self.save_cost / CHECKPOINT_SHARE)
         timed = not plan.save_every and time.monotonic() - self.saved_at >= wait
         periodic = bool(plan.save_every) and self.step % plan.save_every == 0
-        wanted = improved or self.step == plan.steps or timed or periodic
+        wanted = improved or self.step == plan.steps or timed or periodic or self.step in plan.milestones
         wish = distributed.any_flag(2 + stop if stop else int(wanted))
         if wish:
             self._save()
@@ -272,6 +310,18 @@ class _Loop:
         self.step = self.resumed_at = saved.step
         self.run.rewind_records(saved.state["records"])
         self.run.log(f"{self.plan.phase}: going on from step {saved.step} of {self.plan.steps}")
+
+
+def _clip(parameters: list[Tensor], plan: Plan) -> Tensor:
+    """Clip the gradients as the plan says.
+
+    Returns:
+        The norm of all of them before.
+    """
+    if plan.clip_mode == "global" or not plan.clip_grad:
+        return nn.utils.clip_grad_norm_(parameters, plan.clip_grad or float("inf"))
+    norms = [nn.utils.clip_grad_norm_([parameter], plan.clip_grad) for parameter in parameters]
+    return torch.stack(norms).norm()
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -17,7 +18,7 @@ class Optimizers:
     def __init__(self, parts: Iterable[torch.optim.Optimizer]) -> None:
         self.parts = list(parts)
         for group in self.groups():
-            group["peak_lr"] = group["lr"]
+            group["peak_lr"], group["peak_decay"] = group["lr"], group["weight_decay"]
 
     def groups(self) -> list[dict[str, Any]]:
         """All parameter groups."""
@@ -27,6 +28,11 @@ class Optimizers:
         """Learning rate of every group = its peak * factor."""
         for group in self.groups():
             group["lr"] = group["peak_lr"] * factor
+
+    def set_decay(self, factor: float) -> None:
+        """Weight decay of every group = the one it was built with * factor."""
+        for group in self.groups():
+            group["weight_decay"] = group["peak_decay"] * factor
 
     def step(self) -> None:
         """One update."""
@@ -55,22 +61,23 @@ def build(
     lr: float,
     weight_decay: float,
     momentum: float = 0.9,
+    decay_all: bool = False,
 ) -> Optimizers:
     """Optimizer of a module's trainable parameters.
 
-    Weight decay falls on matrices only. `muon` orthogonalises the updates of the matrices inside transformer blocks
-    (torch.optim.Muon, rate matched to AdamW's) and leaves the rest to AdamW at the same rate.
+    Weight decay falls on matrices only, unless `decay_all`. `muon` orthogonalises the updates of the matrices inside
+    transformer blocks (torch.optim.Muon, rate matched to AdamW's) and leaves the rest to AdamW at the same rate.
     """
     named = [(key, value) for key, value in module.named_parameters() if value.requires_grad]
     blocks = [p for key, p in named if name == "muon" and p.ndim == 2 and _BLOCK.search(key)]
     taken = {id(p) for p in blocks}
     rest = [p for _, p in named if id(p) not in taken]
-    groups = _decay_groups(rest, weight_decay)
+    groups = [{"params": rest, "weight_decay": weight_decay}] if decay_all else _decay_groups(rest, weight_decay)
     if name == "sgd":
         return Optimizers([torch.optim.SGD(groups, lr=lr, momentum=momentum)])
     if name == "adam":  # L2 penalty on everything, as torch.optim.Adam has it
         return Optimizers([torch.optim.Adam(rest, lr=lr, weight_decay=weight_decay)])
-    parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=lr)] if groups else []
+    parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=lr)] if rest else []
     if blocks:
         parts.append(
             torch.optim.Muon(
@@ -94,3 +101,42 @@ def cosine(step: int, steps: int, *, warmup: int = 0, floor: float = 0.0) -> flo
         return (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+Decay = Literal["cosine", "poly", "poly-concave", "step"]
+
+
+@dataclass(frozen=True)
+class RateCurve:
+    """Share of the peak rate at t, the share of the training that is done.
+
+    Attributes:
+        decay: over u, what follows the warm-up: half a cosine, (1-u)^power, 1-u^power, or a factor `gamma` at each
+            milestone of t.
+        warmup: share over which the rate rises from 0.
+        floor: where cosine and poly end.
+        power: of poly.
+        milestones: of step.
+        gamma: of step.
+    """
+
+    decay: Decay = "cosine"
+    warmup: float = 0.0
+    floor: float = 0.0
+    power: float = 2.0
+    milestones: tuple[float, ...] = ()
+    gamma: float = 0.1
+
+    def __call__(self, t: float) -> float:
+        """The share at t."""
+        if t < self.warmup:
+            return t / self.warmup
+        if self.decay == "step":
+            return self.gamma ** sum(t >= milestone for milestone in self.milestones)
+        u = min(1.0, (t - self.warmup) / (1 - self.warmup))
+        shapes = {
+            "cosine": 0.5 * (1 + math.cos(math.pi * u)),
+            "poly": (1 - u) ** self.power,
+            "poly-concave": 1 - u**self.power,
+        }
+        return self.floor + (1 - self.floor) * shapes[self.decay]

@@ -62,13 +62,36 @@ def curves(
     figure, axes = _figure(5.6, 3.8)
     if reference:
         axes.axhline(reference[1], color="#555555", linestyle="--", linewidth=1, label=reference[0])
+    _draw_curves(axes, series)
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    axes.legend()
+    _write(figure, path)
+
+
+def panels(
+    path: Path,
+    panels: Mapping[str, Mapping[str, Sequence[Point]]],
+    *,
+    title: str,
+    xlabel: str,
+) -> None:
+    """Several `curves` side by side, each under its own title, with one legend for all."""
+    figure, grid = _figure(3.2 * len(panels) + 1.8, 3.6, ncols=len(panels), squeeze=False)
+    figure.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
+    for axes, (name, series) in zip(grid[0], panels.items(), strict=True):
+        _draw_curves(axes, series)
+        axes.set_title(name, fontweight="normal", fontsize=9)
+        axes.set_xlabel(xlabel)
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center")
+    _write(figure, path)
+
+
+def _draw_curves(axes: Any, series: Mapping[str, Sequence[Point]]) -> None:
     for place, (name, points) in enumerate((name, points) for name, points in series.items() if points):
         x, y, error = (list(column) for column in zip(*sorted(points), strict=True))
         style = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
         axes.errorbar(x, y, yerr=error, label=name, markersize=4, linewidth=1.4, capsize=2, **style)
-    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
-    axes.legend()
-    _write(figure, path)
 
 
 def paired_bars(

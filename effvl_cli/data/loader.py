@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,20 +40,26 @@ class Batch:
         return dataclasses.replace(self, **moved)
 
 
+Key = tuple[int, int, int]
+"""Step, epoch and index of a sample."""
+StepTransform = Callable[[int], Transform]
+"""The transform of a step, for views whose size changes while training."""
+
+
 class _Decoded(Dataset):
-    """Samples by (epoch, index) key; an unreadable one is returned as its DataError, not raised across processes."""
+    """Samples by key; an unreadable one is returned as its DataError, not raised across processes."""
 
-    def __init__(self, source: ImageSource, transform: Transform, seed: int) -> None:
-        self.source, self.transform, self.seed = source, transform, seed
+    def __init__(self, source: ImageSource, transform_at: StepTransform, seed: int) -> None:
+        self.source, self.transform_at, self.seed = source, transform_at, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> Tensor | DataError:
-        epoch, index = key
+    def __getitem__(self, key: Key) -> Tensor | DataError:
+        step, epoch, index = key
         try:
             image = self.source.image(index)
         except DataError as error:
             return error
         with seeds.global_stream(self.seed, "augment", epoch, index):
-            return self.transform(image)
+            return self.transform_at(step)(image)
 
 
 Packed = tuple[Tensor, dict[int, DataError]]
@@ -71,12 +77,12 @@ def _pack(samples: list[Tensor | DataError]) -> Packed:
 
 
 def _decode(
-    source: ImageSource, transform: Transform, seed: int, keys: Iterable[list[tuple[int, int]]], workers: int
+    source: ImageSource, transform_at: StepTransform, seed: int, keys: Iterable[list[Key]], workers: int
 ) -> Iterator[Packed]:
     """Decoded samples for lists of keys."""
     return iter(
         DataLoader(
-            _Decoded(source, transform, seed),
+            _Decoded(source, transform_at, seed),
             batch_sampler=keys,
             num_workers=workers,
             collate_fn=_pack,
@@ -119,9 +125,10 @@ class _BadFiles:
 
 def train_batches(
     source: ImageSource,
-    transform: Transform,
+    transform: Transform | None,
     sampler: EpochSampler,
     *,
+    transform_at: StepTransform | None = None,
     seed: int,
     start_step: int,
     rank: int = 0,
@@ -129,25 +136,31 @@ def train_batches(
     workers: int = 0,
     on_bad: str = "error",
 ) -> Iterator[Batch]:
-    """Endless stream of this process's batches from a step on.
+    """Endless stream of this process's batches from a step on; `transform_at` is for one that changes with the step.
 
     A sample's augmentation depends on (seed, epoch, index) alone, so workers, processes and resumption do not show. An
     unreadable image that is skipped leaves its place to another sample of the batch, so that batches keep their size.
     """
     steps = _count_from(start_step)
-    if isinstance(source, BatchSource) and isinstance(getattr(transform, "__self__", None), Preprocess):
+    preprocess = getattr(transform, "__self__", None)
+    if isinstance(source, BatchSource) and isinstance(preprocess, Preprocess):
         first = source.images(np.array([0]))[0]
-        if first.shape[:2] == transform.__self__.size:  # type: ignore[attr-defined]
+        if first.shape[:2] == preprocess.size:
             yield from _made_batches(source, sampler, steps, rank, world)
-    shares, again = (sampler.share(step, rank, world) for step in steps), _BadFiles(on_bad, len(source))
+    again = _BadFiles(on_bad, len(source))
     queue: list[Tensor] = []  # indices of the batches that loader processes have been asked for
 
-    def keys() -> Iterator[list[tuple[int, int]]]:
-        for epoch, indices in shares:
+    def keys() -> Iterator[list[Key]]:
+        for step in steps:
+            epoch, indices = sampler.share(step, rank, world)
             queue.append(indices)
-            yield [(epoch, int(index)) for index in indices]
+            yield [(step, epoch, int(index)) for index in indices]
 
-    for decoded in _decode(source, transform, seed, keys(), workers):
+    def constant(step: int) -> Transform:
+        assert transform is not None
+        return transform
+
+    for decoded in _decode(source, transform_at or constant, seed, keys(), workers):
         indices = queue.pop(0)
         yield _batch(source, decoded, indices, again)
 
@@ -208,9 +221,10 @@ def eval_images(
             return torch.from_numpy(np.concatenate(parts)).permute(0, 3, 1, 2).contiguous(), indices
     out = torch.empty(len(indices), 3, height, width, dtype=torch.uint8)
     bad, filled, kept = _BadFiles(on_bad, len(indices)), 0, []
-    lists = [[(0, int(i)) for i in indices[k : k + chunk]] for k in range(0, len(indices), chunk)]
-    for keys, (images, errors) in zip(lists, _decode(source, preprocess.to_uint8, 0, lists, workers), strict=True):
-        for place, (_, index) in enumerate(keys):
+    lists = [[(0, 0, int(i)) for i in indices[k : k + chunk]] for k in range(0, len(indices), chunk)]
+    decoded = _decode(source, lambda _: preprocess.to_uint8, 0, lists, workers)
+    for keys, (images, errors) in zip(lists, decoded, strict=True):
+        for place, (*_, index) in enumerate(keys):
             if place in errors:
                 bad.meet(errors[place], index)
             else:

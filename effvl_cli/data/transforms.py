@@ -11,9 +11,9 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as tf
 
-Augment = Literal["none", "flip", "crop-flip"]
+Augment = Literal["none", "flip", "crop-flip", "pad-crop-flip", "rrc-flip"]
 Transform = Callable[[Image.Image], Tensor]
-CROP_SCALE = (0.5, 1.0)  # share of the area that a random crop keeps
+CROP_SCALE = {"crop-flip": (0.5, 1.0), "rrc-flip": (0.08, 1.0)}  # share of the area that a random crop keeps
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Preprocess:
         std: of each channel.
         interpolation: of the resize.
         resize_mode: "shortest" side to size then centre crop, or "squash" to it.
+        crop_ratio: share of the resized side that the centre crop keeps; torchvision's 256 to 224 is 0.875.
     """
 
     size: tuple[int, int]
@@ -33,23 +34,33 @@ class Preprocess:
     std: tuple[float, float, float]
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     resize_mode: Literal["shortest", "squash"] = "shortest"
+    crop_ratio: float = 1.0
 
     def to_uint8(self, image: Image.Image) -> Tensor:
         """An RGB image resized and cropped: (3, H, W) uint8."""
-        if image.size != (self.size[1], self.size[0]):
+        return as_tensor(self.fit(image))
+
+    def fit(self, image: Image.Image) -> Image.Image:
+        """An RGB image resized and cropped; one of the right size stays as it is, unless a crop is due."""
+        if self.crop_ratio != 1 or image.size != (self.size[1], self.size[0]):
             mode = InterpolationMode(self.interpolation)
             if self.resize_mode == "squash":
                 image = tf.resize(image, list(self.size), mode)
             else:
-                image = tf.center_crop(_resize_shortest(image, self.size, mode), list(self.size))
-        return as_tensor(image)
+                whole = (round(self.size[0] / self.crop_ratio), round(self.size[1] / self.crop_ratio))
+                image = tf.center_crop(_resize_shortest(image, whole, mode), list(self.size))
+        return image
 
     def normalise(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 to float32, on the device of the images."""
+        return self.standardise(images.float().div_(255))
+
+    def standardise(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in 0..1, less the mean and over the deviation of each channel."""
         shape = (1, 3, 1, 1)
         mean = torch.tensor(self.mean, device=images.device).reshape(shape)
         std = torch.tensor(self.std, device=images.device).reshape(shape)
-        return images.float().div_(255).sub_(mean).div_(std)
+        return images.sub(mean).div_(std)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -76,17 +87,33 @@ def as_tensor(image: Image.Image) -> Tensor:
 
 
 def augment(name: Augment, preprocess: Preprocess) -> Transform:
-    """Training transform; it draws from torch's global CPU stream, which the loader sets for each sample."""
+    """Training transform; it draws from torch's global CPU stream, which the loader sets for each sample.
+
+    Args:
+        name: "flip" half of the images; before that, "crop-flip" takes a random crop of at least half the area,
+            "rrc-flip" one of at least 8 % (Szegedy et al., arXiv 1409.4842, sec. 6), and "pad-crop-flip" shifts the
+            image by up to an eighth of its side, with zeros beyond its border (He et al., arXiv 1512.03385, sec. 4.2).
+        preprocess: size and interpolation of what comes out.
+    """
     if name == "none":
         return preprocess.to_uint8
     mode = InterpolationMode(preprocess.interpolation)
 
     def transform(image: Image.Image) -> Tensor:
-        if name == "crop-flip":
-            box = RandomResizedCrop.get_params(image, list(CROP_SCALE), [3 / 4, 4 / 3])
+        if name in CROP_SCALE:
+            box = RandomResizedCrop.get_params(image, list(CROP_SCALE[name]), [3 / 4, 4 / 3])
             image = tf.resized_crop(image, *box, list(preprocess.size), mode)
+        elif name == "pad-crop-flip":
+            image = _random_shift(preprocess.fit(image))
         if torch.rand(()) < 0.5:
             image = tf.hflip(image)
-        return preprocess.to_uint8(image)
+        return preprocess.to_uint8(image) if name == "flip" else as_tensor(image)
 
     return transform
+
+
+def _random_shift(image: Image.Image) -> Image.Image:
+    """Zeros of an eighth of the size on each side, then a random crop of the old size."""
+    height, width = image.height // 8, image.width // 8
+    top, left = (int(torch.randint(2 * margin + 1, ())) for margin in (height, width))
+    return tf.crop(tf.pad(image, [width, height]), top, left, image.height, image.width)

@@ -11,6 +11,13 @@ MODELS = Registry(
         Row("tiny:clip", f"{_TINY}:clip", "CLIP, 64 px, patch 8, 0.4 M parameters; its weights are in the package"),
         Row("tiny:clip-32px", f"{_TINY}:clip_32px", "CLIP for 32 px images, patch 4 (CIFAR); weights of your own"),
         Row("tiny:resnet", f"{_TINY}:resnet", "residual classifier for small images; weights of your own"),
+        Row("cifar-resnet:", "effvl_cli.models.cifar_resnet:build", "ResNet for 32 px images: cifar-resnet:56"),
+        Row(
+            "torchvision:",
+            "effvl_cli.models.torchvision:build",
+            "any torchvision classifier, e.g. torchvision:resnet50",
+        ),
+        Row("vit:", "effvl_cli.models.vit:build", "ViT without labels, or with a head: vit:SIZE/PATCH@PIXELS[,mean]"),
         Row(
             "openclip:",
             "effvl_cli.models.openclip:build",

@@ -13,7 +13,7 @@ from effvl_cli.core.errors import ModelError, UsageError
 from effvl_cli.data.transforms import Preprocess
 from effvl_cli.models import MODELS
 
-Kind = Literal["clip", "classifier"]
+Kind = Literal["clip", "classifier", "backbone"]
 CHECKPOINT = "checkpoint.safetensors"
 
 
@@ -33,7 +33,8 @@ class Network:
 
     Attributes:
         name: as in the registry, e.g. "openclip:ViT-B-16".
-        kind: "clip" has `encode_image`, `encode_text`, `logit_scale`; "classifier" maps images to (B, classes) logits.
+        kind: "clip" has `encode_image`, `encode_text`, `logit_scale`; "classifier" maps images to (B, classes) logits,
+            "backbone" to (B, D) features.
         module: the network.
         preprocess: images to its input.
         tokenize: texts to (T, context) int64; clip only.

@@ -22,7 +22,7 @@ from PIL import Image
         ("prune-tokens --no-keep 0.4", 2, ["--no-keep", "Did you mean 'keep'"]),
         ("prune-tokens -k 0.4", 2, ["option -k"]),
         ("prune-tokens --keep", 2, ["--keep", "requires an argument"]),
-        ("pretrain clip", 2, ["`effvl pretrain` takes options only, not 'clip'"]),
+        ("pretrain clip", 2, ["unknown verb 'clip'", "search, eval"]),
         ("prune-tokens evl", 2, ["unknown verb 'evl'", "'eval'"]),
         ("prune", 2, ["unknown command 'prune'", "Did you mean 'prune-tokens'"]),
         ("help", 2, ["unknown command 'help'", "pretrain, prune-tokens, list"]),

@@ -38,7 +38,7 @@ def test_clip_trains_saves_and_is_used_by_the_next_command(effvl, few_images, re
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_steps_in_one_go_equal_steps_in_two(effvl, few_images, records, optimizer):
-    line = (*CLIP, "--optimizer", optimizer, "--token-keep", 0.5, "--warmup", 0, "--save-every", 2)
+    line = (*CLIP, "--optimizer", optimizer, "--keep", 0.5, "--warmup", 0, "--save-every", 2)
     assert effvl(*line, "--steps", 6, "--out", "whole").code == 0
     import effvl_cli.core.loop as loop
 

@@ -1,15 +1,13 @@
 """Image-text contrastive training on captions, or on class names in templates."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from effvl_cli.core import distributed, seeds
-from effvl_cli.core.loop import StepOutput
+from effvl_cli.core.loop import StepOutput, Task
 from effvl_cli.core.run import Run
 from effvl_cli.data.loader import Batch
 from effvl_cli.data.prompts import captions
@@ -18,13 +16,13 @@ from effvl_cli.engines.inference import over_images
 from effvl_cli.models.network import Network, zero_shot_classifier
 from effvl_cli.models.openclip_tower import tower_of
 from effvl_cli.techniques.pretrain.contrastive import contrastive_loss
-from effvl_cli.techniques.pretrain.tokens import encode_kept, random_tokens
+from effvl_cli.techniques.pretrain.tokens import count_kept, encode_kept, random_tokens
 
 MAX_TAU = 100.0  # CLIP's bound on the logit scale
 ALL_CLASSES = 4  # every class is a negative while there are at most so many times the batch
 
 
-class ClipTask:
+class ClipTask(Task):
     """CLIP's loss; captions of the images, else every class in a template drawn for the step."""
 
     def __init__(
@@ -42,7 +40,7 @@ class ClipTask:
         self.classes, self.templates = source.classes, templates
         self.tower = tower_of(self.module)
         self.num_patches = self.tower.grid[0] * self.tower.grid[1]
-        self.num_keep = max(1, int(token_keep * self.num_patches + 0.5))
+        self.num_keep = count_kept(self.num_patches, token_keep)
         self.validation = validation
         if self.classes:
             texts = [captions(self.classes, (template,)) for template in templates]
@@ -91,13 +89,6 @@ class ClipTask:
             return {}
         logits = zero_shot_logits(self.network, images, self.classes, self.templates, self.run)
         return {"top1_val": float((logits.argmax(1) == labels).float().mean())}
-
-    def state_dict(self) -> dict[str, Any]:
-        """No state beside the module."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to restore."""
 
 
 def _gather_labels(labels: Tensor) -> Tensor:

@@ -1,20 +1,17 @@
 """Cross-entropy training of a classifier."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from effvl_cli.core.loop import StepOutput
+from effvl_cli.core.loop import StepOutput, Task
 from effvl_cli.core.run import Run
 from effvl_cli.data.loader import Batch
 from effvl_cli.engines.inference import over_images
 from effvl_cli.models.network import Network
 
 
-class SupervisedTask:
+class SupervisedTask(Task):
     """Cross entropy with label smoothing (Szegedy et al., arXiv 1512.00567, sec. 7)."""
 
     def __init__(
@@ -43,10 +40,3 @@ class SupervisedTask:
         self.module.eval()
         with torch.no_grad():
             return over_images(lambda x, _: self.module(x), images, self.network.preprocess, self.run, batch_size=256)
-
-    def state_dict(self) -> dict[str, Any]:
-        """No state beside the module."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to restore."""

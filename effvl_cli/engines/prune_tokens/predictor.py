@@ -1,6 +1,6 @@
 """Training of the predictor on golden rankings."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ FEW = 32
 FINAL_RATE = 0.1  # of the peak learning rate, as in the official code
 
 
-class PredictorTask:
+class PredictorTask(loop.Task):
     """Listwise regression of golden ranks from pooled token states, which are computed once."""
 
     def __init__(
@@ -48,13 +48,6 @@ class PredictorTask:
         if self.num_kept < ranks.shape[1]:
             figures["overlap"] = float(dropped_overlap(scores, ranks, self.num_kept).mean())
         return figures
-
-    def state_dict(self) -> dict[str, Any]:
-        """No state beside the module."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to restore."""
 
 
 def train_predictor(setup: Setup, images: Images, ranks: Tensor) -> MixerPredictor:

@@ -1,6 +1,6 @@
 """Prompt tuning with pruning active: the tower and the predictor stay as they are."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ INIT_IMAGES = 64  # whose kept patches give the prompts their first value
 FIRST_EPOCH_RATE = 1e-5  # constant, as in the official code
 
 
-class TuneTask:
+class TuneTask(loop.Task):
     """Cross entropy over the classes, closeness to the dense tower, or both."""
 
     def __init__(self, setup: Setup, vision: PrunedVision, validation: Images | None) -> None:
@@ -53,13 +53,6 @@ class TuneTask:
             return {}
         embedding = embed(self.setup, self.validation, self.vision)
         return {"top1_val": float(self.setup.accuracy(embedding, self.validation.labels).mean())}
-
-    def state_dict(self) -> dict[str, Any]:
-        """No state beside the module."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to restore."""
 
 
 def _pooled(output: Any) -> Tensor:

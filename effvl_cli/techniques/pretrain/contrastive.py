@@ -1,5 +1,6 @@
 """Image-text contrastive loss with several positives. B images, T texts, E embedding width."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -23,6 +24,37 @@ def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, positives: Te
     logits = scale * images @ texts.T
     present = positives.any(0)
     return (_soft_cross_entropy(logits, positives) + _soft_cross_entropy(logits.T[present], positives.T[present])) / 2
+
+
+def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+    """Normalised temperature-scaled cross entropy of SimCLR (Chen et al., arXiv 2002.05709, eq. 1), both directions.
+
+    Args:
+        first: (B, E), one view of each image.
+        second: (B, E), the other.
+        temperature: T.
+
+    Returns:
+        Scalar, the mean over the 2B anchors; each has one positive and 2B - 2 negatives.
+    """
+    embeddings = F.normalize(torch.cat([first, second]).float(), dim=1)
+    logits = embeddings @ embeddings.T / temperature
+    logits.fill_diagonal_(float("-inf"))
+    count = len(first)
+    positives = torch.arange(2 * count, device=logits.device).roll(count)
+    return F.cross_entropy(logits, positives)
+
+
+def info_nce(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
+    """InfoNCE (van den Oord et al., arXiv 1807.03748, eq. 4): key i is query i's positive, the others its negatives.
+
+    Args:
+        queries: (B, E).
+        keys: (B, E).
+        temperature: T.
+    """
+    logits = F.normalize(queries.float(), dim=1) @ F.normalize(keys.float(), dim=1).T / temperature
+    return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
 
 
 def _soft_cross_entropy(logits: Tensor, positives: Tensor) -> Tensor:

@@ -22,6 +22,11 @@ class Tower(Protocol):
         """(B, n, D) to (B, E)."""
 
 
+def count_kept(num_patches: int, keep: float) -> int:
+    """Patches kept at a keep rate: rounded half up, at least one, the same for every image of a batch."""
+    return max(1, int(keep * num_patches + 0.5))
+
+
 def random_tokens(count: int, num_patches: int, num_keep: int, generator: torch.Generator) -> Tensor:
     """Patch ids kept at random, without replacement, for each of `count` images.
 

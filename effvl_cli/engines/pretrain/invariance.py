@@ -1,0 +1,234 @@
+"""Accelerated augmentation-invariance pretraining (arXiv 2410.22364): one arm, or two at the same budget."""
+
+from typing import Any
+
+from effvl_cli.config.pretrain import PretrainConfig
+from effvl_cli.core import checkpoint, distributed
+from effvl_cli.core.metrics import paired_difference, standard_error
+from effvl_cli.core.report import Report
+from effvl_cli.core.run import Run
+from effvl_cli.core.table import Cell, Table, percent, points, times
+from effvl_cli.engines.pretrain import pictures
+from effvl_cli.engines.pretrain.images import TrainImages, open_split
+from effvl_cli.engines.pretrain.probes import Judged, Probe, decode
+from effvl_cli.engines.pretrain.setup import (
+    Costs,
+    Sizes,
+    budget_of,
+    build_method,
+    build_network,
+    build_schedule,
+    check_batch,
+    memory_estimate,
+)
+from effvl_cli.engines.pretrain.training import Bench, Trained, stage_rows, tokens, train
+from effvl_cli.models import network as networks
+from effvl_cli.techniques.pretrain.schedule import Clock, Compression, Schedule
+
+BOTH = ("baseline", "accelerated")
+
+
+def run(config: PretrainConfig, run: Run) -> None:
+    """Train the arms, judge their features once on the test split, save the backbone."""
+    check_batch(config)
+    schedules, source = _arms(config)
+    images = TrainImages.open(config, run, build_network(config).preprocess)
+    run.report.data(images.source, num_samples=len(images))
+    bank, validation = _validation(config, run, images)
+    trained: dict[str, tuple[Bench, Trained]] = {}
+    for arm, schedule in schedules.items():
+        bench = Bench.build(config, run, images)
+        budget = budget_of(config, bench.costs, len(images))
+        if len(schedules) > 1:
+            run.log(f"{arm}: {budget:,.0f} units")
+        trained[arm] = (bench, train(bench, schedule, budget, phase=arm, probe=validation))
+    judged = _judge(config, run, trained, bank)
+    _figures(run, judged)
+    _report(config, run, trained, source)
+    _save(config, run, *trained[list(schedules)[-1]], budget)
+    if distributed.is_main():
+        pictures.draw(run, {arm: t.clock for arm, (_, t) in trained.items()}, *trained[list(schedules)[-1]])
+
+
+def _arms(config: PretrainConfig) -> tuple[dict[str, Schedule], str]:
+    """The schedules to train by name, the one that users get last, and where that one is from."""
+    shape = build_network(config).module.shape
+    schedule, source = build_schedule(config, shape)
+    Sizes.of(config, shape).check(schedule)
+    if not config.compares:
+        return {"train": schedule}, source
+    return {BOTH[0]: Schedule.constant(Compression(shape.patch)), BOTH[1]: schedule}, source
+
+
+def _validation(config: PretrainConfig, run: Run, images: TrainImages) -> tuple[Any, Probe | None]:
+    """The labelled bank, and the probe on validation pictures; none without labels."""
+    preprocess = build_network(config).preprocess
+    if not images.source.classes:
+        run.warn(f"{config.data} has no classes: nothing is classified")
+        return None, None
+    bank = decode(config, run, images.source, preprocess, config.num_bank)
+    probe = Probe.open(config, run, preprocess, "val", bank=bank)
+    return bank, probe if len(probe.asked.labels) else None
+
+
+# --- judging ---------------------------------------------------------------------------------------------------------
+
+
+def _judge(config: PretrainConfig, run: Run, trained: dict[str, tuple[Bench, Trained]], bank: Any) -> dict[str, Judged]:
+    """Test figures of the arms and of the two controls; the test split is decoded here for the first time."""
+    if bank is None:
+        return {}
+    fresh = build_network(config)
+    probe = Probe.open(config, run, fresh.preprocess, "test", bank=bank)
+    run.report.data(open_split(config, "test"), num_samples=len(probe.asked.labels))
+    judged = {arm: probe.judge(t.task.method.result.eval()) for arm, (_, t) in trained.items()}
+    judged["random_init"] = probe.judge(fresh.module.to(run.device).eval())
+    judged["raw_pixels"] = probe.judge_pixels()
+    return judged
+
+
+def _figures(run: Run, judged: dict[str, Judged]) -> None:
+    for arm, found in judged.items():
+        suffix = "" if arm == "train" else f"_{arm}"
+        for name, correct in found.correct.items():
+            value, error = float(correct.mean()), standard_error(correct)
+            run.report.metric(f"{name}{suffix}", value, split="test", n=len(correct), se=error)
+    if BOTH[1] in judged:
+        for name in ("knn20", "linear"):
+            pair = [judged[arm].correct[name] for arm in reversed(BOTH)]
+            gain, error = paired_difference(*pair)
+            run.report.metric(f"{name}_gain", gain, split="test", n=len(pair[0]), se=error)
+
+
+# --- report ----------------------------------------------------------------------------------------------------------
+
+
+def _report(config: PretrainConfig, run: Run, trained: dict[str, tuple[Bench, Trained]], source: str) -> None:
+    bench, last = list(trained.values())[-1]
+    run.report.model(bench.network.name, bench.network.source, last.task.method.result)
+    run.report.technique.update(
+        method=config.method,
+        schedule_from=source,
+        batch_size=config.batch_size,
+        arms={arm: _arm(*pair) for arm, pair in trained.items()},
+    )
+    own = run.report.technique["arms"][list(trained)[-1]]
+    run.report.metric("flop_ratio", own["cost"]["flop_ratio"], unit="ratio")
+    run.report.metric("units", own["budget"]["units_spent"], unit="units", higher_is_better=False)
+    run.report.efficiency["macs_per_unit"] = bench.costs.unit_macs
+    if len(trained) > 1:
+        rates = [run.report.technique["arms"][arm]["cost"]["images_per_s"] for arm in BOTH]
+        ratio = rates[1] / rates[0] if all(rates) else None
+        if ratio is not None:
+            run.report.metric("images_per_s_ratio", ratio, unit="ratio")
+    _warn_of_waiting(run, own["schedule"])
+
+
+def _arm(bench: Bench, trained: Trained) -> dict[str, Any]:
+    rows = stage_rows(trained, bench)
+    samples = sum(row["samples"] for row in rows)
+    units = sum(row["samples"] * row["units_per_sample"] for row in rows)
+    timed = [row for row in rows if row["wall_s"]]
+    seconds = sum(row["wall_s"] for row in timed)
+    seen = sum(row["images_per_s"] * row["wall_s"] for row in timed)
+    macs = bench.costs.unit_macs
+    return {
+        "steps": trained.clock.steps,
+        "samples": samples,
+        "budget": {"units_planned": trained.clock.budget, "units_spent": trained.clock.units},
+        "cost": {
+            "macs_total": units * macs,
+            "flops_total": 2 * units * macs,
+            "baseline_flops_same_samples": 2 * samples * bench.costs.full * macs,
+            "flop_ratio": samples * bench.costs.full / units,
+            "wall_s": seconds,
+            "cpu_s": sum(row["cpu_s"] for row in timed),
+            "images_per_s": seen / seconds if seconds else None,
+        },
+        "schedule": rows,
+        "stages_skipped": trained.clock.skipped,
+    }
+
+
+def _warn_of_waiting(run: Run, rows: list[dict[str, Any]]) -> None:
+    waits = [row["data_wait_fraction"] or 0.0 for row in rows]
+    if max(waits) > 0.2:
+        run.warn(f"{max(waits):.0%} of a stage's time goes into waiting for pictures: give more --workers")
+
+
+def _save(config: PretrainConfig, run: Run, bench: Bench, trained: Trained, budget: float) -> None:
+    backbone = trained.task.method.result
+    manifest = {
+        **bench.network.describe(),
+        "data": config.data,
+        "method": config.method,
+        "run": run.report.run_id,
+        "budget": budget,
+        "figures": {name: {"value": m.value, "n": m.n, "se": m.se} for name, m in run.report.metrics.items()},
+    }
+    if distributed.is_main():
+        path = run.folder / networks.CHECKPOINT
+        checkpoint.save_model(path, backbone.state_dict(), manifest)
+        run.report.artifact(path)
+
+
+# --- what users see --------------------------------------------------------------------------------------------------
+
+
+def preview(config: PretrainConfig) -> Table:
+    """The stages that a run would have; nothing is opened but the labels of the data."""
+    check_batch(config)
+    network = build_network(config)
+    count = len(open_split(config, "train")) if config.units is None and config.epochs else 1
+    method = build_method(config, network.module, count)
+    shape = network.module.shape
+    schedule, source = build_schedule(config, shape)
+    costs = Costs(shape, method, Sizes.of(config, shape))
+    costs.sizes.check(schedule)
+    budget = budget_of(config, costs, count)
+    units = [config.batch_size * costs.sample(stage.compression) for stage in schedule.stages]
+    clock = Clock(schedule, units, budget if schedule.unit != "steps" else None)
+    rows: list[tuple[Cell, ...]] = []
+    for stage in clock.stages:
+        c = stage.compression
+        patches = (costs.sizes.view(c.patch) // c.patch) ** 2
+        each = costs.sample(c)
+        end = f"{clock.t(stage.first + stage.steps):.3f}"
+        lengths = (tokens(patches, c.keep_q), tokens(patches, c.keep_k))
+        rows.append((end, c.patch, *lengths, stage.steps, f"{each:.3f}", times(costs.full / each)))
+    peak = max(memory_estimate(config, costs, stage.compression) for stage in clock.stages)
+    notes = (
+        f"{clock.units:,.0f} units of {costs.unit_macs:,} multiply-adds; {clock.steps} steps of {config.batch_size}",
+        f"memory of a step, roughly {peak / 2**20:,.0f} MiB on each process",
+        *(f"stage {index} is shorter than one step and does not come up" for index in clock.skipped),
+    )
+    columns = ("until", "patch", "tokens q", "tokens k", "steps", "units/image", "speed-up")
+    return Table(f"{config.method} on {network.name}, schedule: {source}", columns, tuple(rows), notes)
+
+
+def table(report: Report) -> Table:
+    """Accuracies of the arms beside the controls."""
+    arms = [*report.technique["arms"], "random_init", "raw_pixels"]
+    rows = tuple(_row(report, arm) for arm in arms)
+    notes = [f"{report.technique['method']} on {report.model.name if report.model else ''}"]
+    gain = report.metrics.get("knn20_gain")
+    if gain is not None:
+        spread = percent(gain.se, 2)
+        notes.append(f"20 neighbours, accelerated - baseline: {points(gain.value)} ± {spread} points, paired")
+    ratios = [report.metrics.get(name) for name in ("flop_ratio", "images_per_s_ratio")]
+    words = ["{} fewer multiply-adds an image", "{} the images a second"]
+    notes += [word.format(times(m.value)) for word, m in zip(words, ratios, strict=True) if m]
+    columns = ("arm", "units", "images", "1-NN %", "20-NN %", "200-NN %", "linear %", "± SE", "n")
+    return Table("pretrain: features on the test split", columns, rows, tuple(notes))
+
+
+def _row(report: Report, arm: str) -> tuple[Cell, ...]:
+    suffix = "" if arm == "train" else f"_{arm}"
+    found = [report.metrics.get(f"{name}{suffix}") for name in ("knn1", "knn20", "knn200", "linear")]
+    about = report.technique["arms"].get(arm)
+    cost: tuple[Cell, ...] = (None, None)
+    if about:
+        cost = (f"{about['budget']['units_spent']:,.0f}", f"{about['samples']:,}")
+    knn = found[1]
+    shown = [percent(metric.value) if metric else None for metric in found]
+    return (arm.replace("_", " "), *cost, *shown, percent(knn.se, 2) if knn else None, knn.n if knn else None)

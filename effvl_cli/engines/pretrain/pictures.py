@@ -1,0 +1,101 @@
+"""Pictures of a pretraining run: accuracy against budget, the schedule over time, the views as the model sees them."""
+
+import json
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+
+from effvl_cli.core import plots
+from effvl_cli.core.run import RECORDS, Run
+from effvl_cli.data.views import as_pictures
+from effvl_cli.engines.pretrain.training import Bench, Trained
+from effvl_cli.techniques.pretrain.method import View
+from effvl_cli.techniques.pretrain.schedule import Clock
+
+SHOWN = 6  # pictures
+HIDDEN = 0.5  # gray of a dropped patch
+
+
+def draw(run: Run, clocks: Mapping[str, Clock], bench: Bench, trained: Trained) -> None:
+    """All of them."""
+    folder = run.folder / "plots"
+    accuracy = accuracy_over_budget(run, clocks)
+    if any(accuracy.values()):
+        plots.curves(
+            folder / "accuracy.png",
+            accuracy,
+            title="20-NN accuracy on validation pictures",
+            xlabel="units spent (thousands)",
+            ylabel="accuracy",
+        )
+    draw_schedule(run, clocks, bench)
+    draw_views(run, bench, trained.clock)
+
+
+def accuracy_over_budget(run: Run, clocks: Mapping[str, Clock]) -> dict[str, list[plots.Point]]:
+    """The evaluations in metrics.jsonl, arm by arm."""
+    found: dict[str, list[plots.Point]] = {arm: [] for arm in clocks}
+    for line in (run.folder / RECORDS).read_text().splitlines():
+        record = json.loads(line)
+        if record["event"] == "eval" and record["phase"] in clocks and "knn20_val" in record:
+            spent = clocks[record["phase"]].spent(record["step"])
+            found[record["phase"]].append((spent / 1000, record["knn20_val"], 0.0))
+    return found
+
+
+def draw_schedule(run: Run, clocks: Mapping[str, Clock], bench: Bench) -> None:
+    """Units an image costs, over the training."""
+    series: dict[str, list[plots.Point]] = {}
+    for arm, clock in clocks.items():
+        points: list[plots.Point] = []
+        for stage in clock.stages:
+            cost = stage.units_per_step / bench.config.batch_size / bench.costs.full
+            points += [(clock.t(stage.first), cost, 0.0), (clock.t(stage.first + stage.steps) - 1e-9, cost, 0.0)]
+        series[arm] = points
+    plots.curves(
+        run.folder / "plots" / "schedule.png",
+        series,
+        title="Schedule",
+        xlabel="t, share of the budget",
+        ylabel="cost of an image (uncompressed: 1)",
+    )
+
+
+def draw_views(run: Run, bench: Bench, clock: Clock) -> None:
+    """Some pictures, and what the encoder gets of their two views in each stage; dropped patches are gray."""
+    batch = next(bench.stream_of(bench.config.batch_size, clock)(0)).to(run.device)
+    side = bench.costs.shape.image_size
+    rows, labels = [], []
+    if batch.images.ndim == 4:
+        whole = F.interpolate(batch.images[:SHOWN].float() / 255, size=(side, side), mode="bilinear", antialias=True)
+        rows.append(as_pictures(whole))
+        labels.append("picture")
+    for stage in clock.stages:
+        compression = stage.compression
+        if batch.images.ndim == 2 and bench.costs.sizes.view(compression.patch) != side:
+            continue  # loader processes made crops of another size
+        views = bench.maker.views(batch, compression, 0)
+        pixels = bench.maker.pixels(batch, compression.patch, 0)
+        for role, view, index in (("query", views.query[0], 0), ("key", views.key[0], len(views.key[:1]))):
+            shown = pixels[index][:SHOWN]
+            shown = F.interpolate(
+                torch.where(_dropped(view)[:SHOWN], torch.full_like(shown, HIDDEN), shown), size=(side, side)
+            )
+            rows.append(as_pictures(shown))
+            keep = compression.keep_q if role == "query" else compression.keep_k
+            labels.append(f"{role}\npatch {compression.patch}\nkeep {keep:g}")
+    count = min(SHOWN, len(batch.images))
+    grid = torch.stack([torch.from_numpy(row[:count]) for row in rows]).numpy()
+    plots.image_grid(run.folder / "plots" / "views.png", grid, title="Views", row_labels=labels)
+
+
+def _dropped(view: View) -> torch.Tensor:
+    """(B, 1, S, S) bool: pixels of patches that are not kept."""
+    count, _, side, _ = view.images.shape
+    grid = side // view.patch
+    hidden = torch.zeros(count, grid * grid, dtype=torch.bool, device=view.images.device)
+    if view.kept is not None:
+        hidden = torch.ones_like(hidden).scatter_(1, view.kept, False)
+    cells = hidden.reshape(count, 1, grid, grid)
+    return cells.repeat_interleave(view.patch, 2).repeat_interleave(view.patch, 3)

@@ -1,0 +1,159 @@
+"""Judges of features: nearest neighbours and a linear classifier, by scikit-learn."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from effvl_cli.config.pretrain import EvalConfig, PretrainConfig
+from effvl_cli.core import seeds
+from effvl_cli.core.run import Run
+from effvl_cli.data.loader import eval_images, loader_workers
+from effvl_cli.data.source import ImageSource
+from effvl_cli.data.transforms import Preprocess
+from effvl_cli.engines.inference import over_images
+from effvl_cli.engines.pretrain.images import open_split
+
+NEIGHBOURS = (1, 20, 200)
+KNN_TEMPERATURE = 0.07  # of the votes, as in DINO's released code
+MAX_VALIDATION = 2000
+LINEAR_ITERATIONS = 1000
+
+Encoder = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Decoded pictures (M, 3, H, W) uint8 and their labels (M,)."""
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Judged:
+    """0/1 for each test picture, by figure ("knn1", "knn20", .., "linear")."""
+
+    correct: dict[str, Tensor]
+
+
+class Probe:
+    """A labelled bank from the training split, and pictures to classify."""
+
+    def __init__(
+        self, config: PretrainConfig | EvalConfig, run: Run, preprocess: Preprocess, bank: Labelled, asked: Labelled
+    ) -> None:
+        self.run, self.preprocess, self.precision = run, preprocess, config.precision
+        self.bank, self.asked, self.batch_size = bank, asked, config.eval_batch_size
+
+    @classmethod
+    def open(
+        cls, config: PretrainConfig | EvalConfig, run: Run, preprocess: Preprocess, split: str, *, bank: Labelled
+    ) -> "Probe":
+        """Decode a split: all of the test split, at most `MAX_VALIDATION` of another."""
+        limit = None if split == "test" else MAX_VALIDATION
+        return cls(config, run, preprocess, bank, decode(config, run, open_split(config, split), preprocess, limit))
+
+    def knn20(self, module: nn.Module) -> float:
+        """Share that 20 neighbours get right."""
+        module.eval()
+        bank, asked = self.features(module)
+        return float(knn(bank, self.bank.labels, asked, (20,))[20].eq(self.asked.labels).float().mean())
+
+    def judge(self, encode: Encoder) -> Judged:
+        """Every judge on the features of a backbone in evaluation mode."""
+        return self._judged(*self.features(encode), linear=True)
+
+    def judge_pixels(self) -> Judged:
+        """Nearest neighbours on the pixels themselves."""
+        flat = [F.normalize(self.preprocess.normalise(x.images).flatten(1), dim=1) for x in (self.bank, self.asked)]
+        return self._judged(*flat, linear=False)
+
+    def features(self, encode: Encoder) -> tuple[Tensor, Tensor]:
+        """Unit features (M, D) of the bank and of the pictures asked for."""
+        bank, asked = (self._embed(encode, part.images) for part in (self.bank, self.asked))
+        return bank, asked
+
+    def _embed(self, encode: Encoder, images: Tensor) -> Tensor:
+        rows = over_images(
+            lambda x, _: encode(x),
+            images,
+            self.preprocess,
+            self.run,
+            batch_size=self.batch_size,
+            precision=self.precision,
+        )
+        return F.normalize(rows, dim=1)
+
+    def _judged(self, bank: Tensor, asked: Tensor, *, linear: bool) -> Judged:
+        truth = self.asked.labels
+        found = {f"knn{k}": p.eq(truth).float() for k, p in knn(bank, self.bank.labels, asked, NEIGHBOURS).items()}
+        if linear:
+            found["linear"] = linear_probe(bank, self.bank.labels, asked).eq(truth).float()
+        return Judged(found)
+
+
+def decode(
+    config: PretrainConfig | EvalConfig, run: Run, source: ImageSource, preprocess: Preprocess, limit: int | None
+) -> Labelled:
+    """Pictures of a split as the network sees them; with a limit, so many drawn by chance."""
+    order = np.arange(len(source))
+    if limit is not None and limit < len(source):
+        order = torch.randperm(len(source), generator=seeds.generator(0, "bank"))[:limit].sort().values.numpy()
+    images, kept = eval_images(
+        source,
+        preprocess,
+        order,
+        workers=loader_workers(config.workers, run.device.type),
+        on_bad=config.on_bad,
+    )
+    return Labelled(images, torch.as_tensor(np.asarray(source.labels[kept])))
+
+
+def knn(bank: Tensor, labels: Tensor, asked: Tensor, neighbours: tuple[int, ...]) -> dict[int, Tensor]:
+    """Votes of the nearest by cosine, each weighted exp(cosine / 0.07).
+
+    Args:
+        bank: (M, D), unit norm.
+        labels: (M,).
+        asked: (Q, D), unit norm.
+        neighbours: numbers of voters; more than M are M.
+
+    Returns:
+        (Q,) classes for each number.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    most = min(max(neighbours), len(bank))
+    search = NearestNeighbors(n_neighbors=most, metric="cosine", algorithm="brute").fit(bank.numpy())
+    distances, places = search.kneighbors(asked.numpy())
+    near = labels[torch.from_numpy(places)]
+    weights = torch.exp((1 - torch.from_numpy(distances)).float() / KNN_TEMPERATURE)
+    found = {}
+    for count in neighbours:
+        votes = torch.zeros(len(asked), int(labels.max()) + 1)
+        votes.scatter_add_(1, near[:, :count], weights[:, :count])
+        found[count] = votes.argmax(1)
+    return found
+
+
+def linear_probe(bank: Tensor, labels: Tensor, asked: Tensor) -> Tensor:
+    """Classes (Q,) by logistic regression on standardised features (M, D) of the bank."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    classes: NDArray[np.int64] = labels.numpy()
+    if len(np.unique(classes)) < 2:
+        return torch.full((len(asked),), int(classes[0]))
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=LINEAR_ITERATIONS, tol=1e-3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the limit is part of the protocol
+        model.fit(bank.double().numpy(), classes)
+    return torch.as_tensor(model.predict(asked.double().numpy()))

@@ -1,0 +1,401 @@
+"""Measures the gradient error of compressions along a training, and writes the schedule that it implies."""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from effvl_cli.config.pretrain import SearchConfig
+from effvl_cli.config.resolve import dump_yaml, read_yaml
+from effvl_cli.core import distributed, plots
+from effvl_cli.core.checkpoint import Step, StepFolders
+from effvl_cli.core.errors import DataError, ModelError, UsageError
+from effvl_cli.core.files import write_json, write_text
+from effvl_cli.core.report import Report
+from effvl_cli.core.run import Run
+from effvl_cli.core.table import Cell, Table, times
+from effvl_cli.engines.pretrain.images import TrainImages
+from effvl_cli.engines.pretrain.setup import (
+    DEFAULT_BUDGET,
+    build_network,
+    check_batch,
+    key_keep,
+    parse_schedule,
+)
+from effvl_cli.engines.pretrain.training import STAGES, Bench, tokens, train
+from effvl_cli.techniques.pretrain.gradient_error import Estimate, GradientError, best, monotone
+from effvl_cli.techniques.pretrain.schedule import Compression, Schedule, Stage, schedule_from, schedule_to
+
+SCHEDULE, ERRORS = "schedule.yaml", "gradient_error.json"
+KEEPS = (1.0, 0.75, 0.5, 0.25, 0.1)
+SCALES = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0)  # of the base patch
+PILOT_SHARE = 0.1
+FULL = "full"
+
+Estimates = dict[str, Estimate]
+
+
+def run(config: SearchConfig, run: Run) -> None:
+    """Measure along RUN's checkpoints or a fresh pilot's; choose; write the schedule."""
+    check_batch(config)
+    if distributed.world().size > 1:
+        raise UsageError("`pretrain search` runs on one process", "Leave torchrun or srun out")
+    images = TrainImages.open(config, run, build_network(config).preprocess)
+    run.report.data(images.source, num_samples=len(images))
+    bench = Bench.build(config, run, images)
+    candidates = _candidates(config, bench)
+    budget = config.units or _budget_of_run(config) or DEFAULT_BUDGET
+    folders, pilot_units = _checkpoints(config, bench, budget)
+    run.report.model(bench.network.name, bench.network.source, bench.network.module)
+    stages: dict[float, Estimates] = {}
+    snr: dict[float, float] = {}
+    with run.progress("search", len(folders) * config.num_grad_batches) as progress:
+        for number, (t, step) in enumerate(folders.items()):
+            done = number * config.num_grad_batches
+            stages[t], snr[t] = measure(bench, candidates, step, lambda b, done=done: progress.update(done + b))
+    chosen, overridden = choose(stages, keep_order=config.monotone)
+    schedule = schedule_of(chosen, candidates, config.final_full, bench.costs.shape.patch)
+    units = _search_units(config, bench, candidates, len(stages)) + pilot_units
+    _write(config, run, schedule, stages, snr, chosen, candidates)
+    _report(config, run, bench, schedule, stages, chosen, overridden, candidates, units=units, budget=budget)
+
+
+# --- what is measured ------------------------------------------------------------------------------------------------
+
+
+def _candidates(config: SearchConfig, bench: Bench) -> dict[str, Compression]:
+    """Strategies by name; the uncompressed one is there under `FULL`.
+
+    Raises:
+        UsageError: a file that cannot be read, or patches that do not fit.
+    """
+    base, sizes = bench.costs.shape.patch, bench.costs.sizes
+    if config.candidates:
+        found = _read_candidates(Path(config.candidates), config.method)
+        sizes.check(Schedule(tuple(Stage(index + 1.0, c) for index, c in enumerate(found)), "steps"))
+    else:
+        patches = [int(scale * base) for scale in SCALES if scale * base == int(scale * base)]
+        legal = [patch for patch in dict.fromkeys(patches) if sizes.allows(patch) and sizes.view(patch) >= patch]
+        found = [Compression(patch, keep, key_keep(config.method, keep)) for patch in legal for keep in KEEPS]
+    full = Compression(base)
+    distinct = {_lengths(bench, c): c for c in reversed([full, *found])}  # rounding may make two of one length
+    return {FULL: full, **{_name(c): c for c in reversed(distinct.values()) if c != full}}
+
+
+def _lengths(bench: Bench, c: Compression) -> tuple[int, int, int]:
+    count = (bench.costs.sizes.view(c.patch) // c.patch) ** 2
+    return c.patch, tokens(count, c.keep_q), tokens(count, c.keep_k)
+
+
+def _read_candidates(path: Path, method: str) -> list[Compression]:
+    rows = read_yaml(path)
+    if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
+        raise UsageError(f"--candidates {path} is no list", "Write e.g. - {patch: 8, keep_q: 0.5}, one a line")
+    numbered = [{**row, "until": index + 1} for index, row in enumerate(rows)]
+    try:
+        found = schedule_from({"unit": "steps", "stages": numbered}, default_keep_k=None if method == "simclr" else 1.0)
+    except ValueError as error:
+        raise UsageError(f"--candidates {path}: {str(error).replace('stage', 'row')}") from error
+    return [stage.compression for stage in found.stages]
+
+
+def _name(c: Compression) -> str:
+    keep = f"keep {c.keep_q:g}" if c.keep_k == c.keep_q else f"keep {c.keep_q:g}/{c.keep_k:g}"
+    return f"patch {c.patch}, {keep}"
+
+
+def _budget_of_run(config: SearchConfig) -> float | None:
+    """Budget that RUN was trained for."""
+    if config.run is None:
+        return None
+    report = Path(config.run) / "report.json"
+    if not report.is_file():
+        return None
+    arms = json.loads(report.read_text())["technique"].get("arms") or {}
+    planned: list[float] = [arm["budget"]["units_planned"] for arm in arms.values()]
+    return planned[0] if planned else None
+
+
+def _checkpoints(config: SearchConfig, bench: Bench, budget: float) -> tuple[dict[float, Step], float]:
+    """States at the shares of the training, of RUN or of a pilot; and what the pilot cost.
+
+    Raises:
+        DataError: RUN kept none.
+    """
+    share = config.pilot_budget or (None if config.run else PILOT_SHARE)
+    units = 0.0
+    if share is None:
+        folder = Path(str(config.run)) / "checkpoints"
+        phase = next((folder / name for name in ("baseline", "train", "pilot") if (folder / name).is_dir()), folder)
+        steps = StepFolders(phase)
+    else:
+        schedule = parse_schedule(config.pilot_schedule, config.method, bench.costs.shape)
+        pilot = train(bench, schedule, share * budget, phase="pilot", probe=None)
+        steps, units = StepFolders(bench.run.folder / "checkpoints" / "pilot"), pilot.clock.units
+    kept = steps.steps()
+    if len(kept) < 2:
+        raise DataError(f"{config.run} keeps no checkpoints of its training", "Give a whole run, or --pilot-budget 0.1")
+    wanted = {t: min(kept, key=lambda step: abs(step - t * kept[-1])) for t in STAGES}
+    loaded = {step: steps.load(step) for step in sorted(set(wanted.values()))}
+    distinct: dict[float, Step] = {}
+    for t, step in wanted.items():
+        if loaded[step] not in distinct.values():
+            distinct[t] = loaded[step]
+    return distinct, units
+
+
+def measure(bench: Bench, candidates: Mapping[str, Compression], step: Step, progress: Any) -> tuple[Estimates, float]:
+    """Gradient errors of all candidates at a checkpoint, and the signal-to-noise ratio of the full gradient.
+
+    The same pictures and view parameters go to all; the networks, with their batch norms and centre, stay as they are.
+    """
+    config, method = bench.config, bench.costs.method
+    assert isinstance(config, SearchConfig)
+    _load(method, step, config)
+    state = {key: value.clone() for key, value in method.state_dict().items()}
+    batch_size = config.grad_batch_size or config.batch_size
+    full_cost = bench.costs.full
+    errors = GradientError({name: bench.costs.sample(c) / full_cost for name, c in candidates.items()})
+    parameters = scope(method, config.grad_scope)
+    streams = {patch: bench.stream_for(batch_size, patch) for patch in {c.patch for c in candidates.values()}}
+    method.train()
+    for index in range(config.num_grad_batches):
+        batches = {patch: next(stream).to(bench.run.device) for patch, stream in streams.items()}
+        full = torch.zeros(0)
+        for name, compression in candidates.items():
+            views = bench.maker.views(batches[compression.patch], compression, 1_000_000 + index)
+            gradient = _gradient(method, views, parameters)
+            method.load_state_dict(state)
+            if name == FULL:
+                full = gradient
+                errors.add_full(full)
+            errors.add(name, gradient, full)
+        bench.run.check_stop()
+        progress(index + 1)
+    return {name: errors.estimate(name) for name in candidates}, errors.snr
+
+
+def _load(method: nn.Module, step: Step, config: SearchConfig) -> None:
+    try:
+        method.load_state_dict(step.model)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        hint = "Leave out --model, --image-size and head options"
+        raise ModelError(f"the checkpoints of {config.run} do not fit: {reason}", hint) from error
+
+
+def scope(method: Any, name: str) -> list[nn.Parameter]:
+    """The parameters whose gradients are compared: those that are trained."""
+    modules: dict[str, nn.Module] = {
+        "backbone": method.backbone,
+        "all": method,
+        "last-block": method.backbone.blocks[-1],
+    }
+    return [p for p in modules[name].parameters() if p.requires_grad]
+
+
+def _gradient(method: Any, views: Any, parameters: list[nn.Parameter]) -> Tensor:
+    """(P,) gradient of the loss, in float32."""
+    loss = method.loss(views, distributed.gather_with_gradient, 0.5).loss
+    parts = torch.autograd.grad(loss, parameters, allow_unused=True)
+    flat = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, parts, strict=True)]
+    return torch.cat([part.detach().float().flatten() for part in flat])
+
+
+# --- what follows from it --------------------------------------------------------------------------------------------
+
+
+def choose(stages: Mapping[float, Estimates], *, keep_order: bool) -> tuple[dict[float, str], list[float]]:
+    """The strategy of each stage after the start, and the stages where the order of costs overrode the least error.
+
+    The random network of t = 0 is measured, but chooses nothing: its mean gradient, and with it every bias, is large,
+    and the training leaves it within the warm-up.
+    """
+    stages = {t: estimates for t, estimates in stages.items() if t > 0} or stages
+    free = [best(estimates) for estimates in stages.values()]
+    chosen = monotone(free, list(stages.values())) if keep_order else free
+    changed = [t for t, a, b in zip(stages, free, chosen, strict=True) if a != b]
+    return dict(zip(stages, chosen, strict=True)), changed
+
+
+def schedule_of(
+    chosen: Mapping[float, str], candidates: Mapping[str, Compression], final_full: float, base_patch: int
+) -> Schedule:
+    """Stages that change midway between the measured shares; equal neighbours become one; the end is uncompressed."""
+    measured = list(chosen)
+    ends = [(a + b) / 2 for a, b in itertools.pairwise(measured)] + [1.0]
+    rows = [(end, candidates[chosen[t]]) for t, end in zip(measured, ends, strict=True)]
+    if final_full:
+        last = round(1 - final_full, 6)
+        before = [(end, c) for end, c in rows if end < last]
+        cut = next(c for end, c in rows if end >= last)
+        rows = [*before, (last, cut), (1.0, Compression(base_patch))]
+    merged: list[tuple[float, Compression]] = []
+    for end, compression in rows:
+        if merged and merged[-1][1] == compression:
+            merged.pop()
+        merged.append((end, compression))
+    return Schedule(tuple(Stage(end, compression) for end, compression in merged))
+
+
+def _search_units(config: SearchConfig, bench: Bench, candidates: Mapping[str, Compression], stages: int) -> float:
+    images = (config.grad_batch_size or config.batch_size) * config.num_grad_batches * stages
+    return images * sum(bench.costs.sample(c) for c in candidates.values())
+
+
+# --- what is written -------------------------------------------------------------------------------------------------
+
+
+def _write(
+    config: SearchConfig,
+    run: Run,
+    schedule: Schedule,
+    stages: Mapping[float, Estimates],
+    snr: Mapping[float, float],
+    chosen: Mapping[float, str],
+    candidates: Mapping[str, Compression],
+) -> None:
+    rows = [
+        {"t": t, "strategy": name, "chosen": chosen.get(t) == name, **dataclasses.asdict(estimate)}
+        for t, estimates in stages.items()
+        for name, estimate in estimates.items()
+    ]
+    batch_size = config.grad_batch_size or config.batch_size
+    about = {"batch_size": batch_size, "num_batches": config.num_grad_batches, "scope": config.grad_scope}
+    strategies = {name: dataclasses.asdict(c) for name, c in candidates.items()}
+    write_json(
+        run.folder / ERRORS,
+        {**about, "strategies": strategies, "snr": {str(t): value for t, value in snr.items()}, "errors": rows},
+    )
+    text = {**schedule_to(schedule), "method": config.method, "provenance": {"source": "search", "report": ERRORS}}
+    write_text(run.folder / SCHEDULE, dump_yaml(text))
+    for name in (SCHEDULE, ERRORS):
+        run.report.artifact(run.folder / name)
+    _draw(run, stages)
+
+
+def _draw(run: Run, stages: Mapping[float, Estimates]) -> None:
+    """The three errors over the training, for the best strategies and the uncompressed one."""
+    names = list(next(iter(stages.values())))
+    mean = {name: sum(estimates[name].ca_mse for estimates in stages.values()) for name in names}
+    shown = [FULL, *sorted((n for n in names if n != FULL), key=lambda n: mean[n])[:6]]
+    panels = {}
+    for key, title in (("bias2", "squared bias"), ("ca_var", "cost-adjusted variance"), ("ca_mse", "CA-MSE")):
+        error = {"bias2": "bias2_se", "ca_var": None, "ca_mse": "se"}[key]
+        panels[title] = {
+            name: [(t, getattr(e[name], key), getattr(e[name], error) if error else 0.0) for t, e in stages.items()]
+            for name in shown
+        }
+    plots.panels(
+        run.folder / "plots" / "gradient_error.png",
+        panels,
+        title="Gradient error, over the variance of the uncompressed gradient",
+        xlabel="t, share of the training",
+    )
+
+
+def _report(
+    config: SearchConfig,
+    run: Run,
+    bench: Bench,
+    schedule: Schedule,
+    stages: Mapping[float, Estimates],
+    chosen: Mapping[float, str],
+    overridden: list[float],
+    candidates: Mapping[str, Compression],
+    *,
+    units: float,
+    budget: float,
+) -> None:
+    for t in overridden:
+        wanted = best(stages[t])
+        run.warn(f"at t = {t:g} the least error is that of {wanted}; {chosen[t]} was taken so that costs do not fall")
+    if config.grad_batch_size and config.grad_batch_size != config.batch_size:
+        run.warn(
+            f"measured with batches of {config.grad_batch_size}, trained with {config.batch_size}: bias depends on it"
+        )
+    clock = _clock_units(bench, schedule, budget)
+    metrics = run.report.metric
+    least = [min(estimates, key=lambda name: estimates[name].ca_mse) for estimates in stages.values()]
+    compressed = [name != FULL for name in least]
+    metrics("compressed_stages", sum(compressed) / len(compressed), n=len(compressed))
+    metrics("speedup", clock, unit="ratio")
+    metrics("speedup_with_search", clock * budget / (budget + units), unit="ratio")
+    metrics("search_units", units, unit="units", higher_is_better=False)
+    _bias_growth(run, bench, stages, candidates)
+    run.report.technique.update(
+        method=config.method,
+        batch_size=config.grad_batch_size or config.batch_size,
+        num_batches=config.num_grad_batches,
+        budget={"units_planned": budget, "search_units": units},
+        chosen={str(t): name for t, name in chosen.items()},
+        overridden=overridden,
+        schedule=schedule_to(schedule)["stages"],
+        estimates={
+            str(t): {name: dataclasses.asdict(e) for name, e in estimates.items()} for t, estimates in stages.items()
+        },
+        gradient_error=ERRORS,
+    )
+
+
+def _clock_units(bench: Bench, schedule: Schedule, budget: float) -> float:
+    """Images that the budget buys under the schedule, over those that it buys uncompressed."""
+    start, images = 0.0, 0.0
+    for stage in schedule.stages:
+        images += (stage.until - start) * budget / bench.costs.sample(stage.compression)
+        start = stage.until
+    return images / (budget / bench.costs.full)
+
+
+def _bias_growth(
+    run: Run, bench: Bench, stages: Mapping[float, Estimates], candidates: Mapping[str, Compression]
+) -> None:
+    """How much the squared bias of whole larger patches grows from t = 0.25 to 1."""
+    if not {0.25, 1.0} <= set(stages):
+        return
+    base = bench.costs.shape.patch
+    for name, c in candidates.items():
+        if c.patch >= 2 * base and c.keep_q == 1:
+            early, late = stages[0.25][name], stages[1.0][name]
+            error = (early.bias2_se**2 + late.bias2_se**2) ** 0.5
+            run.report.metric(
+                f"bias2_growth_patch{c.patch}",
+                late.bias2 - early.bias2,
+                unit="V(g)",
+                higher_is_better=False,
+                n=run.report.technique.get("num_batches", 0),
+                se=error,
+            )
+
+
+def table(report: Report) -> Table:
+    """Candidates by stages: CA-MSE over V(g), the least marked."""
+    about = report.technique
+    stages = about["estimates"]
+    names = list(next(iter(stages.values())))
+    rows: list[tuple[Cell, ...]] = []
+    for name in names:
+        cells = []
+        for t, estimates in stages.items():
+            mark = "*" if about["chosen"].get(t) == name else " "
+            cells.append(f"{estimates[name]['bias2']:.3f} / {estimates[name]['ca_mse']:.3f}{mark}")
+        rows.append((name, f"{next(iter(stages.values()))[name]['rel_cost']:.3f}", *cells))
+    schedule = "; ".join(
+        f"until {row['until']:g}: patch {row['patch']}, keep {row['keep_q']:g}/{row['keep_k']:g}"
+        for row in about["schedule"]
+    )
+    metrics = report.metrics
+    notes = (
+        f"bias2 / CA-MSE over V(g); * chosen; B = {about['batch_size']}, M = {about['num_batches']}",
+        f"schedule: {schedule}",
+        f"{times(metrics['speedup'].value)} the images of an uncompressed run at the same budget, "
+        f"{times(metrics['speedup_with_search'].value)} with the search paid from it",
+    )
+    return Table(
+        "gradient error of compressions", ("strategy", "cost", *(f"t = {t}" for t in stages)), tuple(rows), notes
+    )

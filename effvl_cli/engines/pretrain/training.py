@@ -1,0 +1,216 @@
+"""Trains one arm: a method under a schedule, at a budget."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from effvl_cli.config.pretrain import PretrainConfig, SearchConfig
+from effvl_cli.core import distributed, loop, optim
+from effvl_cli.core.files import write_json
+from effvl_cli.core.measure import interleaved_latency
+from effvl_cli.core.run import Run
+from effvl_cli.data.loader import Batch
+from effvl_cli.engines.pretrain.images import TrainImages
+from effvl_cli.engines.pretrain.probes import Probe
+from effvl_cli.engines.pretrain.rates import decay_curve, rate_curve
+from effvl_cli.engines.pretrain.setup import Costs, Sizes, build_method, build_network
+from effvl_cli.engines.pretrain.task import InvarianceTask
+from effvl_cli.engines.pretrain.views import ViewMaker
+from effvl_cli.models.network import Network
+from effvl_cli.techniques.pretrain.schedule import Clock, Compression, Schedule
+from effvl_cli.techniques.pretrain.tokens import count_kept
+
+STAGES = (0.0, 0.05, 0.25, 0.5, 0.75, 1.0)
+"""Shares of the budget whose checkpoints stay, for `pretrain search`."""
+COSTS = "costs.json"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What a training of one arm needs."""
+
+    config: PretrainConfig | SearchConfig
+    run: Run
+    images: TrainImages
+    network: Network
+    costs: Costs
+    maker: ViewMaker
+
+    @classmethod
+    def build(cls, config: PretrainConfig | SearchConfig, run: Run, images: TrainImages) -> "Bench":
+        """Fresh networks on the device."""
+        network = build_network(config)
+        shape = network.module.shape
+        method = build_method(config, network.module, len(images)).to(run.device)
+        sizes = Sizes.of(config, shape)
+        maker = ViewMaker.of(config, sizes, network.preprocess, shape.depth)
+        return cls(config, run, images, network, Costs(shape, method, sizes), maker)
+
+    def stream_of(self, batch_size: int, clock: Clock | None = None) -> Callable[[int], Iterator[Batch]]:
+        """Training batches from any step on."""
+        base = self.costs.shape.patch
+
+        def crops_at(step: int) -> Any:
+            return self.maker.worker_crops(clock.stage(step).compression.patch if clock else base)
+
+        return self.images.batches(self.config, self.run, batch_size, crops_at, seed=self.config.seed)
+
+    def stream_for(self, batch_size: int, patch: int) -> Iterator[Batch]:
+        """Batches that training does not see in this order, for views of one patch size."""
+        crops = self.maker.worker_crops(patch)
+        return self.images.batches(self.config, self.run, batch_size, lambda _: crops, seed=self.config.seed + 1)(0)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training of one arm was."""
+
+    fitted: loop.Fitted
+    clock: Clock
+    task: InvarianceTask
+
+
+def make_clock(bench: Bench, schedule: Schedule, budget: float) -> Clock:
+    """Steps of a schedule; units are multiply-adds, or with `--cost-model time` measured seconds."""
+    config, costs = bench.config, bench.costs
+    compressions = [stage.compression for stage in schedule.stages]
+    samples = [costs.sample(c) for c in compressions]
+    if getattr(config, "cost_model", "flops") == "time":
+        samples = _measured(bench, compressions)
+    bench.costs.sizes.check(schedule)
+    return Clock(
+        schedule, [config.batch_size * units for units in samples], budget if schedule.unit != "steps" else None
+    )
+
+
+def _measured(bench: Bench, compressions: list[Compression]) -> list[float]:
+    """Seconds of an image in a step over those of one uncompressed forward pass; measured once, kept for a resume."""
+    path = bench.run.folder / COSTS
+    answer: dict[str, Any] = {}
+    if distributed.is_main():
+        answer = json.loads(path.read_text()) if path.is_file() else {}
+    answer = distributed.broadcast_json(answer)
+    keys = [str(c) for c in compressions]
+    if any(key not in answer for key in keys):
+        times = step_times(bench, dict(zip(keys, compressions, strict=True)))
+        answer = distributed.broadcast_json({**answer, **times})
+        if distributed.is_main():
+            write_json(path, answer)
+    return [answer[key] for key in keys]
+
+
+def step_times(bench: Bench, compressions: dict[str, Compression]) -> dict[str, float]:
+    """Median seconds of a training step's forward and backward pass, over those of a base forward pass of as many."""
+    method, config = bench.costs.method, bench.config
+    share = config.batch_size // distributed.world().size
+    batch = next(bench.stream_of(config.batch_size)(0)).to(bench.run.device)
+    side = bench.costs.shape.image_size
+    pictures = torch.zeros(share, 3, side, side, device=bench.run.device)
+
+    def step(compression: Compression) -> None:
+        with torch.inference_mode(False), torch.enable_grad():
+            views = bench.maker.views(batch, compression, 0)
+            method.loss(views, distributed.gather_with_gradient, 0.0).loss.backward()
+            method.zero_grad(set_to_none=True)
+
+    if batch.images.ndim == 2:  # crops made by workers have the size of the base patch
+        compressions = {key: c for key, c in compressions.items() if bench.costs.sizes.view(c.patch) == side}
+    arms: dict[str, Any] = {"forward": lambda: method.backbone(pictures)}
+    arms |= {key: (lambda c=c: step(c)) for key, c in compressions.items()}
+    state = {key: value.clone() for key, value in method.state_dict().items()}
+    found = interleaved_latency(arms, bench.run.device, seconds=2.0, max_passes=15, min_passes=5)
+    method.load_state_dict(state)
+    base = found["forward"].median_ms
+    return {key: found[key].median_ms / base for key in compressions}
+
+
+def train(bench: Bench, schedule: Schedule, budget: float, *, phase: str, probe: Probe | None) -> Trained:
+    """Train one arm to the end of its budget, from its newest checkpoint if there is one."""
+    config, run = bench.config, bench.run
+    clock = make_clock(bench, schedule, budget)
+    for index in clock.skipped:
+        run.warn(f"{phase}: stage {index} is shorter than one step and does not come up")
+    method = bench.costs.method
+    if getattr(config, "compile", False):
+        compile_backbone(method, run)
+    task = InvarianceTask(method, clock, bench.maker, run, probe)
+    optimizers = optim.build(
+        method,
+        config.optimizer,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        decay_all=config.decay_all,
+    )
+    curve = rate_curve(config)
+    plan = loop.Plan(
+        steps=clock.steps,
+        rate=lambda step: curve(clock.t(step)),
+        decay=decay_curve(config, clock.t),
+        phase=phase,
+        clip_grad=config.clip_grad,
+        clip_mode=config.clip_mode,
+        precision=config.precision,
+        eval_every=config.eval_every,
+        eval_at=frozenset({clock.step_at(0.5)} - {0}),
+        save_every=config.save_every,
+        log_every=config.log_every,
+        milestones=frozenset(clock.step_at(t) for t in STAGES),
+        work=clock.spent,
+        hint=f", or {_hints(config.method)}, or use --precision fp32",
+    )
+    stream = bench.stream_of(config.batch_size, clock)
+    fitted = loop.fit(task, optimizers, lambda start: task.meter.timed(stream(start)), run, plan)
+    return Trained(fitted, clock, task)
+
+
+def _hints(method: str) -> str:
+    return "raise --teacher-temperature" if method == "dino" else "raise --temperature"
+
+
+def compile_backbone(method: Any, run: Run) -> None:
+    """Compile the forward passes of the encoders in place; a compiler that fails is done without, with a warning."""
+    import torch._dynamo
+
+    torch._dynamo.config.suppress_errors = True  # falls back to eager, graph by graph
+    for name, module in method.named_children():
+        if name.endswith("backbone"):
+            module.compile(dynamic=False)
+    run.log("compiling: one graph for each length of the sequence, at most eight")
+
+
+def stage_rows(trained: Trained, bench: Bench) -> list[dict[str, Any]]:
+    """What each stage was, for the report."""
+    rows = []
+    schedule, meter, batch = trained.clock.stages, trained.task.meter, bench.config.batch_size
+    for stage in schedule:
+        c = stage.compression
+        num_patches = (bench.costs.sizes.view(c.patch) // c.patch) ** 2
+        seconds, waited = meter.seconds.get(stage.index), meter.waited.get(stage.index)
+        done = meter.steps.get(stage.index, 0)
+        rows.append(
+            {
+                "until": trained.clock.t(stage.first + stage.steps),
+                "patch": c.patch,
+                "keep_q": c.keep_q,
+                "keep_k": c.keep_k,
+                "tokens_q": tokens(num_patches, c.keep_q),
+                "tokens_k": tokens(num_patches, c.keep_k),
+                "units_per_sample": bench.costs.sample(c),
+                "steps": stage.steps,
+                "samples": stage.steps * batch,
+                "wall_s": seconds,
+                "cpu_s": meter.cpu.get(stage.index),
+                "images_per_s": done * batch / seconds if seconds else None,
+                "data_wait_fraction": (waited or 0.0) / seconds if seconds else None,
+            }
+        )
+    return rows
+
+
+def tokens(num_patches: int, keep: float) -> int:
+    """Length of the sequence, with CLS."""
+    return count_kept(num_patches, keep) + 1

@@ -1,0 +1,118 @@
+"""From a batch of pictures to the compressed views that a method compares."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from effvl_cli.config.pretrain import PretrainConfig, SearchConfig
+from effvl_cli.core import distributed, seeds
+from effvl_cli.data.loader import Batch
+from effvl_cli.data.transforms import Preprocess
+from effvl_cli.data.views import ViewRecipe, WorkerCrops, crop_batch, draw_noise, local_view, recolour, view_pair
+from effvl_cli.engines.pretrain.setup import Sizes
+from effvl_cli.techniques.pretrain.method import View, Views
+from effvl_cli.techniques.pretrain.schedule import Compression
+from effvl_cli.techniques.pretrain.tokens import count_kept, random_tokens
+
+
+@dataclass(frozen=True)
+class ViewMaker:
+    """Draws and makes the views of a step; all draws are those of one process with the whole batch.
+
+    Attributes:
+        method: name.
+        recipes: of the two global views, then of the local ones.
+        sizes: sides of the views.
+        preprocess: colours of the network's input.
+        seed: of the draws.
+        depth: blocks of the backbone.
+        drop_path: stochastic depth of the last block of the query encoder.
+        both_ways: whether each view is a query and a key.
+    """
+
+    method: str
+    recipes: tuple[ViewRecipe, ...]
+    sizes: Sizes
+    preprocess: Preprocess
+    seed: int
+    depth: int
+    drop_path: float
+    both_ways: bool
+
+    @classmethod
+    def of(cls, config: PretrainConfig | SearchConfig, sizes: Sizes, preprocess: Preprocess, depth: int) -> "ViewMaker":
+        """As configured."""
+        pair = view_pair(config.method, sizes.image_size, local_crops=config.local_crops > 0, crop_min=config.crop_min)
+        local = [local_view(sizes.local_size)] * config.local_crops
+        both = config.method == "dino" or config.symmetric_loss
+        return cls(config.method, (*pair, *local), sizes, preprocess, config.seed, depth, config.drop_path, both)
+
+    def crop_sizes(self, patch: int) -> list[int]:
+        """Side of each view for a patch size."""
+        return [self.sizes.view(patch)] * 2 + [self.sizes.local(patch)] * (len(self.recipes) - 2)
+
+    def worker_crops(self, patch: int) -> WorkerCrops:
+        """The loader's part of the views."""
+        return WorkerCrops(self.recipes, self.crop_sizes(patch))
+
+    def pixels(self, batch: Batch, patch: int, step: int) -> list[Tensor]:
+        """The augmented pictures of every view: (B, 3, S, S) in 0..1."""
+        sides = self.crop_sizes(patch)
+        crops = self.worker_crops(patch).split(batch.images) if batch.images.ndim == 2 else None
+        made = []
+        for index, (recipe, side) in enumerate(zip(self.recipes, sides, strict=True)):
+            noise = _own_rows(draw_noise(self._total(batch), seeds.generator(self.seed, "view", index, step)))
+            crop = crop_batch(batch.images, side, recipe, noise) if crops is None else crops[index]
+            made.append(recolour(crop, recipe, noise))
+        return made
+
+    def views(self, batch: Batch, compression: Compression, step: int) -> Views:
+        """The views of a step; the pictures depend on the step alone, the kept tokens on the compression too."""
+        with torch.no_grad():
+            images = [self.preprocess.standardise(x) for x in self.pixels(batch, compression.patch, step)]
+        queries, keys = ((0, 1), (1, 0)) if self.both_ways else ((0,), (1,))
+        if self.method == "dino":
+            keys = (0, 1)  # the teacher sees the same global views
+        total = self._total(batch)
+        return Views(
+            [self._view(images[i], total, compression, compression.keep_q, "query", i, step) for i in queries],
+            [self._view(images[i], total, compression, compression.keep_k, "key", i, step) for i in keys],
+            [
+                self._view(images[i], total, compression, compression.keep_q, "query", i, step)
+                for i in range(2, len(images))
+            ],
+        )
+
+    def _view(
+        self, images: Tensor, total: int, compression: Compression, keep: float, role: str, index: int, step: int
+    ) -> View:
+        num_patches = (images.shape[-1] // compression.patch) ** 2
+        kept = None
+        if keep < 1:  # keeping all draws nothing
+            noise = seeds.generator(self.seed, "tokens", role, index, step)
+            kept = _own_rows(random_tokens(total, num_patches, count_kept(num_patches, keep), noise))
+            kept = kept.to(images.device, non_blocking=True)
+        scales = None
+        if self.drop_path and role == "query":
+            noise = seeds.generator(self.seed, "drop-path", index, step)
+            scales = _path_scales(self.depth, total, self.drop_path, noise)
+            scales = _own_rows(scales.movedim(-1, 0)).movedim(0, -1).to(images.device)
+        return View(images, compression.patch, kept, scales)
+
+    @staticmethod
+    def _total(batch: Batch) -> int:
+        return len(batch.images) * distributed.world().size
+
+
+def _own_rows(rows: Tensor) -> Tensor:
+    """This process's part of draws for the whole batch."""
+    here = distributed.world()
+    return rows.chunk(here.size)[here.rank]
+
+
+def _path_scales(depth: int, count: int, rate: float, generator: torch.Generator) -> Tensor:
+    """(depth, 2, count) factors of residual branches: 0, or 1 / (1 - rate) with a rate that rises over the blocks."""
+    rates = torch.linspace(0, rate, depth)[:, None, None]
+    kept = torch.rand(depth, 2, count, generator=generator) >= rates
+    return kept / (1 - rates)

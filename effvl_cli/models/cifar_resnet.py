@@ -1,0 +1,89 @@
+"""The residual networks for CIFAR of He et al. (arXiv 1512.03385, sec. 4.2): `cifar-resnet:DEPTH`.
+
+B images, C channels, H and W the sides of a feature map.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from effvl_cli.core.errors import UsageError
+from effvl_cli.data.transforms import Preprocess
+from effvl_cli.models.network import Network
+
+WIDTHS = (16, 32, 64)
+# Of CIFAR-10's training images; the paper subtracts the mean of each pixel instead.
+_MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut without parameters (option A of sec. 4.1)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.stride, self.padding = stride, outputs - inputs
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        """Every `stride`-th pixel, with channels of zeros after the last: (B, C, H, W) to the block's output shape."""
+        x = x[:, :, :: self.stride, :: self.stride]
+        return F.pad(x, (0, 0, 0, 0, 0, self.padding)) if self.padding else x
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C', H/stride, W/stride)."""
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        return F.relu(out + self.shortcut(x))
+
+
+class CifarResNet(nn.Module):
+    """A 3x3 stem, three stages of `num_blocks` blocks at 32, 16 and 8 px, the mean over pixels, and a linear layer."""
+
+    def __init__(self, num_blocks: int, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.conv1 = nn.Conv2d(3, WIDTHS[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(WIDTHS[0])
+        self.layer1 = _stage(WIDTHS[0], WIDTHS[0], num_blocks, stride=1)
+        self.layer2 = _stage(WIDTHS[0], WIDTHS[1], num_blocks, stride=2)
+        self.layer3 = _stage(WIDTHS[1], WIDTHS[2], num_blocks, stride=2)
+        self.fc = nn.Linear(WIDTHS[2], num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) to (B, classes) logits."""
+        x = F.relu(self.bn1(self.conv1(images)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.fc(x.mean((2, 3)))
+
+
+def _stage(inputs: int, outputs: int, num_blocks: int, *, stride: int) -> nn.Sequential:
+    rest = [BasicBlock(outputs, outputs) for _ in range(num_blocks - 1)]
+    return nn.Sequential(BasicBlock(inputs, outputs, stride), *rest)
+
+
+def build(argument: str, *, num_classes: int | None = None) -> Network:
+    """Registry builder; the argument is the depth, 6n + 2.
+
+    Raises:
+        UsageError: no such depth.
+    """
+    depth = _depth(argument)
+    module = CifarResNet((depth - 2) // 6, num_classes or 10)
+    preprocess = Preprocess(size=(32, 32), mean=_MEAN, std=_STD, interpolation="bilinear")
+    return Network(f"cifar-resnet:{depth}", "classifier", module, preprocess)
+
+
+def _depth(argument: str) -> int:
+    if not argument.isdecimal():
+        raise UsageError(f"cifar-resnet:{argument} names no depth", "Write cifar-resnet:DEPTH, e.g. cifar-resnet:56")
+    depth = int(argument)
+    if depth >= 8 and depth % 6 == 2:
+        return depth
+    below = (depth - 2) // 6 * 6 + 2
+    near = " or ".join(f"cifar-resnet:{d}" for d in (below, below + 6) if d >= 8) or "cifar-resnet:8"
+    raise UsageError(f"cifar-resnet:{argument} has a depth that is not 6n + 2, n >= 1", f"Nearest: {near}")

@@ -1,0 +1,68 @@
+"""Classifiers of torchvision: `torchvision:NAME`, e.g. `torchvision:resnet50`. Their state dicts load as they are."""
+
+import re
+from typing import Any, Literal
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models import get_model, get_model_weights, list_models
+
+from effvl_cli.core.errors import UsageError
+from effvl_cli.core.registry import nearest
+from effvl_cli.data.transforms import Preprocess
+from effvl_cli.models.network import Network
+
+# The classic training of a network, or what fits the size it is built for: later weights are evaluated differently.
+_REFERENCE = ("IMAGENET1K_V1", "IMAGENET1K_SWAG_LINEAR_V1")
+_PLAIN = Preprocess(
+    size=(224, 224), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), interpolation="bilinear", crop_ratio=0.875
+)
+# Auxiliary heads serve training alone, and add outputs. The released weights of both want inputs in -1..1.
+_AUXILIARY = ("googlenet", "inception_v3")
+_NO_AUXILIARY = {"aux_logits": False, "transform_input": True, "init_weights": True}
+_AUXILIARY_KEY = re.compile(r"(aux1|aux2|AuxLogits)\.")
+# The released DenseNet files write denselayer1.norm.1.weight for denselayer1.norm1.weight.
+_DENSENET_KEY = re.compile(r"(.*denselayer\d+\.(?:norm|conv))\.([12]\.\w+)")
+
+
+def build(argument: str, *, num_classes: int | None = None) -> Network:
+    """Registry builder; the argument is a name of `torchvision.models.list_models`.
+
+    Raises:
+        UsageError: no classifier has that name.
+    """
+    known = list_models(module=torchvision.models)
+    if argument not in known:
+        hint = nearest(argument, known) or "Give a name of torchvision's classifiers, e.g. torchvision:resnet50"
+        raise UsageError(f"unknown classifier {argument!r} of torchvision", hint)
+    more: dict[str, Any] = _NO_AUXILIARY if argument in _AUXILIARY else {}
+    module = get_model(argument, weights=None, num_classes=num_classes or 1000, **more)
+    module.num_classes = num_classes or 1000
+    return Network(f"torchvision:{argument}", "classifier", module, _preprocess(argument), adapt=_adapt)
+
+
+def _preprocess(name: str) -> Preprocess:
+    """The evaluation transform of the reference weights, which torchvision knows without fetching them."""
+    weights = get_model_weights(name).__members__
+    tag = next((tag for tag in _REFERENCE if tag in weights), None)
+    if tag is None:
+        return _PLAIN
+    theirs = weights[tag].transforms()
+    size, resized = theirs.crop_size[0], theirs.resize_size[0]
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic" if theirs.interpolation.value == "bicubic" else "bilinear"
+    return Preprocess(
+        size=(size, size),
+        mean=tuple(theirs.mean),
+        std=tuple(theirs.std),
+        interpolation=interpolation,
+        crop_ratio=size / resized,
+    )
+
+
+def _adapt(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Released files hold auxiliary heads, spell DenseNet in an old way, and may lack the counters of batch norm."""
+    own = module.state_dict()
+    counters = {key: torch.zeros_like(value) for key, value in own.items() if key.endswith(".num_batches_tracked")}
+    renamed = {_DENSENET_KEY.sub(r"\1\2", key): value for key, value in state.items() if not _AUXILIARY_KEY.match(key)}
+    return counters | renamed

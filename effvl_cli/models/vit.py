@@ -1,0 +1,101 @@
+"""Vision Transformers of `effvl pretrain`: `vit:SIZE/PATCH@PIXELS[,mean][,learned][,heads=N]`, e.g. `vit:small/16@224`.
+
+Without labels (`num_classes` 0) they give features. Their weights are a timm state dict, and a timm one loads.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from effvl_cli.core.errors import UsageError
+from effvl_cli.core.registry import nearest
+from effvl_cli.data.transforms import Preprocess
+from effvl_cli.models.network import Network
+from effvl_cli.techniques.pretrain.vit import VisionTransformer, ViTShape
+
+SIZES = {  # width, depth, heads, patch, pixels
+    "nano": (64, 2, 2, 4, 24),
+    "micro": (64, 3, 4, 4, 32),
+    "tiny": (192, 12, 3, 16, 224),
+    "small": (384, 12, 6, 16, 224),
+    "base": (768, 12, 12, 16, 224),
+}
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_CROP_RATIO = 0.875  # as timm evaluates
+_GRAMMAR = re.compile(r"(?P<size>\w+)(/(?P<patch>\d+))?(@(?P<pixels>\d+))?(?P<more>(,[a-z]+(=\d+)?)*)")
+
+
+@dataclass(frozen=True)
+class _Spec:
+    size: str
+    shape: ViTShape
+    mean: bool
+    learned: bool
+
+    @property
+    def name(self) -> str:
+        """The whole name, every default written out."""
+        text = f"vit:{self.size}/{self.shape.patch}@{self.shape.image_size}"
+        if self.shape.heads != SIZES[self.size][2]:
+            text += f",heads={self.shape.heads}"
+        return text + ",mean" * self.mean + ",learned" * self.learned
+
+
+def with_image_size(name: str, image_size: int) -> str:
+    """The name of the same ViT for pictures of another size."""
+    spec = _parse(name.removeprefix("vit:"))
+    shape = spec.shape
+    return _Spec(
+        spec.size, ViTShape(shape.width, shape.depth, shape.heads, shape.patch, image_size), spec.mean, spec.learned
+    ).name
+
+
+def build(argument: str, *, num_classes: int | None = None) -> Network:
+    """Registry builder; the argument is `SIZE/PATCH@PIXELS[,mean][,learned][,heads=N]`."""
+    spec = _parse(argument)
+    module = VisionTransformer(
+        spec.shape,
+        pool="mean" if spec.mean else "cls",
+        learned_positions=spec.learned,
+        num_classes=num_classes or 0,
+    )
+    pixels = spec.shape.image_size
+    preprocess = Preprocess(
+        size=(pixels, pixels), mean=_MEAN, std=_STD, interpolation="bicubic", crop_ratio=_CROP_RATIO
+    )
+    return Network(spec.name, "classifier" if num_classes else "backbone", module, preprocess, adapt=_new_head)
+
+
+def _parse(argument: str) -> _Spec:
+    found = _GRAMMAR.fullmatch(argument)
+    if not found:
+        raise UsageError(f"vit:{argument} cannot be read", "Write vit:SIZE/PATCH@PIXELS[,mean], e.g. vit:small/16@224")
+    size = found["size"]
+    if size not in SIZES:
+        raise UsageError(f"unknown size {size!r} of a vit", nearest(size, SIZES) or f"The sizes are {', '.join(SIZES)}")
+    words = dict.fromkeys(("heads", "mean", "learned"), "")
+    for word in filter(None, found["more"].split(",")):
+        key, _, value = word.partition("=")
+        if key not in words or (key == "heads") != bool(value):
+            raise UsageError(f"unknown part {word!r} of vit:{argument}", "Known are mean, learned and heads=N")
+        words[key] = value or "yes"
+    width, depth, heads, patch, pixels = SIZES[size]
+    patch, pixels, heads = int(found["patch"] or patch), int(found["pixels"] or pixels), int(words["heads"] or heads)
+    if not patch or pixels < patch or pixels % patch:
+        raise UsageError(
+            f"vit:{argument}: {pixels} px are not whole patches of {patch} px", "Give a patch that divides"
+        )
+    if not heads or width % heads:
+        raise UsageError(f"vit:{argument}: width {width} is no multiple of {heads} heads", "Give other heads")
+    return _Spec(size, ViTShape(width, depth, heads, patch, pixels), bool(words["mean"]), bool(words["learned"]))
+
+
+def _new_head(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights without a head, or with one of other classes, get this module's own random one."""
+    own: Mapping[str, Tensor] = module.state_dict()
+    head = {key: own[key] for key in own if key.startswith("head.")}
+    fits = all(key in state and state[key].shape == value.shape for key, value in head.items())
+    body = {key: value for key, value in state.items() if not key.startswith("head.")}
+    return {**body, **({key: state[key] for key in head} if fits else head)}

@@ -1,0 +1,215 @@
+"""Compression over training: stages of patch size and keep rates, and the clock that turns a budget into steps.
+
+The stage, the learning rate and every other schedule follow t, the share of the budget that is spent, because steps of
+different stages cost differently (arXiv 2410.22364, sec. 4). A step's cost is known beforehand, so t is a pure function
+of the step and nothing has to be stored to resume.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Unit = Literal["budget_fraction", "steps"]
+_ROUNDING = 1e-9  # of a step: 3.0000000001 steps are three
+
+
+@dataclass(frozen=True)
+class Compression:
+    """How the views of a step are compressed.
+
+    Attributes:
+        patch: side of the patches of all views, px.
+        keep_q: share of the patch tokens that the query (student) view keeps.
+        keep_k: the same for the key (teacher) view.
+    """
+
+    patch: int
+    keep_q: float = 1.0
+    keep_k: float = 1.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A compression until a share of the budget (or a step) is reached."""
+
+    until: float
+    compression: Compression
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Stages in order; the last one ends the training."""
+
+    stages: tuple[Stage, ...]
+    unit: Unit = "budget_fraction"
+
+    @classmethod
+    def constant(cls, compression: Compression) -> "Schedule":
+        """One stage."""
+        return cls((Stage(1.0, compression),))
+
+
+_STAGE_KEYS = {"until", "patch", "keep_q", "keep_k"}
+_KEYS = {"version", "method", "base", "unit", "stages", "provenance"}
+
+
+def schedule_from(data: Mapping[str, Any], *, default_keep_k: float | None = None) -> Schedule:
+    """Read the mapping of a schedule file; numbers may be strings.
+
+    Args:
+        data: {version: 1, unit: budget_fraction | steps, stages: [{until, patch, keep_q, keep_k}, ..], ..}.
+        default_keep_k: where a stage has no keep_k; None: its keep_q.
+
+    Raises:
+        ValueError: what is wrong, with the stage's index and the field.
+    """
+    unknown = set(data) - _KEYS
+    if unknown:
+        raise ValueError(f"unknown key {sorted(unknown)[0]!r}; known: {', '.join(sorted(_KEYS))}")
+    if str(data.get("version", "1")) != "1":
+        raise ValueError(f"version is {data['version']!r}, this program reads 1")
+    unit = data.get("unit", "budget_fraction")
+    if unit not in ("budget_fraction", "steps"):
+        raise ValueError(f"unit is {unit!r}; give budget_fraction or steps")
+    rows = data.get("stages")
+    if not isinstance(rows, Sequence) or isinstance(rows, str) or not rows:
+        raise ValueError("stages is empty; give a list of {until, patch, keep_q, keep_k}")
+    stages = tuple(_stage(index, row, default_keep_k) for index, row in enumerate(rows))
+    _check_ends(stages, unit)
+    return Schedule(stages, unit)
+
+
+def _stage(index: int, row: Any, default_keep_k: float | None) -> Stage:
+    if not isinstance(row, Mapping):
+        raise ValueError(f"stage {index} is {row!r}; give {{until, patch, keep_q, keep_k}}")
+    unknown = set(row) - _STAGE_KEYS
+    if unknown:
+        raise ValueError(f"stage {index}: unknown key {sorted(unknown)[0]!r}; known: {', '.join(sorted(_STAGE_KEYS))}")
+    missing = [key for key in ("until", "patch") if key not in row]
+    if missing:
+        raise ValueError(f"stage {index}: {missing[0]} is missing")
+    patch = _number(index, row, "patch")
+    if patch < 1 or patch != int(patch):
+        raise ValueError(f"stage {index}: patch is {row['patch']}; give a whole number of px from 1 on")
+    keep_q = _keep(index, row, "keep_q", 1.0)
+    keep_k = _keep(index, row, "keep_k", keep_q if default_keep_k is None else default_keep_k)
+    return Stage(_number(index, row, "until"), Compression(int(patch), keep_q, keep_k))
+
+
+def _number(index: int, row: Mapping[str, Any], key: str) -> float:
+    try:
+        return float(row[key])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"stage {index}: {key} is {row[key]!r}, which is no number") from error
+
+
+def _keep(index: int, row: Mapping[str, Any], key: str, default: float) -> float:
+    keep = _number(index, row, key) if key in row else default
+    if not 0 < keep <= 1:
+        raise ValueError(f"stage {index}: {key} is {keep}; give a share above 0 and up to 1")
+    return keep
+
+
+def _check_ends(stages: Sequence[Stage], unit: str) -> None:
+    before = 0.0
+    for index, stage in enumerate(stages):
+        if not stage.until > before:
+            raise ValueError(f"stage {index}: until is {stage.until:g}, not above {before:g}; the ends must rise")
+        before = stage.until
+    if unit == "budget_fraction" and before != 1.0:
+        raise ValueError(f"stage {len(stages) - 1}: until is {before:g}; the last stage ends at 1")
+    if unit == "steps" and any(stage.until != int(stage.until) for stage in stages):
+        raise ValueError("until counts steps here; give whole numbers")
+
+
+def schedule_to(schedule: Schedule) -> dict[str, Any]:
+    """The mapping that `schedule_from` reads."""
+    rows = [
+        {
+            "until": stage.until,
+            "patch": stage.compression.patch,
+            "keep_q": stage.compression.keep_q,
+            "keep_k": stage.compression.keep_k,
+        }
+        for stage in schedule.stages
+    ]
+    return {"version": 1, "unit": schedule.unit, "stages": rows}
+
+
+def snapped_size(image_size: int, patch: int) -> int:
+    """The multiple of the patch that is nearest to the view size, at least one patch."""
+    return patch * max(1, math.floor(image_size / patch + 0.5))
+
+
+def near_divisors(image_size: int, patch: int) -> list[int]:
+    """Divisors of the view size around a patch that divides it not: two below, two above."""
+    divisors = [d for d in range(1, image_size + 1) if image_size % d == 0]
+    return [d for d in divisors if d < patch][-2:] + [d for d in divisors if d > patch][:2]
+
+
+@dataclass(frozen=True)
+class ClockStage:
+    """A stage laid out in steps."""
+
+    index: int
+    compression: Compression
+    first: int
+    steps: int
+    units_per_step: float
+    spent_before: float
+
+
+class Clock:
+    """Steps of a run: stage and t of each, for a budget.
+
+    A step belongs to the first stage with t < until, where t is the share of the budget spent before it. So the units
+    spent exceed the budget by less than one step, and a stage shorter than a step may not come up at all (`skipped`).
+
+    Args:
+        schedule: stages.
+        units_per_step: cost of a step in each stage.
+        budget: units to spend; None for a schedule in steps, which has its own end.
+    """
+
+    def __init__(self, schedule: Schedule, units_per_step: Sequence[float], budget: float | None) -> None:
+        self.stages: list[ClockStage] = []
+        self.skipped: list[int] = []
+        step, spent = 0, 0.0
+        for index, (stage, cost) in enumerate(zip(schedule.stages, units_per_step, strict=True)):
+            if schedule.unit == "steps":
+                count = int(stage.until) - step
+            else:
+                if budget is None:
+                    raise ValueError("a schedule in shares of the budget needs a budget")
+                count = max(0, math.ceil((stage.until * budget - spent) / cost - _ROUNDING))
+            if count:
+                self.stages.append(ClockStage(index, stage.compression, step, count, cost, spent))
+            else:
+                self.skipped.append(index)
+            step, spent = step + count, spent + count * cost
+        self.steps, self.units = step, spent
+        self.budget = spent if budget is None else budget
+
+    def stage(self, step: int) -> ClockStage:
+        """The stage of a step; the last one for a step beyond the end."""
+        return next(stage for stage in reversed(self.stages) if stage.first <= step)
+
+    def spent(self, step: int) -> float:
+        """Units spent before a step."""
+        if step >= self.steps:
+            return self.units
+        stage = self.stage(step)
+        return stage.spent_before + (step - stage.first) * stage.units_per_step
+
+    def t(self, step: int) -> float:
+        """Share of the budget spent before a step, at most 1."""
+        return min(1.0, self.spent(step) / self.budget)
+
+    def step_at(self, t: float) -> int:
+        """The first step before which a share t of the budget is spent."""
+        low, high = 0, self.steps
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (middle + 1, high) if self.t(middle) < t - _ROUNDING else (low, middle)
+        return low

@@ -1,0 +1,115 @@
+"""The estimator of squared bias and cost-adjusted variance: unbiased, and equal to the stored-matrix formula."""
+
+import math
+
+import pytest
+import torch
+
+from effvl_cli.techniques.pretrain.gradient_error import (
+    SKETCH,
+    Estimate,
+    GradientError,
+    Moments,
+    best,
+    monotone,
+    sketch,
+)
+
+
+def collect(full, compressed, cost=0.5):
+    errors = GradientError({"full": 1.0, "s": cost})
+    for g, h in zip(full, compressed, strict=True):
+        errors.add_full(g)
+        errors.add("full", g, g)
+        errors.add("s", h, g)
+    return errors
+
+
+def test_the_uncompressed_gradient_has_no_error():
+    g = torch.randn(8, 50)
+    found = collect(g, g).estimate("full")
+    assert (found.bias2, found.ca_mse, found.var) == (0, pytest.approx(1), pytest.approx(1))
+    assert found.cosine == pytest.approx(1, abs=1e-6)
+
+
+def test_it_equals_the_formula_on_stored_gradients():
+    torch.manual_seed(0)
+    g, h = torch.randn(9, 40, dtype=torch.float64), torch.randn(9, 40, dtype=torch.float64) + 0.3
+    found = collect(g, h).estimate("s")
+    d = h - g
+    v = {name: (x - x.mean(0)).square().sum() / 8 for name, x in (("g", g), ("h", h), ("d", d))}
+    bias2 = (d.mean(0).square().sum() - v["d"] / 9) / v["g"]
+    assert found.bias2 == pytest.approx(float(bias2), rel=1e-8)
+    assert found.ca_var == pytest.approx(float(0.5 * v["h"] / v["g"]), rel=1e-8)
+    assert found.ca_mse == pytest.approx(found.bias2 + found.ca_var)
+
+
+def test_squared_bias_is_estimated_without_bias():
+    """h = g + delta + noise; the plain ||mean d||^2 is too large by V(d)/M."""
+    g = torch.Generator().manual_seed(0)
+    batches, size, sigma = 6, 30, 0.5
+    delta = torch.randn(size, generator=g) * 0.1
+    truth = float(delta.square().sum())
+    found, naive = [], []
+    for _ in range(200):
+        full = torch.randn(batches, size, generator=g)
+        noise = sigma * torch.randn(batches, size, generator=g)
+        errors = collect(full, full + delta + noise)
+        found.append(errors.estimate("s").bias2 * errors.full.variance)
+        naive.append(float((delta + noise).mean(0).square().sum()))
+    values = torch.tensor(found)
+    assert abs(float(values.mean()) - truth) < 2 * float(values.std()) / math.sqrt(200)
+    excess = sum(naive) / 200 - truth
+    assert excess == pytest.approx(size * sigma**2 / batches, rel=0.1)
+
+
+def test_the_jackknife_tells_the_spread():
+    g = torch.Generator().manual_seed(1)
+    values, errors = [], []
+    for _ in range(100):
+        full = torch.randn(12, 30, generator=g)
+        found = collect(full, full + 0.3 + 0.5 * torch.randn(12, 30, generator=g)).estimate("s")
+        values.append(found.bias2)
+        errors.append(found.bias2_se)
+    assert sum(errors) / 100 == pytest.approx(float(torch.tensor(values).std()), rel=0.25)
+
+
+def test_running_moments():
+    rows = torch.randn(7, 5, dtype=torch.float64)
+    moments = Moments()
+    for row in rows:
+        moments.add(row)
+    assert torch.allclose(moments.mean, rows.mean(0), atol=1e-12)
+    assert moments.variance == pytest.approx(float((rows - rows.mean(0)).square().sum() / 6), rel=1e-12)
+
+
+def test_signal_to_noise():
+    g = torch.Generator().manual_seed(0)
+    mean = torch.ones(20)
+    full = mean + torch.randn(2000, 20, generator=g)
+    assert collect(full, full).snr == pytest.approx(1.0, rel=0.1)  # 20 / 20
+
+
+def test_sketches_keep_inner_products():
+    g = torch.Generator().manual_seed(0)
+    short = torch.randn(100, generator=g)
+    assert torch.equal(sketch(short), short)
+    a, b = (torch.randn(5 * SKETCH + 3, generator=g) for _ in range(2))
+    b = 0.5 * a + b
+    assert float(sketch(a) @ sketch(b)) == pytest.approx(float(a @ b), rel=0.1)
+    assert torch.allclose(sketch(a) + sketch(b), sketch(a + b), atol=1e-4)  # it is linear
+
+
+def estimate(cost, error, se=0.0):
+    return Estimate(cost, 0, 0, 0, error, se, 0, 1)
+
+
+def test_ties_go_to_the_less_compressed():
+    assert best({"a": estimate(1, 1.0), "b": estimate(0.5, 0.52), "c": estimate(0.2, 0.5, 0.03)}) == "b"
+    assert best({"a": estimate(1, 1.0), "b": estimate(0.5, 0.54), "c": estimate(0.2, 0.5, 0.03)}) == "c"
+
+
+def test_costs_never_fall():
+    table = {"cheap": estimate(0.2, 0.3), "middle": estimate(0.5, 0.4), "dear": estimate(1, 1)}
+    assert monotone(["middle", "cheap", "dear", "cheap"], [table] * 4) == ["middle", "middle", "dear", "dear"]
+    assert monotone(["cheap", "middle"], [table] * 2) == ["cheap", "middle"]
