@@ -92,8 +92,8 @@ def _flag(option: Option) -> Any:
 
 def _help(option: Option) -> str:
     """What it is (choices; default; range); without brackets, which help would take for markup."""
-    choices = "|".join(option.choices)
-    about = [choices] if len(choices) > WIDEST else []
+    long = len("|".join(option.choices)) > WIDEST  # no room in the placeholder
+    about = [f"one of {', '.join(option.choices)}"] if long else []
     if option.default is not None and option.default is not False and option.default != ():
         about.append(f"default {written(option.default)}")
     if option.bounds and not option.choices:

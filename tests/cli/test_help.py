@@ -52,7 +52,7 @@ def test_help_shows_defaults_ranges_choices_and_verbs(effvl, monkeypatch):
     for text in (
         "default 0.6; above 0, at most 1",
         "default 0; at least 0",
-        "ce|distill|ce+distill; default ce+distill",
+        "one of ce, distill, ce+distill; default ce+distill",
     ):
         assert text in shown
     for text in ("fp32|bf16|fp16", "[OPTIONS] [VERB]", "eval     Accuracy", "--deterministic"):

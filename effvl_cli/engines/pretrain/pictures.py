@@ -3,8 +3,10 @@
 import json
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
 from effvl_cli.core import plots
 from effvl_cli.core.run import RECORDS, Run
@@ -64,17 +66,18 @@ def draw_schedule(run: Run, clocks: Mapping[str, Clock], bench: Bench) -> None:
 
 def draw_views(run: Run, bench: Bench, clock: Clock) -> None:
     """Some pictures, and what the encoder gets of their two views in each stage; dropped patches are gray."""
-    batch = next(bench.stream_of(bench.config.batch_size, clock)(0)).to(run.device)
-    side = bench.costs.shape.image_size
-    rows, labels = [], []
-    if batch.images.ndim == 4:
-        whole = F.interpolate(batch.images[:SHOWN].float() / 255, size=(side, side), mode="bilinear", antialias=True)
-        rows.append(as_pictures(whole))
-        labels.append("picture")
+    side, size = bench.costs.shape.image_size, bench.config.batch_size
+    rows: list[NDArray[np.uint8]] = []
+    labels = []
     for stage in clock.stages:
         compression = stage.compression
-        if batch.images.ndim == 2 and bench.costs.sizes.view(compression.patch) != side:
-            continue  # loader processes made crops of another size
+        batch = next(bench.stream_for(size, compression.patch)).to(run.device)  # the same pictures in all stages
+        if not rows and batch.images.ndim == 4:
+            whole = F.interpolate(
+                batch.images[:SHOWN].float() / 255, size=(side, side), mode="bilinear", antialias=True
+            )
+            rows.append(as_pictures(whole))
+            labels.append("picture")
         views = bench.maker.views(batch, compression, 0)
         pixels = bench.maker.pixels(batch, compression.patch, 0)
         for role, view, index in (("query", views.query[0], 0), ("key", views.key[0], len(views.key[:1]))):
@@ -86,7 +89,7 @@ def draw_views(run: Run, bench: Bench, clock: Clock) -> None:
             keep = compression.keep_q if role == "query" else compression.keep_k
             labels.append(f"{role}\npatch {compression.patch}\nkeep {keep:g}")
     count = min(SHOWN, len(batch.images))
-    grid = torch.stack([torch.from_numpy(row[:count]) for row in rows]).numpy()
+    grid = np.stack([row[:count] for row in rows])
     plots.image_grid(run.folder / "plots" / "views.png", grid, title="Views", row_labels=labels)
 
 

@@ -36,6 +36,7 @@ KEEPS = (1.0, 0.75, 0.5, 0.25, 0.1)
 SCALES = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0)  # of the base patch
 PILOT_SHARE = 0.1
 FULL = "full"
+ROUNDING = 1e-6  # of t
 
 Estimates = dict[str, Estimate]
 
@@ -137,16 +138,15 @@ def _checkpoints(config: SearchConfig, bench: Bench, budget: float) -> tuple[dic
         schedule = parse_schedule(config.pilot_schedule, config.method, bench.costs.shape)
         pilot = train(bench, schedule, share * budget, phase="pilot", probe=None)
         steps, units = StepFolders(bench.run.folder / "checkpoints" / "pilot"), pilot.clock.units
-    kept = steps.steps()
+    kept = [steps.load(step) for step in steps.steps()]
     if len(kept) < 2:
         raise DataError(f"{config.run} keeps no checkpoints of its training", "Give a whole run, or --pilot-budget 0.1")
-    wanted = {t: min(kept, key=lambda step: abs(step - t * kept[-1])) for t in STAGES}
-    loaded = {step: steps.load(step) for step in sorted(set(wanted.values()))}
-    distinct: dict[float, Step] = {}
-    for t, step in wanted.items():
-        if loaded[step] not in distinct.values():
-            distinct[t] = loaded[step]
-    return distinct, units
+    found: dict[float, Step] = {}
+    for t in STAGES:
+        step = next((step for step in kept if step.state["task"]["t"] >= t - ROUNDING), kept[-1])
+        if all(step is not other for other in found.values()):
+            found[t] = step
+    return found, units
 
 
 def measure(bench: Bench, candidates: Mapping[str, Compression], step: Step, progress: Any) -> tuple[Estimates, float]:

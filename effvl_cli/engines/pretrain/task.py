@@ -57,6 +57,7 @@ class InvarianceTask(Task):
         self.method, self.module = method, method
         self.clock, self.maker, self.run, self.probe = clock, maker, run, probe
         self.meter = StageMeter()
+        self.t = 0.0
         self.low_since = -1.0
 
     def train_step(self, batch: Batch, step: int) -> StepOutput:
@@ -74,6 +75,7 @@ class InvarianceTask(Task):
     def after_step(self, step: int) -> None:
         """The method's hook, and the clock of the stage."""
         self.method.after_step(self.clock.t(step))
+        self.t = self.clock.t(step + 1)
         self.meter.step_done(self.clock.stage(step).index)
 
     def watch(self, step: int, figures: Mapping[str, float]) -> None:
@@ -97,12 +99,12 @@ class InvarianceTask(Task):
         return {"knn20_val": self.probe.knn20(self.method.result)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Since when the embeddings are nearly equal."""
-        return {"low_since": self.low_since}
+        """How much of the budget is spent, and since when the embeddings are nearly equal."""
+        return {"t": self.t, "low_since": self.low_since}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore it."""
-        self.low_since = state["low_since"]
+        self.t, self.low_since = state["t"], state["low_since"]
 
 
 def embedding_std(embeddings: Tensor) -> Tensor:

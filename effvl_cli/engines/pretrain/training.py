@@ -13,6 +13,7 @@ from effvl_cli.core.files import write_json
 from effvl_cli.core.measure import interleaved_latency
 from effvl_cli.core.run import Run
 from effvl_cli.data.loader import Batch
+from effvl_cli.data.views import WorkerCrops
 from effvl_cli.engines.pretrain.images import TrainImages
 from effvl_cli.engines.pretrain.probes import Probe
 from effvl_cli.engines.pretrain.rates import decay_curve, rate_curve
@@ -49,14 +50,14 @@ class Bench:
         maker = ViewMaker.of(config, sizes, network.preprocess, shape.depth)
         return cls(config, run, images, network, Costs(shape, method, sizes), maker)
 
-    def stream_of(self, batch_size: int, clock: Clock | None = None) -> Callable[[int], Iterator[Batch]]:
+    def stream_of(self, clock: Clock) -> Callable[[int], Iterator[Batch]]:
         """Training batches from any step on."""
-        base = self.costs.shape.patch
 
-        def crops_at(step: int) -> Any:
-            return self.maker.worker_crops(clock.stage(step).compression.patch if clock else base)
+        def crops_at(step: int) -> WorkerCrops:
+            return self.maker.worker_crops(clock.stage(step).compression.patch)
 
-        return self.images.batches(self.config, self.run, batch_size, crops_at, seed=self.config.seed)
+        config = self.config
+        return self.images.batches(config, self.run, config.batch_size, crops_at, seed=config.seed)
 
     def stream_for(self, batch_size: int, patch: int) -> Iterator[Batch]:
         """Batches that training does not see in this order, for views of one patch size."""
@@ -106,18 +107,18 @@ def step_times(bench: Bench, compressions: dict[str, Compression]) -> dict[str, 
     """Median seconds of a training step's forward and backward pass, over those of a base forward pass of as many."""
     method, config = bench.costs.method, bench.config
     share = config.batch_size // distributed.world().size
-    batch = next(bench.stream_of(config.batch_size)(0)).to(bench.run.device)
+    batches = {
+        c.patch: next(bench.stream_for(config.batch_size, c.patch)).to(bench.run.device) for c in compressions.values()
+    }
     side = bench.costs.shape.image_size
     pictures = torch.zeros(share, 3, side, side, device=bench.run.device)
 
     def step(compression: Compression) -> None:
         with torch.inference_mode(False), torch.enable_grad():
-            views = bench.maker.views(batch, compression, 0)
+            views = bench.maker.views(batches[compression.patch], compression, 0)
             method.loss(views, distributed.gather_with_gradient, 0.0).loss.backward()
             method.zero_grad(set_to_none=True)
 
-    if batch.images.ndim == 2:  # crops made by workers have the size of the base patch
-        compressions = {key: c for key, c in compressions.items() if bench.costs.sizes.view(c.patch) == side}
     arms: dict[str, Any] = {"forward": lambda: method.backbone(pictures)}
     arms |= {key: (lambda c=c: step(c)) for key, c in compressions.items()}
     state = {key: value.clone() for key, value in method.state_dict().items()}
@@ -162,7 +163,7 @@ def train(bench: Bench, schedule: Schedule, budget: float, *, phase: str, probe:
         work=clock.spent,
         hint=f", or {_hints(config.method)}, or use --precision fp32",
     )
-    stream = bench.stream_of(config.batch_size, clock)
+    stream = bench.stream_of(clock)
     fitted = loop.fit(task, optimizers, lambda start: task.meter.timed(stream(start)), run, plan)
     return Trained(fitted, clock, task)
 
