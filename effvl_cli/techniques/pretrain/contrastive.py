@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .precision import full
+
 
 def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, positives: Tensor) -> Tensor:
     """Symmetric InfoNCE of CLIP (Radford et al., arXiv 2103.00020, fig. 3), for any pattern of positives.
@@ -37,7 +39,7 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     Returns:
         Scalar, the mean over the 2B anchors; each has one positive and 2B - 2 negatives.
     """
-    embeddings = F.normalize(torch.cat([first, second]).float(), dim=1)
+    embeddings = F.normalize(full(torch.cat([first, second])), dim=1)
     logits = embeddings @ embeddings.T / temperature
     logits.fill_diagonal_(float("-inf"))
     count = len(first)
@@ -53,7 +55,7 @@ def info_nce(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
         keys: (B, E).
         temperature: T.
     """
-    logits = F.normalize(queries.float(), dim=1) @ F.normalize(keys.float(), dim=1).T / temperature
+    logits = F.normalize(full(queries), dim=1) @ F.normalize(full(keys), dim=1).T / temperature
     return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
 
 

@@ -11,6 +11,7 @@ from .cost import Passes
 from .heads import DinoHead
 from .method import Gather, Method, MethodLoss, Views, encode
 from .momentum import follow, freeze, half_cosine
+from .precision import full
 from .vit import VisionTransformer
 
 CENTRE_MOMENTUM = 0.9
@@ -24,7 +25,7 @@ def dino_loss(teacher: list[Tensor], student: list[Tensor], student_temperature:
         student: logits (B, K) of all views, the global ones first and in the same order.
         student_temperature: of the student's softmax.
     """
-    log_student = [F.log_softmax(view.float() / student_temperature, dim=1) for view in student]
+    log_student = [F.log_softmax(full(view) / student_temperature, dim=1) for view in student]
     terms = [
         -(target * prediction).sum(1).mean()
         for i, target in enumerate(teacher)
@@ -100,7 +101,7 @@ class DINO(Method):
         with torch.no_grad():
             known = encode(self.teacher_backbone, views.key)
             embedded = self.teacher_head.embed(torch.cat(known))
-            outputs = self.teacher_head(torch.cat(known)).float().chunk(len(known))
+            outputs = full(self.teacher_head(torch.cat(known))).chunk(len(known))
             teacher = [F.softmax((view - self.centre) / self.temperature(t), dim=1) for view in outputs]
             logs = self._diagnosis(teacher, student)
             self._move_centre(torch.cat(outputs), gather)
@@ -115,7 +116,7 @@ class DINO(Method):
     def _diagnosis(self, teacher: list[Tensor], student: list[Tensor]) -> dict[str, Tensor]:
         """Collapse shows as an entropy near 0, or as one near log K with a divergence near 0."""
         entropy = torch.stack([-torch.xlogy(p, p).sum(1).mean() for p in teacher]).mean()
-        log_student = F.log_softmax(student[1].float().detach() / self.student_temperature, dim=1)
+        log_student = F.log_softmax(full(student[1]).detach() / self.student_temperature, dim=1)
         cross = -(teacher[0] * log_student).sum(1).mean()
         own = -torch.xlogy(teacher[0], teacher[0]).sum(1).mean()
         return {"teacher_entropy": entropy / math.log(len(self.centre)), "divergence": cross - own}

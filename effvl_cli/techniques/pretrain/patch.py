@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .precision import full
+
 PatchResize = Literal["pi", "bilinear"]
 _FREQUENCY_BASE = 10000.0
 
@@ -51,8 +53,7 @@ def resize_kernel(weight: Tensor, patch: int, mode: PatchResize = "pi") -> Tenso
     if patch == old:
         return weight
     with torch.autocast(weight.device.type, enabled=False):  # never in half precision
-        flat = weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
-        flat = flat.reshape(-1, old * old)
+        flat = full(weight).reshape(-1, old * old)
         exact = mode == "pi"
         matrix = pseudo_inverse(old, patch) if exact else resize_matrix(old, patch) * (old / patch) ** 2
         resized = flat @ matrix.to(flat.device, flat.dtype).T
