@@ -1,0 +1,24 @@
+"""The thing that is removed: a module whose output has the shape and type of its input."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Shortcut = Literal["identity", "identity+relu", "none"]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A removable module of a network.
+
+    Attributes:
+        path: of the module, as in `named_modules()`.
+        stage: path of the container that it is a child of.
+        shortcut: what is left of it when its parameters are zero: its input; its input after a ReLU; or something else
+            (only with the laxer rule that asks for equal shapes and no more).
+        relu: a ReLU must take its place, because its input may be negative; else nothing does.
+    """
+
+    path: str
+    stage: str
+    shortcut: Shortcut = "identity"
+    relu: bool = False
