@@ -48,6 +48,14 @@ bench-%: export OMP_NUM_THREADS ?= 1
 bench-%: $(READY)
 	$(BIN)/python tests/bench/bench_$(subst -,_,$*).py
 
+# Packages that benchmarks compare with; each in a folder that nothing else sees.
+.peers/lightly: PEER := lightly==1.6.0
+.peers/%: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ $(PEER)
+
+bench-pretrain: export PYTHONPATH := .peers/lightly
+bench-pretrain: .peers/lightly
+
 runs/data/cifar10: $(EFFVL_TEST_DATA)/cifar10_jpeg.tar.gz
 	mkdir -p $@
 	tar -xzf $< -C $@

@@ -132,10 +132,12 @@ def table(
 ) -> None:
     """Results side by side: mean and spread over seeds, published figures, claims as PASS or FAIL."""
     from effvl_cli.cli.console import Console
-    from effvl_cli.core.sweep_table import tabulate
+    from effvl_cli.core import sweep_table
 
-    for drawn in tabulate(runs):
+    for drawn in sweep_table.tabulate(runs):
         Console().print_table(drawn)
+    for path in sweep_table.pictures(runs):
+        print(f"picture {path}")
 
 
 UTILITIES: dict[str, Callable[..., None]] = {"list": list_, "env": env, "sweep": sweep, "table": table}

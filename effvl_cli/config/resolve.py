@@ -32,7 +32,7 @@ ALIASES = {
     "gpu": "device",
 }
 HEADER = ("effvl", "command", "description", "reference", "config", "run")
-SWEEP = ("arms", "seeds", "claims")
+SWEEP = ("arms", "seeds", "claims", "pictures")
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class Recipe:
     arms: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     seeds: tuple[int, ...] = ()
     claims: tuple[str, ...] = ()
+    pictures: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -259,7 +260,7 @@ def read_recipe(path: Path) -> Recipe:
     for key in content:
         if key not in HEADER + SWEEP:
             raise unknown_option(key, [*HEADER, *SWEEP], f"key {key!r} in {path}")
-    for key in ("config", "reference", "run", "arms"):
+    for key in ("config", "reference", "run", "arms", "pictures"):
         if not isinstance(content.get(key) or {}, dict):
             raise UsageError(f"{key} in {path} is no mapping", f"Write {key}: and one option a line below it")
     if not content.get("command"):
@@ -269,6 +270,9 @@ def read_recipe(path: Path) -> Recipe:
             raise UsageError(f"{key} in {path} is no text", f"Write {key}: and words on one line")
     config = _options(content.get("config"), "config", path)
     arms = {name: _options(arm, f"arm {name!r}", path) for name, arm in (content.get("arms") or {}).items()}
+    pictures = {
+        name: _options(words, f"picture {name!r}", path) for name, words in (content.get("pictures") or {}).items()
+    }
     try:
         seeds = tuple(int(seed) for seed in _listed(content.get("seeds"), "seeds", path))
     except ValueError as error:
@@ -283,6 +287,7 @@ def read_recipe(path: Path) -> Recipe:
         arms=arms,
         seeds=seeds,
         claims=tuple(_listed(content.get("claims"), "claims", path)),
+        pictures=pictures,
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from effvl_cli.config.resolve import Recipe, read_recipe
-from effvl_cli.core import claims, sweep
+from effvl_cli.core import claims, sweep, sweep_pictures
 from effvl_cli.core.claims import mean_and_error
 from effvl_cli.core.errors import DataError, ModelError, UsageError
 from effvl_cli.core.report import Comparison, Metric, Report, compare, read_report
@@ -38,7 +38,7 @@ def tabulate(paths: list[Path]) -> list[Table]:
     tables: list[Table] = []
     single: list[Path] = []
     for path in paths:
-        if path.suffix in (".yaml", ".yml") or (path / sweep.FILE).is_file():
+        if _is_sweep(path):
             tables += _sweep_tables(path)
         else:
             single.append(path)
@@ -84,8 +84,24 @@ def _all_but_seed(folder: Path, report: Report) -> str:
 # --- sweeps ----------------------------------------------------------------------------------------------------------
 
 
-def _sweep_tables(path: Path) -> list[Table]:
-    recipe = sweep.read_sweep(path)
+def pictures(paths: Sequence[Path]) -> list[Path]:
+    """Draw what the sweeps among them ask for, into their folders; the files."""
+    drawn: list[Path] = []
+    for path in paths:
+        if _is_sweep(path):
+            recipe = sweep.read_sweep(path)
+            groups, _ = _completed(recipe, path)
+            reports = {arm: group.reports for arm, group in groups.items()}
+            drawn += sweep_pictures.draw(recipe, reports, sweep.folder_of(path) / "plots")
+    return drawn
+
+
+def _is_sweep(path: Path) -> bool:
+    return path.suffix in (".yaml", ".yml") or (path / sweep.FILE).is_file()
+
+
+def _completed(recipe: Recipe, path: Path) -> tuple[dict[str, _Group], dict[str, int]]:
+    """The completed runs by arm, and how many of each arm are missing."""
     groups = {arm: _Group(arm) for arm in recipe.arms}
     missing = dict.fromkeys(recipe.arms, 0)
     for run in sweep.plan(recipe, sweep.folder_of(path)):
@@ -95,6 +111,12 @@ def _sweep_tables(path: Path) -> list[Table]:
                 groups[run.arm].reports[run.seed] = report
                 continue
         missing[run.arm] += 1
+    return groups, missing
+
+
+def _sweep_tables(path: Path) -> list[Table]:
+    recipe = sweep.read_sweep(path)
+    groups, missing = _completed(recipe, path)
     listed = list(groups.values())
     if not any(group.reports for group in listed):
         raise DataError(f"no completed run of {path}", f"Run it: effvl sweep {path}")

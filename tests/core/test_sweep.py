@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from effvl_cli.core import claims, sweep
+from effvl_cli.core import claims, plots, sweep
 from effvl_cli.core.errors import DataError, UsageError
 from effvl_cli.core.report import Draft, write
-from effvl_cli.core.sweep_table import tabulate
+from effvl_cli.core.sweep_table import pictures, tabulate
 
 OPTIONS = {"half": "--shots=2 --keep=0.5", "all": "--shots=2 --keep=1.0 --deterministic"}
 SWEEP = """effvl: 1
@@ -226,6 +226,25 @@ def test_published_figures_stand_beside_the_mean(file, workdir):
     assert published.rows[0] == ("half", "top1", "83.0", "82.0", "-1.0", "within")
     assert published.rows[1] == ("half", "ratio", None, "1.64", None, None)
     assert published.rows[2] == ("all", "ratio", None, None, None, None)
+
+
+def test_pictures_join_arms_that_differ_in_a_number(workdir, monkeypatch):
+    path = workdir / "s.yaml"
+    arms = "arms: {half: {}, half-2: {keep: 0.5}, look: {command: prune-tokens eval}}\nseeds: [0, 1]\n"
+    words = "pictures: {gain: {x: ratio, y: top1, ylabel: accuracy}}\n"
+    path.write_text(f"effvl: 1\ncommand: prune-tokens\nconfig: {{shots: 2}}\n{arms}{words}")
+    for arm, tops in (("half", (0.9, 0.8)), ("half-2", (0.5, 0.7))):
+        for seed, top1 in enumerate(tops):
+            finished(workdir / "runs/sweeps/s" / f"{arm}-seed{seed}", seed, top1)
+    seen = {}
+    monkeypatch.setattr(plots, "curves", lambda file, series, **words: seen.update(series=series, words=words))
+    assert pictures([path]) == [Path("runs/sweeps/s/plots/gain.png")]
+    assert list(seen["series"]) == ["half"]  # the arm that has not run has no point
+    assert seen["series"]["half"] == [pytest.approx((1.7, 0.85, 0.05)), pytest.approx((1.2, 0.6, 0.1))]
+    assert seen["words"] == {"title": "", "xlabel": "ratio", "ylabel": "accuracy"}
+    path.write_text(path.read_text().replace("x: ratio", "z: ratio"))
+    with pytest.raises(UsageError, match=r"picture 'gain' .* does not know 'z'"):
+        pictures([path])
 
 
 def test_single_runs_show_their_own_error(workdir):

@@ -35,6 +35,18 @@ def pseudo_inverse(old: int, new: int) -> Tensor:
     return torch.linalg.pinv(resize_matrix(old, new).T)
 
 
+@lru_cache(maxsize=64)
+def _cached_matrix(old: int, new: int, mode: PatchResize, device: torch.device, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):  # the first use may be an evaluation, the next a training step
+        matrix = pseudo_inverse(old, new) if mode == "pi" else resize_matrix(old, new) * (old / new) ** 2
+        return matrix.to(device, dtype)
+
+
+@torch.compiler.assume_constant_result  # else a compiled network would invert the matrix in every step
+def _kernel_matrix(old: int, new: int, mode: PatchResize, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return _cached_matrix(old, new, mode, device, dtype)
+
+
 def resize_kernel(weight: Tensor, patch: int, mode: PatchResize = "pi") -> Tensor:
     """A patch-embedding kernel for another patch size, differentiable in `weight`.
 
@@ -54,9 +66,7 @@ def resize_kernel(weight: Tensor, patch: int, mode: PatchResize = "pi") -> Tenso
         return weight
     with torch.autocast(weight.device.type, enabled=False):  # never in half precision
         flat = full(weight).reshape(-1, old * old)
-        exact = mode == "pi"
-        matrix = pseudo_inverse(old, patch) if exact else resize_matrix(old, patch) * (old / patch) ** 2
-        resized = flat @ matrix.to(flat.device, flat.dtype).T
+        resized = flat @ _kernel_matrix(old, patch, mode, flat.device, flat.dtype).T
     return resized.reshape(*weight.shape[:2], patch, patch)
 
 
