@@ -41,7 +41,12 @@ mini-%: recipes/mini/%.yaml $(READY)
 	$(BIN)/effvl sweep $<
 	$(BIN)/effvl table $<
 
-mini-prune-tokens-cifar: runs/data/cifar10
+mini-prune-tokens-cifar mini-pretrain table-pretrain-cifar10: runs/data/cifar10
+
+# Sweeps behind papers' tables, for clusters: the same as a sweep, on data of your own.
+table-%: recipes/tables/%.yaml $(READY)
+	$(BIN)/effvl sweep $<
+	$(BIN)/effvl table $<
 
 # One thread unless told otherwise: on cores that something else uses too, two wait for each other.
 bench-%: export OMP_NUM_THREADS ?= 1

@@ -1,7 +1,8 @@
 """Pictures of a sweep: one figure of its arms over another, as its `pictures` say.
 
-`pictures: {NAME: {x: FIGURE, y: FIGURE, title: .., xlabel: .., ylabel: ..}}`. A figure is a metric, or the dotted path of
-a number in the report's `technique`. Arms whose names differ in a last number alone (none, none-2, none-3) are one line.
+`pictures: {NAME: {x: FIGURE, y: FIGURE, title: .., xlabel: .., ylabel: ..}}`. A figure is a metric, or the dotted path
+of a number in the report's `technique`. Arms whose names differ in a last number alone (none, none-2, none-3) are one
+line.
 """
 
 import re
