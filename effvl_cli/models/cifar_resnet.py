@@ -1,4 +1,4 @@
-"""The residual networks for CIFAR of He et al. (arXiv 1512.03385, sec. 4.2): `cifar-resnet:DEPTH`.
+"""The residual networks for CIFAR of He et al. (arXiv 1512.03385, sec. 4.2): `cifar-resnet:DEPTH[,width=W]`.
 
 B images, C channels, H and W the sides of a feature map.
 """
@@ -10,7 +10,7 @@ from effvl_cli.core.errors import UsageError
 from effvl_cli.data.transforms import Preprocess
 from effvl_cli.models.network import Network
 
-WIDTHS = (16, 32, 64)
+WIDTH = 16  # of the first stage; each later one has twice as many channels
 # Of CIFAR-10's training images; the paper subtracts the mean of each pixel instead.
 _MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
@@ -41,15 +41,15 @@ class BasicBlock(nn.Module):
 class CifarResNet(nn.Module):
     """A 3x3 stem, three stages of `num_blocks` blocks at 32, 16 and 8 px, the mean over pixels, and a linear layer."""
 
-    def __init__(self, num_blocks: int, num_classes: int) -> None:
+    def __init__(self, num_blocks: int, num_classes: int, width: int = WIDTH) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.conv1 = nn.Conv2d(3, WIDTHS[0], 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(WIDTHS[0])
-        self.layer1 = _stage(WIDTHS[0], WIDTHS[0], num_blocks, stride=1)
-        self.layer2 = _stage(WIDTHS[0], WIDTHS[1], num_blocks, stride=2)
-        self.layer3 = _stage(WIDTHS[1], WIDTHS[2], num_blocks, stride=2)
-        self.fc = nn.Linear(WIDTHS[2], num_classes)
+        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.layer1 = _stage(width, width, num_blocks, stride=1)
+        self.layer2 = _stage(width, 2 * width, num_blocks, stride=2)
+        self.layer3 = _stage(2 * width, 4 * width, num_blocks, stride=2)
+        self.fc = nn.Linear(4 * width, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -67,15 +67,26 @@ def _stage(inputs: int, outputs: int, num_blocks: int, *, stride: int) -> nn.Seq
 
 
 def build(argument: str, *, num_classes: int | None = None) -> Network:
-    """Registry builder; the argument is the depth, 6n + 2.
+    """Registry builder; the argument is the depth, 6n + 2, and perhaps the channels of the first stage.
 
     Raises:
-        UsageError: no such depth.
+        UsageError: no such depth or width.
     """
-    depth = _depth(argument)
-    module = CifarResNet((depth - 2) // 6, num_classes or 10)
+    first, _, more = argument.partition(",")
+    depth, width = _depth(first), _width(argument, more)
+    module = CifarResNet((depth - 2) // 6, num_classes or 10, width)
     preprocess = Preprocess(size=(32, 32), mean=_MEAN, std=_STD, interpolation="bilinear")
-    return Network(f"cifar-resnet:{depth}", "classifier", module, preprocess)
+    name = f"cifar-resnet:{depth}" + (f",width={width}" if width != WIDTH else "")
+    return Network(name, "classifier", module, preprocess)
+
+
+def _width(argument: str, more: str) -> int:
+    key, _, value = more.partition("=")
+    if not more:
+        return WIDTH
+    if key == "width" and value.isdecimal() and int(value) > 0:
+        return int(value)
+    raise UsageError(f"cifar-resnet:{argument} cannot be read", "Write cifar-resnet:DEPTH or cifar-resnet:DEPTH,width=8")
 
 
 def _depth(argument: str) -> int:

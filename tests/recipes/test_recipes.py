@@ -101,10 +101,11 @@ def few_of_each(recipe, data, candidates):
             kept["run"] = f"{{out}}/{twins[name]}-seed{{seed}}"
             kept |= {"num-grad-batches": "4", "candidates": candidates}
         else:
-            kept["budget"] = "200"
+            kept |= {"budget": "200", **{key: "64" for key in ("prototypes", "head-hidden") if key in kept}}
         arms[arm] = kept
     model = re.sub(r"vit:\w+", "vit:nano", recipe.config["model"])
     config = {key: value for key, value in recipe.config.items() if key not in LENGTHS}
+    config |= {"head-hidden": "64"} if "head-hidden" in config else {}
     config |= {"data": data, "batch-size": "8", "compile": "false", "model": model}
     return dataclasses.replace(recipe, config=config, arms=arms)
 

@@ -1,0 +1,178 @@
+"""Options of `effvl prune-blocks` and its verbs."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from annotated_doc import Doc
+from annotated_types import Ge, Gt, Le, Lt
+
+from effvl_cli.config.options import (
+    ARTEFACT,
+    VOLATILE,
+    Count,
+    DataOptions,
+    Fraction,
+    ModelOptions,
+    Positive,
+    Rate,
+    RunOptions,
+    SaveOptions,
+)
+
+EMBEDDED = "digits"
+CRITERIA = ("direct", "random", "l1", "bn-scale", "block-influence", "sr-init", "cka")
+Removed = Annotated[float, Gt(0), Lt(1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitOptions:
+    """What may be removed."""
+
+    panel: ClassVar[str] = "Units"
+
+    unit: Annotated[
+        Literal["block", "half", "stage"], Doc("whole blocks; attention and MLP of a ViT's apart; or whole stages")
+    ] = "block"
+    valid: Annotated[
+        Literal["identity", "shape"], Doc("units with a proven identity shortcut, or any that keep the shape")
+    ] = "identity"
+    protect: Annotated[tuple[str, ...], Doc("paths that stay, with * and ?, e.g. layer1.*,layer4.2")] = ()
+    only: Annotated[tuple[str, ...], Doc("no paths but these")] = ()
+    min_per_stage: Annotated[Count, Doc("units, removable or not, that stay in each stage")] = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """How much each unit matters."""
+
+    panel: ClassVar[str] = "Scoring"
+
+    criterion: Annotated[
+        str,
+        Doc("direct (removal measured), random, l1, bn-scale, block-influence, sr-init, cka, or file:SCORES.json"),
+    ] = "direct"
+    metric: Annotated[Literal["top1", "loss"], Doc("measure of direct removal; the other one breaks ties")] = "top1"
+    tie: Annotated[Literal["exact", "loss-ci"], Doc("loss-ci: units not told apart by top1 are ranked by loss")] = (
+        "exact"
+    )
+    normalise: Annotated[
+        Literal["none", "macs", "params"], Doc("divide the impact by what the removal saves")
+    ] = "none"
+    score_split: Annotated[
+        Literal["holdout", "train", "test"],
+        Doc("images that score: held out of all training, trained on, or the test split (--allow-test-leak)"),
+    ] = "holdout"
+    allow_test_leak: Annotated[bool, Doc("let the test split choose; every figure is marked")] = False
+    score_size: Annotated[Positive | None, Doc("images per class that score (default: all, up to 10,000)")] = None
+    score_batch_size: Annotated[Positive, Doc("scored images per step")] = 256
+    sharing: Annotated[
+        Literal["auto", "chain", "replay", "off"], Doc("computations shared by candidates; same scores, bit for bit")
+    ] = "auto"
+    race: Annotated[
+        Literal["none", "halving", "bound"], Doc("drop hopeless candidates early: halves, or by a confidence bound")
+    ] = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetOptions:
+    """When to stop."""
+
+    panel: ClassVar[str] = "Target"
+
+    remove: Annotated[Positive | None, Doc("units to remove (default: 2 on the embedded data)")] = None
+    target_params: Annotated[Removed | None, Doc("share of the parameters to remove")] = None
+    target_macs: Annotated[Removed | None, Doc("share of the multiply-adds to remove")] = None
+    target_latency: Annotated[Removed | None, Doc("share of the latency at batch 1 to remove")] = None
+    stop: Annotated[Literal["all", "any"], Doc("with several targets: when all, or the first, is met")] = "all"
+    max_drop: Annotated[float | None, Ge(0), Lt(1), Doc("largest fall of top-1 on the scoring images; then stop")] = (
+        None
+    )
+    blocks_per_step: Annotated[Positive, Doc("units removed between two fine-tunings")] = 1
+    rescore: Annotated[Literal["every", "once"], Doc("score before each removal, or at the start only")] = "every"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneOptions:
+    """Training after each removal, and at the end."""
+
+    panel: ClassVar[str] = "Fine-tuning"
+
+    finetune_epochs: Annotated[Count, Doc("epochs after each removal")] = 1
+    finetune_lr: Annotated[Rate, Doc("SGD learning rate, cosine to zero")] = 0.01
+    final_epochs: Annotated[Count, Doc("epochs at the end")] = 3
+    final_lr: Annotated[Rate, Doc("SGD learning rate of these")] = 0.01
+    finetune_batch_size: Annotated[Positive, Doc("images per step, over all processes")] = 128
+    momentum: Annotated[float, Ge(0), Lt(1), Doc("momentum of SGD")] = 0.9
+    weight_decay: Annotated[float, Ge(0), Doc("weight decay")] = 5e-4
+    decay_all: Annotated[bool, Doc("decay biases and norms too; else matrices only")] = False
+    augment: Annotated[Literal["none", "flip", "crop-flip", "pad-crop-flip", "rrc-flip"], Doc("training transform")] = (
+        "none"
+    )
+    kd: Annotated[bool, Doc("distil from the original network")] = False
+    kd_alpha: Annotated[float, Gt(0), Le(1), Doc("weight of the distillation; the rest is the labels'")] = 0.5
+    kd_temperature: Annotated[float, Gt(0), Doc("temperature of both softmaxes")] = 4.0
+    mimic: Annotated[float, Ge(0), Doc("weight of the distance to the original's pooled features")] = 0.0
+    select: Annotated[Literal["last", "best"], Doc("result of a fine-tuning: its last or best state, on the scorers")] = (
+        "last"
+    )
+    bn_recal: Annotated[Count, Doc("training images that re-estimate batch-norm statistics after a removal; 0: none")] = (
+        0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineOptions:
+    """The network that is pruned, where there are no weights of it."""
+
+    panel: ClassVar[str] = "Baseline"
+
+    baseline_epochs: Annotated[Positive | None, Doc("epochs of its training (default: 12 on the embedded data)")] = None
+    baseline_lr: Annotated[Rate, Doc("peak SGD learning rate, warm-up and cosine")] = 0.1
+    baseline_batch_size: Annotated[Positive, Doc("images per step, over all processes")] = 128
+    new_head: Annotated[bool, Doc("weights of other classes: draw the classifier anew and fine-tune it first")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureOptions:
+    """What is measured."""
+
+    panel: ClassVar[str] = "Measurement"
+
+    eval_batch_size: Annotated[Positive, VOLATILE, Doc("test images per step on each device")] = 256
+    latency_batch_size: Annotated[Positive, Doc("second batch size at which latency is measured, beside 1")] = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Data(DataOptions):
+    """The embedded data of this command."""
+
+    data: Annotated[str, Doc("data set: NAME or NAME:ARGUMENT, see `effvl list datasets`")] = EMBEDDED
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OnRun:
+    """A verb that starts from an earlier run."""
+
+    panel: ClassVar[str] = "Run"
+
+    run: Annotated[
+        str | None, ARTEFACT, Doc("run folder or checkpoint of prune-blocks (default: the newest completed one)")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneBlocksConfig(
+    RunOptions,
+    _Data,
+    ModelOptions,
+    SaveOptions,
+    MeasureOptions,
+    BaselineOptions,
+    FinetuneOptions,
+    ScoreOptions,
+    UnitOptions,
+    TargetOptions,
+):
+    """Remove the residual blocks whose removal hurts least."""
+
+    panel: ClassVar[str] = "Target"
