@@ -26,11 +26,12 @@ def test_a_command_resolves(effvl, workdir, words):
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
     text = (ROOT / "README.md").read_text()
-    targets = set(re.findall(r"\bmake ([a-z][a-z-]*)", text))
+    targets = set(re.findall(r"\bmake ([a-z][a-z0-9-]*)", text))
     assert {"demo", "test", "lint", "assets", "mini-prune-tokens", "bench-prune-tokens"} <= targets
     for target in targets:
         known = f"\n{target}:" in makefile
         known |= target.startswith("mini-") and (ROOT / "recipes" / "mini" / f"{target[5:]}.yaml").is_file()
+        known |= target.startswith("table-") and (ROOT / "recipes" / "tables" / f"{target[6:]}.yaml").is_file()
         known |= (
             target.startswith("bench-")
             and (ROOT / "tests" / "bench" / f"bench_{target[6:].replace('-', '_')}.py").is_file()
