@@ -1,4 +1,4 @@
-"""`effvl list`, `env`, `sweep` and `table`."""
+"""`effvl list`, `env`, `data`, `sweep` and `table`."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from effvl_cli.core.errors import Interrupted, Preempted, UsageError
+from effvl_cli.core.errors import DataError, Interrupted, Preempted, UsageError
 
 RECIPES = Path("recipes")
 
@@ -85,6 +85,23 @@ def env() -> None:
     Console().print_table(Table("environment", ("", "value"), tuple(rows)))
 
 
+def data(
+    what: Annotated[Literal["check"], typer.Argument(help="What to do.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Data set, as in --data.")],
+    data_root: Annotated[
+        Path | None, typer.Option("--data-root", metavar="DIR", help="Folder that it lies in (default: this one).")
+    ] = None,
+) -> None:
+    """What there is of a data set and what is missing: data check NAME."""
+    from effvl_cli.cli.console import Console
+    from effvl_cli.data.check import check
+
+    shown, wrong = check(name, data_root)
+    Console().print_table(shown)
+    if wrong:
+        raise DataError(wrong[0])
+
+
 def sweep(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Recipe with arms, seeds and claims.")],
     shard: Annotated[str, typer.Option(metavar="I/N", help="Run every N-th run, from the I-th (0 first).")] = "0/1",
@@ -140,4 +157,4 @@ def table(
         print(f"picture {path}")
 
 
-UTILITIES: dict[str, Callable[..., None]] = {"list": list_, "env": env, "sweep": sweep, "table": table}
+UTILITIES: dict[str, Callable[..., None]] = {"list": list_, "env": env, "data": data, "sweep": sweep, "table": table}

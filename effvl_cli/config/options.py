@@ -51,7 +51,7 @@ class DataOptions:
     panel: ClassVar[str] = "Data"
 
     data: Annotated[str, Doc("data set: NAME or NAME:ARGUMENT, see `effvl list datasets`")] = "shape-captions"
-    data_root: Annotated[str | None, Doc("folder that relative paths in --data start from")] = None
+    data_root: Annotated[str | None, Doc("folder that --data lies in, or that its path starts from")] = None
     on_bad: Annotated[Literal["error", "skip"], Doc("an unreadable image: stop, or skip up to 1 %")] = "error"
 
 

@@ -11,7 +11,6 @@ from effvl_cli.config.options import (
     VOLATILE,
     Count,
     DataOptions,
-    Fraction,
     ModelOptions,
     Positive,
     Rate,
@@ -65,6 +64,7 @@ class ScoreOptions:
     allow_test_leak: Annotated[bool, Doc("let the test split choose; every figure is marked")] = False
     score_size: Annotated[Positive | None, Doc("images per class that score (default: all, up to 10,000)")] = None
     score_batch_size: Annotated[Positive, Doc("scored images per step")] = 256
+    force: Annotated[bool, Doc("go on with a network that is hardly better than chance")] = False
     sharing: Annotated[
         Literal["auto", "chain", "replay", "off"], Doc("computations shared by candidates; same scores, bit for bit")
     ] = "auto"
@@ -101,7 +101,7 @@ class FinetuneOptions:
     finetune_lr: Annotated[Rate, Doc("SGD learning rate, cosine to zero")] = 0.01
     final_epochs: Annotated[Count, Doc("epochs at the end")] = 3
     final_lr: Annotated[Rate, Doc("SGD learning rate of these")] = 0.01
-    finetune_batch_size: Annotated[Positive, Doc("images per step, over all processes")] = 128
+    finetune_batch_size: Annotated[Positive, Doc("images per step, over all processes")] = 64
     momentum: Annotated[float, Ge(0), Lt(1), Doc("momentum of SGD")] = 0.9
     weight_decay: Annotated[float, Ge(0), Doc("weight decay")] = 5e-4
     decay_all: Annotated[bool, Doc("decay biases and norms too; else matrices only")] = False
@@ -126,10 +126,10 @@ class BaselineOptions:
 
     panel: ClassVar[str] = "Baseline"
 
-    baseline_epochs: Annotated[Positive | None, Doc("epochs of its training (default: 12 on the embedded data)")] = None
+    baseline_epochs: Annotated[Positive | None, Doc("epochs of its training (default: 8 on the embedded data)")] = None
     baseline_lr: Annotated[Rate, Doc("peak SGD learning rate, warm-up and cosine")] = 0.1
-    baseline_batch_size: Annotated[Positive, Doc("images per step, over all processes")] = 128
-    new_head: Annotated[bool, Doc("weights of other classes: draw the classifier anew and fine-tune it first")] = False
+    baseline_batch_size: Annotated[Positive, Doc("images per step, over all processes")] = 64
+    new_head: Annotated[bool, Doc("weights of other classes: draw the classifier anew and train it first")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,17 +150,6 @@ class _Data(DataOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _OnRun:
-    """A verb that starts from an earlier run."""
-
-    panel: ClassVar[str] = "Run"
-
-    run: Annotated[
-        str | None, ARTEFACT, Doc("run folder or checkpoint of prune-blocks (default: the newest completed one)")
-    ] = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class PruneBlocksConfig(
     RunOptions,
     _Data,
@@ -176,3 +165,62 @@ class PruneBlocksConfig(
     """Remove the residual blocks whose removal hurts least."""
 
     panel: ClassVar[str] = "Target"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OnRun:
+    """A verb that starts from an earlier run."""
+
+    panel: ClassVar[str] = "Run"
+
+    run: Annotated[
+        str | None, ARTEFACT, Doc("run folder or checkpoint of prune-blocks (default: the newest completed one)")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OnNetwork(_OnRun, RunOptions, ModelOptions):
+    """A verb on the network of RUN, or on --weights, of any source."""
+
+    panel: ClassVar[str] = "Data"
+
+    data: Annotated[
+        str | None, Doc("data set: NAME or NAME:ARGUMENT, see `effvl list datasets` (default: that of RUN)")
+    ] = None
+    data_root: Annotated[str | None, Doc("folder that relative paths in --data start from")] = None
+    on_bad: Annotated[Literal["error", "skip"], Doc("an unreadable image: stop, or skip up to 1 %")] = "error"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig(_OnNetwork, ScoreOptions, UnitOptions):
+    """Importance of every block of RUN's network, or of --weights; removes nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApplyConfig(_OnNetwork, SaveOptions, MeasureOptions, FinetuneOptions, UnitOptions):
+    """Remove the named blocks of RUN's network, or of --weights, without scoring; fine-tune."""
+
+    panel: ClassVar[str] = "Units"
+
+    units: Annotated[tuple[str, ...], Doc("blocks to remove: their indices in `score`, or their paths")] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig(_OnRun, RunOptions):
+    """Latency of RUN's network and of the one it came from, in torch and in onnxruntime."""
+
+    panel: ClassVar[str] = "Measurement"
+
+    batch_size: Annotated[tuple[Positive, ...], Doc("batch sizes, comma separated")] = (1, 32)
+    onnx: Annotated[bool, Doc("also in onnxruntime, which the extra `onnx` installs")] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(_OnRun, RunOptions):
+    """RUN's network for use without effvl: ONNX, a torch.export program, rebuild.py."""
+
+    panel: ClassVar[str] = "Run"
+
+    format: Annotated[
+        tuple[Literal["onnx", "pt2", "rebuild"], ...], Doc("what to write, comma separated")
+    ] = ("onnx", "pt2", "rebuild")

@@ -20,7 +20,10 @@ from effvl_cli.config.options import (
     SaveOptions,
 )
 
-Selector = Literal["predictor", "golden", "cls-attn", "random"]
+Shots = Positive | Literal["all"]
+Selector = Literal["predictor", "golden", "cls-attn", "evit", "tome", "random", "grid", "center", "norm", "taylor"]
+# Those that choose patches which a picture can show.
+Shown = Literal["predictor", "cls-attn", "random", "grid", "center", "norm", "taylor"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,18 +38,82 @@ class TowerOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchOptions:
+class KeepOptions:
+    """How many patches stay."""
+
+    panel: ClassVar[str] = "Pruning"
+    alternatives: ClassVar[tuple[str, str]] = ("keep", "num_keep")
+
+    keep: Annotated[Fraction, Doc("share of the patch tokens that is kept")] = 0.6
+    num_keep: Annotated[Positive | None, Doc("number of patch tokens that are kept, in place of --keep")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepListOptions:
+    """How many patches stay: one arm for each number."""
+
+    panel: ClassVar[str] = "Pruning"
+    alternatives: ClassVar[tuple[str, str]] = ("keep", "num_keep")
+
+    keep: Annotated[tuple[Fraction, ...], Doc("kept shares of the patch tokens, comma separated")] = (0.6,)
+    num_keep: Annotated[
+        tuple[Positive, ...] | None, Doc("kept numbers of patch tokens, comma separated, in place of --keep")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Checked:
+    """End of the chain of checks that options of one command make together."""
+
+    def __post_init__(self) -> None:
+        """What no single option can say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions(_Checked):
     """Golden-ranking search of an image."""
 
     panel: ClassVar[str] = "Ranking"
 
+    scorer: Annotated[
+        Literal["feature", "label", "maxconf", "taylor"],
+        Doc("what a removal must not harm: the embedding, the label's or the largest posterior, or by gradients"),
+    ] = "feature"
+    score_space: Annotated[
+        Literal["log", "prob", "logit"], Doc("label and maxconf as log-posterior, posterior, or scaled cosine")
+    ] = "log"
+    maxconf_anchor: Annotated[
+        Literal["each", "first"], Doc("maxconf: class of each candidate, or of the first one for all")
+    ] = "each"
+    feature_space: Annotated[
+        Literal["proj", "pre-proj"], Doc("embedding of feature and taylor: after or before the last projection")
+    ] = "proj"
     block: Annotated[Positive, Doc("side of the removal window, in patches")] = 1
     block_stride: Annotated[Positive, Doc("stride of the removal windows")] = 1
     group: Annotated[Count, Doc("tokens removed per round: 1 exact greedy, 0 one shot")] = 0
     rank_until: Annotated[Fraction, Doc("stop removing when this share is alive")] = 0.3
+    shortlist: Annotated[
+        Count, Doc("evaluate only the patches that gradients miss least, so many times --group; 0: all of them")
+    ] = 0
     candidate_tokens: Annotated[
         Positive | None, VOLATILE, Doc("tokens in one chunk of candidates (default: from the device's memory)")
     ] = None
+
+    def __post_init__(self) -> None:
+        """What no single option can say."""
+        super().__post_init__()
+        by_class = self.scorer in ("label", "maxconf")
+        if self.score_space != "log" and not by_class:
+            raise ValueError(f"--score-space is {self.score_space}, which is for --scorer label or maxconf")
+        if self.maxconf_anchor != "each" and self.scorer != "maxconf":
+            raise ValueError(f"--maxconf-anchor is {self.maxconf_anchor}, which is for --scorer maxconf")
+        if self.feature_space != "proj" and by_class:
+            raise ValueError(f"--feature-space is {self.feature_space}, which is for --scorer feature or taylor")
+        if self.shortlist and (self.scorer == "taylor" or not self.group):
+            raise ValueError(
+                f"--shortlist is {self.shortlist}, and needs rounds of evaluated candidates. "
+                "Give --group 1 or more, and another --scorer than taylor"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,31 +122,55 @@ class RankOptions(SearchOptions):
 
     panel: ClassVar[str] = "Ranking"
 
-    shots: Annotated[Positive, Doc("training images per class to rank, train and tune on")] = 16
+    shots: Annotated[Shots, Doc("training images per class to rank, train and tune on")] = 16
+    audit: Annotated[bool, Doc("on 16 images, compare this search, one shot and 10 a round with the exact one")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictorOptions:
+class PredictorOptions(_Checked):
     """Training of the predictor."""
 
     panel: ClassVar[str] = "Predictor"
 
-    predictor_width: Annotated[Positive, Doc("channels that the token states are pooled to")] = 64
+    predictor: Annotated[Literal["mixer", "mlp", "linear"], Doc("network; mixer is bound to one number of patches")] = (
+        "mixer"
+    )
+    predictor_width: Annotated[Positive, Doc("channels that mixer pools the token states to")] = 64
+    predictor_loss: Annotated[
+        Literal["listwise", "keepset", "pairwise", "mse"], Doc("what it learns of the ranking; keepset: official code")
+    ] = "listwise"
+    predictor_keeps: Annotated[
+        tuple[Fraction, ...] | None, Doc("kept shares that keepset learns, comma separated (default: --keep)")
+    ] = None
     predictor_epochs: Annotated[Positive, Doc("epochs over the ranked images")] = 50
     predictor_lr: Annotated[Rate, Doc("Adam learning rate, cosine to a tenth")] = 1e-3
     predictor_weight_decay: Annotated[float, Ge(0), Doc("Adam weight decay")] = 1e-4
     predictor_batch_size: Annotated[Positive, Doc("ranked images per step, over all processes")] = 64
 
+    def __post_init__(self) -> None:
+        """What no single option can say."""
+        super().__post_init__()
+        if self.predictor_keeps and self.predictor_loss != "keepset":
+            raise ValueError(f"--predictor-keeps is for --predictor-loss keepset, and it is {self.predictor_loss}")
+
 
 @dataclass(frozen=True, kw_only=True)
-class TuneOptions:
+class TuneOptions(_Checked):
     """Prompt tuning with pruning active."""
 
     panel: ClassVar[str] = "Tuning"
 
-    prompts: Annotated[Literal["none", "visual"], Doc("learnable tokens")] = "visual"
+    prompts: Annotated[
+        Literal["none", "visual", "text", "independent", "coupled"],
+        Doc("learnable tokens: none, in one tower, in both apart, or visual ones mapped from the text's"),
+    ] = "coupled"
     num_visual_tokens: Annotated[Positive, Doc("visual prompt tokens per block")] = 2
-    prompt_depth: Annotated[Positive, Doc("blocks with prompts of their own")] = 9
+    num_text_tokens: Annotated[Positive, Doc("text prompt tokens per block")] = 2
+    prompt_depth: Annotated[Positive, Doc("blocks with prompts of their own, in each tower")] = 9
+    prompt_start: Annotated[
+        Count | None,
+        Doc("first block with visual prompts (default: --layer, so that the predictor reads what it was trained on)"),
+    ] = None
     tune_epochs: Annotated[Positive, Doc("epochs over the tuning images")] = 5
     tune_lr: Annotated[Rate, Doc("SGD learning rate")] = 0.01
     tune_batch_size: Annotated[Positive, Doc("images per step, over all processes")] = 16
@@ -87,6 +178,24 @@ class TuneOptions:
         "ce+distill"
     )
     tune_augment: Annotated[Literal["none", "flip", "crop-flip"], Doc("training transform")] = "none"
+    tune_keeps: Annotated[
+        Literal["fixed", "mix"], Doc("keep rate while tuning: --keep, or one drawn per step, for prompts at any rate")
+    ] = "fixed"
+
+    def __post_init__(self) -> None:
+        """What no single option can say."""
+        super().__post_init__()
+        has_text = self.prompts in ("text", "independent", "coupled")
+        if has_text and self.tune_objective == "distill":
+            raise ValueError(
+                f"--prompts {self.prompts} need labels: the dense tower says nothing about texts. "
+                "Give --tune-objective ce or ce+distill, or --prompts visual"
+            )
+        if self.prompts == "coupled" and self.num_visual_tokens != self.num_text_tokens:
+            raise ValueError(
+                f"--prompts coupled maps each text token to a visual one, and --num-visual-tokens is "
+                f"{self.num_visual_tokens}, --num-text-tokens {self.num_text_tokens}. Give both the same number"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +205,7 @@ class EvalOptions:
     panel: ClassVar[str] = "Evaluation"
 
     num_golden: Annotated[Count, Doc("test images searched for the golden oracle; 0: none")] = 100
+    cls_block: Annotated[Literal["own", "prev"], Doc("CLS attention of the block after the pruning, or before")] = "own"
     eval_batch_size: Annotated[Positive, VOLATILE, Doc("test images per step on each device")] = 128
 
 
@@ -105,12 +215,8 @@ class _Base(TowerOptions, RunOptions, DataOptions, PromptOptions, ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneTokensConfig(_Base, RankOptions, PredictorOptions, TuneOptions, EvalOptions, SaveOptions):
+class PruneTokensConfig(KeepOptions, _Base, RankOptions, PredictorOptions, TuneOptions, EvalOptions, SaveOptions):
     """The whole job: rank, predict, tune, evaluate."""
-
-    panel: ClassVar[str] = "Pruning"
-
-    keep: Annotated[Fraction, Doc("share of the patch tokens that is kept")] = 0.6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,41 +234,48 @@ class _OnRun:
 class RankConfig(_Base, RankOptions):
     """Search the golden rankings of the training images; needs no earlier run."""
 
+    panel: ClassVar[str] = "Ranking"
 
-@dataclass(frozen=True, kw_only=True)
-class PredictConfig(_OnRun, _Base, RankOptions, PredictorOptions, SaveOptions):
-    """Train a predictor on the rankings of RUN."""
-
-    keep: Annotated[Fraction, Doc("share of the patch tokens that validation keeps")] = 0.6
+    sample_shard: Annotated[str, Doc("i/n: every n-th image from the i-th on; shards meet in the cache")] = "0/1"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneConfig(_OnRun, _Base, TuneOptions, SaveOptions):
+class PredictConfig(KeepOptions, _OnRun, _Base, RankOptions, PredictorOptions, SaveOptions):
+    """Train a predictor on the rankings of RUN; validation keeps as many patches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig(KeepOptions, _OnRun, _Base, TuneOptions, SaveOptions):
     """Tune prompts with the predictor of RUN pruning."""
 
     panel: ClassVar[str] = "Pruning"
 
-    shots: Annotated[Positive, Doc("training images per class")] = 16
-    keep: Annotated[Fraction, Doc("share of the patch tokens that is kept")] = 0.6
+    shots: Annotated[Shots, Doc("training images per class")] = 16
+
+    def __post_init__(self) -> None:
+        """What no single option can say."""
+        super().__post_init__()
+        if self.prompts == "none":
+            raise ValueError("--prompts is none, and nothing else is tuned. Give visual, text, independent or coupled")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(_OnRun, _Base, SearchOptions, EvalOptions):
+class EvalConfig(KeepListOptions, _OnRun, _Base, SearchOptions, EvalOptions):
     """Accuracy of selectors at keep rates, with RUN's predictor and prompts."""
 
     panel: ClassVar[str] = "Evaluation"
 
-    keep: Annotated[tuple[Fraction, ...], Doc("kept shares, comma separated")] = (0.6,)
     selector: Annotated[tuple[Selector, ...], Doc("selectors, comma separated")] = (
-        "predictor",
-        "cls-attn",
-        "random",
+        *("predictor", "cls-attn", "evit", "tome", "grid", "random"),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class VizConfig(_OnRun, _Base):
+class VizConfig(KeepListOptions, _OnRun, _Base):
     """Pictures of kept and dropped patches, with RUN's predictor."""
 
-    keep: Annotated[tuple[Fraction, ...], Doc("kept shares, comma separated")] = (0.6,)
+    panel: ClassVar[str] = "Pictures"
+
+    selector: Annotated[tuple[Shown, ...], Doc("selectors, comma separated")] = ("predictor", "cls-attn", "random")
+    cls_block: Annotated[Literal["own", "prev"], Doc("CLS attention of the block after the pruning, or before")] = "own"
     num_images: Annotated[int, Ge(1), Le(64), Doc("test images shown")] = 8

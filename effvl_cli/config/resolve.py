@@ -96,24 +96,40 @@ def resolve(
     known = options(config)
     values: dict[str, Any] = {}
     origins = dict.fromkeys(known, "default")
+
+    def take(found: Mapping[str, Any], origin: str) -> None:
+        for name in _displaced(getattr(config, "alternatives", ()), found):
+            values.pop(name, None)
+            origins[name] = "default"
+        values.update(found)
+        origins.update(dict.fromkeys(found, origin))
+
     if base is not None:
-        for key, value in base.config.items():
-            name = key.replace("-", "_")
-            if name in known and name not in {"out", "name", "run"}:
-                values[name], origins[name] = value, f"run {Path(base.path).parent}"
+        earlier = {key.replace("-", "_"): value for key, value in base.config.items()}
+        kept = {name: earlier[name] for name in earlier if name in known and name not in {"out", "name", "run"}}
+        take(kept, f"run {Path(base.path).parent}")
     found = None
     if recipe is not None:
         found = read_recipe(Path(recipe))
         _check_recipe(found, command, known)
-        for key, value in found.config.items():
-            name = key.replace("-", "_")
-            values[name], origins[name] = value, f"recipe {recipe}"
-    for name, value in typed.items():
-        values[name], origins[name] = value, "flag"
+        take({key.replace("-", "_"): value for key, value in found.config.items()}, f"recipe {recipe}")
+    _refuse_both(getattr(config, "alternatives", ()), typed)
+    take(typed, "flag")
     if base is not None and "run" in known:  # however it was named, as a checkpoint file or not at all
         values["run"] = str(Path(base.path).parent)
         origins["run"] = "newest run" if origins["run"] == "default" else origins["run"]
     return Resolved(validate(config, values, origins), origins, found)
+
+
+def _displaced(alternatives: tuple[str, ...], found: Mapping[str, Any]) -> list[str]:
+    """Of options that stand for one another, those that a source leaves out when it gives another one."""
+    return [name for name in alternatives if name not in found and any(other in found for other in alternatives)]
+
+
+def _refuse_both(alternatives: tuple[str, ...], typed: Mapping[str, Any]) -> None:
+    flags = [f"--{name.replace('_', '-')}" for name in alternatives if name in typed]
+    if len(flags) > 1:
+        raise UsageError(f"{' and '.join(flags)} say the same", "Give one of them")
 
 
 def _check_recipe(recipe: Recipe, command: str, known: Mapping[str, Option]) -> None:
@@ -192,7 +208,8 @@ def _readable(
         return UsageError(where, f"It is one of {', '.join(option.choices)}{guess}")
     wanted = {int: "a whole number", float: "a number", bool: "true or false"}.get(option.kind, "a text")
     listed = f"{wanted}s, comma separated" if option.is_list else wanted
-    return UsageError(where, f"It must be {listed}{', ' + option.bounds if option.bounds else ''}")
+    words = "".join(f", or {word}" for word in option.words)
+    return UsageError(where, f"It must be {listed}{', ' + option.bounds if option.bounds else ''}{words}")
 
 
 # --- what is written, and compared -----------------------------------------------------------------------------------

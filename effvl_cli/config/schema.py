@@ -28,6 +28,8 @@ class Option:
     is_list: bool
     optional: bool
     choices: tuple[str, ...]
+    words: tuple[str, ...]
+    """Texts that are as good as a number, e.g. "all"."""
     bounds: str
     doc: str
     default: Any
@@ -43,7 +45,7 @@ class Option:
     def metavar(self) -> str:
         """Placeholder in help."""
         listed = "|".join(self.choices)
-        word = {int: "INT", float: "FLOAT"}.get(self.kind, "TEXT")
+        word = "|".join(({int: "INT", float: "FLOAT"}.get(self.kind, "TEXT"), *self.words))
         word = "NAME" if len(listed) > WIDEST else listed or word
         return f"{word},..." if self.is_list else word
 
@@ -71,7 +73,7 @@ def _owner(config: type, name: str) -> type:
 
 def _option(config: type, item: Any, hint: Any) -> Option:
     meta = list(getattr(hint, "__metadata__", ()))
-    kind, optional = _without_none(_bare(hint))
+    kind, optional, words = _parts(_bare(hint))
     is_list = typing.get_origin(kind) is tuple
     if is_list:
         kind = typing.get_args(kind)[0]
@@ -85,6 +87,7 @@ def _option(config: type, item: Any, hint: Any) -> Option:
         is_list=is_list,
         optional=optional,
         choices=choices,
+        words=words,
         bounds=_bounds(meta),
         doc=next((m.documentation for m in meta if isinstance(m, Doc)), ""),
         default=item.default,
@@ -97,11 +100,15 @@ def _bare(hint: Any) -> Any:
     return hint.__origin__ if hasattr(hint, "__metadata__") else hint
 
 
-def _without_none(hint: Any) -> tuple[Any, bool]:
+def _parts(hint: Any) -> tuple[Any, bool, tuple[str, ...]]:
+    """A type without the None and the words that it is united with, whether there was a None, and the words."""
     if typing.get_origin(hint) not in (typing.Union, types.UnionType):
-        return hint, False
-    [inner] = [part for part in typing.get_args(hint) if part is not type(None)]
-    return inner, True
+        return hint, False, ()
+    parts = [part for part in typing.get_args(hint) if part is not type(None)]
+    words = [part for part in parts if len(parts) > 1 and typing.get_origin(part) is typing.Literal]
+    [inner] = [part for part in parts if part not in words]
+    listed = tuple(str(word) for part in words for word in typing.get_args(part))
+    return inner, type(None) in typing.get_args(hint), listed
 
 
 def _bounds(meta: list[Any]) -> str:

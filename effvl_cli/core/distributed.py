@@ -172,3 +172,27 @@ def gather_with_gradient(rows: torch.Tensor) -> torch.Tensor:
     if not dist.is_initialized():
         return rows
     return _Gather.apply(rows)
+
+
+def share_buffers(module: torch.nn.Module) -> None:
+    """Give every process the first one's buffers, e.g. the running statistics of batch norm."""
+    if not dist.is_initialized():
+        return
+    device = _collective_device()
+    for buffer in module.buffers():
+        held = buffer.detach().to(device)
+        dist.broadcast(held, 0)
+        buffer.copy_(held)
+
+
+def add_up(rows: torch.Tensor) -> torch.Tensor:
+    """Elementwise sum over the processes, on every process; exact where all but one hold zero.
+
+    Args:
+        rows: of one shape on every process.
+    """
+    if not dist.is_initialized():
+        return rows
+    total = rows.detach().to(_collective_device(), copy=True)
+    dist.all_reduce(total)
+    return total.to(rows.device)

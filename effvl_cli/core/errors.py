@@ -57,6 +57,12 @@ class DistributedError(EffvlError):
     exit_code = 7
 
 
+class CheckError(EffvlError):
+    """A check that the user asked for failed: what was exported does not compute what it was exported from."""
+
+    exit_code = 8
+
+
 class Preempted(EffvlError):  # noqa: N818 - an outcome, not a fault
     """The run was asked to stop, has saved its state and can be resumed."""
 

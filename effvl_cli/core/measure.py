@@ -1,7 +1,8 @@
 """Parameters, multiply-adds and latency."""
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +23,20 @@ def count_macs(module: nn.Module, *inputs: Tensor) -> int:
     The fused attention of inference is invisible to the counter, and a frozen module takes it even with gradients on:
     it is switched off while counting.
     """
+    with unfused_attention(), torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        module(*inputs)
+    return counter.get_total_flops() // 2
+
+
+@contextlib.contextmanager
+def unfused_attention() -> Iterator[None]:
+    """Run the body without the fused inference path of `nn.MultiheadAttention`."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.enable_grad(), FlopCounterMode(display=False) as counter:
-            module(*inputs)
+        yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-    return counter.get_total_flops() // 2
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from effvl_cli.core.files import write_bytes
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+CROWDED = 6  # more series than this have their legend beside the picture
+DASHES = ("-", ":")  # more series than colours
 _STYLE: dict[Any, Any] = {
     "figure.dpi": 150,
     "font.size": 9,
@@ -59,12 +61,16 @@ def curves(
     reference: tuple[str, float] | None = None,
 ) -> None:
     """Lines with error bars: each series is (x, y, standard error) points; `reference` is a dashed level."""
-    figure, axes = _figure(5.6, 3.8)
+    crowded = len(series) > CROWDED
+    figure, axes = _figure(7.2 if crowded else 5.6, 3.8)
     if reference:
         axes.axhline(reference[1], color="#555555", linestyle="--", linewidth=1, label=reference[0])
     _draw_curves(axes, series)
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
-    axes.legend()
+    if crowded:
+        figure.legend(loc="outside right center")
+    else:
+        axes.legend()
     _write(figure, path)
 
 
@@ -91,6 +97,7 @@ def _draw_curves(axes: Any, series: Mapping[str, Sequence[Point]]) -> None:
     for place, (name, points) in enumerate((name, points) for name, points in series.items() if points):
         x, y, error = (list(column) for column in zip(*sorted(points), strict=True))
         style = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+        style["linestyle"] = DASHES[place // len(COLOURS) % len(DASHES)]
         axes.errorbar(x, y, yerr=error, label=name, markersize=4, linewidth=1.4, capsize=2, **style)
 
 
@@ -125,6 +132,48 @@ def paired_bars(
     _write(figure, path)
 
 
+def intervals(
+    path: Path,
+    rows: Mapping[str, tuple[float, float, float]],
+    *,
+    title: str,
+    xlabel: str,
+    marked: Sequence[str] = (),
+) -> None:
+    """A dot and a bar for each name, from above: value, low and high end; `marked` ones are filled in another colour."""
+    figure, axes = _figure(5.6, 1.2 + 0.2 * len(rows))
+    for place, (name, (value, low, high)) in enumerate(rows.items()):
+        colour = COLOURS[1] if name in marked else COLOURS[0]
+        axes.plot([low, high], [place, place], color=colour, linewidth=1.4)
+        axes.plot(value, place, color=colour, marker="s" if name in marked else "o", markersize=4)
+    axes.axvline(0, color="#555555", linestyle="--", linewidth=1)
+    axes.set_yticks(range(len(rows)), list(rows), fontsize=8)
+    axes.invert_yaxis()
+    axes.set(title=title, xlabel=xlabel)
+    _write(figure, path)
+
+
+def fronts(path: Path, points: Mapping[str, Sequence[tuple[float, float, str]]], *, title: str, ylabel: str) -> None:
+    """Panels of (cost, accuracy, name) points under the names of their costs; dominated points are hollow."""
+    figure, grid = _figure(3.3 * len(points), 3.4, ncols=len(points), squeeze=False, sharey=True)
+    figure.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
+    for axes, (xlabel, row) in zip(grid[0], points.items(), strict=True):
+        best = [p for p in row if not any(_dominates(other, p) for other in row)]
+        axes.plot(*zip(*sorted(p[:2] for p in best), strict=True), color=COLOURS[0], linewidth=1)
+        for point in row:
+            fill = COLOURS[0] if point in best else "white"
+            axes.plot(*point[:2], marker="o", markersize=5, markerfacecolor=fill, markeredgecolor=COLOURS[0])
+            axes.annotate(point[2], point[:2], fontsize=7, textcoords="offset points", xytext=(4, 4))
+        axes.set(xlabel=xlabel)
+    grid[0][0].set_ylabel(ylabel)
+    _write(figure, path)
+
+
+def _dominates(one: tuple[float, float, str], other: tuple[float, float, str]) -> bool:
+    """Whether it costs no more and is no worse, and is better in one of both."""
+    return one[0] <= other[0] and one[1] >= other[1] and one[:2] != other[:2]
+
+
 def image_grid(
     path: Path, images: NDArray[np.uint8], *, title: str, row_labels: Sequence[str], column_labels: Sequence[str] = ()
 ) -> None:
@@ -148,4 +197,18 @@ def image_grid(
             axes.set_ylabel(row_labels[row], rotation=0, ha="right", va="center")
         if row == 0 and column_labels:
             axes.set_title(column_labels[column], fontsize=7, fontweight="normal", loc="center")
+    _write(figure, path)
+
+
+def heat_maps(path: Path, maps: Mapping[str, NDArray[np.float64]], *, title: str, columns: int) -> None:
+    """Shares on a grid, from 0 to 1 on one scale of colours; each map under its name, `columns` of them in a row."""
+    rows = -(-len(maps) // columns)
+    figure, grid = _figure(max(5.6, 1.9 * columns + 0.9), 2.0 * rows + 0.4, nrows=rows, ncols=columns, squeeze=False)
+    figure.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, (name, shares) in zip(grid.flat, maps.items(), strict=False):
+        drawn = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
+        axes.set_title(name, fontsize=8, fontweight="normal", loc="center")
+    figure.colorbar(drawn, ax=grid, shrink=0.8, label="share of the images")
     _write(figure, path)

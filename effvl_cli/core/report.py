@@ -176,7 +176,9 @@ class Draft:
         self.metrics[name] = Metric(value=self._finite(value, name), **about)
 
     def data(self, source: Any, *, num_samples: int | None = None, bad_files: int = 0) -> None:
-        """Record that (part of) a split was read."""
+        """Record that (part of) a split was read, and what the source has to say about it."""
+        if getattr(source, "remark", ""):
+            self.warn(f"{source.name}, split {source.split}: {source.remark}")
         if num_samples is None:
             num_samples = 0 if getattr(source, "endless", False) else len(source)
         row = Data(

@@ -83,7 +83,7 @@ def share(recipe: Recipe, out: Path, shard: str) -> list[Planned]:
     Raises:
         UsageError: a shard that is none.
     """
-    first, count = _shard(shard)
+    first, count = parse_shard(shard)
     runs = plan(recipe, out)
     if not any("{out}" in value for arm in recipe.arms.values() for value in _options(recipe, arm).values()):
         return runs[first::count]
@@ -154,11 +154,16 @@ def _newer(arguments: list[str], report: Path) -> bool:
     return any(file.is_file() and file.stat().st_mtime > report.stat().st_mtime for file in files)
 
 
-def _shard(text: str) -> tuple[int, int]:
+def parse_shard(text: str, flag: str = "--shard") -> tuple[int, int]:
+    """Split "i/n" into (i, n).
+
+    Raises:
+        UsageError: not of that form, or i is not below n.
+    """
     try:
         first, count = (int(part) for part in text.split("/"))
     except ValueError as error:
-        raise UsageError(f"--shard is {text}", "Write i/n, e.g. 0/4") from error
+        raise UsageError(f"{flag} is {text}", "Write i/n, e.g. 0/4") from error
     if not 0 <= first < count:
-        raise UsageError(f"--shard is {text}", f"i is 0 to {max(0, count - 1)}")
+        raise UsageError(f"{flag} is {text}", f"i is 0 to {max(0, count - 1)}")
     return first, count

@@ -33,13 +33,13 @@ def build(argument: str, split: str, *, root: Path | None = None, seed: int = 0)
         raise DataError(f"no folder at {folder}", LAYOUT)
     found = {name: _subfolder(folder, names) for name, names in NAMES.items()}
     place, tenths = _place(folder, found, split)
-    classes = _class_folders(found["train"] or folder)
+    classes = class_folders(found["train"] or folder)
     if not classes:
         raise DataError(f"{found['train'] or folder} holds no class folders", LAYOUT)
-    extra = sorted(set(_class_folders(place)) - set(classes))
+    extra = sorted(set(class_folders(place)) - set(classes))
     if extra:
         raise DataError(f"class {extra[0]!r} of {place} is not in {found['train']}", "Both need the same class folders")
-    ids, labels = _list(place, classes, tenths, folder)
+    ids, labels = list_images(place, classes, tenths, folder)
     if not ids:
         raise _empty(place, split, tenths)
     return FileImages(
@@ -74,22 +74,24 @@ def _place(folder: Path, found: dict[str, Path | None], split: str) -> tuple[Pat
     return train, None if val else TENTHS_OF_TRAIN["train"]
 
 
-def _class_folders(folder: Path) -> list[str]:
+def class_folders(folder: Path) -> list[str]:
+    """Names of the folders in a folder, as people count."""
     names = [entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
     return sorted(names, key=natural)
 
 
-def _list(place: Path, classes: list[str], tenths: range | None, root: Path) -> tuple[list[str], list[int]]:
+def list_images(place: Path, classes: list[str], tenths: range | None, root: Path) -> tuple[list[str], list[int]]:
+    """Image files of the class folders in `place`, as paths from `root`, and their labels; only some tenths of them."""
     ids, labels = [], []
     for label, name in enumerate(classes):
-        for image in sorted(_images(place / name, root)):
-            if tenths is None or _tenth(image) in tenths:
+        for image in sorted(images_below(place / name, root)):
+            if tenths is None or tenth(image) in tenths:
                 ids.append(image)
                 labels.append(label)
     return ids, labels
 
 
-def _images(folder: Path, root: Path) -> list[str]:
+def images_below(folder: Path, root: Path) -> list[str]:
     """Image files below a folder, as paths from `root`; plain strings, since there may be a million."""
     if not folder.is_dir():
         return []
@@ -108,7 +110,8 @@ def _images(folder: Path, root: Path) -> list[str]:
     return found
 
 
-def _tenth(name: str) -> int:
+def tenth(name: str) -> int:
+    """0 to 9, by hash of a name: the same on every machine, and whatever other names there are."""
     return hashlib.blake2b(name.encode(), digest_size=8).digest()[0] % 10
 
 

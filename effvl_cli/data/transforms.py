@@ -44,11 +44,10 @@ class Preprocess:
         """An RGB image resized and cropped; one of the right size stays as it is, unless a crop is due."""
         if self.crop_ratio != 1 or image.size != (self.size[1], self.size[0]):
             mode = InterpolationMode(self.interpolation)
-            if self.resize_mode == "squash":
-                image = tf.resize(image, list(self.size), mode)
-            else:
-                whole = (round(self.size[0] / self.crop_ratio), round(self.size[1] / self.crop_ratio))
-                image = tf.center_crop(_resize_shortest(image, whole, mode), list(self.size))
+            whole = (round(self.size[0] / self.crop_ratio), round(self.size[1] / self.crop_ratio))
+            squash = self.resize_mode == "squash"
+            image = tf.resize(image, list(whole), mode) if squash else _resize_shortest(image, whole, mode)
+            image = tf.center_crop(image, list(self.size))
         return image
 
     def normalise(self, images: Tensor) -> Tensor:

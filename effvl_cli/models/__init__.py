@@ -17,6 +17,7 @@ MODELS = Registry(
             "effvl_cli.models.torchvision:build",
             "any torchvision classifier, e.g. torchvision:resnet50",
         ),
+        Row("timm:", "effvl_cli.models.timm:build", "any timm classifier, e.g. timm:convnext_tiny"),
         Row("vit:", "effvl_cli.models.vit:build", "ViT without labels, or with a head: vit:SIZE/PATCH@PIXELS[,mean]"),
         Row(
             "openclip:",

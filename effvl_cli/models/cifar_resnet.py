@@ -3,6 +3,8 @@
 B images, C channels, H and W the sides of a feature map.
 """
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -39,16 +41,16 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """A 3x3 stem, three stages of `num_blocks` blocks at 32, 16 and 8 px, the mean over pixels, and a linear layer."""
+    """A 3x3 stem, three stages of `depths` blocks at 32, 16 and 8 px, the mean over pixels, and a linear layer."""
 
-    def __init__(self, num_blocks: int, num_classes: int, width: int = WIDTH) -> None:
+    def __init__(self, depths: Sequence[int], num_classes: int, width: int) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.layer1 = _stage(width, width, num_blocks, stride=1)
-        self.layer2 = _stage(width, 2 * width, num_blocks, stride=2)
-        self.layer3 = _stage(2 * width, 4 * width, num_blocks, stride=2)
+        self.layer1 = self._stage(width, width, depths[0], stride=1)
+        self.layer2 = self._stage(width, 2 * width, depths[1], stride=2)
+        self.layer3 = self._stage(2 * width, 4 * width, depths[2], stride=2)
         self.fc = nn.Linear(4 * width, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -60,10 +62,10 @@ class CifarResNet(nn.Module):
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.fc(x.mean((2, 3)))
 
-
-def _stage(inputs: int, outputs: int, num_blocks: int, *, stride: int) -> nn.Sequential:
-    rest = [BasicBlock(outputs, outputs) for _ in range(num_blocks - 1)]
-    return nn.Sequential(BasicBlock(inputs, outputs, stride), *rest)
+    @staticmethod
+    def _stage(inputs: int, outputs: int, num_blocks: int, *, stride: int) -> nn.Sequential:
+        first = [BasicBlock(inputs, outputs, stride)] if num_blocks else []
+        return nn.Sequential(*first, *(BasicBlock(outputs, outputs) for _ in range(num_blocks - 1)))
 
 
 def build(argument: str, *, num_classes: int | None = None) -> Network:
@@ -74,7 +76,7 @@ def build(argument: str, *, num_classes: int | None = None) -> Network:
     """
     first, _, more = argument.partition(",")
     depth, width = _depth(first), _width(argument, more)
-    module = CifarResNet((depth - 2) // 6, num_classes or 10, width)
+    module = CifarResNet([(depth - 2) // 6] * 3, num_classes or 10, width)
     preprocess = Preprocess(size=(32, 32), mean=_MEAN, std=_STD, interpolation="bilinear")
     name = f"cifar-resnet:{depth}" + (f",width={width}" if width != WIDTH else "")
     return Network(name, "classifier", module, preprocess)
@@ -86,7 +88,9 @@ def _width(argument: str, more: str) -> int:
         return WIDTH
     if key == "width" and value.isdecimal() and int(value) > 0:
         return int(value)
-    raise UsageError(f"cifar-resnet:{argument} cannot be read", "Write cifar-resnet:DEPTH or cifar-resnet:DEPTH,width=8")
+    raise UsageError(
+        f"cifar-resnet:{argument} cannot be read", "Write cifar-resnet:DEPTH or cifar-resnet:DEPTH,width=8"
+    )
 
 
 def _depth(argument: str) -> int:

@@ -12,6 +12,7 @@ from effvl_cli.core import checkpoint, seeds
 from effvl_cli.core.errors import ModelError, UsageError
 from effvl_cli.data.transforms import Preprocess
 from effvl_cli.models import MODELS
+from effvl_cli.models.edits import apply_edits
 
 Kind = Literal["clip", "classifier", "backbone"]
 CHECKPOINT = "checkpoint.safetensors"
@@ -44,6 +45,7 @@ class Network:
         source: where the weights are from.
         weights_sha256: digest of the loaded tensors.
         manifest: of the effvl checkpoint that the weights come from, else empty.
+        edits: what was changed after it was built by name, see models/edits.py.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Network:
     source: str = "random"
     weights_sha256: str = ""
     manifest: Mapping[str, Any] = field(default_factory=dict)
+    edits: list[dict[str, Any]] = field(default_factory=list)
 
     def describe(self) -> dict[str, Any]:
         """What a checkpoint's manifest says of its network."""
@@ -65,6 +68,7 @@ class Network:
             "model": self.name,
             "num_classes": getattr(self.module, "num_classes", None),
             "preprocess": self.preprocess.to_dict(),
+            "edits": self.edits,
         }
 
 
@@ -78,7 +82,7 @@ def load(
     num_classes: int | None = None,
     download: bool = False,
 ) -> Network:
-    """Build a network by name and load its weights.
+    """Build a network by name, repeat the edits of its checkpoint and load its weights.
 
     Args:
         spec: registry name; None: the one that the checkpoint `weights` names, else `default`.
@@ -91,7 +95,8 @@ def load(
 
     Raises:
         UsageError: unknown name.
-        ModelError: weights that are missing, damaged or another network's, or a network of another kind.
+        ModelError: weights that are missing, damaged or another network's, edits that do not fit it, or a network of
+            another kind.
     """
     path = _checkpoint_file(weights)
     manifest = _manifest_of(path)
@@ -104,6 +109,8 @@ def load(
             f"--weights {weights} are of {manifest['model']}, not of --model {network.name}",
             f"Leave --model out, or give --model {manifest['model']}",
         )
+    network.edits = manifest.get("edits", [])
+    apply_edits(network.module, network.edits)
     if weights == "none":
         network.weights_sha256 = checkpoint.digest(network.module.state_dict())
         return network

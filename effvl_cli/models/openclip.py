@@ -13,12 +13,16 @@ from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed,
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 from torch import Tensor, nn
 
-from effvl_cli.core.errors import ModelError, UsageError
+from effvl_cli.core.errors import MissingPackageError, ModelError, UsageError
 from effvl_cli.core.registry import nearest
 from effvl_cli.data.transforms import Preprocess
 from effvl_cli.models.network import Network
 
 _OPENAI_SCALARS = ("input_resolution", "context_length", "vocab_size")
+_SIZES = (
+    *("visual.conv1.weight", "visual.class_embedding", "visual.trunk.patch_embed.proj.weight"),
+    *("token_embedding.weight", "text.token_embedding.weight"),
+)
 
 
 def build(name: str, *, num_classes: int | None = None) -> Network:
@@ -26,16 +30,22 @@ def build(name: str, *, num_classes: int | None = None) -> Network:
 
     Raises:
         UsageError: no configuration of that name.
+        MissingPackageError: its text tower or tokenizer comes from a package that is not installed.
     """
     if name not in open_clip.list_models():
         hint = nearest(name, open_clip.list_models()) or "`effvl list models openclip` lists them"
         raise UsageError(f"unknown open_clip model {name!r}", hint)
     try:
-        module = open_clip.create_model(name, pretrained=None, pretrained_hf=False, device="cpu")
         tokenize = open_clip.get_tokenizer(name)
-    except (ImportError, RuntimeError, OSError) as error:
+        module = open_clip.create_model(name, pretrained=None, pretrained_hf=False, device="cpu")
+    except ImportError as error:
+        package = error.name or "transformers"
+        raise MissingPackageError(
+            f"{name} needs {package}, which is not installed", f"pip install {package}"
+        ) from error
+    except (RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise ModelError(f"open_clip cannot build {name}: {reason}", "It may need a package or a text model") from error
+        raise ModelError(f"open_clip cannot build {name}: {reason}", "It may need a text model") from error
     return Network(
         name=f"openclip:{name}",
         kind="clip",
@@ -84,9 +94,9 @@ def adapt(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _same_patches(module: nn.Module, state: dict[str, Tensor]) -> bool:
-    """Only a network of the same patches and width may have its positions resized; another is reported as it is."""
+    """Only a network of the same patches, words and widths may have its positions resized; another is reported."""
     own = module.state_dict()
-    keys = [key for key in ("visual.conv1.weight", "visual.class_embedding") if key in own]
+    keys = [key for key in _SIZES if key in own]
     return all(key in state and state[key].shape == own[key].shape for key in keys)
 
 

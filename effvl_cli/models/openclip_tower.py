@@ -1,16 +1,19 @@
-"""open_clip's VisionTransformer as a flat sequence of tokens: the one place that touches open_clip's private names."""
+"""open_clip's image towers as flat sequences of tokens: the one place that touches open_clip's private names."""
 
 import difflib
 from typing import Any
 
 import open_clip
+import timm
 import torch
 import torch.nn.functional as F
+from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from effvl_cli.core.errors import ModelError
+from effvl_cli.models.timm_tower import TimmTower, is_plain, objection
 
 _QKV = "qkv"
 
@@ -78,6 +81,10 @@ class OpenClipTower:
         """Final norm, pooling and projection, (B, n, D) to (B, E), not normalised."""
         return self._pool(states)[0]
 
+    def pooled(self, states: Tensor) -> Tensor:
+        """The same without the projection: (B, n, D) to (B, width of the pooling)."""
+        return self.module._pool(states)[0]
+
     def _pool(self, states: Tensor) -> tuple[Tensor, Tensor]:
         pooled, tokens = self.module._pool(states)
         return (pooled if self.module.proj is None else pooled @ self.module.proj), tokens
@@ -109,26 +116,41 @@ class OpenClipTower:
         return states + block.ls_2(block.mlp(block.ln_2(states)))
 
 
-def tower_of(model: nn.Module, name: str = "") -> OpenClipTower:
+ClipTower = OpenClipTower | TimmTower
+"""Any image tower of open_clip that can be pruned."""
+
+
+def tower_of(model: nn.Module, name: str = "") -> ClipTower:
     """The image tower of an open_clip model, or the tower itself.
 
     Args:
-        model: a model with a `visual`, or a VisionTransformer.
+        model: a model with a `visual`, or a VisionTransformer or TimmModel.
         name: of the model, for the message.
 
     Raises:
-        ModelError: the tower is not a flat sequence of tokens.
+        ModelError: the tower is not a flat sequence of tokens, or positions live inside its blocks.
     """
     visual = getattr(model, "visual", model)
-    called = f"{type(visual).__name__} of {name}" if name else type(visual).__name__
-    if not isinstance(visual, VisionTransformer):
-        near = ", ".join(nearest_supported(name))
-        raise ModelError(f"tower {called} is not a flat token sequence; supported: {near}", "Choose one of them")
+    if isinstance(visual, VisionTransformer):
+        reason = _objection(visual)
+    else:
+        reason = objection(visual) if isinstance(visual, TimmModel) else "is not a flat token sequence"
+    if reason:
+        called = type(visual.trunk if isinstance(visual, TimmModel) else visual).__name__
+        near = ", ".join(nearest_supported(name.removeprefix("openclip:")))
+        raise ModelError(
+            f"tower {called}{f' of {name}' if name else ''} {reason}; supported: {near}", "Choose one of them"
+        )
+    return OpenClipTower(visual) if isinstance(visual, VisionTransformer) else TimmTower(visual)
+
+
+def _objection(visual: VisionTransformer) -> str:
+    """Why this tower cannot be pruned; empty when it can."""
     if visual.attn_pool is None and visual.pool_type == "none":
-        raise ModelError(f"tower {called} gives no image embedding (pool_type none)", "Choose another model")
+        return "gives no image embedding (pool_type none)"
     if getattr(visual.transformer.resblocks[0].attn, "logit_scale", None) is not None:
-        raise ModelError(f"tower {called} has scaled cosine attention, which is not supported", "Choose another model")
-    return OpenClipTower(visual)
+        return "has scaled cosine attention"
+    return ""
 
 
 def nearest_supported(name: str, count: int = 3) -> list[str]:
@@ -136,15 +158,17 @@ def nearest_supported(name: str, count: int = 3) -> list[str]:
     supported = []
     for known in open_clip.list_models():
         vision = (open_clip.get_model_config(known) or {}).get("vision_cfg", {})
-        if "timm_model_name" not in vision and isinstance(vision.get("layers", 12), int):
+        if is_plain(vision.get("timm_model_name", "vit_")) and isinstance(vision.get("layers", 12), int):
             supported.append(known)
     usual = sorted(supported, key=lambda known: (not known.startswith("ViT"), len(known), known))
     alike = difflib.get_close_matches(name, supported, n=count, cutoff=0.5)
     return [*alike, *(known for known in usual if known not in alike)][:count]
 
 
-def self_check(tower: OpenClipTower, image_size: tuple[int, int] | None = None) -> None:
-    """Run one random image through the pieces and compare with the untouched tower: catches changes in open_clip.
+def self_check(tower: ClipTower, image_size: tuple[int, int] | None = None) -> None:
+    """Run one random image through the pieces and compare with the untouched tower.
+
+    It catches changes in open_clip and timm.
 
     Args:
         tower: the adapter.
@@ -154,7 +178,7 @@ def self_check(tower: OpenClipTower, image_size: tuple[int, int] | None = None) 
         ModelError: the results differ.
     """
     module = tower.module
-    weight = module.conv1.weight
+    weight = next(module.parameters())
     noise = torch.randn(1, 3, *(image_size or tower.image_size), generator=torch.Generator().manual_seed(0))
     image = noise.to(weight.device, weight.dtype)
     was_training = module.training
@@ -168,7 +192,7 @@ def self_check(tower: OpenClipTower, image_size: tuple[int, int] | None = None) 
             differences = [_difference(pieces, tower.block(0, states))]
             for index in range(tower.depth):
                 states = tower.block(index, states)
-            expected = expected[0] if tower.module.output_tokens else expected
+            expected = expected[0] if isinstance(expected, tuple) else expected
             differences.append(_difference(tower.pool(states), expected))
     finally:
         module.train(was_training)
@@ -176,7 +200,7 @@ def self_check(tower: OpenClipTower, image_size: tuple[int, int] | None = None) 
     if not max(differences) <= tolerance:
         raise ModelError(
             f"the tower taken apart differs from itself by {max(differences):.1e} (allowed: {tolerance:.1e})",
-            f"open_clip {open_clip.__version__} is not the version that this was written for",
+            f"open_clip {open_clip.__version__} or timm {timm.__version__} is not what this was written for",
         )
 
 

@@ -36,10 +36,14 @@ def build(argument: str, *, num_classes: int | None = None) -> Network:
     if argument not in known:
         hint = nearest(argument, known) or "Give a name of torchvision's classifiers, e.g. torchvision:resnet50"
         raise UsageError(f"unknown classifier {argument!r} of torchvision", hint)
-    more: dict[str, Any] = _NO_AUXILIARY if argument in _AUXILIARY else {}
-    module = get_model(argument, weights=None, num_classes=num_classes or 1000, **more)
+    module = get_model(argument, weights=None, num_classes=num_classes or 1000, **options_of(argument))
     module.num_classes = num_classes or 1000
     return Network(f"torchvision:{argument}", "classifier", module, _preprocess(argument), adapt=_adapt)
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """Arguments of torchvision's constructor beside the number of classes."""
+    return _NO_AUXILIARY if name in _AUXILIARY else {}
 
 
 def _preprocess(name: str) -> Preprocess:

@@ -11,7 +11,7 @@ from effvl_cli.core.checkpoint import load_model, read_manifest
 METRICS = {
     *("top1_dense", "top1_dense_golden", "top1_golden", "top1_predictor", "top1_predictor_tuned", "top1_cls_attn"),
     *("top1_random", "mac_ratio", "speedup_b1", "speedup_b32", "gain_over_random", "gain_over_cls_attn"),
-    *("top1_shuffled_names", "object_cover"),
+    *("top1_shuffled_names", "object_cover", "top1_evit", "top1_tome", "top1_grid", "top1_center"),
 }
 
 
@@ -215,4 +215,9 @@ def test_the_manifest_says_what_it_belongs_to(job):
         "width": 64,
     }
     assert manifest["predictor"] == {"kind": "mixer", "width": 64}
-    assert manifest["prompts"] == {"num_tokens": 2, "depth": 4, "start": 0}
+    assert manifest["prompts"] == {
+        "visual": {"num_tokens": 2, "depth": 2, "start": 0},  # as deep as the text tower that they are mapped from
+        "text": {"num_tokens": 2, "depth": 2, "width": 64, "first": 1, "template": "a photo of a {}."},
+        "coupled": True,
+        "any_keep": False,
+    }

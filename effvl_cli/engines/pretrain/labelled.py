@@ -44,6 +44,8 @@ def run(config: PretrainConfig, run: Run) -> None:
     task = _task(config, run, source, network, templates)
     fitted = _fit(config, run, source, network, task)
     run.report.model(network.name, network.source, network.module)
+    for edit in network.edits:
+        run.report.edit(edit["kind"], **{"blocks": edit["args"]} if "args" in edit else {})
     run.report.data(source)
     run.report.technique.update(method=config.method, steps=fitted.steps, best_step=fitted.best_step)
     image = torch.zeros(1, 3, *network.preprocess.size, device=run.device)

@@ -1,5 +1,6 @@
 """The predictor and the prompts on disk, and what they belong to."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from effvl_cli.core.errors import ModelError
 from effvl_cli.engines.prune_tokens.rankings import key_of
 from effvl_cli.engines.prune_tokens.setup import Setup, artefact_fields, refuse_other
 from effvl_cli.models.network import CHECKPOINT
-from effvl_cli.techniques.prune_tokens.predictor import MixerPredictor
-from effvl_cli.techniques.prune_tokens.prompts import VisualPrompts
+from effvl_cli.techniques.prune_tokens.predictor import Predictor, make_predictor
+from effvl_cli.techniques.prune_tokens.prompts import CoupledPrompts, Prompts, VisualPrompts
+from effvl_cli.techniques.prune_tokens.text_prompts import TextPrompts
 
 KIND = "prune-tokens"
 
@@ -22,15 +24,21 @@ KIND = "prune-tokens"
 class Artefact:
     """What a run of prune-tokens leaves."""
 
-    predictor: MixerPredictor | None
-    prompts: VisualPrompts | None
+    predictor: Predictor | None
+    prompts: Prompts | None
     manifest: dict[str, Any]
+
+    def tuned_for(self, keeps: Sequence[float]) -> list[float]:
+        """Those of some keep rates that the prompts were tuned for: one, or any."""
+        if self.prompts is None:
+            return []
+        return [keep for keep in keeps if self.manifest["prompts"]["any_keep"] or keep == self.manifest["keep"]]
 
 
 def save(
     setup: Setup,
-    predictor: MixerPredictor | None,
-    prompts: VisualPrompts | None,
+    predictor: Predictor | None,
+    prompts: Prompts | None,
     *,
     ranking: dict[str, Any] | None = None,
 ) -> None:
@@ -45,10 +53,8 @@ def save(
         "kind": KIND,
         "fields": artefact_fields(setup),
         "ranking": ranking or key_of(setup, "train"),
-        "predictor": {"kind": "mixer", "width": predictor.width} if predictor else None,
-        "prompts": {"num_tokens": prompts.num_tokens, "depth": prompts.depth, "start": prompts.start}
-        if prompts
-        else None,
+        "predictor": {"kind": predictor.kind, "width": predictor.width} if predictor else None,
+        "prompts": _describe(prompts, setup.config) if prompts else None,
         "keep": getattr(setup.config, "keep", None),
         "classes": list(setup.classes),
         "templates": list(setup.templates),
@@ -75,20 +81,58 @@ def load(setup: Setup, folder: Path) -> Artefact:
     refuse_other(f"the predictor of {folder}", manifest["fields"], artefact_fields(setup))
     predictor = prompts = None
     if manifest["predictor"]:
-        width = manifest["predictor"]["width"]
-        predictor = MixerPredictor(setup.shape.num_patches, setup.shape.num_prefix, width)
+        about, shape = manifest["predictor"], setup.shape
+        predictor = make_predictor(
+            about["kind"],
+            num_patches=shape.num_patches,
+            num_prefix=shape.num_prefix,
+            dim=shape.width,
+            width=about["width"],
+        )
         _fill(predictor, state, "predictor.")
     if manifest["prompts"]:
-        about = manifest["prompts"]
-        empty = torch.zeros(about["depth"], setup.shape.width)
-        prompts = VisualPrompts(empty, about["num_tokens"], start=about["start"])
+        prompts = _empty_prompts(manifest["prompts"], setup.shape.width)
         _fill(prompts, state, "prompts.")
     for module in (predictor, prompts):
         if module is not None:
             module.to(setup.run.device).eval().requires_grad_(False)
     if predictor is not None:
-        setup.run.report.technique["predictor"] = {"width": predictor.width, "from": str(folder)}
+        about = {**manifest["predictor"], "macs": predictor.macs(setup.shape.num_patches), "from": str(folder)}
+        setup.run.report.technique["predictor"] = about
     return Artefact(predictor, prompts, manifest)
+
+
+def _describe(prompts: Prompts, config: Any) -> dict[str, Any]:
+    """What `_empty_prompts` needs, and whether any keep rate was tuned for."""
+    visual, text = prompts.visual, prompts.text
+    return {
+        "visual": {"num_tokens": visual.num_tokens, "depth": visual.depth, "start": visual.start} if visual else None,
+        "text": {
+            "num_tokens": text.num_tokens,
+            "depth": text.depth,
+            "width": text.width,
+            "first": text.first,
+            "template": text.template,
+        }
+        if text
+        else None,
+        "coupled": isinstance(visual, CoupledPrompts),
+        "any_keep": config.tune_keeps == "mix",
+    }
+
+
+def _empty_prompts(about: dict[str, Any], width: int) -> Prompts:
+    """Prompts of the kind and sizes that a manifest describes, their values still to be loaded."""
+    text = None
+    if about["text"]:
+        sizes = (about["text"][name] for name in ("depth", "num_tokens", "width"))
+        text = TextPrompts(torch.zeros(*sizes), first=about["text"]["first"], template=about["text"]["template"])
+    if about["visual"] is None:
+        return Prompts(None, text)
+    start, empty = about["visual"]["start"], torch.zeros(about["visual"]["depth"], width)
+    if about["coupled"] and text is not None:
+        return Prompts(CoupledPrompts(text, empty, start=start))
+    return Prompts(VisualPrompts(empty, about["visual"]["num_tokens"], start=start), text)
 
 
 def _fill(module: torch.nn.Module, state: dict[str, Tensor], prefix: str) -> None:

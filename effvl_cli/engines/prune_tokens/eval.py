@@ -1,51 +1,77 @@
 """`effvl prune-tokens eval`: accuracy of selectors at keep rates."""
 
+import itertools
 from pathlib import Path
+from typing import Any
 
 from effvl_cli.config.prune_tokens import EvalConfig
+from effvl_cli.core.errors import UsageError
 from effvl_cli.core.run import Run
 from effvl_cli.engines.prune_tokens import artefact, pictures, setup, summary
-from effvl_cli.engines.prune_tokens.evaluation import embed, prune, record, record_controls, result, selector_of
+from effvl_cli.engines.prune_tokens.evaluation import (
+    arm,
+    embed,
+    prune,
+    record,
+    record_controls,
+    refuse_missing,
+    result,
+    selector_of,
+)
 from effvl_cli.engines.prune_tokens.job import tower_summary
 from effvl_cli.engines.prune_tokens.oracle import golden
 from effvl_cli.engines.prune_tokens.rankings import refuse_other_ranking
-from effvl_cli.techniques.prune_tokens.tower import Selector
+from effvl_cli.techniques.prune_tokens.tower import WrappedTower
 
 table = summary.results
 
 
 def run(config: EvalConfig, run: Run) -> None:
-    """Every selector at every keep rate, on the same test images; RUN's prompts at the rate they were tuned for."""
+    """Every selector at every keep rate, on the same test images; RUN's prompts at the rates they were tuned for."""
     here = setup.build(config, run)
     run.report.technique["tower"] = tower_summary(here)
+    keeps: tuple[float, ...] = here.config.keep
     saved = artefact.load(here, Path(str(config.run)))
+    _refuse_early(here, saved)
     test = here.images("test")
     dense = embed(here, test)
     record(here, result(here, "dense", 1.0, test, dense, dense))
-    rows = []
-    for name in config.selector:
-        images, reference = test, dense
-        selector: Selector
-        if name == "golden":
-            refuse_other_ranking(here, saved.manifest["ranking"])
-            images, selector, reference = golden(here, test, dense)
-        else:
-            selector = selector_of(name, here, saved.predictor)
-        for keep in config.keep:
-            pruned = embed(here, images, prune(here, selector, keep))
-            rows.append(result(here, name, keep, images, pruned, reference))
-            record(here, rows[-1], _metric(name, keep, config))
+    searched = golden(here, test, dense) if "golden" in config.selector else None
+    rows: list[dict[str, Any]] = []
+    with run.progress("selectors", len(config.selector) * len(keeps)) as progress:
+        for name, keep in itertools.product(config.selector, keeps):
+            images, reference = test, dense
+            if name == "golden" and searched:
+                images, selector, reference = searched
+                vision: WrappedTower = prune(here, selector, keep)
+            else:
+                vision = arm(here, name, keep, saved.predictor)
+            rows.append(result(here, name, keep, images, embed(here, images, vision), reference))
+            record(here, rows[-1], _metric(name, keep, keeps))
+            progress.update(len(rows))
             run.check_stop()
-    if saved.prompts is not None and saved.predictor is not None and saved.manifest["keep"] in config.keep:
-        keep = saved.manifest["keep"]
-        pruned = embed(here, test, prune(here, saved.predictor, keep, saved.prompts))
-        tuned = result(here, "predictor+tuned", keep, test, pruned, dense, saved.prompts.num_tokens)
-        record(here, tuned, _metric("predictor_tuned", keep, config))
+    for keep in saved.tuned_for(keeps):
+        tuned = prune(here, selector_of("predictor", here, saved.predictor), keep, saved.prompts)
+        pruned = embed(here, test, tuned)
+        rows.append(result(here, "predictor+tuned", keep, test, pruned, dense, saved.prompts))
+        record(here, rows[-1], _metric("predictor_tuned", keep, keeps))
     record_controls(here, test, dense)
-    pictures.accuracy_curve(here, rows, float(here.accuracy(dense, test.labels).mean()), f"{len(test)} test images")
+    accuracy, note = float(here.accuracy(dense, test.labels).mean()), f"{len(test)} test images"
+    pictures.accuracy_curve(here, rows, accuracy, note)
+    pictures.cost_curve(here, rows, accuracy, note)
 
 
-def _metric(name: str, keep: float, config: EvalConfig) -> str:
+def _refuse_early(here: setup.Setup, saved: artefact.Artefact) -> None:
+    """Before anything is measured, what the last selector of a list could find missing."""
+    for name in here.config.selector:
+        refuse_missing(name, here, saved.predictor)
+    if "golden" in here.config.selector:
+        if not here.config.num_golden:
+            raise UsageError("--num-golden is 0, and selector golden searches test images", "Give 1 or more")
+        refuse_other_ranking(here, saved.manifest["ranking"])
+
+
+def _metric(name: str, keep: float, keeps: tuple[float, ...]) -> str:
     """The keep rate is in the name only where there are several."""
     plain = f"top1_{name.replace('-', '_')}"
-    return plain if len(config.keep) == 1 else f"{plain}_keep{keep:g}"
+    return plain if len(keeps) == 1 else f"{plain}_keep{keep:g}"

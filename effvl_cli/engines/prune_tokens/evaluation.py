@@ -1,45 +1,109 @@
 """Accuracy of dense and pruned towers on the same images."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from effvl_cli.core.errors import ModelError, NumericalError
+from effvl_cli.core.errors import ModelError, NumericalError, UsageError
 from effvl_cli.core.metrics import mcnemar, paired_difference, standard_error, top_k, wilson
 from effvl_cli.engines.inference import over_images
 from effvl_cli.engines.prune_tokens.setup import Images, Setup
-from effvl_cli.techniques.prune_tokens.selectors import ClsAttentionSelector, RandomSelector
-from effvl_cli.techniques.prune_tokens.tower import NonFiniteError, PrunedVision, Selector, num_keep
+from effvl_cli.engines.prune_tokens.texts import with_prompts
+from effvl_cli.techniques.prune_tokens.evit import EvitSelector
+from effvl_cli.techniques.prune_tokens.prompts import Prompts
+from effvl_cli.techniques.prune_tokens.selectors import (
+    CenterSelector,
+    ClsAttentionSelector,
+    GridSelector,
+    NormSelector,
+    RandomSelector,
+    TaylorSelector,
+)
+from effvl_cli.techniques.prune_tokens.taylor import PROBES
+from effvl_cli.techniques.prune_tokens.tome import MergedVision, merge_schedule
+from effvl_cli.techniques.prune_tokens.tower import NonFiniteError, PrunedVision, Selector, WrappedTower, num_keep
 
-ORACLES = frozenset({"golden"})
+ORACLES = frozenset({"golden"})  # know what no deployed selector can
+OFFLINE = frozenset({"taylor"})  # cost more than they save
+CLS_ARMS = frozenset({"cls-attn", "evit"})
 
 
 def selector_of(name: str, setup: Setup, predictor: Selector | None) -> Selector:
-    """A selector by its name; `golden` needs rankings and is made where they are.
+    """A selector by its name; `golden` needs rankings and is made where they are, and `tome` selects nothing.
 
     Raises:
         ModelError: the tower cannot have it.
     """
-    if name == "predictor":
-        if predictor is None:
-            raise ModelError("selector predictor has no predictor", "Train one: effvl prune-tokens predict")
-        return predictor
-    if name == "cls-attn":
+    refuse_missing(name, setup, predictor)
+    previous = getattr(setup.config, "cls_block", "own") == "prev"
+    made: dict[str, Callable[[], Selector | None]] = {
+        "predictor": lambda: predictor,
+        "cls-attn": lambda: ClsAttentionSelector(previous=previous),
+        "evit": lambda: EvitSelector(previous=previous),
+        "random": lambda: RandomSelector(setup.config.seed),
+        "grid": GridSelector,
+        "center": CenterSelector,
+        "norm": NormSelector,
+        "taylor": TaylorSelector,
+    }
+    selector = made[name]()
+    assert selector is not None
+    return selector
+
+
+def refuse_missing(name: str, setup: Setup, predictor: Selector | None) -> None:
+    """Check that the tower has what a selector reads.
+
+    Raises:
+        ModelError: it has not.
+        UsageError: --cls-block prev, and no block runs before the pruning.
+    """
+    if name == "predictor" and predictor is None:
+        raise ModelError("selector predictor has no predictor", "Train one: effvl prune-tokens predict")
+    if name in CLS_ARMS:
         if setup.shape.num_prefix == 0:
-            raise ModelError(f"selector cls-attn: {setup.network.name} has no CLS token", "Use --selector predictor")
-        return ClsAttentionSelector()
-    return RandomSelector(setup.config.seed)
+            raise ModelError(f"selector {name}: {setup.network.name} has no CLS token", "Use --selector predictor")
+        if getattr(setup.config, "cls_block", "own") == "prev" and setup.layer == 0:
+            raise UsageError("--cls-block is prev, and --layer 0 has no block before it", "Give --layer 1 or more")
+    if name == "taylor" and not setup.tower.pools_prefix_only:
+        raise ModelError(
+            f"selector taylor: {setup.network.name} reads its embedding off patches", "Use --selector predictor"
+        )
 
 
-def prune(setup: Setup, selector: Selector, keep: float, prompts: Any = None) -> PrunedVision:
-    """The tower with that share of its patches kept."""
+def prune(setup: Setup, selector: Selector, keep: float, prompts: Prompts | None = None) -> PrunedVision:
+    """The tower with that share of its patches kept, and visual prompts in it."""
     kept = num_keep(keep, setup.shape.num_patches)
-    return PrunedVision(setup.tower, layer=setup.layer, num_keep=kept, selector=selector, prompts=prompts).eval()
+    visual = prompts.visual if prompts else None
+    return PrunedVision(setup.tower, layer=setup.layer, num_keep=kept, selector=selector, prompts=visual).eval()
 
 
-def embed(setup: Setup, images: Images, vision: PrunedVision | None = None) -> Tensor:
+def arm(setup: Setup, name: str, keep: float, predictor: Selector | None) -> WrappedTower:
+    """The tower that a selector's name stands for: patches dropped, or for `tome` merged at the same cost."""
+    if name != "tome":
+        return prune(setup, selector_of(name, setup, predictor), keep)
+    cost, budget = (
+        macs_of(setup, "tome", keep),
+        setup.shape.pruned(num_keep(keep, setup.shape.num_patches), setup.layer),
+    )
+    if cost > 1.02 * budget:
+        setup.run.warn(
+            f"tome at keep {keep:g}: a block merges at most half of its patches, so it costs {cost / budget:.2f} times "
+            "what dropping costs"
+        )
+    return MergedVision(setup.tower, layer=setup.layer, schedule=merges(setup, keep)).eval()
+
+
+def merges(setup: Setup, keep: float) -> tuple[int, ...]:
+    """Tokens that `tome` merges in each block from p on."""
+    kept = num_keep(keep, setup.shape.num_patches)
+    return merge_schedule(setup.shape, setup.tower.num_heads, kept, setup.layer)
+
+
+def embed(setup: Setup, images: Images, vision: WrappedTower | None = None) -> Tensor:
     """Unit embeddings (M, E) on the CPU; of the dense tower when no pruned one is given.
 
     Raises:
@@ -68,15 +132,24 @@ def embed(setup: Setup, images: Images, vision: PrunedVision | None = None) -> T
 
 
 def result(
-    setup: Setup, name: str, keep: float, images: Images, embedding: Tensor, dense: Tensor, prompts: int = 0
+    setup: Setup,
+    name: str,
+    keep: float,
+    images: Images,
+    embedding: Tensor,
+    dense: Tensor,
+    prompts: Prompts | None = None,
 ) -> dict[str, Any]:
-    """One row of the results: accuracy and its paired difference to the dense tower on the same images."""
-    labels = images.labels
-    correct, reference = setup.accuracy(embedding, labels), setup.accuracy(dense, labels)
+    """One row of the results: accuracy and its paired difference to the dense tower on the same images.
+
+    Text prompts in `prompts` make the class weights of the row; the dense tower keeps the untuned ones.
+    """
+    labels, tuned = images.labels, with_prompts(setup, prompts)
+    correct, reference = tuned.accuracy(embedding, labels), setup.accuracy(dense, labels)
     difference, spread = paired_difference(correct, reference)
-    macs = macs_of(setup, name, keep, prompts)
-    same = setup.predictions(embedding) == setup.predictions(dense)
-    return {
+    macs = macs_of(setup, name, keep, prompts.num_rows if prompts else 0)
+    same = tuned.predictions(embedding) == setup.predictions(dense)
+    row = {
         "selector": name,
         "keep": keep,
         "K": num_keep(keep, setup.shape.num_patches),
@@ -84,7 +157,7 @@ def result(
         "n": len(images),
         "templates": len(setup.templates),
         "top1": float(correct.mean()),
-        "top5": float(top_k(embedding @ setup.classifier.cpu(), labels, 5).mean()),
+        "top5": float(top_k(embedding @ tuned.classifier.cpu(), labels, 5).mean()),
         "se": standard_error(correct) if name == "dense" else spread,
         "delta": difference,
         "ci95": list(wilson(int(correct.sum()), len(images))),
@@ -94,6 +167,7 @@ def result(
         "macs": macs,
         "flops": 2 * macs,
     }
+    return row | {"merges": list(merges(setup, keep))} if name == "tome" else row
 
 
 def macs_of(setup: Setup, name: str, keep: float, prompts: int = 0) -> int:
@@ -102,12 +176,18 @@ def macs_of(setup: Setup, name: str, keep: float, prompts: int = 0) -> int:
     kept = num_keep(keep, shape.num_patches)
     if name == "dense" or (kept == shape.num_patches and not prompts):
         return shape.dense()
-    selector = 0
+    if name == "tome":
+        return shape.merged(merges(setup, keep), setup.layer, setup.tower.num_heads)
     if name.startswith("predictor"):
-        selector = shape.mixer(setup.run.report.technique["predictor"]["width"])
-    elif name == "cls-attn":
-        selector = shape.cls_attention()
-    return shape.pruned(kept, setup.layer, prompts) + selector
+        return shape.pruned(kept, setup.layer, prompts) + setup.run.report.technique["predictor"]["macs"]
+    if name == "evit":
+        return shape.pruned(kept, setup.layer, 1) + shape.evit()
+    selector = {
+        "cls-attn": shape.cls_attention,
+        "norm": lambda: shape.num_patches * shape.width,
+        "taylor": lambda: shape.taylor(setup.layer, min(PROBES, shape.embed_dim)),
+    }
+    return shape.pruned(kept, setup.layer) + selector.get(name, int)()
 
 
 def record(setup: Setup, row: dict[str, Any], metric: str | None = None) -> None:

@@ -1,5 +1,6 @@
 """The whole job: rank, train the predictor, tune prompts, evaluate, time, draw."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -8,16 +9,18 @@ from effvl_cli.config.prune_tokens import PruneTokensConfig
 from effvl_cli.core import distributed
 from effvl_cli.core.run import Run
 from effvl_cli.engines.prune_tokens import artefact, evaluation, latency, pictures, setup, summary
-from effvl_cli.engines.prune_tokens.evaluation import embed, prune, result, selector_of
+from effvl_cli.engines.prune_tokens.evaluation import arm, embed, prune, refuse_missing, result, selector_of
 from effvl_cli.engines.prune_tokens.oracle import golden
 from effvl_cli.engines.prune_tokens.predictor import train_predictor
-from effvl_cli.engines.prune_tokens.rankings import rank_images
+from effvl_cli.engines.prune_tokens.search import rank_training
 from effvl_cli.engines.prune_tokens.setup import Images, Setup
+from effvl_cli.engines.prune_tokens.start import check_prompts
 from effvl_cli.engines.prune_tokens.tuning import tune_prompts
 
 CURVE = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 BATCHES = (1, 32)
 SHOWN = 8
+ARMS = ("predictor", "predictor+tuned", "cls-attn", "evit", "tome", "grid", "center", "random")
 
 table = summary.results
 
@@ -25,10 +28,11 @@ table = summary.results
 def run(config: PruneTokensConfig, run: Run) -> None:
     """Rank few training images, learn from them, and measure on the test split."""
     here = setup.build(config, run)
+    check_prompts(here)
     run.report.technique["tower"] = tower_summary(here)
-    training = here.few_shot()
-    ranked = rank_images(here, training, "ranking")
-    run.report.technique["ranking"] = ranked.summary(here)
+    for name in _possible(here, tuple(evaluation.CLS_ARMS)):
+        refuse_missing(name, here, None)
+    training, ranked = rank_training(here)
     predictor = train_predictor(here, training, ranked.rank)
     prompts = tune_prompts(here, training, predictor) if config.prompts != "none" else None
     artefact.save(here, predictor, prompts)
@@ -41,6 +45,11 @@ def tower_summary(here: Setup) -> dict[str, Any]:
     return {"N": shape.num_patches, "D": shape.width, "L": shape.depth, "P": shape.num_prefix, "layer": here.layer}
 
 
+def _possible(here: Setup, names: Sequence[str]) -> list[str]:
+    """Those that the tower can have: without a CLS token there is no attention of it."""
+    return [name for name in names if here.shape.num_prefix or name not in evaluation.CLS_ARMS]
+
+
 def _evaluate(here: Setup, predictor: Any, prompts: Any) -> None:
     config, report = here.config, here.run.report
     test = here.images("test")
@@ -51,18 +60,15 @@ def _evaluate(here: Setup, predictor: Any, prompts: Any) -> None:
         pruned = embed(here, some, prune(here, selector, config.keep))
         evaluation.record(here, result(here, "golden", config.keep, some, pruned, reference))
     embeddings: dict[str, Tensor] = {}
-    for name in ("predictor", "predictor+tuned", "cls-attn", "random"):
+    for name in _possible(here, ARMS):
         if name == "predictor+tuned" and prompts is None:
             continue
-        tuned = name.endswith("+tuned")
-        vision = prune(
-            here, selector_of(name.partition("+")[0], here, predictor), config.keep, prompts if tuned else None
-        )
+        added = prompts if name == "predictor+tuned" else None
+        vision = prune(here, predictor, config.keep, added) if added else arm(here, name, config.keep, predictor)
         embeddings[name] = embed(here, test, vision)
-        rows = prompts.num_tokens if tuned else 0
-        evaluation.record(here, result(here, name, config.keep, test, embeddings[name], dense, rows))
+        evaluation.record(here, result(here, name, config.keep, test, embeddings[name], dense, added))
         here.run.check_stop()
-    for other in ("random", "cls-attn"):
+    for other in _possible(here, ("random", "cls-attn")):
         name = f"gain_over_{other.replace('-', '_')}"
         evaluation.record_gain(here, name, embeddings["predictor"], embeddings[other], test.labels)
     evaluation.record_controls(here, test, dense)
@@ -84,7 +90,8 @@ def _time(here: Setup, predictor: Any) -> None:
 
 def _draw(here: Setup, predictor: Any, test: Images) -> None:
     """The curve is drawn on validation images: the test split serves the table alone."""
-    selectors = {name: selector_of(name, here, predictor) for name in ("predictor", "cls-attn", "random")}
+    names = _possible(here, ("predictor", "cls-attn", "random"))
+    selectors = {name: selector_of(name, here, predictor) for name in names}
     pictures.kept_patches(here, test.take(pictures.spread(len(test), SHOWN)), selectors, [here.config.keep])
     validation = here.validation()
     if validation is None:

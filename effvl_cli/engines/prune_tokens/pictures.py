@@ -1,6 +1,6 @@
 """Pictures of a run: kept patches, accuracy against keep rate, latency beside multiply-adds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,12 +8,13 @@ import torch
 from numpy.typing import NDArray
 
 from effvl_cli.core import distributed
-from effvl_cli.core.plots import Point, curves, image_grid, paired_bars
-from effvl_cli.engines.prune_tokens.evaluation import prune
+from effvl_cli.core.plots import Point, curves, heat_maps, image_grid, paired_bars
+from effvl_cli.engines.prune_tokens.evaluation import OFFLINE, prune
 from effvl_cli.engines.prune_tokens.setup import Images, Setup
-from effvl_cli.techniques.prune_tokens.tower import Selector
+from effvl_cli.techniques.prune_tokens.tower import PrunedVision, Selector
 
 FADE = 0.8  # how far a dropped patch goes towards white
+BATCH = 128
 
 
 def spread(count: int, shown: int) -> torch.Tensor:
@@ -29,13 +30,8 @@ def kept_patches(setup: Setup, images: Images, selectors: Mapping[str, Selector]
     rows, labels = [pixels], ["image"]
     for keep in keeps:
         for name, selector in selectors.items():
-            vision = prune(setup, selector, keep)
-            x = setup.network.preprocess.normalise(images.pixels.to(setup.run.device))
-            with torch.inference_mode():
-                _, kept = vision(x, images.keys.to(setup.run.device), return_keep=True)
-            rows.append(
-                np.stack([_faded(p, k, setup.tower.grid) for p, k in zip(pixels, kept.cpu().numpy(), strict=True)])
-            )
+            kept = _kept(prune(setup, selector, keep), setup, images).numpy()
+            rows.append(np.stack([_faded(p, k, setup.tower.grid) for p, k in zip(pixels, kept, strict=True)]))
             labels.append(f"{name}\nkeep {keep:g}" if len(keeps) > 1 else name)
     names = [setup.classes[int(label)] for label in images.labels]
     title = f"{setup.network.name}, pruned before block {setup.layer}"
@@ -63,17 +59,71 @@ def accuracy_curve(setup: Setup, rows: Sequence[Mapping[str, Any]], dense: float
     """`plots/accuracy.png`: top-1 against the kept share, a line a selector."""
     if not distributed.is_main():
         return
-    series: dict[str, list[Point]] = {}
-    for row in rows:
-        series.setdefault(row["selector"], []).append((row["keep"], 100 * row["top1"], 100 * row["se"]))
     curves(
         setup.run.folder / "plots" / "accuracy.png",
-        series,
+        _series(rows, lambda row: row["keep"]),
         title=f"Zero-shot accuracy of {setup.network.name} ({note})",
         xlabel="share of the patch tokens that is kept",
         ylabel="top-1 %  (bars: paired SE to dense)",
         reference=("dense", 100 * dense),
     )
+
+
+def cost_curve(setup: Setup, rows: Sequence[Mapping[str, Any]], dense: float, note: str) -> None:
+    """`plots/cost.png`: top-1 against multiply-adds, the selector's own included.
+
+    Without the arms that are no way to save anything: the oracle, whose search is not counted, and `taylor`.
+    """
+    shown = [row for row in rows if not _is_reference(row)]
+    if not shown or not distributed.is_main():
+        return
+    curves(
+        setup.run.folder / "plots" / "cost.png",
+        _series(shown, lambda row: row["macs"] / setup.shape.dense()),
+        title=f"Accuracy against cost of {setup.network.name} ({note})",
+        xlabel="multiply-adds of an image, share of the dense tower's",
+        ylabel="top-1 %  (bars: paired SE to dense)",
+        reference=("dense", 100 * dense),
+    )
+
+
+def _series(rows: Sequence[Mapping[str, Any]], place: Callable[[Mapping[str, Any]], float]) -> dict[str, list[Point]]:
+    """Top-1 in percent at each row's place, a line a selector; references last, for the same colours without them."""
+    series: dict[str, list[Point]] = {}
+    for row in sorted(rows, key=_is_reference):
+        name = row["selector"] + (" (oracle)" if row["oracle"] else "")
+        series.setdefault(name, []).append((place(row), 100 * row["top1"], 100 * row["se"]))
+    return series
+
+
+def _is_reference(row: Mapping[str, Any]) -> bool:
+    return row["oracle"] or row["selector"] in OFFLINE
+
+
+def keep_maps(setup: Setup, images: Images, selectors: Mapping[str, Selector], keeps: Sequence[float]) -> None:
+    """`plots/keep.png`: how often each place of the patch grid is kept, a picture for each selector and keep rate."""
+    if not distributed.is_main():
+        return
+    maps = {}
+    for keep in keeps:
+        for name, selector in selectors.items():
+            total = (
+                _kept(prune(setup, selector, keep), setup, images).flatten().bincount(minlength=setup.shape.num_patches)
+            )
+            label = f"{name}, keep {keep:g}" if len(keeps) > 1 else name
+            maps[label] = (total / len(images)).view(setup.tower.grid).numpy()
+    title = f"How often {setup.network.name} keeps a patch, pruned before block {setup.layer} ({len(images)} images)"
+    heat_maps(setup.run.folder / "plots" / "keep.png", maps, title=title, columns=len(selectors))
+
+
+def _kept(vision: PrunedVision, setup: Setup, images: Images) -> torch.Tensor:
+    """(M, K) ids of the patches that are kept, on the CPU."""
+    device, parts = setup.run.device, []
+    for pixels, keys in zip(images.pixels.split(BATCH), images.keys.split(BATCH), strict=True):
+        x = setup.network.preprocess.normalise(pixels.to(device))
+        with torch.inference_mode():
+            parts.append(vision(x, keys.to(device), return_keep=True)[1].cpu())
+    return torch.cat(parts)
 
 
 def latency_bars(setup: Setup, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -8,7 +8,8 @@ from effvl_cli.core.run import Run
 from effvl_cli.engines.prune_tokens import artefact, setup, summary
 from effvl_cli.engines.prune_tokens.job import tower_summary
 from effvl_cli.engines.prune_tokens.predictor import train_predictor
-from effvl_cli.engines.prune_tokens.rankings import rank_images, refuse_other_ranking
+from effvl_cli.engines.prune_tokens.rankings import refuse_other_ranking
+from effvl_cli.engines.prune_tokens.search import rank_training
 
 table = summary.figures
 
@@ -18,9 +19,7 @@ def run(config: PredictConfig, run: Run) -> None:
     here = setup.build(config, run)
     refuse_other_ranking(here, read_manifest(Path(str(config.run)))["ranking"])
     run.report.technique["tower"] = tower_summary(here)
-    training = here.few_shot()
-    ranked = rank_images(here, training, "ranking")
-    run.report.technique["ranking"] = ranked.summary(here)
+    training, ranked = rank_training(here)
     predictor = train_predictor(here, training, ranked.rank)
     about = run.report.technique["predictor"]
     for name, value in (("overlap", next(iter(about["overlap"].values()))), ("tau", about["tau"])):

@@ -1,6 +1,6 @@
 """Training of the predictor on golden rankings."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -9,36 +9,42 @@ from torch import Tensor
 from effvl_cli.core import distributed, loop, optim, seeds
 from effvl_cli.core.errors import UsageError
 from effvl_cli.core.measure import count_parameters
+from effvl_cli.core.metrics import paired_difference, standard_error
 from effvl_cli.data.sampler import EpochSampler
 from effvl_cli.engines.inference import over_images
+from effvl_cli.engines.prune_tokens.evaluation import embed, prune
 from effvl_cli.engines.prune_tokens.setup import Images, Setup
-from effvl_cli.techniques.prune_tokens.predictor import (
-    MixerPredictor,
-    dropped_overlap,
-    kendall_tau,
+from effvl_cli.techniques.prune_tokens.losses import (
+    keepset_loss,
     listwise_loss,
-    pooled_inputs,
+    mse_loss,
+    pairwise_loss,
+    random_pairs,
 )
+from effvl_cli.techniques.prune_tokens.predictor import Predictor, dropped_overlap, kendall_tau, make_predictor
 from effvl_cli.techniques.prune_tokens.tower import PrunedVision, num_keep
 
 VALIDATION_SHARE = 10  # one ranked image in so many
 FEW = 32
 FINAL_RATE = 0.1  # of the peak learning rate, as in the official code
 
+Loss = Callable[[Tensor, Tensor, int], Tensor]
+"""(scores (B, N), ranks (B, N), step) to a scalar."""
+
 
 class PredictorTask(loop.Task):
-    """Listwise regression of golden ranks from pooled token states, which are computed once."""
+    """Golden ranks from token states, which are computed once."""
 
     def __init__(
-        self, module: MixerPredictor, inputs: Tensor, ranks: Tensor, validation: Tensor, num_kept: int
+        self, module: Predictor, inputs: Tensor, ranks: Tensor, validation: Tensor, num_kept: int, loss: Loss
     ) -> None:
         self.module, self.inputs, self.ranks = module, inputs, ranks
-        self.validation, self.num_kept = validation, num_kept
+        self.validation, self.num_kept, self.loss = validation, num_kept, loss
 
     def train_step(self, batch: Tensor, step: int) -> loop.StepOutput:
         """Loss of some ranked images, given by their positions."""
         scores = self.module(self.inputs[batch].float())
-        return loop.StepOutput(listwise_loss(scores, self.ranks[batch]))
+        return loop.StepOutput(self.loss(scores, self.ranks[batch], step))
 
     def evaluate(self) -> dict[str, float]:
         """Agreement with the golden ranking on held-out images."""
@@ -50,18 +56,31 @@ class PredictorTask(loop.Task):
         return figures
 
 
-def train_predictor(setup: Setup, images: Images, ranks: Tensor) -> MixerPredictor:
+def train_predictor(setup: Setup, images: Images, ranks: Tensor) -> Predictor:
     """Train on nine tenths of the ranked images; the epoch that overlaps best with the ranking of the rest is kept."""
     config, run = setup.config, setup.run
     if len(images) < FEW:
         run.warn(f"only {len(images)} ranked images: the predictor will be poor; give more --shots")
+    if config.scorer == "label":
+        run.warn(
+            "--scorer label knows what no predictor can see: objects are at both ends of its rankings, and a predictor "
+            "of them may do worse than chance; use it with --selector golden, or train on another --scorer"
+        )
+    shape = setup.shape
     with seeds.global_stream(config.seed, "predictor"):
-        module = MixerPredictor(setup.shape.num_patches, setup.shape.num_prefix, config.predictor_width)
+        module = make_predictor(
+            config.predictor,
+            num_patches=shape.num_patches,
+            num_prefix=shape.num_prefix,
+            dim=shape.width,
+            width=config.predictor_width,
+        )
     module.to(run.device)
-    inputs = _inputs(setup, images).to(run.device)
-    training, validation = split(len(images), config.seed)
-    kept = num_keep(config.keep, setup.shape.num_patches)
-    task = PredictorTask(module, inputs, ranks.to(run.device), validation.to(run.device), kept)
+    inputs = _inputs(setup, images, module).to(run.device)
+    training, validation = split(images.labels, config.seed)
+    kept = num_keep(config.keep, shape.num_patches)
+    loss = _loss(config, shape.num_patches)
+    task = PredictorTask(module, inputs, ranks.to(run.device), validation.to(run.device), kept, loss)
     batches, steps_per_epoch = _stream(config, training)
     steps = config.predictor_epochs * steps_per_epoch
     plan = loop.Plan(
@@ -71,7 +90,7 @@ def train_predictor(setup: Setup, images: Images, ranks: Tensor) -> MixerPredict
         eval_every=steps_per_epoch,
         save_every=config.save_every,
         log_every=config.log_every,
-        best="overlap" if kept < setup.shape.num_patches else "tau",
+        best="overlap" if kept < shape.num_patches else "tau",
     )
     optimizers = optim.build(module, "adam", lr=config.predictor_lr, weight_decay=config.predictor_weight_decay)
     fitted = loop.fit(task, optimizers, batches, run, plan)
@@ -79,11 +98,11 @@ def train_predictor(setup: Setup, images: Images, ranks: Tensor) -> MixerPredict
     with torch.no_grad():
         figures = task.evaluate()
     run.report.technique["predictor"] = {
-        "kind": "mixer",
-        "width": config.predictor_width,
+        "kind": module.kind,
+        "width": module.width,
         "params": count_parameters(module),
-        "macs": setup.shape.mixer(config.predictor_width),
-        "loss": "listwise",
+        "macs": module.macs(shape.num_patches),
+        "loss": config.predictor_loss,
         "overlap": {str(kept): figures.get("overlap")},
         "tau": figures["tau"],
         "best_step": fitted.best_step,
@@ -91,15 +110,53 @@ def train_predictor(setup: Setup, images: Images, ranks: Tensor) -> MixerPredict
         "trained_on": len(training),
         "seconds": fitted.seconds,
     }
+    _record_validation(setup, module)
     return module
 
 
-def split(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Positions to train on and to validate on; with a single image, that one is both."""
+def _loss(config: Any, num_patches: int) -> Loss:
+    """The chosen loss; pairs are drawn anew in each step, the same for all its images on all processes."""
+
+    def pairwise(scores: Tensor, ranks: Tensor, step: int) -> Tensor:
+        first, second = random_pairs(num_patches, seeds.generator(config.seed, "pairs", step))
+        return pairwise_loss(scores, ranks, first.to(scores.device), second.to(scores.device))
+
+    budgets = sorted({num_keep(keep, num_patches) for keep in config.predictor_keeps or (config.keep,)})
+    losses: dict[str, Loss] = {
+        "listwise": lambda scores, ranks, step: listwise_loss(scores, ranks),
+        "keepset": lambda scores, ranks, step: keepset_loss(scores, ranks, budgets),
+        "pairwise": pairwise,
+        "mse": lambda scores, ranks, step: mse_loss(scores, ranks),
+    }
+    return losses[config.predictor_loss]
+
+
+def _record_validation(setup: Setup, module: Predictor) -> None:
+    """Accuracy on the val split, dense and pruned: what choices between predictors are made by."""
+    images = setup.validation()
+    if images is None:
+        return
+    dense = setup.accuracy(embed(setup, images), images.labels)
+    pruned = setup.accuracy(embed(setup, images, prune(setup, module, setup.config.keep)), images.labels)
+    for name, correct, spread in (
+        ("top1_val_dense", dense, standard_error(dense)),
+        ("top1_val_predictor", pruned, paired_difference(pruned, dense)[1]),
+    ):
+        setup.run.report.metric(name, float(correct.mean()), split="val", n=len(images), se=spread)
+
+
+def split(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Positions to train on and to validate on, one in ten, spread over the classes; a single image is both."""
+    count = len(labels)
     order = torch.randperm(count, generator=seeds.generator(seed, "predictor-validation"))
     held_out = max(1, count // VALIDATION_SHARE)
     if count == 1:
         return order, order
+    turn = torch.zeros(count, dtype=torch.int64)  # how many of its class stand before an image
+    for label in labels.unique():
+        mine = labels[order] == label
+        turn[mine] = torch.arange(int(mine.sum()))
+    order = order[turn.argsort(stable=True)]
     return order[held_out:].sort().values, order[:held_out].sort().values
 
 
@@ -121,12 +178,11 @@ def _stream(config: Any, training: Tensor) -> tuple[Any, int]:
     return batches, sampler.steps_per_epoch
 
 
-def _inputs(setup: Setup, images: Images) -> Tensor:
-    """(M, P+N, w) float16: what the predictor reads, for every ranked image."""
+def _inputs(setup: Setup, images: Images, module: Predictor) -> Tensor:
+    """(M, ...) float16: what the predictor reads, for every ranked image."""
     vision = PrunedVision(setup.tower, layer=setup.layer, num_keep=setup.shape.num_patches, selector=_Nothing())
-    width = setup.config.predictor_width
     return over_images(
-        lambda x, _: pooled_inputs(vision.states(x), width),
+        lambda x, _: module.inputs(vision.states(x)),
         images.pixels,
         setup.network.preprocess,
         setup.run,

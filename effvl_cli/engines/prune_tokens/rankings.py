@@ -1,6 +1,7 @@
 """Golden rankings of many images: searched in shards, cached by content, shared out over processes."""
 
 import hashlib
+import json
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +14,14 @@ from effvl_cli.core.cache import Entry
 from effvl_cli.core.errors import ModelError, NumericalError
 from effvl_cli.core.report import physical_memory
 from effvl_cli.engines.prune_tokens.setup import Images, Setup
-from effvl_cli.techniques.prune_tokens.ranking import Ranking, auto_candidate_tokens, golden_ranking
+from effvl_cli.techniques.prune_tokens.candidates import auto_candidate_tokens
+from effvl_cli.techniques.prune_tokens.ranking import Ranking, golden_ranking
+from effvl_cli.techniques.prune_tokens.scorers import ConfidenceScorer, FeatureScorer, LabelScorer, Scorer
 from effvl_cli.techniques.prune_tokens.tower import NonFiniteError
 
 SHARD = 32  # images that an interruption can cost
-FORMAT = 1
+FORMAT = 2
+BY_CLASS = frozenset({"label", "maxconf"})
 _TENSORS = ("rank", "removal_score", "round", "passes", "dense")
 
 
@@ -40,6 +44,7 @@ class Ranked:
             "images": len(self.rank),
             "searched_now": self.searched,
             "passes": self.passes,
+            "scorer": setup.config.scorer,
             "seconds": self.seconds,
             "candidate_tokens": self.candidate_tokens,
             "fields": key_of(setup, "train"),
@@ -58,25 +63,47 @@ def key_of(setup: Setup, split: str) -> dict[str, Any]:
         "preprocess": setup.network.preprocess.to_dict(),
         "grid": list(setup.tower.grid),
         "layer": setup.layer,
-        "scorer": "feature",
+        "scorer": config.scorer,
+        "score_space": config.score_space,
+        "maxconf_anchor": config.maxconf_anchor,
+        "feature_space": config.feature_space,
+        "classifier": _classifier(setup),
         "block": config.block,
         "block_stride": config.block_stride,
         "group": config.group,
         "rank_until": config.rank_until,
+        "shortlist": config.shortlist,
         "precision": "fp32",
     }
+
+
+def _classifier(setup: Setup) -> str | None:
+    """Digest of the texts that the class weights are made of, for scorers that use them.
+
+    The weights themselves differ in their last bits from device to device.
+    """
+    if setup.config.scorer not in BY_CLASS:
+        return None
+    return hashlib.sha256(json.dumps([setup.classes, setup.templates]).encode()).hexdigest()[:16]
 
 
 def rank_images(setup: Setup, images: Images, phase: str) -> Ranked:
     """Rank images, taking from the cache what is there; each shard is saved as it is done.
 
     Raises:
+        ModelError: the tower has no gradients that tell.
         NumericalError: a score is not finite.
         Preempted: asked to stop between two shards.
     """
+    if (setup.config.scorer == "taylor" or setup.config.shortlist) and not setup.tower.pools_prefix_only:
+        raise ModelError(
+            f"--scorer taylor and --shortlist: {setup.network.name} reads its embedding off patches, "
+            "where gradients of the attention do not reach",
+            "Use --scorer feature without --shortlist",
+        )
     entry = setup.run.cache.entry("rankings", key_of(setup, images.source.split))
     # A path does not say what lies behind it: names alone would take another folder's ranking for this one's.
-    names = [_name(images, row) for row in range(len(images))]
+    names = [_name(images, row, setup.config.scorer == "label") for row in range(len(images))]
     known = _load(entry, setup)
     missing = [row for row, name in enumerate(names) if name not in known]
     distributed.barrier()  # every process has read the same cache before any adds to it
@@ -101,10 +128,12 @@ def rank_images(setup: Setup, images: Images, phase: str) -> Ranked:
     )
 
 
-def _name(images: Images, row: int) -> bytes:
-    """Digest of an image's name and pixels."""
+def _name(images: Images, row: int, labelled: bool) -> bytes:
+    """Digest of an image's name and pixels, and of its label where the ranking depends on it."""
     total = hashlib.blake2b(images.source.ids[int(images.indices[row])].encode(), digest_size=16)
     total.update(images.pixels[row].numpy().tobytes())
+    if labelled:
+        total.update(int(images.labels[row]).to_bytes(8, "big"))
     return total.digest()
 
 
@@ -151,15 +180,30 @@ def _rank(setup: Setup, images: Images, rows: list[int], tokens: int) -> Ranking
             setup.tower,
             batch,
             layer=setup.layer,
+            scorer=_scorer(setup, images.labels[rows]),
             block=config.block,
             block_stride=config.block_stride,
             group=config.group,
             rank_until=config.rank_until,
+            taylor=config.scorer == "taylor",
+            shortlist=config.shortlist,
+            pool=setup.tower.pooled if config.feature_space == "pre-proj" else None,
             candidate_tokens=tokens,
         )
     except NonFiniteError as error:
         names = ", ".join(images.source.ids[int(images.indices[rows[k]])] for k in error.samples[:5])
         raise NumericalError(f"scores of {names} are not finite", "The weights or the image hold NaN") from error
+
+
+def _scorer(setup: Setup, labels: Tensor) -> Scorer:
+    """What a removal must not harm, for images with these labels."""
+    config, weights, tau = setup.config, setup.classifier, setup.tau
+    if config.scorer == "label":
+        return LabelScorer(classifier=weights, tau=tau, space=config.score_space, labels=labels)
+    if config.scorer == "maxconf":
+        first = config.maxconf_anchor == "first"
+        return ConfidenceScorer(classifier=weights, tau=tau, space=config.score_space, anchor_first=first)
+    return FeatureScorer()
 
 
 def _save(entry: Entry, names: list[bytes], rows: list[int], part: Ranking) -> None:

@@ -1,5 +1,6 @@
 """What every stage of prune-tokens works with: the network, its tower, the data and the class weights."""
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from effvl_cli.data.prompts import choose_templates
 from effvl_cli.data.source import ImageSource
 from effvl_cli.models import network as networks
 from effvl_cli.models.openclip import logit_scale_value
-from effvl_cli.models.openclip_tower import OpenClipTower, self_check, tower_of
+from effvl_cli.models.openclip_tower import ClipTower, self_check, tower_of
 from effvl_cli.techniques.prune_tokens.macs import TowerShape
 
 MAX_VALIDATION = 1000
@@ -62,7 +63,7 @@ class Setup:
     config: Any
     run: Run
     network: networks.Network
-    tower: OpenClipTower
+    tower: ClipTower
     shape: TowerShape
     layer: int
     classes: tuple[str, ...]
@@ -93,9 +94,17 @@ class Setup:
         return Images(source, pixels, torch.as_tensor(source.labels[kept]), kept)
 
     def few_shot(self) -> Images:
-        """The training images that are ranked, learned from and tuned on."""
+        """The training images that are ranked, learned from and tuned on.
+
+        Raises:
+            UsageError: all of a data set without end.
+        """
         source = load(self.config.data, "train", root=self.config.data_root, seed=0)
-        return self.images("train", few_shot(source, self.config.shots, self.config.seed))
+        if self.config.shots != "all":
+            return self.images("train", few_shot(source, self.config.shots, self.config.seed))
+        if source.endless:
+            raise UsageError(f"--shots is all, and {source.name} has no last image", "Give a number")
+        return self.images("train")
 
     def validation(self) -> Images | None:
         """Up to `MAX_VALIDATION` images of the val split, the same ones in every run; None when there are none."""
@@ -136,6 +145,7 @@ def build(config: Any, run: Run) -> Setup:
     network.module.to(run.device).eval().requires_grad_(False)
     tower = tower_of(network.module, network.name)
     self_check(tower, network.preprocess.size)
+    shape = TowerShape.of(tower)
     if tower.pools_mean:
         run.warn(f"{network.name} averages its patches: the scale of its features shifts when some are dropped")
     source = load(config.data, "train", root=config.data_root, seed=0)
@@ -147,17 +157,36 @@ def build(config: Any, run: Run) -> Setup:
     classifier = networks.zero_shot_classifier(network, source.classes, templates, run.device)
     run.report.model(network.name, network.source, network.module)
     return Setup(
-        config,
+        _shares(config, shape.num_patches),
         run,
         network,
         tower,
-        TowerShape.of(tower),
+        shape,
         _layer(config.layer, network.name, tower.depth),
         source.classes,
         templates,
         classifier,
         logit_scale_value(network.module).float(),
     )
+
+
+def _shares(config: Any, num_patches: int) -> Any:
+    """The config with `--num-keep` turned into the shares that keep so many patches.
+
+    Raises:
+        UsageError: more than there are, or a recipe has `keep` too.
+    """
+    counts = getattr(config, "num_keep", None)
+    if counts is None:
+        return config
+    if config.keep != type(config).keep:
+        raise UsageError("keep and num-keep say the same", "Give one of them")
+    several = isinstance(counts, tuple)
+    for count in counts if several else (counts,):
+        if count > num_patches:
+            raise UsageError(f"--num-keep is {count}, and the tower has {num_patches} patches", "Give fewer")
+    keep = tuple(count / num_patches for count in counts) if several else counts / num_patches
+    return dataclasses.replace(config, keep=keep, num_keep=None)
 
 
 def _layer(given: int | None, name: str, depth: int) -> int:

@@ -5,7 +5,10 @@ from typing import Any
 from effvl_cli.core.report import Report
 from effvl_cli.core.table import Cell, Table, percent, points, times
 
-COLUMNS = ("selector", "keep", "patches", "top-1 %", "± dense", "SE", "agree %", "MMACs", "MACs", "n")
+COLUMNS = (
+    *("selector", "keep", "patches", "top-1 %", "95 %", "± dense", "SE", "agree %", "cosine"),
+    *("MMACs", "MFLOPs", "MACs", "n"),
+)
 
 
 def results(report: Report) -> Table:
@@ -13,7 +16,7 @@ def results(report: Report) -> Table:
     rows = report.technique.get("results", [])
     dense = next((row for row in rows if row["selector"] == "dense"), None)
     name = report.model.name if report.model else ""
-    notes = [_golden(rows), _speed(report.technique.get("bench", [])), _controls(report)]
+    notes = [_golden(rows), _others(rows), _speed(report.technique.get("bench", [])), _controls(report)]
     return Table(
         f"{report.command}: {name} on {report.data[0].name if report.data else ''}",
         COLUMNS,
@@ -29,10 +32,13 @@ def _cells(row: dict[str, Any], dense: dict[str, Any] | None) -> tuple[Cell, ...
         f"{row['keep']:g}",
         row["K"],
         percent(row["top1"]),
+        "-".join(f"{100 * bound:.1f}" for bound in row["ci95"]),
         None if is_dense else points(row["delta"]),
         percent(row["se"], 2),
         None if is_dense else percent(row["agreement"]),
+        None if is_dense else f"{row['cosine']:.3f}",
         f"{row['macs'] / 1e6:.1f}",
+        f"{row['flops'] / 1e6:.1f}",
         f"{row['macs'] / dense['macs']:.3f}" if dense else None,
         row["n"],
     )
@@ -43,6 +49,17 @@ def _golden(rows: list[dict[str, Any]]) -> str:
     if found is None:
         return ""
     return f"golden was searched on {found['n']} of the images; dense on the same ones: {percent(found['top1'])} %"
+
+
+def _others(rows: list[dict[str, Any]]) -> str:
+    """What the columns of some arms mean."""
+    names = {row["selector"] for row in rows}
+    parts = []
+    if "tome" in names:
+        parts.append("tome merges tokens in every block, at the multiply-adds that dropping to so many patches costs")
+    if "taylor" in names:
+        parts.append("taylor's forward and backward passes cost more than the dense tower: a reference, not a saving")
+    return "; ".join(parts)
 
 
 def _speed(bench: list[dict[str, Any]]) -> str:
@@ -72,7 +89,14 @@ def ranking(report: Report) -> Table:
         ("seconds", f"{found['seconds']:.1f}"),
         ("cache entry", found["key"]),
     ]
-    return Table("golden ranking", ("", "value"), tuple(rows))
+    return Table("golden ranking", ("", "value"), tuple(rows), tuple(_audited(row) for row in found.get("audit", [])))
+
+
+def _audited(row: dict[str, Any]) -> str:
+    """How near one search comes to the exact one."""
+    shares, kept = " / ".join(f"{share:.1%}" for share in row["overlap"].values()), " / ".join(row["overlap"])
+    about = f"{row['passes'] / row['images']:.0f} passes an image, overlap {shares} at {kept} kept"
+    return f"audit, {row['search']}: {about}, tau {row['tau']:.3f}"
 
 
 def figures(report: Report) -> Table:

@@ -8,6 +8,7 @@ from effvl_cli.core.run import Run
 from effvl_cli.engines.prune_tokens import artefact, setup, summary
 from effvl_cli.engines.prune_tokens.evaluation import embed, prune, record, result
 from effvl_cli.engines.prune_tokens.job import tower_summary
+from effvl_cli.engines.prune_tokens.start import check_prompts
 from effvl_cli.engines.prune_tokens.tuning import tune_prompts
 
 table = summary.results
@@ -16,16 +17,16 @@ table = summary.results
 def run(config: TuneConfig, run: Run) -> None:
     """Tune, then measure with and without the prompts."""
     here = setup.build(config, run)
+    check_prompts(here)
     run.report.technique["tower"] = tower_summary(here)
     before = artefact.load(here, Path(str(config.run)))
     if before.predictor is None:
         raise ModelError(f"{config.run} holds no predictor", f"Train one: effvl prune-tokens predict {config.run}")
     prompts = tune_prompts(here, here.few_shot(), before.predictor)
     artefact.save(here, before.predictor, prompts, ranking=before.manifest["ranking"])
-    test = here.images("test")
+    keep, test = here.config.keep, here.images("test")
     dense = embed(here, test)
     record(here, result(here, "dense", 1.0, test, dense, dense))
     for name, added in (("predictor", None), ("predictor+tuned", prompts)):
-        pruned = embed(here, test, prune(here, before.predictor, config.keep, added))
-        rows = added.num_tokens if added else 0
-        record(here, result(here, name, config.keep, test, pruned, dense, rows))
+        pruned = embed(here, test, prune(here, before.predictor, keep, added))
+        record(here, result(here, name, keep, test, pruned, dense, added))

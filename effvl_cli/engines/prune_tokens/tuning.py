@@ -1,4 +1,4 @@
-"""Prompt tuning with pruning active: the tower and the predictor stay as they are."""
+"""Prompt tuning with pruning active: the towers and the predictor stay as they are."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,37 +9,44 @@ from torch import Tensor
 
 from effvl_cli.core import distributed, loop, optim, seeds
 from effvl_cli.core.errors import UsageError
+from effvl_cli.core.measure import count_parameters
 from effvl_cli.data.loader import Batch, loader_workers, train_batches
 from effvl_cli.data.sampler import EpochSampler
 from effvl_cli.data.source import Subset
 from effvl_cli.data.transforms import augment
 from effvl_cli.engines.prune_tokens.evaluation import embed
 from effvl_cli.engines.prune_tokens.setup import Images, Setup
-from effvl_cli.techniques.prune_tokens.prompts import VisualPrompts, mean_patch_states
-from effvl_cli.techniques.prune_tokens.tower import PrunedVision, Selector, gather_patches, num_keep
+from effvl_cli.engines.prune_tokens.start import initial_prompts
+from effvl_cli.engines.prune_tokens.texts import class_texts, class_weights, with_prompts
+from effvl_cli.techniques.prune_tokens.prompts import Prompts
+from effvl_cli.techniques.prune_tokens.tower import PrunedVision, Selector, num_keep
 
-INIT_IMAGES = 64  # whose kept patches give the prompts their first value
 FIRST_EPOCH_RATE = 1e-5  # constant, as in the official code
+MIXED_KEEPS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 
 
 class TuneTask(loop.Task):
     """Cross entropy over the classes, closeness to the dense tower, or both."""
 
-    def __init__(self, setup: Setup, vision: PrunedVision, validation: Images | None) -> None:
-        assert vision.prompts is not None
-        self.setup, self.vision, self.module = setup, vision, vision.prompts
-        self.validation = validation
+    def __init__(self, setup: Setup, selector: Selector, prompts: Prompts, validation: Images | None) -> None:
+        self.setup, self.module, self.validation = setup, prompts, validation
         self.objective = setup.config.tune_objective
+        self.num_keep = num_keep(setup.config.keep, setup.shape.num_patches)
+        self.vision = PrunedVision(
+            setup.tower, layer=setup.layer, num_keep=self.num_keep, selector=selector, prompts=prompts.visual
+        )
+        self.texts = None if prompts.text is None else class_texts(setup, prompts.text.template)
 
     def train_step(self, batch: Batch, step: int) -> loop.StepOutput:
         """Loss of one process's images."""
         setup = self.setup
+        self.vision.num_keep = self._keep_at(step)
         batch = batch.to(setup.run.device)
         pixels = setup.network.preprocess.normalise(batch.images)
         embedding = F.normalize(_pooled(self.vision(pixels)), dim=-1)
         terms: dict[str, Tensor] = {}
         if "ce" in self.objective:
-            terms["ce"] = F.cross_entropy(setup.tau * embedding @ setup.classifier, batch.labels)
+            terms["ce"] = F.cross_entropy(setup.tau * embedding @ self._class_weights(), batch.labels)
         if "distill" in self.objective:
             with torch.no_grad():
                 dense = F.normalize(_pooled(setup.tower.module(pixels)), dim=-1)
@@ -48,11 +55,27 @@ class TuneTask(loop.Task):
         return loop.StepOutput(loss, {name: value.detach() for name, value in terms.items()})
 
     def evaluate(self) -> dict[str, float]:
-        """Top-1 of the tuned tower on validation images."""
+        """Top-1 of the tuned towers on validation images."""
         if self.validation is None:
             return {}
+        self.vision.num_keep = self.num_keep
         embedding = embed(self.setup, self.validation, self.vision)
-        return {"top1_val": float(self.setup.accuracy(embedding, self.validation.labels).mean())}
+        tuned = with_prompts(self.setup, self.module)
+        return {"top1_val": float(tuned.accuracy(embedding, self.validation.labels).mean())}
+
+    def _class_weights(self) -> Tensor:
+        text = self.module.text
+        if text is None or self.texts is None:
+            return self.setup.classifier
+        return class_weights(self.setup, text, self.texts)
+
+    def _keep_at(self, step: int) -> int:
+        """K of a step, the same on every process."""
+        config = self.setup.config
+        if config.tune_keeps == "fixed":
+            return self.num_keep
+        drawn = torch.randint(len(MIXED_KEEPS), (), generator=seeds.generator(config.seed, "tune-keeps", step))
+        return num_keep(MIXED_KEEPS[int(drawn)], self.setup.shape.num_patches)
 
 
 def _pooled(output: Any) -> Tensor:
@@ -60,14 +83,12 @@ def _pooled(output: Any) -> Tensor:
     return (output[0] if isinstance(output, tuple) else output).float()
 
 
-def tune_prompts(setup: Setup, images: Images, selector: Selector) -> VisualPrompts:
-    """Tune visual prompts on the few-shot images; the epoch that is best on validation images is kept."""
+def tune_prompts(setup: Setup, images: Images, selector: Selector) -> Prompts:
+    """Tune prompts on the few-shot images; the epoch that is best on validation images is kept."""
     config, run = setup.config, setup.run
-    kept = num_keep(config.keep, setup.shape.num_patches)
-    prompts = initial_prompts(setup, images, selector, kept)
-    vision = PrunedVision(setup.tower, layer=setup.layer, num_keep=kept, selector=selector, prompts=prompts)
+    prompts = initial_prompts(setup, images, selector, num_keep(config.keep, setup.shape.num_patches))
     validation = setup.validation()
-    task = TuneTask(setup, vision, validation)
+    task = TuneTask(setup, selector, prompts, validation)
     batches, steps_per_epoch = _stream(setup, images)
     steps = config.tune_epochs * steps_per_epoch
     plan = loop.Plan(
@@ -83,32 +104,20 @@ def tune_prompts(setup: Setup, images: Images, selector: Selector) -> VisualProm
     optimizers = optim.build(prompts, "sgd", lr=config.tune_lr, weight_decay=5e-4, momentum=0.9)
     fitted = loop.fit(task, optimizers, batches, run, plan)
     prompts.eval().requires_grad_(False)
+    with torch.no_grad():
+        figures = task.evaluate()
     run.report.technique["tune"] = {
-        "prompts": "visual",
-        "params": prompts.tokens.numel(),
+        "prompts": config.prompts,
+        "params": count_parameters(prompts),
+        "template": prompts.text.template if prompts.text else None,
         "steps": fitted.steps,
         "best_step": fitted.best_step,
+        "top1_val": figures.get("top1_val"),
         "objective": config.tune_objective,
+        "keeps": config.tune_keeps,
         "seconds": fitted.seconds,
     }
     return prompts
-
-
-def initial_prompts(setup: Setup, images: Images, selector: Selector, kept: int) -> VisualPrompts:
-    """Prompts that start where the mean kept patch is, block by block."""
-    config = setup.config
-    plain = PrunedVision(setup.tower, layer=setup.layer, num_keep=kept, selector=selector)
-    rows = images.pixels[:: max(1, len(images) // INIT_IMAGES)][:INIT_IMAGES]
-    with torch.no_grad():
-        states = plain.states(setup.network.preprocess.normalise(rows.to(setup.run.device)))
-        keep = plain.select(states)
-        if keep is not None:
-            states = gather_patches(states, keep, setup.shape.num_prefix, setup.shape.num_patches)
-    mean = mean_patch_states(
-        setup.tower, states, num_prefix=setup.shape.num_prefix, start=setup.layer, depth=config.prompt_depth
-    )
-    noise = seeds.generator(config.seed, "prompts")
-    return VisualPrompts(mean, config.num_visual_tokens, start=setup.layer, generator=noise).to(setup.run.device)
 
 
 def _rate(lr: float, steps: int, steps_per_epoch: int) -> Callable[[int], float]:

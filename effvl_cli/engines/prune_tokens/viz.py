@@ -3,25 +3,28 @@
 from pathlib import Path
 
 from effvl_cli.config.prune_tokens import VizConfig
-from effvl_cli.core.errors import ModelError
 from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
 from effvl_cli.core.table import Table
 from effvl_cli.data import load
 from effvl_cli.engines.prune_tokens import artefact, pictures, setup
 from effvl_cli.engines.prune_tokens.evaluation import selector_of
+from effvl_cli.techniques.prune_tokens.tower import Selector
+
+MAPPED = 512  # test images whose kept patches are averaged
 
 
 def run(config: VizConfig, run: Run) -> None:
-    """Draw the first test images and what is left of them."""
+    """Draw some test images and what is left of them, and how often each place is kept."""
     here = setup.build(config, run)
+    keeps = here.config.keep
     saved = artefact.load(here, Path(str(config.run)))
-    if saved.predictor is None:
-        raise ModelError(f"{config.run} holds no predictor", f"Train one: effvl prune-tokens predict {config.run}")
-    test = load(config.data, "test", root=config.data_root)
-    images = here.images("test", pictures.spread(len(test), config.num_images).numpy())
-    selectors = {name: selector_of(name, here, saved.predictor) for name in ("predictor", "cls-attn", "random")}
-    pictures.kept_patches(here, images, selectors, config.keep)
+    selectors: dict[str, Selector] = {name: selector_of(name, here, saved.predictor) for name in config.selector}
+    source = load(config.data, "test", root=config.data_root)
+    images = here.images("test", pictures.spread(len(source), max(MAPPED, config.num_images)).numpy())
+    shown = images.take(pictures.spread(len(images), config.num_images))
+    pictures.kept_patches(here, shown, selectors, keeps)
+    pictures.keep_maps(here, images, selectors, keeps)
 
 
 def table(report: Report) -> Table:

@@ -204,7 +204,7 @@ class VisionTransformer(nn.Module):
         patches = table[1:][None]
         if kept is not None:  # a kept token carries its own position
             patches = table[1:][kept]
-        cls = (self.cls_token + table[:1]).expand(len(images), -1, -1)
+        cls = (self.cls_token + table[:1]).expand(images.shape[0], -1, -1)
         return torch.cat([cls.to(states.dtype), states + patches.to(states.dtype)], 1)
 
     def positions(self, grid: int) -> Tensor:

@@ -4,6 +4,7 @@ Counted: the patch embedding, the matrix products of the blocks and the projecti
 and any attentional pooler are not. FLOPs are twice the MACs. N patches, P prefix tokens, D width, E embedding width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -71,6 +72,21 @@ class TowerShape:
         blocks = layer * self.block(before) + (self.depth - layer) * self.block(after)
         return self.embed + blocks + self.projection
 
+    def merged(self, schedule: Sequence[int], layer: int, num_heads: int) -> int:
+        """The tower with `schedule[i]` tokens merged in block `layer + i`, the matching included.
+
+        A block that merges has its output projection and MLP over the merged rows.
+        """
+        rows, width = self.num_prefix + self.num_patches, self.width
+        total = self.embed + layer * self.block(rows) + self.projection
+        for count in schedule:
+            first, second = -(-rows // 2) - -(-self.num_prefix // 2), rows // 2 - self.num_prefix // 2
+            matching = first * second * (width // num_heads) if count else 0
+            saved = count * (width**2 + 2 * width * self.mlp_width)
+            total += self.block(rows) - saved + matching
+            rows -= count
+        return total
+
     def mixer(self, width: int) -> int:
         """MixerPredictor of that width."""
         rows = self.num_prefix + self.num_patches
@@ -80,6 +96,21 @@ class TowerShape:
         """ClsAttentionSelector: one query, all keys, one row of weights."""
         rows = self.num_prefix + self.num_patches
         return (1 + rows) * self.width**2 + rows * self.width
+
+    def evit(self) -> int:
+        """EvitSelector: CLS attention, and the mean of what is dropped; its row in the blocks is not here."""
+        return self.cls_attention() + self.num_patches * self.width
+
+    def taylor(self, layer: int, probes: int) -> int:
+        """TaylorSelector with the feature scorer: two forward passes of blocks p to L-1, and 1 + probes backward ones.
+
+        A backward pass has a product for each linear map and two for each product of two activations. The first block's
+        input and what comes of it alone, its projections, need no gradient.
+        """
+        rows, width, blocks = self.num_prefix + self.num_patches, self.width, self.depth - layer
+        forward = blocks * self.block(rows) + self.projection
+        backward = forward + blocks * 2 * rows**2 * width - 3 * rows * width**2 - 3 * rows**2 * width
+        return 2 * forward + (1 + probes) * backward
 
     def candidate(self, num_keep: int, layer: int) -> int:
         """One candidate of the golden-ranking search by its exact fast paths, for a tower that pools CLS.

@@ -1,9 +1,9 @@
-"""The predictor of the golden ranking, its loss, and how well it agrees with what it should predict.
+"""Predictors of the golden ranking, and how well they agree with what they should predict.
 
 Shapes: B images, P prefix tokens, N patches, D width of the tower, w width of the predictor.
 """
 
-from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +20,42 @@ def pooled_inputs(states: Tensor, width: int) -> Tensor:
     return F.adaptive_avg_pool1d(states.float(), width)
 
 
-class MixerPredictor(nn.Module):
-    """One MLP-Mixer block (Tolstikhin et al., arXiv 2105.01601) over all tokens, then one score a patch. A Selector.
+class Predictor(nn.Module):
+    """A small network that scores the patches of token states. A Selector.
+
+    Args:
+        num_prefix: P.
+
+    Attributes:
+        kind: its name for `make_predictor`.
+        width: w of the mixer; None of others.
+    """
+
+    kind: ClassVar[str]
+    width: int | None = None
+
+    def __init__(self, num_prefix: int) -> None:
+        super().__init__()
+        self.num_prefix = num_prefix
+
+    def inputs(self, states: Tensor) -> Tensor:
+        """What `forward` takes, from token states (B, P+N, D); without parameters, so it can be cached.
+
+        Here the patches (B, N, D).
+        """
+        return states[:, self.num_prefix :]
+
+    def score(self, states: Tensor, context: Context) -> Tensor:
+        """See `Selector`."""
+        return self(self.inputs(states))
+
+    def macs(self, num_patches: int) -> int:
+        """Multiply-adds of an image with N patches."""
+        raise NotImplementedError
+
+
+class MixerPredictor(Predictor):
+    """One MLP-Mixer block (Tolstikhin et al., arXiv 2105.01601) over all tokens, then one score a patch.
 
     Bound to the number of tokens that it was made for.
 
@@ -31,10 +65,12 @@ class MixerPredictor(nn.Module):
         width: w; the token MLP has w / 2 hidden units and the channel MLP 4 w.
     """
 
+    kind = "mixer"
+    width: int
+
     def __init__(self, num_patches: int, num_prefix: int, width: int = 64) -> None:
-        super().__init__()
+        super().__init__(num_prefix)
         tokens, token_hidden, channel_hidden = num_prefix + num_patches, max(1, width // 2), 4 * width
-        self.num_prefix = num_prefix
         self.width = width
         self.token_norm = nn.LayerNorm(width, eps=1e-6)
         self.token_mlp = nn.Sequential(nn.Linear(tokens, token_hidden), nn.GELU(), nn.Linear(token_hidden, tokens))
@@ -43,7 +79,7 @@ class MixerPredictor(nn.Module):
         self.head = nn.Linear(width, 1)
 
     def inputs(self, states: Tensor) -> Tensor:
-        """What `forward` takes, from token states (B, P+N, D): (B, P+N, w). Without parameters, so it can be cached."""
+        """All tokens (B, P+N, D) with their channels pooled: (B, P+N, w)."""
         return pooled_inputs(states, self.width)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -53,27 +89,84 @@ class MixerPredictor(nn.Module):
         x = x + self.channel_mlp(self.channel_norm(x))
         return self.head(x[:, self.num_prefix :]).squeeze(-1).float()
 
-    def score(self, states: Tensor, context: Context) -> Tensor:
-        """See `Selector`."""
-        return self(self.inputs(states))
+    def macs(self, num_patches: int) -> int:
+        """See `Predictor`."""
+        tokens, width = self.num_prefix + num_patches, self.width
+        return tokens * width * (2 * max(1, width // 2) + 8 * width) + num_patches * width
 
 
-def listwise_loss(scores: Tensor, rank: Tensor) -> Tensor:
-    """Cross entropy from softmax(4 rank / N) to softmax(scores): top-heavy, and the same for every keep rate.
+class MLPPredictor(Predictor):
+    """Looks at each patch and at the mean of all; for any number of patches.
 
     Args:
-        scores: (B, N).
-        rank: (B, N) importance ranks, 0 = least important.
-
-    Returns:
-        Scalar, mean over images.
+        dim: D.
+        num_prefix: P.
     """
-    target = (4 * rank.float() / rank.shape[1]).softmax(1)
-    return F.cross_entropy(scores, target)
+
+    kind = "mlp"
+
+    def __init__(self, dim: int, num_prefix: int) -> None:
+        super().__init__(num_prefix)
+        self.dim = dim
+        self.inner = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 128), nn.GELU())
+        self.outer = nn.Sequential(nn.Linear(128, 64), nn.GELU())
+        self.head = nn.Linear(64, 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, N, D) to scores (B, N) float32, higher = keep."""
+        own, shared = self.inner(inputs.to(self.head.weight.dtype)).chunk(2, dim=-1)
+        context = shared.mean(1, keepdim=True).expand_as(own)
+        return self.head(self.outer(torch.cat([own, context], -1))).squeeze(-1).float()
+
+    def macs(self, num_patches: int) -> int:
+        """See `Predictor`."""
+        return num_patches * (self.dim * 128 + 128 * 64 + 64)
 
 
-PREDICTORS: Mapping[str, Callable[..., nn.Module]] = {"mixer": MixerPredictor}
-LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"listwise": listwise_loss}
+class LinearPredictor(Predictor):
+    """One direction in the normalised states of a patch; for any number of patches.
+
+    Args:
+        dim: D.
+        num_prefix: P.
+    """
+
+    kind = "linear"
+
+    def __init__(self, dim: int, num_prefix: int) -> None:
+        super().__init__(num_prefix)
+        self.norm = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, N, D) to scores (B, N) float32, higher = keep."""
+        return self.head(self.norm(inputs.to(self.head.weight.dtype))).squeeze(-1).float()
+
+    def macs(self, num_patches: int) -> int:
+        """See `Predictor`."""
+        return num_patches * self.head.in_features
+
+
+def make_predictor(kind: str, *, num_patches: int, num_prefix: int, dim: int, width: int | None = None) -> Predictor:
+    """An untrained predictor.
+
+    Args:
+        kind: mixer, mlp or linear.
+        num_patches: N.
+        num_prefix: P.
+        dim: D.
+        width: w of the mixer, 64 unless given.
+
+    Raises:
+        ValueError: another kind.
+    """
+    if kind == "mixer":
+        return MixerPredictor(num_patches, num_prefix, width or 64)
+    if kind == "mlp":
+        return MLPPredictor(dim, num_prefix)
+    if kind == "linear":
+        return LinearPredictor(dim, num_prefix)
+    raise ValueError(f"predictor is {kind!r}, and must be mixer, mlp or linear")
 
 
 def dropped_overlap(scores: Tensor, rank: Tensor, num_keep: int) -> Tensor:

@@ -1,12 +1,15 @@
-"""Learnable visual tokens: shallow and deep prompts (Jia et al., arXiv 2203.12119, eqs. 4 and 6).
+"""Learnable visual tokens: shallow and deep prompts (Jia et al., arXiv 2203.12119, eqs. 4 and 6), on their own or mapped
+from text prompts (MaPLe: Khattak et al., arXiv 2210.03117, sec. 3.2).
 
-Shapes: B images, n tokens, D width, v prompt tokens.
+Shapes: B images, n tokens, D width, v visual prompt tokens, Dt width of the text tower.
 """
 
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+
+from .text_prompts import TextPrompts
 
 
 class _Blocks(Protocol):
@@ -19,19 +22,49 @@ class _Blocks(Protocol):
         """One block."""
 
 
-class VisualPrompts(nn.Module):
-    """v tokens behind the patches: appended before block `start`, replaced by fresh ones before the blocks after it.
+class _Inserted(nn.Module):
+    """Rows behind the patches: appended before block `start`, replaced by fresh ones before the blocks after it.
+
+    Attributes:
+        num_tokens: v.
+        depth: blocks with rows of their own; later ones see what the last of them make of it.
+        start: first block with prompts.
+        pre_norm: pass rows that enter block 0 through the tower's pre-norm, as if they were patch embeddings (MaPLe's
+            placement).
+    """
+
+    num_tokens: int
+    depth: int
+    start: int
+    pre_norm: bool = False
+
+    def rows(self, level: int) -> Tensor:
+        """(v, D): the prompts of block `start + level`."""
+        raise NotImplementedError
+
+    def insert(self, index: int, states: Tensor, tower: _Blocks) -> Tensor:
+        """The input of block `index`, (B, n, D), with its prompts appended or put in the place of the last v rows."""
+        level = index - self.start
+        if not 0 <= level < self.depth:
+            return states
+        rows = self.rows(level).to(states.dtype)
+        if index == 0 and self.pre_norm:
+            rows = tower.prompt_norm(rows)
+        kept = states if level == 0 else states[:, : -self.num_tokens]
+        return torch.cat([kept, rows.expand(len(states), -1, -1)], 1)
+
+
+class VisualPrompts(_Inserted):
+    """v visual tokens per block, parameters of their own.
 
     Args:
-        init: (depth, D), the state that the prompts of each block start from; `depth` blocks get prompts of their own,
-            later ones see what the last of them make of it.
+        init: (depth, D), the state that the prompts of each block start from.
         num_tokens: v.
         start: first block with prompts.
         generator: of the noise that tells the v tokens of a block apart: equal ones get equal gradients and stay equal
             for ever. None: no noise, for prompts whose values are loaded.
         noise: its size, relative to the root mean square of the state.
-        pre_norm: pass prompts that enter block 0 through the tower's pre-norm, as if they were patch embeddings
-            (MaPLe's placement); otherwise they are token states like those of `init`.
+        pre_norm: see `_Inserted`; without it the prompts are token states like those of `init`.
     """
 
     def __init__(
@@ -45,27 +78,100 @@ class VisualPrompts(nn.Module):
         pre_norm: bool = False,
     ) -> None:
         super().__init__()
-        depth, width = init.shape
+        self.depth, width = init.shape
         tokens = init.float()[:, None].repeat(1, num_tokens, 1)
         if generator is not None:
-            drawn = torch.randn(depth, num_tokens, width, generator=generator, device=generator.device)
-            tokens += noise * init.float().square().mean(1).sqrt()[:, None, None] * drawn.to(init.device)
+            drawn = torch.randn(self.depth, num_tokens, width, generator=generator, device=generator.device)
+            tokens += noise * _size(init.float())[:, None, None] * drawn.to(init.device)
         self.tokens = nn.Parameter(tokens)
         self.num_tokens = num_tokens
-        self.depth = depth
         self.start = start
         self.pre_norm = pre_norm
 
-    def insert(self, index: int, states: Tensor, tower: _Blocks) -> Tensor:
-        """The input of block `index`, (B, n, D), with its prompts appended or put in the place of the last v rows."""
-        level = index - self.start
-        if not 0 <= level < self.depth:
-            return states
-        rows = self.tokens[level].to(states.dtype)
-        if index == 0 and self.pre_norm:
-            rows = tower.prompt_norm(rows)
-        kept = states if level == 0 else states[:, : -self.num_tokens]
-        return torch.cat([kept, rows.expand(len(states), -1, -1)], 1)
+    def rows(self, level: int) -> Tensor:
+        """See `_Inserted`."""
+        return self.tokens[level]
+
+
+class CoupledPrompts(_Inserted):
+    """Visual prompts that are a linear map of the text prompts, with bias, one map per block: block `start + i` gets
+    M_i of text prompt i (MaPLe, sec. 3.2).
+
+    The maps begin so that the visual prompts are where `VisualPrompts` of the same `init` begin: the bias is the state,
+    the weight adds the noise.
+
+    Args:
+        text: the text prompts; their number of tokens is v.
+        init: (text.depth, D), see `VisualPrompts`.
+        start: first block with prompts.
+        generator: of the weights. None: zeros, for maps whose values are loaded.
+        noise: see `VisualPrompts`.
+
+    Raises:
+        ValueError: `init` has another depth than `text`.
+    """
+
+    def __init__(
+        self,
+        text: TextPrompts,
+        init: Tensor,
+        *,
+        start: int,
+        generator: torch.Generator | None = None,
+        noise: float = 0.02,
+    ) -> None:
+        super().__init__()
+        self.depth, width = init.shape
+        if self.depth != text.depth:
+            raise ValueError(f"{text.depth} blocks of text prompts cannot be mapped to {self.depth} of visual ones")
+        weight = torch.zeros(self.depth, width, text.width, device=init.device)
+        if generator is not None:
+            drawn = torch.randn(weight.shape, generator=generator, device=generator.device).to(init.device)
+            texts = text.tokens.detach().square().sum(2).mean(1).sqrt()
+            weight += noise * (_size(init.float()) / texts)[:, None, None] * drawn
+        self.text = text
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(init.float().clone())
+        self.num_tokens = text.num_tokens
+        self.start = start
+
+    def rows(self, level: int) -> Tensor:
+        """See `_Inserted`."""
+        return nn.functional.linear(self.text.tokens[level], self.weight[level], self.bias[level])
+
+
+class Prompts(nn.Module):
+    """What is tuned: visual prompts, text prompts, or both.
+
+    Args:
+        visual: for the pruned tower; None: text prompts alone.
+        text: None: visual prompts alone. Coupled prompts bring their own.
+
+    Raises:
+        ValueError: neither is given.
+    """
+
+    def __init__(self, visual: VisualPrompts | CoupledPrompts | None, text: TextPrompts | None = None) -> None:
+        super().__init__()
+        if visual is None and text is None:
+            raise ValueError("prompts of neither tower")
+        self.visual = visual
+        self.own_text = None if isinstance(visual, CoupledPrompts) else text
+
+    @property
+    def text(self) -> TextPrompts | None:
+        """The text prompts."""
+        return self.visual.text if isinstance(self.visual, CoupledPrompts) else self.own_text
+
+    @property
+    def num_rows(self) -> int:
+        """v: rows that the image tower carries besides its own."""
+        return 0 if self.visual is None else self.visual.num_tokens
+
+
+def _size(states: Tensor) -> Tensor:
+    """Root mean square of each row."""
+    return states.square().mean(1).sqrt()
 
 
 def mean_patch_states(tower: _Blocks, states: Tensor, *, num_prefix: int, start: int, depth: int) -> Tensor:
@@ -81,9 +187,9 @@ def mean_patch_states(tower: _Blocks, states: Tensor, *, num_prefix: int, start:
     Returns:
         (min(depth, L - start), D) float32.
     """
-    means = []
+    means = [states.new_empty(0, states.shape[2], dtype=torch.float32)]
     with torch.no_grad():
         for index in range(start, min(start + depth, tower.depth)):
-            means.append(states[:, num_prefix:].float().mean((0, 1)))
+            means.append(states[:, num_prefix:].float().mean((0, 1))[None])
             states = tower.block(index, states)
-    return torch.stack(means)
+    return torch.cat(means)

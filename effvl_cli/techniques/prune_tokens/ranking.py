@@ -8,37 +8,17 @@ the number of processes can change a rank.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from typing import Protocol, Self
+from functools import partial
+from typing import Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from .candidates import CPU_CANDIDATE_TOKENS, CandidateRunner
+from .scorers import FeatureScorer, Scorer
 from .tower import NonFiniteError, Tower
-
-
-class Scorer(Protocol):
-    """How harmless a removal is."""
-
-    def score(self, embeddings: Tensor, reference: Tensor, sample: int) -> Tensor:
-        """Embeddings (C, E) without the removed patches, and (E,) with all, to (C,) float32; high = safe to remove.
-
-        `sample` is the image's row in the batch that is being ranked, for scorers that know more about it.
-        """
-
-
-class FeatureScorer:
-    """Cosine between the embeddings with and without the removed patches; 0 for an embedding of length 0."""
-
-    def score(self, embeddings: Tensor, reference: Tensor, sample: int) -> Tensor:
-        """See `Scorer`."""
-        return F.normalize(embeddings.float(), dim=-1) @ F.normalize(reference.float(), dim=-1)
-
-
-CPU_CANDIDATE_TOKENS = 2048
-SCORERS: Mapping[str, type] = {"feature": FeatureScorer}
 
 
 @dataclass(frozen=True)
@@ -79,6 +59,9 @@ def golden_ranking(
     block_stride: int = 1,
     group: int = 10,
     rank_until: float = 0.3,
+    taylor: bool = False,
+    shortlist: int = 0,
+    pool: Callable[[Tensor], Tensor] | None = None,
     candidate_tokens: int = CPU_CANDIDATE_TOKENS,
     exact_fast_paths: bool = True,
 ) -> Ranking:
@@ -93,6 +76,10 @@ def golden_ranking(
         block_stride: stride of the windows.
         group: patches removed per round; 1 is the exact greedy search, 0 ranks all patches by a single pass.
         rank_until: share of the patches at which removal stops; one more pass orders the rest.
+        taylor: estimate every score from gradients instead of evaluating it.
+        shortlist: in each round evaluate only the candidates of those patches, `shortlist` times as many as it removes,
+            that gradients say do the least damage; 0 evaluates all. The pass that orders the rest evaluates all.
+        pool: from the last states to what the scorer compares; default `tower.pool`.
         candidate_tokens: tokens run at once.
         exact_fast_paths: project block p once per image, and compute CLS only in the last block. Same ranks, less work.
 
@@ -100,7 +87,7 @@ def golden_ranking(
         The ranking, on the CPU.
 
     Raises:
-        ValueError: an option is out of range.
+        ValueError: an option is out of range, or gradients cannot tell (see `taylor_scores`).
         NonFiniteError: a score is NaN or infinite; names the rows of `images`.
         torch.OutOfMemoryError: a single candidate does not fit into the memory.
     """
@@ -108,13 +95,19 @@ def golden_ranking(
         raise ValueError(f"layer is {layer}, and the tower has blocks 0 to {tower.depth - 1}")
     if group < 0 or not 0 < rank_until <= 1 or candidate_tokens < 1:
         raise ValueError(f"group {group}, rank_until {rank_until} or candidate_tokens {candidate_tokens} out of range")
-    search = _Search(removal_windows(tower.grid, block, block_stride), scorer or FeatureScorer(), group, rank_until)
+    if shortlist < 0 or (shortlist and (taylor or not group)):
+        raise ValueError(f"shortlist is {shortlist}, which needs rounds of evaluated candidates: group is {group}")
+    windows = removal_windows(tower.grid, block, block_stride)
+    search = _Search(windows, scorer or FeatureScorer(), group, rank_until, taylor, shortlist)
     parts = []
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
         for sample, image in enumerate(images):
-            part = _rank_image(search, tower, image, sample, layer, candidate_tokens, exact_fast_paths)
-            candidate_tokens = part.candidate_tokens
-            parts.append(part)
+            states = tower.embed(image[None])
+            for index in range(layer):
+                states = tower.block(index, states)
+            runner = partial(CandidateRunner, tower, states, layer, fast=exact_fast_paths, pool=pool)
+            parts.append(_rank_image(search, runner, sample, candidate_tokens))
+            candidate_tokens = parts[-1].candidate_tokens
     return Ranking.cat(parts)
 
 
@@ -164,76 +157,53 @@ def token_damage(removed: Tensor, scores: Tensor, reference: float) -> Tensor:
     return torch.where(coverage > 0, (damage @ held) / coverage, torch.inf)
 
 
-def auto_candidate_tokens(memory_bytes: int, width: int, mlp_ratio: float, *, cpu: bool = False) -> int:
-    """Tokens in a chunk of candidates that use at most half of the memory, in float32.
-
-    On a CPU no more than 2,048, which was the fastest from D = 64 to 768: larger chunks only leave the cache.
-    """
-    bytes_per_token = int(width * (2 * mlp_ratio + 8)) * 4
-    tokens = max(1, memory_bytes // 2 // bytes_per_token)
-    return min(tokens, CPU_CANDIDATE_TOKENS) if cpu else tokens
-
-
 def _rank_image(
-    search: "_Search", tower: Tower, image: Tensor, sample: int, layer: int, candidate_tokens: int, fast: bool
+    search: "_Search", runner: Callable[[int], CandidateRunner], sample: int, candidate_tokens: int
 ) -> Ranking:
     """One image; begun again with half the chunk when the device's memory does not suffice."""
-    states = tower.embed(image[None])
-    for index in range(layer):
-        states = tower.block(index, states)
     while True:
+        suffix = runner(candidate_tokens)
         try:
-            return search.run(CandidateRunner(tower, states, layer, candidate_tokens, fast), sample)
+            return search.run(suffix, sample)
         except torch.OutOfMemoryError:
-            if candidate_tokens <= states.shape[1]:
+            if candidate_tokens <= len(suffix.rows):
                 raise
             candidate_tokens //= 2
 
 
-class CandidateRunner:
-    """Blocks p to L-1 and the pooling, on subsets of one image's tokens."""
+@dataclass(frozen=True)
+class _Removals:
+    """Scores of removals from one image. Candidates are (C, N) bool, what each of them removes from what is alive."""
 
-    def __init__(self, tower: Tower, states: Tensor, layer: int, candidate_tokens: int, fast: bool) -> None:
-        self.tower = tower
-        self.layer = layer
-        self.candidate_tokens = candidate_tokens
-        self.fast = fast
-        self.rows = states[0]
-        self.prefix = torch.arange(tower.num_prefix, device=states.device)
-        self.passes = 0
-        if fast:  # the first norm and the projections of block p see one token at a time: the same for every candidate
-            projected = torch.stack(tower.qkv(layer, states))[:, 0]
-            self.qkv = projected.permute(2, 0, 1, 3).contiguous()  # (P+N, 3, heads, D/heads): one gather a candidate
+    suffix: CandidateRunner
+    scorer: Scorer
+    dense: Tensor
+    sample: int
 
-    def __call__(self, keep: Tensor) -> Tensor:
-        """(C, K) patch ids to (C, E) float32."""
-        self.passes += len(keep)
-        length = len(self.prefix) + keep.shape[1]
-        if length == 0:  # nothing left at all: no direction, which every scorer takes for the worst
-            return torch.zeros(len(keep), self.tower.embed_dim, device=self.rows.device)
-        chunks = math.ceil(len(keep) / max(1, self.candidate_tokens // length))
-        parts = keep.to(self.rows.device).split(math.ceil(len(keep) / chunks))
-        return torch.cat([self._embed(part).float() for part in parts])
+    def evaluated(self, alive: Tensor, removed: Tensor) -> tuple[Tensor, float]:
+        """Score of each candidate, and the one with nothing removed where that does not cancel out."""
+        sizes = removed.sum(1)
+        groups = [(sizes == size).nonzero().flatten() for size in sizes.unique()]  # that keep equally many: rectangles
+        kept = [(alive & ~removed[rows]).nonzero()[:, 1].view(len(rows), -1) for rows in groups]
+        embeddings = torch.cat([self.suffix(ids) for ids in kept])[torch.cat(groups).argsort()]
+        if len(groups) == 1:
+            return self._finite(self.scorer.score(embeddings, self.dense, self.sample)), 0.0
+        embeddings = torch.cat([embeddings, self.suffix(alive.nonzero().view(1, -1))])
+        scores = self._finite(self.scorer.score(embeddings, self.dense, self.sample))
+        return scores[:-1], float(scores[-1])
 
-    def _embed(self, keep: Tensor) -> Tensor:
-        tokens = torch.cat([self.prefix.expand(len(keep), -1), keep + len(self.prefix)], 1)
-        states = self.rows[tokens]
-        last = self.tower.depth - 1
-        cls_only = self.fast and self.tower.pools_prefix_only
-        for index in range(self.layer, last + 1):
-            needed = 1 if cls_only and index == last else states.shape[1]
-            if self.fast and index == self.layer:
-                query, keys, values = self.qkv[tokens].permute(2, 0, 3, 1, 4)
-                query = query[:, :, :needed]
-            elif needed < states.shape[1]:
-                keys, values = self.tower.qkv(index, states, "kv")
-                (query,) = self.tower.qkv(index, states[:, :needed], "q")
-            else:
-                states = self.tower.block(index, states)
-                continue
-            attended = F.scaled_dot_product_attention(query, keys, values)
-            states = self.tower.attend(index, states[:, :needed], attended)
-        return self.tower.pool(states)
+    def estimated(self, alive: Tensor, removed: Tensor) -> tuple[Tensor, float]:
+        """The same from gradients: a candidate does the damage of its patches."""
+        ids = alive.nonzero().flatten()
+        estimates, reference = self.suffix.scores_by_taylor(ids, self.scorer, self.dense, self.sample)
+        damage = reference - estimates
+        scores = reference - removed[:, ids].to(damage.device).float() @ damage
+        return self._finite(scores), float(reference)
+
+    def _finite(self, scores: Tensor) -> Tensor:
+        if not scores.isfinite().all():
+            raise NonFiniteError([self.sample])
+        return scores.float().cpu()
 
 
 @dataclass(frozen=True)
@@ -244,17 +214,20 @@ class _Search:
     scorer: Scorer
     group: int
     rank_until: float
+    taylor: bool
+    shortlist: int
 
     def run(self, suffix: CandidateRunner, sample: int) -> Ranking:
         num_patches = self.windows.shape[1]
         alive = torch.ones(num_patches, dtype=torch.bool)
         dense = suffix(torch.arange(num_patches)[None])[0]
         suffix.passes = 0
+        removals = _Removals(suffix, self.scorer, dense, sample)
         order: list[Tensor] = []
         removal_score = torch.zeros(num_patches)
         rounds = torch.zeros(num_patches, dtype=torch.int16)
         for number, take in enumerate(self._takes(num_patches)):
-            damage, score = self._damage(alive, suffix, dense, sample)
+            damage, score = self._damage(alive, removals, take)
             ids = alive.nonzero().flatten()
             removed = ids[damage[ids].argsort(stable=True)][:take]
             order.append(removed)
@@ -280,33 +253,26 @@ class _Search:
             left -= min(self.group, left - stop)
         yield left
 
-    def _damage(self, alive: Tensor, suffix: CandidateRunner, dense: Tensor, sample: int) -> tuple[Tensor, Tensor]:
+    def _damage(self, alive: Tensor, removals: _Removals, take: int) -> tuple[Tensor, Tensor]:
         """Damage of removing each patch, and the mean score of the candidates that hold it: (N,) each."""
-        removed = self._candidates(alive)
-        sizes = removed.sum(1)
-        scores = torch.empty(len(removed))
-        for size in sizes.unique():  # rectangles: candidates that keep equally many patches
-            rows = (sizes == size).nonzero().flatten()
-            kept = alive & ~removed[rows]
-            keep = kept.nonzero()[:, 1].view(len(rows), -1)
-            scores[rows] = self._score(suffix(keep), dense, sample)
-        reference = 0.0
-        if len(sizes.unique()) > 1:
-            keep = alive.nonzero().view(1, -1)
-            reference = float(self._score(suffix(keep), dense, sample))
+        removed, listed = self._candidates(alive), alive
+        if self.taylor:
+            scores, reference = removals.estimated(alive, removed)
+        else:
+            if 0 < self.shortlist * take < alive.sum():
+                rough = token_damage(removed, *removals.estimated(alive, removed))
+                listed = torch.zeros_like(alive)
+                listed[rough.argsort(stable=True)[: self.shortlist * take]] = True
+                removed = removed[(removed & listed).any(1)]
+            scores, reference = removals.evaluated(alive, removed)
+        damage = token_damage(removed, scores, reference)
         held = removed.float()
-        return token_damage(removed, scores, reference), (scores @ held) / held.sum(0).clamp(min=1)
+        return damage.where(listed, torch.inf), (scores @ held) / held.sum(0).clamp(min=1)
 
     def _candidates(self, alive: Tensor) -> Tensor:
-        """Distinct, non-empty windows on the alive patches: (C, N) bool."""
+        """Distinct, non-empty windows on the alive patches, those of the lowest ids first: (C, N) bool."""
         removed = self.windows & alive
         removed = removed[removed.any(1)]
         if self.windows[0].sum() == 1:
             return removed
-        return removed.unique(dim=0)
-
-    def _score(self, embeddings: Tensor, dense: Tensor, sample: int) -> Tensor:
-        scores = self.scorer.score(embeddings, dense, sample).float().cpu()
-        if not scores.isfinite().all():
-            raise NonFiniteError([sample])
-        return scores
+        return removed.unique(dim=0).flip(0)

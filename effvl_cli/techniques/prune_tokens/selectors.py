@@ -1,11 +1,15 @@
-"""Ways to choose the kept patches without training: random, CLS attention, and the golden ranking itself.
+"""Ways to choose the kept patches without training: by position, by state, by attention, and by what was searched.
 
 Every selector maps token states (B, P+N, D) at depth p to scores (B, N) float32, higher = keep.
 """
 
+import functools
+
 import torch
 from torch import Tensor
 
+from .scorers import FeatureScorer, Scorer
+from .taylor import PROBES, taylor_scores
 from .tower import Context
 
 _MASK = (1 << 64) - 1
@@ -39,18 +43,58 @@ class RandomSelector:
         return _shift(bits, 40).float() / 2**24
 
 
-class ClsAttentionSelector:
-    """Attention that CLS pays to the patches in block p, before anything is dropped: mean over heads."""
+class GridSelector:
+    """Patches spread evenly over the image, the same ones for every image; fewer patches are a part of more."""
 
     def score(self, states: Tensor, context: Context) -> Tensor:
-        """See `Selector`.
+        """See `Selector`."""
+        order = torch.tensor(halton_order(*context.tower.grid), device=states.device)
+        return (-order.argsort().float()).expand(len(states), -1)
+
+
+class CenterSelector:
+    """Patches nearest the centre of the image, in pixels."""
+
+    def score(self, states: Tensor, context: Context) -> Tensor:
+        """See `Selector`."""
+        rows, columns = (
+            (torch.arange(count, device=states.device) - (count - 1) / 2) * size
+            for count, size in zip(context.tower.grid, context.tower.patch_size, strict=True)
+        )
+        return -(rows[:, None] ** 2 + columns**2).flatten().float().expand(len(states), -1)
+
+
+class NormSelector:
+    """Patches whose states are longest (L2)."""
+
+    def score(self, states: Tensor, context: Context) -> Tensor:
+        """See `Selector`."""
+        return states[:, context.tower.num_prefix :].float().norm(dim=-1)
+
+
+class ClsAttentionSelector:
+    """Attention that CLS pays to the patches, before anything is dropped: mean over heads.
+
+    Args:
+        previous: that of block p-1, on its input; otherwise that of block p.
+    """
+
+    def __init__(self, *, previous: bool = False) -> None:
+        self.previous = previous
+
+    def score(self, states: Tensor, context: Context) -> Tensor:
+        """See `Selector`; with `previous` needs `context.previous`.
 
         Raises:
-            ValueError: the tower has no CLS token.
+            ValueError: the tower has no CLS token, or there is no previous block.
         """
         tower, layer = context.tower, context.layer
         if tower.num_prefix == 0:
             raise ValueError("cls-attn needs a CLS token, and this tower has none; use the predictor")
+        if self.previous:
+            if context.previous is None:
+                raise ValueError(f"cls-attn of the previous block needs the states before it, and layer is {layer}")
+            states, layer = context.previous, layer - 1
         # Fused attention returns no weights: one query and all keys give the single row of them that is needed.
         (query,) = tower.qkv(layer, states[:, :1], "q")
         (keys,) = tower.qkv(layer, states, "k")
@@ -83,6 +127,60 @@ class GoldenSelector:
         if missing.any():
             raise MissingRankingError(int(ids[missing][0]))
         return self.rank[place].to(states.device, torch.float32)
+
+
+class TaylorSelector:
+    """Patches whose removal, as gradients have it, would do most damage; see `taylor_scores`.
+
+    A reference for offline use: its forward and backward passes cost more than the dense tower.
+
+    Args:
+        scorer: what is damaged; by default the embedding, which needs no labels.
+        probes: see `taylor_scores`.
+    """
+
+    def __init__(self, scorer: Scorer | None = None, probes: int = PROBES) -> None:
+        self.scorer = scorer or FeatureScorer()
+        self.probes = probes
+
+    def score(self, states: Tensor, context: Context) -> Tensor:
+        """See `Selector`; one image at a time, so that no batch can change it."""
+        tower, layer = context.tower, context.layer
+        damages = []
+        with torch.inference_mode(False), torch.no_grad():  # tensors of inference mode have no gradients
+            for sample, rows in enumerate(states.clone().split(1)):
+                last = rows
+                for index in range(layer, tower.depth):
+                    last = tower.block(index, last)
+                reference = tower.pool(last)[0]
+                estimate, whole = taylor_scores(tower, rows, layer, self.scorer, reference, sample, probes=self.probes)
+                damages.append(whole - estimate)
+        return torch.stack(damages).float()
+
+
+@functools.cache
+def halton_order(rows: int, columns: int) -> tuple[int, ...]:
+    """Cells of a grid, in raster numbers, in the order in which the Halton sequence first meets them.
+
+    The sequence of bases 2 and 3 (Halton, Numer. Math. 1960) has low discrepancy: its first points, however many, lie
+    evenly in the unit square. All numbers are fractions of integers, so no rounding can change the order.
+    """
+    order: dict[int, None] = {}
+    step = 0
+    while len(order) < rows * columns:
+        step += 1
+        (up, height), (across, width) = _radical_inverse(step, 2), _radical_inverse(step, 3)
+        order.setdefault(rows * up // height * columns + columns * across // width)
+    return tuple(order)
+
+
+def _radical_inverse(number: int, base: int) -> tuple[int, int]:
+    """Numerator and denominator of the number's digits mirrored at the point."""
+    numerator, denominator = 0, 1
+    while number:
+        number, digit = divmod(number, base)
+        numerator, denominator = numerator * base + digit, denominator * base
+    return numerator, denominator
 
 
 def _ids(context: Context, name: str) -> Tensor:

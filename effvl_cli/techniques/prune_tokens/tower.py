@@ -6,12 +6,12 @@ Shapes: B images, P prefix tokens, N patches, D width, K kept patches, v prompt 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
-from .prompts import VisualPrompts
+from .prompts import CoupledPrompts, VisualPrompts
 
 
 class Tower(Protocol):
@@ -82,15 +82,21 @@ class Context:
         tower: the tower.
         layer: p.
         ids: (B,) int64, a number that names each sample, or None.
+        previous: (B, P+N, D) token states one block earlier; None at p = 0, or where only the states are at hand.
     """
 
     tower: Tower
     layer: int
     ids: Tensor | None = None
+    previous: Tensor | None = None
 
 
 class Selector(Protocol):
-    """Chooses patches. One that is an `nn.Module` is stored with the pruned tower."""
+    """Chooses patches. One that is an `nn.Module` is stored with the pruned tower.
+
+    One that leaves something of what it drops also has `fuse(patches, keep, scores)`: patch states (B, N, D), kept ids
+    (B, K) and scores (B, N) to rows (B, e, D) that follow the kept patches.
+    """
 
     def score(self, states: Tensor, context: Context) -> Tensor:
         """Token states (B, P+N, D) at depth p to (B, N) float32; the highest are kept."""
@@ -160,11 +166,44 @@ def gather_patches(states: Tensor, keep: Tensor, num_prefix: int, num_patches: i
     return states[torch.arange(count, device=states.device)[:, None], index]
 
 
-class PrunedVision(nn.Module):
-    """An image tower that keeps K of its patches from block p on.
+class WrappedTower(nn.Module):
+    """Refers to a tower and changes nothing in it: its weights are in neither `state_dict()` nor `parameters()`.
 
-    It refers to the original tower and changes nothing in it. `state_dict()` and `parameters()` hold the selector and
-    the prompts only; `to()`, `train()` and their like reach the tower too. Install it with `clip.visual = pruned`.
+    `to()`, `train()` and their like reach the tower too. Install one with `clip.visual = wrapped`.
+
+    Args:
+        tower: the tower.
+        layer: p, 0 to L-1.
+
+    Raises:
+        ValueError: `layer` is out of range.
+    """
+
+    def __init__(self, tower: Tower, layer: int) -> None:
+        super().__init__()
+        if not 0 <= layer < tower.depth:
+            raise ValueError(f"layer is {layer}, and the tower has blocks 0 to {tower.depth - 1}")
+        self.tower = tower
+        self.layer = layer
+        self.num_patches = tower.grid[0] * tower.grid[1]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.tower.module._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of the tower too."""
+        self.tower.module.train(mode)
+        return super().train(mode)
+
+    def refuse_dropout(self) -> None:
+        """Raise ValueError if the tower drops tokens of its own at this moment."""
+        if self.tower.drops_tokens:
+            raise ValueError("the tower's patch dropout and the pruning would both remove tokens; set patch_dropout 0")
+
+
+class PrunedVision(WrappedTower):
+    """An image tower that keeps K of its patches from block p on; its state is that of the selector and the prompts.
 
     Args:
         tower: the tower.
@@ -178,28 +217,20 @@ class PrunedVision(nn.Module):
     """
 
     def __init__(
-        self, tower: Tower, *, layer: int, num_keep: int, selector: Selector, prompts: VisualPrompts | None = None
+        self,
+        tower: Tower,
+        *,
+        layer: int,
+        num_keep: int,
+        selector: Selector,
+        prompts: VisualPrompts | CoupledPrompts | None = None,
     ) -> None:
-        super().__init__()
-        self.num_patches = tower.grid[0] * tower.grid[1]
-        if not 0 <= layer < tower.depth:
-            raise ValueError(f"layer is {layer}, and the tower has blocks 0 to {tower.depth - 1}")
+        super().__init__(tower, layer)
         if not 1 <= num_keep <= self.num_patches:
             raise ValueError(f"num_keep is {num_keep}, and the tower has {self.num_patches} patches")
-        self.tower = tower
-        self.layer = layer
         self.num_keep = num_keep
         self.selector = selector
         self.prompts = prompts
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PrunedVision":
-        self.tower.module._apply(fn, recurse)
-        return super()._apply(fn, recurse)
-
-    def train(self, mode: bool = True) -> "PrunedVision":
-        """Set the mode of the tower too."""
-        self.tower.module.train(mode)
-        return super().train(mode)
 
     def forward(self, images: Tensor, ids: Tensor | None = None, *, return_keep: bool = False) -> Any:
         """Embed images.
@@ -220,47 +251,69 @@ class PrunedVision(nn.Module):
         if self.num_keep == self.num_patches and self.prompts is None:
             output, keep = self.tower.module(images), None
         else:
-            states = self.states(images)
-            keep = self.select(states, ids)
-            output = self.from_states(states, keep)
+            previous, states = self._enter(images)
+            scores = self._scores(states, ids, previous)
+            keep = None if scores is None else keep_indices(scores, self.num_keep)
+            output = self.from_states(states, keep, scores)
         if not return_keep:
             return output
         return output, self._all_patches(images) if keep is None else keep
 
     def states(self, images: Tensor) -> Tensor:
         """Token states entering block p: (B, P+N, D), with v prompt rows behind if prompts start before p."""
-        if self.tower.drops_tokens:
-            raise ValueError("the tower's patch dropout and the pruning would both remove tokens; set patch_dropout 0")
-        states = self.tower.embed(images)
-        for index in range(self.layer):
-            states = self._block(index, states)
-        return states
+        return self._enter(images)[1]
 
     def select(self, states: Tensor, ids: Tensor | None = None) -> Tensor | None:
         """Ids of the kept patches, (B, K) int64 ascending; None when all are kept. `states` as by `states()`."""
-        if self.num_keep == self.num_patches:
-            return None
-        rows = self.tower.num_prefix + self.num_patches
-        with torch.autocast(states.device.type, enabled=False):
-            scores = self.selector.score(states[:, :rows], Context(self.tower, self.layer, ids))
-        if not torch.compiler.is_exporting():
-            require_finite(scores, ids)
-        return keep_indices(scores, self.num_keep)
+        scores = self._scores(states, ids)
+        return None if scores is None else keep_indices(scores, self.num_keep)
 
-    def from_states(self, states: Tensor, keep: Tensor | None) -> Any:
+    def from_states(self, states: Tensor, keep: Tensor | None, scores: Tensor | None = None) -> Any:
         """Run blocks p to L-1 on the kept patches.
 
         Args:
             states: as by `states()`; may be cached.
             keep: (B, K) ids as by `select()`, or None for all patches.
+            scores: (B, N) of the patches, which a selector that fuses what it drops needs.
         """
         if keep is not None:
-            states = gather_patches(states, keep, self.tower.num_prefix, self.num_patches)
+            states = self._drop(states, keep, scores)
         for index in range(self.layer, self.tower.depth):
             states = self._block(index, states)
         if self.prompts is not None:
             states = states[:, : -self.prompts.num_tokens]
         return self.tower.head(states)
+
+    def _enter(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
+        """States entering block p-1 (None at p = 0) and block p."""
+        self.refuse_dropout()
+        previous, states = None, self.tower.embed(images)
+        for index in range(self.layer):
+            previous, states = states, self._block(index, states)
+        return previous, states
+
+    def _scores(self, states: Tensor, ids: Tensor | None, previous: Tensor | None = None) -> Tensor | None:
+        """(B, N) finite scores; None when all patches are kept."""
+        if self.num_keep == self.num_patches:
+            return None
+        rows = self.tower.num_prefix + self.num_patches
+        context = Context(self.tower, self.layer, ids, None if previous is None else previous[:, :rows])
+        with torch.autocast(states.device.type, enabled=False):
+            scores = self.selector.score(states[:, :rows], context)
+        if not torch.compiler.is_exporting():
+            require_finite(scores, ids)
+        return scores
+
+    def _drop(self, states: Tensor, keep: Tensor, scores: Tensor | None) -> Tensor:
+        first, last = self.tower.num_prefix, self.tower.num_prefix + self.num_patches
+        kept = gather_patches(states, keep, first, self.num_patches)
+        fuse = getattr(self.selector, "fuse", None)
+        if fuse is None or scores is None:
+            return kept
+        with torch.autocast(states.device.type, enabled=False):
+            fused = fuse(states[:, first:last], keep, scores)
+        place = first + keep.shape[1]
+        return torch.cat([kept[:, :place], fused.to(kept.dtype), kept[:, place:]], 1)
 
     def _block(self, index: int, states: Tensor) -> Tensor:
         if self.prompts is not None:

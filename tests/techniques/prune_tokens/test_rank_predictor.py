@@ -3,14 +3,23 @@ import math
 import pytest
 import torch
 from scipy.stats import kendalltau
+from torch.utils.flop_counter import FlopCounterMode
 
+from effvl_cli.techniques.prune_tokens.losses import (
+    keepset_loss,
+    listwise_loss,
+    mse_loss,
+    pairwise_loss,
+    random_pairs,
+)
+from effvl_cli.techniques.prune_tokens.macs import TowerShape
 from effvl_cli.techniques.prune_tokens.predictor import (
-    LOSSES,
-    PREDICTORS,
+    LinearPredictor,
     MixerPredictor,
+    MLPPredictor,
     dropped_overlap,
     kendall_tau,
-    listwise_loss,
+    make_predictor,
     pooled_inputs,
 )
 
@@ -52,24 +61,6 @@ def test_mixer_equals_its_formula():
     assert torch.allclose(predictor(x)[0], expected, atol=1e-6)
 
 
-def test_listwise_loss_by_hand():
-    rank = torch.tensor([[0, 1], [1, 0]])
-    low, high = 1 / (1 + math.e**2), 1 / (1 + math.e**-2)  # softmax(0, 4/2)
-    scores = torch.tensor([[0.0, math.log(3)], [0.0, 0.0]])
-    by_hand = (-low * math.log(1 / 4) - high * math.log(3 / 4) + math.log(2)) / 2
-    assert listwise_loss(scores, rank).item() == pytest.approx(by_hand, abs=1e-6)
-
-
-def test_listwise_loss_is_least_at_its_target():
-    rank = torch.randperm(9)[None]
-    best = (4 * rank / 9).float().requires_grad_()
-    loss = listwise_loss(best, rank.to(torch.int16))
-    loss.backward()
-    assert best.grad.abs().max() <= 1e-7
-    entropy = -(best.softmax(1) * best.log_softmax(1)).sum()
-    assert loss.item() == pytest.approx(entropy.item(), abs=1e-6)
-
-
 def test_overlap_of_dropped_sets():
     rank = torch.tensor([[0, 1, 2, 3, 4, 5]]).repeat(3, 1)
     scores = torch.tensor([[0.0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [0, 1, 9, 2, 8, 7]])
@@ -89,15 +80,76 @@ def test_kendall_tau_equals_scipy():
     assert kendall_tau(torch.zeros(1, 20), rank[:1]).tolist() == [0]
 
 
-def test_a_predictor_learns_rankings_that_its_input_shows():
+KINDS = {"mixer": MixerPredictor, "mlp": MLPPredictor, "linear": LinearPredictor}
+
+
+def _pairs(scores, rank, generator=torch.Generator().manual_seed(0)):  # noqa: B008  # one stream for all calls
+    return pairwise_loss(scores, rank, *random_pairs(rank.shape[1], generator))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "loss",
+    [listwise_loss, lambda s, r: keepset_loss(s, r, (10, 4)), _pairs, mse_loss],
+    ids=["list", "set", "pair", "mse"],
+)
+def test_a_predictor_learns_rankings_that_its_input_shows(kind, loss):
     torch.manual_seed(0)
-    inputs = torch.randn(96, 17, 8)
-    rank = inputs[:, 1:, 3].argsort(1).argsort(1)
-    predictor = PREDICTORS["mixer"](16, 1, width=8)
+    states = torch.nn.functional.layer_norm(torch.randn(96, 17, 8), (8,))  # all of which a norm leaves
+    rank = states[:, 1:, 3].argsort(1).argsort(1)
+    predictor = make_predictor(kind, num_patches=16, num_prefix=1, dim=8, width=8)
+    assert type(predictor) is KINDS[kind]
+    inputs = predictor.inputs(states)
     optimizer = torch.optim.Adam(predictor.parameters(), 1e-2)
-    for _ in range(200):
+    for _ in range(150):
         optimizer.zero_grad()
-        LOSSES["listwise"](predictor(inputs[:64]), rank[:64]).backward()
+        loss(predictor(inputs[:64]), rank[:64]).backward()
         optimizer.step()
     with torch.no_grad():
         assert dropped_overlap(predictor(inputs[64:]), rank[64:], 10).mean() > 0.8
+
+
+def test_mlp_equals_its_formula():
+    torch.manual_seed(0)
+    predictor = MLPPredictor(6, 1)
+    states = torch.randn(2, 5, 6)
+
+    def gelu(x):
+        return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+
+    for row, scores in zip(states[:, 1:], predictor.score(states, None), strict=True):
+        normed = (row - row.mean(1, keepdim=True)) / (row.var(1, keepdim=True, correction=0) + 1e-5).sqrt()
+        hidden = gelu(normed @ predictor.inner[1].weight.T + predictor.inner[1].bias)
+        both = [torch.cat([patch[:64], hidden[:, 64:].mean(0)]) for patch in hidden]
+        outer = predictor.outer
+        hidden = [gelu(x @ outer[0].weight.T + outer[0].bias) for x in both]
+        expected = [x @ predictor.head.weight[0] + predictor.head.bias[0] for x in hidden]
+        assert torch.allclose(scores, torch.stack(expected), atol=1e-6)
+    assert predictor.score(torch.randn(1, 10, 6), None).shape == (1, 9)  # any number of patches
+
+
+def test_linear_is_one_direction_of_the_normalised_states():
+    predictor = LinearPredictor(2, 0)
+    with torch.no_grad():
+        predictor.head.weight.copy_(torch.tensor([[1.0, 2]]))
+        predictor.head.bias.fill_(5)
+    # a pair of numbers normalises to (-1, 1) or (1, -1)
+    assert predictor.score(torch.tensor([[[1.0, 3], [9, 2]]]), None)[0].tolist() == pytest.approx([6, 4], abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_multiply_adds_equal_those_that_are_run(kind):
+    predictor = make_predictor(kind, num_patches=49, num_prefix=1, dim=96, width=32)
+    inputs = predictor.inputs(torch.randn(1, 50, 96))
+    with FlopCounterMode(display=False) as counter:
+        predictor(inputs)
+    assert 2 * predictor.macs(49) == counter.get_total_flops()
+
+
+def test_multiply_adds_of_the_mixer_at_vit_b16():
+    assert MixerPredictor(196, 1).macs(196) == 7_274_752 == TowerShape(196, 1, 768, 768, 12, 3072, 512).mixer(64)
+
+
+def test_another_kind_of_predictor_is_refused():
+    with pytest.raises(ValueError, match="'forest'"):
+        make_predictor("forest", num_patches=4, num_prefix=1, dim=8, width=4)

@@ -4,10 +4,12 @@ from open_clip.transformer import VisionTransformer
 from torch.utils.flop_counter import FlopCounterMode
 
 from effvl_cli.models.openclip_tower import OpenClipTower
+from effvl_cli.techniques.prune_tokens.evit import EvitSelector
 from effvl_cli.techniques.prune_tokens.macs import TowerShape
 from effvl_cli.techniques.prune_tokens.predictor import MixerPredictor
 from effvl_cli.techniques.prune_tokens.ranking import golden_ranking
-from effvl_cli.techniques.prune_tokens.selectors import ClsAttentionSelector
+from effvl_cli.techniques.prune_tokens.selectors import ClsAttentionSelector, TaylorSelector
+from effvl_cli.techniques.prune_tokens.tome import MergedVision
 from effvl_cli.techniques.prune_tokens.tower import Context, PrunedVision
 
 B16 = TowerShape(196, 1, 768, 768, 12, 3072, 512)
@@ -86,6 +88,38 @@ def test_predictor_by_counter():
 
 def test_prompts_add_rows(slow_attention):
     assert TOY.pruned(2, 1, num_prompts=2) == 1_536 + 2_960 + 2_960 + 32
+
+
+@pytest.mark.parametrize("schedule", [(1, 2, 0), (4, 1, 1), (0, 0, 3), (0, 0, 0)])
+def test_merging_by_counter(slow_attention, schedule):
+    tower = _vit(12, 4, 8, 4, 2, 2.0, 4)
+    shape = TowerShape.of(tower)
+    counted = _counted(MergedVision(tower, layer=1, schedule=schedule).eval(), torch.randn(1, 3, 12, 12))
+    assert counted == shape.merged(schedule, 1, 2)
+    assert shape.merged((0, 0, 0), 1, 2) == shape.dense()
+
+
+def test_merging_by_hand():
+    # Block 0: 5 rows, 3 after it. Projections 3 * 64 and attention 2 * 5 * 8 for each of 5 rows; output projection 64
+    # and MLP 256 for each of 3; 2 patches of one half against 2 of the other, over heads of width 4.
+    block = 5 * (3 * 64 + 2 * 5 * 8) + 3 * (64 + 256) + 2 * 2 * 4
+    assert TOY.merged((2, 0), 0, 2) == 1_536 + block + TOY.block(3) + 32
+
+
+def test_evit_by_counter(slow_attention):
+    tower = _vit(12, 4, 8, 2, 2, 2.0, 4)
+    shape = TowerShape.of(tower)
+    pruned = PrunedVision(tower, layer=1, num_keep=3, selector=EvitSelector()).eval()
+    assert _counted(pruned, torch.randn(1, 3, 12, 12)) == shape.pruned(3, 1, 1) + shape.evit()
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_taylor_by_counter(slow_attention, layer):
+    tower = _vit(8, 4, 8, 3, 2, 2.0, 4)
+    tower.module.requires_grad_(False)
+    states = torch.randn(1, 5, 8)
+    counted = _counted(TaylorSelector(probes=2).score, states, Context(tower, layer))
+    assert counted == TowerShape.of(tower).taylor(layer, 2)
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])

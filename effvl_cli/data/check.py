@@ -1,0 +1,49 @@
+"""What there is of a data set, and what is missing."""
+
+from pathlib import Path
+from typing import Any
+
+from effvl_cli.core.errors import DataError
+from effvl_cli.core.table import Cell, Table
+from effvl_cli.data import SPLITS, load
+
+
+def check(spec: str, root: Path | None = None) -> tuple[Table, list[str]]:
+    """Open every split; images are looked for, not decoded.
+
+    Args:
+        spec: "NAME" or "NAME:ARGUMENT".
+        root: folder that it lies in.
+
+    Returns:
+        A row a split, and what is wrong, each once; nothing wrong: every split can be used.
+
+    Raises:
+        UsageError: unknown name.
+    """
+    rows: list[tuple[Cell, ...]] = []
+    wrong: list[str] = []
+    layouts: list[str] = []
+    for split in SPLITS:
+        try:
+            source = load(spec, split, root=root)
+        except DataError as error:
+            rows.append((split, None, None, None, "not usable"))
+            wrong.append(str(error))
+        else:
+            rows.append(_row(source))
+            layouts.append(getattr(source, "layout", ""))
+    wrong = list(dict.fromkeys(wrong))
+    notes = dict.fromkeys(f"found in {layout}" for layout in layouts if layout)
+    columns = ("split", "images", "published", "classes", "state")
+    return Table(f"{spec} under {root or '.'}", columns, tuple(rows), (*notes, *wrong)), wrong
+
+
+def _row(source: Any) -> tuple[Cell, ...]:
+    return (
+        source.split,
+        "endless" if source.endless else len(source),
+        getattr(source, "expected", None),
+        len(source.classes),
+        getattr(source, "remark", "") or "ok",
+    )

@@ -1,0 +1,1 @@
+"""`effvl prune-blocks`: the job and its verbs."""

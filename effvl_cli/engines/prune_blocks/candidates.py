@@ -1,0 +1,157 @@
+"""The units of a network that may go, with what each saves."""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from effvl_cli.core.errors import ModelError, UsageError
+from effvl_cli.core.measure import count_macs, count_parameters
+from effvl_cli.engines.prune_blocks.setup import Setup
+from effvl_cli.engines.prune_blocks.targets import Saving
+from effvl_cli.techniques.prune_blocks.cost import Cost, cost_model, measure_costs
+from effvl_cli.techniques.prune_blocks.discover import Discovery, Rejected, discover, most_removable, narrow, spare
+from effvl_cli.techniques.prune_blocks.unit import Unit
+
+SHOWN = 4  # paths of each reason in an error
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A removable unit.
+
+    Attributes:
+        unit: in the network as it is now.
+        original: its path in the original network.
+        params: that its removal saves.
+        macs: the same, of one image.
+    """
+
+    unit: Unit
+    original: str
+    params: int
+    macs: int
+
+    @property
+    def saving(self) -> Saving:
+        """Its size and place."""
+        return Saving(self.unit.stage, self.params, self.macs)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What there is to remove.
+
+    Attributes:
+        candidates: in the order of their calls.
+        room: how many units each stage can lose.
+        rejected: modules that are no units.
+        cost: of scoring all candidates directly.
+    """
+
+    candidates: tuple[Candidate, ...]
+    room: dict[str, int]
+    rejected: tuple[Rejected, ...]
+    cost: Cost | None
+
+
+def permitted(here: Setup, origins: Mapping[str, str]) -> frozenset[str]:
+    """Paths of the network's units that --protect and --only let go.
+
+    Args:
+        here: options and network.
+        origins: path of each module, to its path in the network as it was built; patterns are of these.
+
+    Raises:
+        UsageError: a pattern matches no unit.
+        ModelError: there is no unit at all.
+    """
+    config = here.config
+    found = _discover(here, here.module)
+    if not found.units:
+        raise _none(here, found.rejected)
+    originally = [dataclasses.replace(unit, path=origins.get(unit.path, unit.path)) for unit in found.units]
+    try:
+        units = narrow(originally, config.protect, config.only)
+    except ValueError as error:
+        raise UsageError(f"--protect or --only: {error}", "See the paths: effvl prune-blocks --dry-run") from error
+    return frozenset(unit.path for unit in units)
+
+
+def find(here: Setup, module: nn.Module, origins: Mapping[str, str], allowed: frozenset[str]) -> Found:
+    """Units of a network that may go.
+
+    Args:
+        here: options and input size.
+        module: original or pruned network.
+        origins: original paths of units whose path has changed.
+        allowed: original paths of those that the patterns let go.
+    """
+    found = _discover(here, module)
+    units = tuple(unit for unit in found.units if origins.get(unit.path, unit.path) in allowed)
+    room = most_removable(found.stages, units, here.config.min_per_stage)
+    units = spare(found.stages, units, here.config.min_per_stage)
+    if not units:
+        return Found((), room, found.rejected, None)
+    parts = measure_costs(module, units, here.noise(1), count_macs)
+    candidates = tuple(
+        Candidate(unit, origins.get(unit.path, unit.path), count_parameters(module.get_submodule(unit.path)), macs)
+        for unit, macs in zip(units, parts.saved, strict=True)
+    )
+    return Found(candidates, room, found.rejected, cost_model(*parts))
+
+
+def _discover(here: Setup, module: nn.Module) -> Discovery:
+    return discover(module, here.noise(2), valid=here.config.valid, stages=here.config.unit == "stage")
+
+
+def refuse_none(here: Setup, found: Found) -> None:
+    """Say why nothing can be removed.
+
+    Raises:
+        ModelError: there is no candidate.
+    """
+    if not found.candidates:
+        raise _none(here, found.rejected)
+
+
+def _none(here: Setup, rejected: tuple[Rejected, ...]) -> ModelError:
+    here.run.report.technique["rejected"] = [vars(row) for row in rejected]
+    return ModelError(
+        f"{here.network.name} has no removable {here.config.unit}: {reasons(rejected) or 'all are filtered'}",
+        "Choose a network with identity shortcuts, or see --valid, --protect, --only and --min-per-stage",
+    )
+
+
+def reasons(rejected: tuple[Rejected, ...]) -> str:
+    """Counts and some paths of each reason, on one line."""
+    paths: dict[str, list[str]] = defaultdict(list)
+    for row in rejected:
+        paths[row.reason].append(row.path)
+    return "; ".join(
+        f"{len(found)} {reason} ({', '.join(found[:SHOWN])}{', ...' if len(found) > SHOWN else ''})"
+        for reason, found in paths.items()
+    )
+
+
+def describe(found: Found) -> dict[str, Any]:
+    """For the report."""
+    return {
+        "valid_units": [
+            {
+                "index": index,
+                "path": c.original,
+                "stage": c.unit.stage,
+                "shortcut": c.unit.shortcut,
+                "params": c.params,
+                "macs": c.macs,
+            }
+            for index, c in enumerate(found.candidates)
+        ],
+        "rejected": [vars(row) for row in found.rejected],
+        "cost_model": found.cost
+        and {"naive_macs": found.cost.naive, "cached_macs": found.cost.cached, "ratio": found.cost.ratio},
+    }

@@ -1,0 +1,187 @@
+"""How much each candidate matters by the chosen criterion, and the order in which candidates go."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from effvl_cli.config.prune_blocks import CRITERIA
+from effvl_cli.core import seeds
+from effvl_cli.core.errors import DataError, ModelError, UsageError
+from effvl_cli.core.registry import nearest
+from effvl_cli.engines.prune_blocks.candidates import Candidate
+from effvl_cli.engines.prune_blocks.removals import Outcomes, score_removals
+from effvl_cli.engines.prune_blocks.setup import Setup
+from effvl_cli.techniques.prune_blocks import criteria, statistics
+
+FILE = "file:"
+
+
+def check_criterion(criterion: str) -> None:
+    """Refuse a name that is none.
+
+    Raises:
+        UsageError: says what is near.
+    """
+    if criterion in CRITERIA or (criterion.startswith(FILE) and criterion != FILE):
+        return
+    hint = nearest(criterion, [*CRITERIA, FILE]) or f"Give one of {', '.join(CRITERIA)}, or file:SCORES.json"
+    raise UsageError(f"--criterion is {criterion!r}", hint)
+
+
+def measure(here: Setup, module: nn.Module, candidates: Sequence[Candidate], step: int) -> dict[str, Any]:
+    """Importance of every candidate.
+
+    Returns:
+        `rows`: a mapping for each candidate, as in the report. `order`: candidates, the first to go first. Then
+        `seconds`, `images`, and `sharing` with its `reason`, of direct scoring.
+
+    Raises:
+        ModelError: a criterion that does not suit the units.
+        NumericalError: the network gives NaN, or does not fit into the memory.
+    """
+    started = time.monotonic()
+    config = here.config
+    if config.criterion == "direct":
+        path = here.run.folder / "scores" / f"step_{step}.safetensors"
+        outcomes = score_removals(here, module, [candidate.unit for candidate in candidates], path)
+        found = _direct(here, candidates, outcomes)
+    else:
+        try:
+            values = _proxy(here, module, candidates, step)
+        except ValueError as error:
+            raise ModelError(f"--criterion {config.criterion}: {error}", "Choose another criterion") from error
+        found = _by_value(here, candidates, values)
+    return {**found, "seconds": time.monotonic() - started}
+
+
+# --- direct ----------------------------------------------------------------------------------------------------------
+
+
+def _direct(here: Setup, candidates: Sequence[Candidate], outcomes: Outcomes) -> dict[str, Any]:
+    by_accuracy, by_loss = _impacts(outcomes)
+    finite = [not bool(nan) for nan in outcomes.nan[1:]]
+    full = [k for k in range(len(candidates)) if outcomes.used[1 + k] == len(outcomes.order)]
+    dropped = [k for k in range(len(candidates)) if k not in full]
+    order = [
+        *_rank(here, candidates, by_accuracy, by_loss, full, outcomes),
+        *sorted(dropped, key=lambda k: (-int(outcomes.used[1 + k]), by_accuracy[k])),
+    ]
+    tied = statistics.tied_with_best(outcomes.correct[1:].bool(), order[0])
+    rows = []
+    for k, candidate in enumerate(candidates):
+        used = int(outcomes.used[1 + k])
+        interval = statistics.accuracy_interval(
+            outcomes.correct[0, :used].bool(), outcomes.correct[1 + k, :used].bool()
+        )
+        rows.append(
+            _row(candidate)
+            | {
+                "importance": by_accuracy[k] if here.config.metric == "top1" else by_loss[k],
+                "impact_acc": by_accuracy[k],
+                "impact_loss": by_loss[k] if finite[k] else None,
+                "ci95": list(interval),
+                "tied_with_best": tied[k] and k in full,
+                "n_used": used,
+                "nan": int(not finite[k]),
+            }
+        )
+    return {
+        "rows": rows,
+        "order": order,
+        "images": int(outcomes.used[0]),
+        "sharing": outcomes.sharing,
+        "reason": outcomes.reason,
+    }
+
+
+def _impacts(outcomes: Outcomes) -> tuple[list[float], list[float]]:
+    """Of each candidate, on the images that it has seen."""
+    pairs = []
+    for row in range(1, len(outcomes.used)):
+        rows, used = torch.tensor([0, row]), int(outcomes.used[row])
+        by_accuracy, by_loss = statistics.impacts(outcomes.correct[rows, :used].bool(), outcomes.loss[rows, :used])
+        pairs.append((by_accuracy[0], by_loss[0]))
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+
+def _rank(
+    here: Setup,
+    candidates: Sequence[Candidate],
+    by_accuracy: Sequence[float],
+    by_loss: Sequence[float],
+    chosen: Sequence[int],
+    outcomes: Outcomes,
+) -> list[int]:
+    """The candidates that have seen all images, the first to go first."""
+    config = here.config
+    accuracy, loss = [by_accuracy[k] for k in chosen], [by_loss[k] for k in chosen]
+    impact, other = (accuracy, loss) if config.metric == "top1" else (loss, accuracy)
+    macs, params = [candidates[k].macs for k in chosen], [candidates[k].params for k in chosen]
+    order = statistics.rank(impact, other, macs, params, config.normalise)
+    if config.tie == "loss-ci":
+        correct = outcomes.correct[torch.tensor([1 + k for k in chosen])].bool()
+        order = statistics.break_ties_by_loss(order, statistics.tied_with_best(correct, order[0]), loss)
+    return [chosen[k] for k in order]
+
+
+# --- proxies ---------------------------------------------------------------------------------------------------------
+
+
+def _proxy(here: Setup, module: nn.Module, candidates: Sequence[Candidate], step: int) -> list[float]:
+    """One number for each candidate, the lowest to go first."""
+    config = here.config
+    units = [candidate.unit for candidate in candidates]
+    if config.criterion.startswith(FILE):
+        return _from_file(Path(config.criterion.removeprefix(FILE)), candidates)
+    generator = seeds.generator(config.seed, config.criterion, step)
+    named: dict[str, Callable[[], list[float]]] = {
+        "random": lambda: criteria.random(len(units), generator),
+        "l1": lambda: criteria.l1(module, units),
+        "bn-scale": lambda: criteria.bn_scale(module, units),
+        "block-influence": lambda: criteria.block_influence(module, units, _images(here)),
+        "cka": lambda: criteria.cka(module, units, _images(here)),
+        "sr-init": lambda: criteria.sr_init(
+            module, units, lambda: here.accuracy(module, here.scoring)["top1"], generator
+        ),
+    }
+    return named[config.criterion]()
+
+
+def _images(here: Setup) -> Iterator[Tensor]:
+    """The scoring images, normalised, in batches; each process takes all, so that all find the same."""
+    for pixels in here.scoring.pixels.split(here.config.score_batch_size):
+        yield here.network.preprocess.normalise(pixels.to(here.run.device))
+
+
+def _from_file(path: Path, candidates: Sequence[Candidate]) -> list[float]:
+    """Numbers of a JSON object, path in the original network to importance.
+
+    Raises:
+        DataError: no such file, or not such an object.
+    """
+    try:
+        found = json.loads(path.read_text())
+        return [float(found[candidate.original]) for candidate in candidates]
+    except (OSError, UnicodeDecodeError, ValueError, TypeError) as error:
+        raise DataError(
+            f"--criterion file:{path} cannot be read: {error}", 'Write {"layer1.1": 0.02, ...}, lower goes first'
+        ) from error
+    except KeyError as error:
+        raise DataError(f"--criterion file:{path} has no value for {error}", "Give one for each unit") from error
+
+
+def _by_value(here: Setup, candidates: Sequence[Candidate], values: Sequence[float]) -> dict[str, Any]:
+    macs, params = [c.macs for c in candidates], [c.params for c in candidates]
+    order = statistics.rank(values, [0.0] * len(values), macs, params, here.config.normalise)
+    unknown = dict.fromkeys(("impact_acc", "impact_loss", "ci95", "tied_with_best", "n_used", "nan"))
+    rows = [_row(c) | {"importance": value} | unknown for c, value in zip(candidates, values, strict=True)]
+    return {"rows": rows, "order": order, "images": None, "sharing": None, "reason": ""}
+
+
+def _row(candidate: Candidate) -> dict[str, Any]:
+    return {"path_original": candidate.original, "path": candidate.unit.path, "stage": candidate.unit.stage}

@@ -1,0 +1,228 @@
+"""Score, remove, verify, fine-tune: until a target is met or nothing more can go."""
+
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim.swa_utils import update_bn
+
+from effvl_cli.core import seeds
+from effvl_cli.core.measure import count_macs, count_parameters, interleaved_latency, ratio
+from effvl_cli.data.loader import eval_images, loader_workers
+from effvl_cli.engines.prune_blocks import baseline, candidates, importance, targets, training
+from effvl_cli.engines.prune_blocks.candidates import Candidate, Found
+from effvl_cli.engines.prune_blocks.setup import BATCH, Setup
+from effvl_cli.engines.prune_blocks.stages import Stages
+from effvl_cli.engines.prune_blocks.surgery import State, cut
+from effvl_cli.engines.prune_blocks.targets import Size, Targets
+from effvl_cli.engines.prune_blocks.training import Recipe
+
+Stopped = Literal["target_reached", "max_drop", "exhausted"]
+PER_STEP_SECONDS = 2.0  # of latency measurement, where it is a target
+
+
+@dataclass
+class Result:
+    """What came out.
+
+    Attributes:
+        state: the pruned network.
+        steps: a mapping for each step, as in the report.
+        stopped: why.
+    """
+
+    state: State
+    steps: list[dict[str, Any]]
+    stopped: Stopped
+
+
+class Pruning:
+    """The loop over steps.
+
+    Args:
+        here: network, data and options.
+        stages: what earlier attempts have finished.
+        start: the network to begin with.
+    """
+
+    def __init__(self, here: Setup, stages: Stages, start: State) -> None:
+        self.here, self.stages, self.start = here, stages, start
+        self.original = size_of(here, here.module)
+        self.targets = Targets.of(here.config, here.data)
+        self.teacher = here.module if training.needs_teacher(here.config) else None
+        self.ranking: list[str] = []  # original paths by the first scoring, for --rescore once
+        self.steps: list[dict[str, Any]] = []
+
+    def run(self) -> Result:
+        """Prune, and fine-tune at the end.
+
+        Raises:
+            UsageError: a target that cannot be met.
+            ModelError: nothing can be removed, or the network is no better than chance.
+        """
+        here = self.here
+        allowed = candidates.permitted(here, self.start.origins)
+        state = self.start
+        found = candidates.find(here, state.module, state.origins, allowed)
+        candidates.refuse_none(here, found)
+        here.run.report.technique.update(candidates.describe(found))
+        self.candidates = found.candidates
+        self._check_targets(found)
+        self.baseline = self.stages.once("baseline", lambda: figures(here, here.module))
+        baseline.check_better_than_chance(here, self.baseline["score"]["top1"])
+        stopped: Stopped = "target_reached"
+        while not self._reached(state):
+            if self.steps:
+                found = candidates.find(here, state.module, state.origins, allowed)
+            if not found.candidates:
+                stopped = "exhausted"
+                break
+            pruned, row = self._step(state, found)
+            self.steps.append(row)
+            if self._fell_too_far(row):
+                here.run.log(f"step {row['k']} is taken back: it costs more than --max-drop")
+                row["rejected"] = True
+                stopped = "max_drop"
+                break
+            state = pruned
+        return Result(self._finish(state), self.steps, stopped)
+
+    def _check_targets(self, found: Found) -> None:
+        most, count = targets.largest_removal([c.saving for c in found.candidates], found.room)
+
+        def latency_without() -> float:
+            room, gone = dict(found.room), []
+            for candidate in found.candidates:
+                if room[candidate.unit.stage]:
+                    room[candidate.unit.stage] -= 1
+                    gone.append(candidate)
+            return self._latency(cut(self.here, self.start, gone, step=1))
+
+        self.targets.check(self.original, most, count, latency_without)
+
+    def _reached(self, state: State) -> bool:
+        return self.targets.reached(
+            self._removed(state), self.original, size_of(self.here, state.module), lambda: self._latency(state)
+        )
+
+    def _removed(self, state: State) -> int:
+        return len(state.removals) - len(self.start.removals)
+
+    def _latency(self, state: State) -> float:
+        """Of one image through the pruned network, over the original's."""
+        image, first = self.here.noise(1), self.here.module
+
+        def timed() -> float:
+            arms = {"pruned": lambda: state.module(image), "original": lambda: first(image)}
+            times = interleaved_latency(arms, self.here.run.device, seconds=PER_STEP_SECONDS)
+            return ratio(times["pruned"], times["original"]).value
+
+        names = ",".join(removal.original_path for removal in state.removals)
+        return float(self.stages.once(f"latency without {names}", timed))
+
+    def _fell_too_far(self, row: dict[str, Any]) -> bool:
+        limit = self.here.config.max_drop
+        return limit is not None and self.baseline["score"]["top1"] - row["top1_score_after_ft"] > limit
+
+    def _step(self, state: State, found: Found) -> tuple[State, dict[str, Any]]:
+        """One round; what an earlier attempt finished of it is taken from there."""
+        k, here, config = len(self.steps) + 1, self.here, self.here.config
+        number = k + max((removal.step for removal in self.start.removals), default=0)
+        scored = self.stages.once(f"step {k} scores", lambda: self._score(state, found, k))
+        picked = self._pick(scored, found, self._removed(state))
+        here.run.log(f"step {k}: removing {', '.join(candidate.original for candidate in picked)}")
+        pruned = cut(here, state, picked, step=number)
+        before = self.stages.once(f"step {k} before", lambda: figures(here, pruned.module))
+        recalibrated = self._recalibrate(pruned.module, k)
+        tuned = self._finetune(pruned.module, f"step-{k}", config.finetune_epochs, config.finetune_lr)
+        after = self.stages.once(f"step {k} after", lambda: figures(here, pruned.module))
+        size = size_of(here, pruned.module)
+        row = {
+            "k": k,
+            "removed": [removal.to_dict() for removal in pruned.removals[-len(picked) :]],
+            "importance": scored["rows"],
+            "criterion": config.criterion,
+            "metric": config.metric,
+            "sharing": scored["sharing"],
+            "bit_exact": int(config.race == "none") if config.criterion == "direct" else None,
+            "score_seconds": scored["seconds"],
+            "score_images": scored["images"],
+            "top1_score_before_ft": before["score"]["top1"],
+            "top1_score_after_bn_recal": recalibrated,
+            "top1_score_after_ft": after["score"]["top1"],
+            "top1_test_before_ft": before["test"]["top1"],
+            "top1_test_after_ft": after["test"]["top1"],
+            "params": size.params,
+            "macs": size.macs,
+            "params_removed": 1 - size.params / self.original.params,
+            "macs_removed": 1 - size.macs / self.original.macs,
+            "latency": self._latency(pruned) if self.targets.latency is not None else None,
+            "ft": tuned,
+            "checkpoint": f"checkpoints/step-{k}" if tuned else None,
+        }
+        here.run.record("step", k=k, removed=[c.original for c in picked], before=before, after=after)
+        return pruned, row
+
+    def _score(self, state: State, found: Found, k: int) -> dict[str, Any]:
+        if self.here.config.rescore == "once" and k > 1:
+            places = {c.original: index for index, c in enumerate(found.candidates)}
+            order = [places[name] for name in self.ranking if name in places]
+            return {"rows": [], "order": order, "seconds": 0.0, "images": 0, "sharing": None, "reason": ""}
+        scored = importance.measure(self.here, state.module, found.candidates, k)
+        if scored["reason"]:
+            self.here.run.warn(f"step {k}: less is shared between candidates: {scored['reason']}")
+        return scored
+
+    def _pick(self, scored: dict[str, Any], found: Found, removed: int) -> list[Candidate]:
+        if not self.ranking:
+            self.ranking = [found.candidates[index].original for index in scored["order"]]
+        stages = [candidate.unit.stage for candidate in found.candidates]
+        count = self.targets.at_most(removed, self.here.config.blocks_per_step)
+        picked = targets.spread_over_stages(scored["order"], stages, found.room, count)
+        return [found.candidates[index] for index in picked]
+
+    def _recalibrate(self, module: nn.Module, k: int) -> float | None:
+        """Estimate batch-norm statistics anew; top-1 on the scoring images after that."""
+        here, count = self.here, self.here.config.bn_recal
+        if not count:
+            return None
+        order = torch.randperm(len(here.train), generator=seeds.generator(here.config.seed, "bn-recal"))
+        workers = loader_workers(here.config.workers, here.run.device.type)
+        places = np.sort(order[:count].numpy())
+        pixels, _ = eval_images(
+            here.train, here.network.preprocess, places, workers=workers, on_bad=here.config.on_bad
+        )
+        normalise = here.network.preprocess.normalise
+        with torch.no_grad():
+            update_bn((normalise(part.to(here.run.device)) for part in pixels.split(BATCH)), module)
+        module.eval()
+        return float(self.stages.once(f"step {k} recal", lambda: here.accuracy(module, here.scoring)["top1"]))
+
+    def _finetune(self, module: nn.Module, phase: str, epochs: int, lr: float) -> dict[str, Any] | None:
+        """Train in place; None without epochs."""
+        if not epochs:
+            return None
+        started = time.monotonic()
+        recipe = Recipe(epochs, lr, self.here.config.finetune_batch_size)
+        training.train(self.here, module, recipe, phase, teacher=self.teacher)
+        elapsed = time.monotonic() - started
+        seconds = self.stages.once(f"{phase} seconds", lambda: elapsed)
+        return {"epochs": epochs, "lr": lr, "seconds": seconds}
+
+    def _finish(self, state: State) -> State:
+        if self._removed(state):
+            self._finetune(state.module, "final", self.here.config.final_epochs, self.here.config.final_lr)
+        return state
+
+
+def size_of(here: Setup, module: nn.Module) -> Size:
+    """Parameters, and multiply-adds of one image."""
+    return Size(count_parameters(module), count_macs(module, here.noise(1)))
+
+
+def figures(here: Setup, module: nn.Module) -> dict[str, dict[str, float]]:
+    """Accuracy on the images that score, and on those that are reported on."""
+    return {"score": here.accuracy(module, here.scoring), "test": here.accuracy(module, here.test)}

@@ -1,0 +1,164 @@
+"""Direct scoring of all candidates over the scoring images: shared over processes, saved on the way, raced if asked.
+
+N images, n candidates. Row 0 of every table is the network itself, row 1 + k the network without the k-th candidate.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from effvl_cli.core import distributed
+from effvl_cli.core.errors import NumericalError
+from effvl_cli.core.files import write_bytes
+from effvl_cli.engines.prune_blocks.race import Race
+from effvl_cli.engines.prune_blocks.setup import Setup
+from effvl_cli.techniques.prune_blocks.score import Scorer
+from effvl_cli.techniques.prune_blocks.unit import Unit
+
+SAVE_EVERY = 20  # batches
+
+
+@dataclass
+class Outcomes:
+    """What became of every image.
+
+    Attributes:
+        order: (N,) position in the split of each column.
+        correct: (1 + n, N) uint8; columns from a row's `used` on are 0.
+        loss: (1 + n, N) float32.
+        nan: (1 + n,) uint8.
+        used: (1 + n,) int64 columns that were scored.
+        sharing: how, and why not otherwise.
+    """
+
+    order: Tensor
+    correct: Tensor
+    loss: Tensor
+    nan: Tensor
+    used: Tensor
+    sharing: str = ""
+    reason: str = ""
+
+    @classmethod
+    def empty(cls, order: Tensor, rows: int) -> "Outcomes":
+        """Nothing scored yet."""
+        size = (rows, len(order))
+        return cls(
+            order,
+            torch.zeros(size, dtype=torch.uint8),
+            torch.zeros(size),
+            torch.zeros(rows, dtype=torch.uint8),
+            torch.zeros(rows, dtype=torch.int64),
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For a file."""
+        return {name: getattr(self, name) for name in ("order", "correct", "loss", "nan", "used")}
+
+
+class _TooLarge(Exception):
+    """A batch does not fit into the device's memory."""
+
+
+def score_removals(here: Setup, module: nn.Module, units: Sequence[Unit], path: Path) -> Outcomes:
+    """Leave out every unit in turn; results that an earlier attempt saved at `path` are not made again.
+
+    Raises:
+        NumericalError: the network itself gives NaN, or one image at a time does not fit into the memory.
+    """
+    size = here.config.score_batch_size
+    while True:
+        try:
+            found = _Scoring(here, module, units, path, size).run()
+        except _TooLarge:
+            if size == 1:
+                raise NumericalError("out of memory with one image", "Use --device cpu, or smaller images") from None
+            size = max(1, size // 2)
+            here.run.warn(f"out of memory: scoring starts again with --score-batch-size {size}")
+            path.unlink(missing_ok=True)
+            continue
+        if found.nan[0]:
+            raise NumericalError(f"logits of {here.network.name} are not finite", "Check its weights")
+        return found
+
+
+class _Scoring:
+    def __init__(self, here: Setup, module: nn.Module, units: Sequence[Unit], path: Path, size: int) -> None:
+        config = here.config
+        self.here, self.path, self.size = here, path, size
+        self.scorer = Scorer(module, units, config.sharing)
+        self.race = Race(here, len(units))
+        self.outcomes = Outcomes.empty(self.race.order, 1 + len(units))
+        self.done = 0  # batches that are in `outcomes`
+
+    def run(self) -> Outcomes:
+        self._restore()
+        batches = -(-len(self.here.scoring) // self.size)
+        out_of_memory = False
+        with self.here.run.progress("scoring", batches, self.done) as progress:
+            for number in range(self.done, batches):
+                if not out_of_memory and number % distributed.world().size == distributed.world().rank:
+                    try:
+                        self._batch(number)
+                    except torch.OutOfMemoryError:
+                        out_of_memory = True  # told to the others where all meet
+                self._count(number)
+                progress.update(number + 1)
+                if self._meet(number, last=number + 1 == batches):
+                    if distributed.any_flag(int(out_of_memory)):
+                        raise _TooLarge
+                    self._merge(number + 1)
+                    self.here.run.check_stop()
+        self.outcomes.sharing, self.outcomes.reason = self.scorer.sharing, self.scorer.reason
+        return self.outcomes
+
+    def _columns(self, number: int) -> slice:
+        return slice(number * self.size, min((number + 1) * self.size, len(self.here.scoring)))
+
+    def _batch(self, number: int) -> None:
+        columns = self._columns(number)
+        places = self.outcomes.order[columns]
+        device, split = self.here.run.device, self.here.scoring
+        images = self.here.network.preprocess.normalise(split.pixels[places].to(device))
+        found = self.scorer.batch(images, split.labels[places].to(device), self.race.active)
+        rows = torch.tensor([0, *(1 + k for k in self.race.active)])
+        self.outcomes.correct[rows, columns] = found.correct.cpu().to(torch.uint8)
+        self.outcomes.loss[rows, columns] = found.loss.cpu()
+        self.outcomes.nan[rows] |= found.nan.cpu().to(torch.uint8)
+
+    def _count(self, number: int) -> None:
+        rows = torch.tensor([0, *(1 + k for k in self.race.active)])
+        self.outcomes.used[rows] = self._columns(number).stop
+
+    def _meet(self, number: int, *, last: bool) -> bool:
+        """Whether the processes join what they have after this batch."""
+        return last or (number + 1) % SAVE_EVERY == 0 or self.race.is_due(self._columns(number).stop)
+
+    def _merge(self, done: int) -> None:
+        """Join the processes' columns, save them, and let the race drop candidates."""
+        ours, start = self.outcomes, self.done * self.size
+        columns = slice(start, self._columns(done - 1).stop)
+        ours.correct[:, columns] = distributed.add_up(ours.correct[:, columns].to(torch.int32)).to(torch.uint8)
+        ours.loss[:, columns] = distributed.add_up(ours.loss[:, columns].contiguous())
+        ours.nan = distributed.add_up(ours.nan.to(torch.int32)).clamp(max=1).to(torch.uint8)
+        self.done = done
+        self.race.advance(ours.correct, ours.loss, columns.stop)
+        if distributed.is_main():
+            progress = {"done": torch.tensor([done]), "size": torch.tensor([self.size])}
+            write_bytes(self.path, save({**ours.tensors(), **progress, "active": torch.tensor(self.race.active)}))
+
+    def _restore(self) -> None:
+        """Take up what was saved with batches of this size."""
+        known = load_file(self.path) if self.path.is_file() else {}
+        distributed.barrier()
+        if not known or int(known["size"]) != self.size:
+            return
+        for name in self.outcomes.tensors():
+            setattr(self.outcomes, name, known[name])
+        self.done = int(known["done"])
+        self.race.resume(known["active"].tolist(), self._columns(self.done - 1).stop)
+        self.here.run.resumed("scoring", self.done)

@@ -1,0 +1,203 @@
+"""What every stage of prune-blocks works with: the network that is pruned, and the images that judge it."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from effvl_cli.config.prune_blocks import EMBEDDED
+from effvl_cli.core import seeds
+from effvl_cli.core.errors import DataError, NumericalError, UsageError
+from effvl_cli.core.metrics import top_k
+from effvl_cli.core.run import Run
+from effvl_cli.data import load
+from effvl_cli.data.fewshot import few_shot
+from effvl_cli.data.loader import eval_images, loader_workers
+from effvl_cli.data.source import ImageSource, digest
+from effvl_cli.engines.inference import over_images
+from effvl_cli.models import network as networks
+
+EMBEDDED_MODEL = "cifar-resnet:26,width=8"
+MAX_SCORED = 10_000  # images that score when --score-size does not say
+FEW_SCORED = 5_000  # below this many, top-1 often picks another unit than it would on all
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Split:
+    """Decoded images with their labels."""
+
+    source: ImageSource
+    pixels: Tensor
+    """(M, 3, H, W) uint8."""
+    labels: Tensor
+    """(M,) int64."""
+    ids: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass
+class Setup:
+    """The network, its data and the run.
+
+    Attributes:
+        config: options of the job or verb.
+        run: folder, device, report.
+        data: name of the data set.
+        network: as it was loaded; its `module` is the original network, on the device.
+    """
+
+    config: Any
+    run: Run
+    data: str
+    network: networks.Network
+    warned: set[str] = field(default_factory=set)
+
+    @property
+    def module(self) -> nn.Module:
+        """The original network."""
+        return self.network.module
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names, in the order of the logits."""
+        return self.train.classes
+
+    @cached_property
+    def train(self) -> ImageSource:
+        """What is fine-tuned on; the images that score are never in it, unless --score-split train."""
+        return self._open("train")
+
+    @cached_property
+    def scoring(self) -> Split:
+        """The images that choose; none may be unreadable, because counts of different runs must match.
+
+        Raises:
+            DataError: a class without an image.
+            UsageError: --score-size asks for more than there are.
+        """
+        config = self.config
+        source = self._open({"holdout": "val"}.get(config.score_split, config.score_split))
+        found = np.bincount(source.labels, minlength=len(self.classes))
+        if not found.all():
+            name = self.classes[int(found.argmin())]
+            raise DataError(f"{source.name} has no {source.split} image of class {name!r}", "Add some, or drop it")
+        if config.score_size and config.score_size > found.min():
+            raise UsageError(
+                f"--score-size is {config.score_size}, and a class has {found.min()} images", f"Give 1 to {found.min()}"
+            )
+        size = config.score_size or max(1, MAX_SCORED // len(self.classes))
+        everything = not config.score_size and len(source) <= MAX_SCORED
+        indices = np.arange(len(source)) if everything else few_shot(source, size, config.seed)
+        split = self._decode(source, indices, on_bad="error")
+        self.run.report.technique["ids_sha256"] = digest(split.ids)
+        return split
+
+    @cached_property
+    def test(self) -> Split:
+        """The images that are reported on."""
+        source = self._open("test")
+        return self._decode(source, np.arange(len(source)), on_bad=self.config.on_bad)
+
+    def accuracy(self, module: nn.Module, split: Split) -> dict[str, float]:
+        """`top1`, `top5`, `loss` of a network on a split, the same on every process.
+
+        Raises:
+            NumericalError: logits that are not finite.
+        """
+        module.eval()
+        logits = over_images(
+            lambda x, _: module(x), split.pixels, self.network.preprocess, self.run, batch_size=self._batch_size
+        )
+        if not bool(torch.isfinite(logits).all()):
+            raise NumericalError(
+                f"logits of {self.network.name} are not finite", "Its weights, or --finetune-lr too high"
+            )
+        loss = nn.functional.cross_entropy(logits.double(), split.labels)
+        top1, top5 = (float(top_k(logits, split.labels, k).mean()) for k in (1, 5))
+        return {"top1": top1, "top5": top5, "loss": float(loss)}
+
+    def noise(self, batch: int) -> Tensor:
+        """(batch, 3, H, W) normal images on the device, always the same."""
+        draw = torch.randn(batch, 3, *self.network.preprocess.size, generator=seeds.generator(0, "noise"))
+        return draw.to(self.run.device)
+
+    @property
+    def _batch_size(self) -> int:
+        return getattr(self.config, "eval_batch_size", BATCH)
+
+    def _open(self, split: str) -> ImageSource:
+        return load(self.data, split, root=self.config.data_root, seed=0)
+
+    def _decode(self, source: ImageSource, indices: np.ndarray, *, on_bad: str) -> Split:
+        pixels, kept = eval_images(
+            source,
+            self.network.preprocess,
+            indices,
+            workers=loader_workers(self.config.workers, self.run.device.type),
+            on_bad=on_bad,
+        )
+        self.run.report.data(source, num_samples=len(kept), bad_files=len(indices) - len(kept))
+        labels = torch.as_tensor(source.labels[kept])
+        return Split(source, pixels, labels, tuple(source.ids[int(index)] for index in kept))
+
+
+def build(config: Any, run: Run, *, weights: str | None, model: str | None, data: str | None = None) -> Setup:
+    """Open the data and the network.
+
+    Args:
+        config: options.
+        run: of these.
+        weights: run folder, file or tag; "none": random ones.
+        model: registry name; None: that of the weights, else the embedded one.
+        data: data set; None: the one that the weights were trained on.
+
+    Raises:
+        UsageError: data without classes, or no data.
+        ModelError: weights that do not fit.
+        DataError: a classifier of another number of classes.
+    """
+    name = data or networks.manifest_of(weights).get("data")
+    if name is None:
+        raise UsageError("no --data, and the weights do not say what they were trained on", "Give --data")
+    source = load(name, "train", root=config.data_root, seed=0)
+    if not source.classes:
+        raise UsageError(f"--data {name} has no class labels", "prune-blocks measures classification: give labels")
+    if source.endless:
+        raise UsageError(f"--data {name} never ends", "Give a data set of a fixed size, e.g. digits or folder:PATH")
+    network = networks.load(
+        model,
+        weights,
+        default=EMBEDDED_MODEL if name == EMBEDDED else "",
+        kind="classifier",
+        seed=config.seed,
+        num_classes=len(source.classes),
+        download=config.download,
+        new_head=getattr(config, "new_head", False),
+    )
+    network.module.to(run.device).eval()
+    run.report.model(network.name, network.source, network.module)
+    return Setup(config, run, name, network)
+
+
+def note_leaks(here: Setup) -> None:
+    """Put into the report whether the choosing images were seen before, or are the reported ones; warn of either."""
+    technique, config = here.run.report.technique, here.config
+    ours = here.network.source == "random" or here.network.manifest.get("data") == here.data
+    seen = not ours or config.score_split == "train"
+    technique.update(leak=int(config.score_split == "test"), holdout_seen_by_pretraining=int(seen))
+    if config.score_split == "test":
+        here.run.warn("LEAK: the test images choose what is removed; no figure of this run is a result")
+    elif seen:
+        here.run.warn(
+            "the images that score were trained on: accuracies on them are optimistic, their differences are paired"
+        )
+    if config.criterion == "direct" and config.metric == "top1" and len(here.scoring) < FEW_SCORED:
+        here.run.warn(
+            f"{len(here.scoring)} images score: below {FEW_SCORED}, --metric loss ranks more steadily than top1"
+        )

@@ -1,0 +1,45 @@
+"""What sharing computations between candidates gains, and that it changes nothing: measured beside naive scoring."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from effvl_cli.engines.prune_blocks.candidates import Candidate
+from effvl_cli.engines.prune_blocks.setup import Setup
+from effvl_cli.techniques.prune_blocks.score import Scorer
+
+ROUNDS = 3  # the first warms up, and checks itself
+
+
+def compare(here: Setup, module: nn.Module, found: Sequence[Candidate]) -> dict[str, Any]:
+    """Score the first batch in both ways, in turn.
+
+    Returns:
+        `speedup`: naive time over shared time, of the CPU where that computes. `bit_equal`: whether every answer and
+        every loss is the same. `images`: in the batch.
+    """
+    config, split, device = here.config, here.scoring, here.run.device
+    units = [candidate.unit for candidate in found]
+    scorers = [Scorer(module, units, "off"), Scorer(module, units, config.sharing)]
+    images = here.network.preprocess.normalise(split.pixels[: config.score_batch_size].to(device))
+    labels = split.labels[: len(images)].to(device)
+    seconds, equal = [0.0, 0.0], True
+    for turn in range(ROUNDS):
+        results = []
+        for place, scorer in enumerate(scorers):
+            started = _now(device)
+            results.append(scorer.batch(images, labels))
+            seconds[place] += (_now(device) - started) if turn else 0.0
+        naive, shared = results
+        equal &= torch.equal(naive.correct, shared.correct) and torch.equal(naive.loss, shared.loss)
+    return {"speedup": seconds[0] / seconds[1], "bit_equal": equal, "images": len(images)}
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+    return time.process_time()

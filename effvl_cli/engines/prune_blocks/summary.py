@@ -1,0 +1,112 @@
+"""The printed tables of prune-blocks, made from a report alone."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from effvl_cli.core.report import Report
+from effvl_cli.core.table import Cell, Table, percent, points, times
+
+STEPS = ("step", "removed", "params", "- %", "MMACs", "- %", "test top-1 %", "fine-tuned", "scoring top-1 %")
+UNITS = ("index", "unit", "stage", "shortcut", "params", "MMACs")
+SCORES = ("index", "unit", "importance", "± 95 %", "loss", "tied", "images")
+BENCH = ("network", "runtime", "batch", "ms", "p10-p90", "ratio", "95 %")
+
+
+def steps(report: Report) -> Table:
+    """A row for the original network and for each step."""
+    technique, metrics = report.technique, report.metrics
+    rows: list[tuple[Cell, ...]] = []
+    for row in technique["steps"]:
+        names = ", ".join(removal["original_path"] for removal in row["removed"])
+        rows.append(
+            (
+                row["k"],
+                names + (" (taken back)" if row.get("rejected") else ""),
+                f"{row['params']:,}",
+                percent(row["params_removed"]),
+                f"{row['macs'] / 1e6:.1f}",
+                percent(row["macs_removed"]),
+                percent(row["top1_test_before_ft"]),
+                percent(row["top1_test_after_ft"]),
+                percent(row["top1_score_after_ft"]),
+            )
+        )
+    leak = "LEAKED, no result: " if technique.get("leak") else ""
+    title = f"{leak}prune-blocks: {report.model.name if report.model else ''} on {report.data[0].name}"
+    before, after = metrics["top1_baseline"].value, metrics["top1_pruned"].value
+    change = points(after - before) if before is not None and after is not None else None
+    notes = [
+        f"top-1 {percent(before)} % before, {percent(after)} % after all fine-tuning ({change} points), "
+        f"n = {metrics['top1_baseline'].n}",
+        f"parameters - {percent(metrics['params_removed'].value)} %, multiply-adds - "
+        f"{percent(metrics['macs_removed'].value)} %, latency at batch 1 {times(metrics['latency_ratio'].value)}",
+        _scoring(report),
+        f"stopped: {technique['stopped'].replace('_', ' ')}",
+    ]
+    return Table(title, STEPS, tuple(rows), tuple(note for note in notes if note))
+
+
+def _scoring(report: Report) -> str:
+    speedup, model = report.metrics.get("scoring_speedup"), report.technique.get("cost_model")
+    if speedup is None or speedup.value is None or not model:
+        return ""
+    equal = "bit-equal to" if report.metrics["scoring_bit_equal"].value else "NOT equal to"
+    return f"scoring {times(speedup.value)} as fast as naive ({times(model['ratio'])} by multiply-adds), {equal} it"
+
+
+def units(name: str, described: Mapping[str, Any]) -> Table:
+    """What can be removed, and what scoring costs."""
+    rows = tuple(
+        (u["index"], u["path"], u["stage"], u["shortcut"], f"{u['params']:,}", f"{u['macs'] / 1e6:.2f}")
+        for u in described["valid_units"]
+    )
+    cost, count = described["cost_model"], len(described["rejected"])
+    notes = (
+        f"{len(rows)} removable, {count} rejected",
+        f"scoring one image: {cost['naive_macs'] / 1e6:.1f} MMACs naively, {cost['cached_macs'] / 1e6:.1f} shared "
+        f"({times(cost['ratio'])})",
+    )
+    return Table(f"blocks of {name}", UNITS, rows, notes)
+
+
+def scores(report: Report) -> Table:
+    """Importance of each unit, in the order in which they would go."""
+    technique = report.technique
+    found: Sequence[Mapping[str, Any]] = technique["importance"]
+    rows = tuple(_score(index, found[index], technique["metric"]) for index in technique["order"])
+    title = f"importance by {technique['criterion']}: {report.model.name if report.model else ''}"
+    return Table(title, SCORES, rows, ("the first row would go first",))
+
+
+def _score(index: int, row: Mapping[str, Any], metric: str) -> tuple[Cell, ...]:
+    if row["impact_acc"] is None:
+        return (index, row["path_original"], f"{row['importance']:.4g}", None, None, None, None)
+    low, high = row["ci95"]
+    loss = row["impact_loss"]
+    return (
+        index,
+        row["path_original"],
+        points(row["impact_acc"], 2),
+        f"{100 * low:+.2f} to {100 * high:+.2f}",
+        None if loss is None else f"{loss:+.4f}",
+        "yes" if row["tied_with_best"] else "",
+        row["n_used"],
+    )
+
+
+def bench(report: Report) -> Table:
+    """Latency of the networks."""
+    rows = tuple(
+        (
+            r["network"],
+            r["runtime"],
+            r["batch"],
+            f"{r['median_ms']:.2f}",
+            f"{r['p10_ms']:.2f}-{r['p90_ms']:.2f}",
+            times(r["ratio"]),
+            f"{r['ratio_ci95'][0]:.2f}-{r['ratio_ci95'][1]:.2f}",
+        )
+        for r in report.technique["bench"]
+    )
+    notes = (f"multiply-adds: {times(report.technique['mac_ratio'])} of the original network's",)
+    return Table(f"latency: {report.model.name if report.model else ''}", BENCH, rows, notes)

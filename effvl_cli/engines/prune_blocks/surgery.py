@@ -1,0 +1,98 @@
+"""Removal of units from a network, verified, and of a checkpoint's units again when it is loaded."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from effvl_cli.core.errors import ModelError
+from effvl_cli.core.measure import count_macs
+from effvl_cli.engines.prune_blocks.candidates import Candidate
+from effvl_cli.engines.prune_blocks.setup import Setup
+from effvl_cli.models import edits
+from effvl_cli.models import network as networks
+from effvl_cli.techniques.prune_blocks.halves import split_halves
+from effvl_cli.techniques.prune_blocks.surgery import Removal, SurgeryError, original_paths, prune
+
+VERIFIED_BATCH = 4
+
+
+@dataclass(frozen=True)
+class State:
+    """A network on its way.
+
+    Attributes:
+        module: as it is now.
+        removals: from the network as it was built, in order.
+        origins: path of each module that is left, to its path in the network as it was built.
+    """
+
+    module: nn.Module
+    removals: tuple[Removal, ...] = ()
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+
+def start(here: Setup) -> State:
+    """The network as it was loaded, its ViT blocks split where --unit half asks for it.
+
+    Raises:
+        ModelError: blocks that cannot be split.
+    """
+    network = here.network
+    if here.config.unit == "half" and {"kind": edits.HALVES} not in network.edits:
+        if not split_halves(network.module):
+            raise ModelError(
+                f"--unit half: {network.name} has no ViT blocks that can be split", "Leave it out, or choose a ViT"
+            )
+        network.edits = [*network.edits, {"kind": edits.HALVES}]
+    removals = tuple(edits.removals_of(network.edits))
+    base = _built(here, [edit for edit in network.edits if edit["kind"] == edits.HALVES])
+    return State(network.module, removals, original_paths(base, removals))
+
+
+def cut(here: Setup, state: State, picked: Sequence[Candidate], *, step: int) -> State:
+    """Remove units from a copy of the network.
+
+    The copy is checked against the network with the units bypassed, and against one that is built by name, edited and
+    given the copy's weights, as a checkpoint is: the logits must be equal bit for bit.
+
+    Raises:
+        ModelError: a check fails.
+    """
+    units = [candidate.unit for candidate in picked]
+    images = here.noise(VERIFIED_BATCH)
+    try:
+        pruned = prune(
+            state.module, units, images, count_macs=count_macs, originals=state.origins, step=step
+        )
+    except SurgeryError as error:
+        raise ModelError(f"{here.network.name}: {error}", "Protect these units: --protect") from error
+    removals = (*state.removals, *pruned.removals)
+    _check_rebuilt(here, pruned.network, removals)
+    return State(pruned.network, removals, pruned.originals)
+
+
+def edits_of(here: Setup, removals: Sequence[Removal]) -> list[dict[str, object]]:
+    """What the manifest of a pruned network says."""
+    others = [edit for edit in here.network.edits if edit["kind"] != edits.REMOVED]
+    return [*others, edits.blocks_removed(removals)] if removals else others
+
+
+def _check_rebuilt(here: Setup, module: nn.Module, removals: Sequence[Removal]) -> None:
+    rebuilt = _built(here, edits_of(here, removals))
+    rebuilt.load_state_dict(module.state_dict())
+    images = here.noise(VERIFIED_BATCH)
+    with torch.no_grad():
+        same = torch.equal(rebuilt.eval()(images), module.eval()(images))
+    if not same:
+        raise ModelError(
+            f"{here.network.name} built anew with the same blocks removed gives other logits", "Please report this"
+        )
+
+
+def _built(here: Setup, made: Sequence[Mapping[str, object]]) -> nn.Module:
+    """The network by name, with random weights and these edits."""
+    network = networks.build(here.network.name, seed=0, num_classes=len(here.classes))
+    edits.apply_edits(network.module, made)
+    return network.module.to(here.run.device)

@@ -1,0 +1,134 @@
+"""Training of the original network and fine-tuning of pruned ones."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from effvl_cli.core import distributed, loop, optim
+from effvl_cli.core.errors import UsageError
+from effvl_cli.core.loop import StepOutput, Task
+from effvl_cli.data.loader import Batch, loader_workers, train_batches
+from effvl_cli.data.sampler import EpochSampler
+from effvl_cli.data.transforms import augment
+from effvl_cli.engines.prune_blocks.setup import Setup
+from effvl_cli.techniques.prune_blocks.distill import PooledFeatures, distillation_loss, mimic_loss
+
+WARMUP = 0.1  # share of the training of an original network
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast."""
+
+    epochs: int
+    lr: float
+    batch_size: int
+    warmup: float = 0.0
+
+
+class ClassifierTask(Task):
+    """Cross entropy, and the distance to a teacher where there is one."""
+
+    def __init__(self, here: Setup, module: nn.Module, teacher: nn.Module | None) -> None:
+        self.here, self.module, self.teacher = here, module, teacher
+        networks = (module, teacher) if teacher is not None and here.config.mimic else ()
+        self.features = [PooledFeatures(network) for network in networks]
+
+    def train_step(self, batch: Batch, step: int) -> StepOutput:
+        """Mean loss of one process's images."""
+        batch = batch.to(self.here.run.device)
+        images = self.here.network.preprocess.normalise(batch.images)
+        logits = self.module(images)
+        logs = {"top1_train": (logits.detach().argmax(1) == batch.labels).float().mean()}
+        return StepOutput(self._loss(images, logits, batch.labels), logs)
+
+    def _loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        config = self.here.config
+        if self.teacher is None:
+            return F.cross_entropy(logits, labels)
+        with torch.no_grad():
+            taught = self.teacher(images)
+        if config.kd:
+            loss = distillation_loss(logits, taught, labels, alpha=config.kd_alpha, temperature=config.kd_temperature)
+        else:
+            loss = F.cross_entropy(logits, labels)
+        if self.features:
+            ours, theirs = (features.last for features in self.features)
+            loss = loss + config.mimic * mimic_loss(ours, theirs)
+        return loss
+
+    def evaluate(self) -> dict[str, float]:
+        """Accuracy on the images that score; batch-norm statistics are those of the first process from here on."""
+        distributed.share_buffers(self.module)
+        found = self.here.accuracy(self.module, self.here.scoring)
+        return {f"{name}_score": value for name, value in found.items()}
+
+
+def train(here: Setup, module: nn.Module, recipe: Recipe, phase: str, *, teacher: nn.Module | None = None) -> None:
+    """Train `module` in place; a phase that an earlier attempt began or finished goes on from there."""
+    config = here.config
+    sampler = EpochSampler(len(here.train), _divisible(recipe.batch_size), config.seed)
+    steps = recipe.epochs * sampler.steps_per_epoch
+    warmup = math.ceil(recipe.warmup * steps)
+    select = getattr(config, "select", "last") == "best" and recipe.warmup == 0
+    plan = loop.Plan(
+        steps=steps,
+        phase=phase,
+        rate=lambda step: optim.cosine(step, steps, warmup=warmup),
+        precision=config.precision,
+        eval_every=sampler.steps_per_epoch if select else 0,
+        save_every=config.save_every,
+        log_every=config.log_every,
+        best="top1_score" if select else None,
+    )
+    module.requires_grad_(True)
+    optimizers = optim.build(
+        module,
+        "sgd",
+        lr=recipe.lr,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        decay_all=config.decay_all,
+    )
+    task = ClassifierTask(here, module, teacher)
+    with contextlib.ExitStack() as hooks:
+        for features in task.features:
+            hooks.enter_context(features)
+        loop.fit(task, optimizers, lambda start: _batches(here, sampler, start), here.run, plan)
+    module.eval().requires_grad_(False)
+
+
+def _divisible(batch_size: int) -> int:
+    size = distributed.world().size
+    if batch_size % size:
+        raise UsageError(
+            f"a batch of {batch_size} images does not divide among {size} processes",
+            f"Give --baseline-batch-size and --finetune-batch-size as multiples of {size}",
+        )
+    return batch_size
+
+
+def _batches(here: Setup, sampler: EpochSampler, start: int) -> Iterator[Any]:
+    config, world = here.config, distributed.world()
+    return train_batches(
+        here.train,
+        augment(config.augment, here.network.preprocess),
+        sampler,
+        seed=config.seed,
+        start_step=start,
+        rank=world.rank,
+        world=world.size,
+        workers=loader_workers(config.workers, here.run.device.type),
+        on_bad=config.on_bad,
+    )
+
+
+def needs_teacher(config: Any) -> bool:
+    """Whether fine-tuning looks at the original network."""
+    return bool(config.kd or config.mimic)

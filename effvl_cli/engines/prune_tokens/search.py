@@ -1,0 +1,69 @@
+"""The rankings that a run learns from, and how near its search comes to the exact one."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from effvl_cli.core import sweep
+from effvl_cli.core.errors import DataError
+from effvl_cli.engines.prune_tokens.rankings import Ranked, rank_images
+from effvl_cli.engines.prune_tokens.setup import Images, Setup
+from effvl_cli.techniques.prune_tokens.predictor import dropped_overlap, kendall_tau
+from effvl_cli.techniques.prune_tokens.tower import num_keep
+
+AUDITED = 16  # images
+KEEPS = (0.8, 0.6, 0.4)  # whose dropped sets are compared
+
+
+def rank_training(setup: Setup) -> tuple[Images, Ranked]:
+    """Rank the few-shot images, or a shard of them, and put the search into the report.
+
+    Raises:
+        DataError: the shard holds no image.
+        UsageError: a shard that is none.
+    """
+    config, images = setup.config, setup.few_shot()
+    shard = getattr(config, "sample_shard", "0/1")
+    first, count = sweep.parse_shard(shard, "--sample-shard")
+    if count > 1:
+        total = len(images)
+        images = images.take(torch.arange(first, total, count))
+        if not len(images):
+            raise DataError(f"--sample-shard {shard} holds none of the {total} images", "Give fewer shards")
+    ranked = rank_images(setup, images, "ranking")
+    found = ranked.summary(setup) | {"sample_shard": shard}
+    if config.audit:
+        found["audit"] = _audit(setup, images)
+    setup.run.report.technique["ranking"] = found
+    return images, ranked
+
+
+def _audit(setup: Setup, images: Images) -> list[dict[str, Any]]:
+    """Overlap and rank correlation of cheaper searches with the one that removes patch by patch."""
+    config = setup.config
+    some = images.take(torch.linspace(0, len(images) - 1, min(AUDITED, len(images))).long().unique())
+    exact = replace(config, scorer="feature" if config.scorer == "taylor" else config.scorer, group=1, shortlist=0)
+    searches = {
+        "exact greedy": exact,
+        "this search": config,
+        "one shot": replace(exact, group=0),
+        "10 a round": replace(exact, group=10),
+    }
+    rows, reference = [], None
+    for name, search in searches.items():
+        ranked = rank_images(replace(setup, config=search), some, f"audit, {name}")
+        if reference is None:
+            reference = ranked.rank
+        rows.append({"search": name, "images": len(some), **_agreement(setup, ranked, reference)})
+    return rows
+
+
+def _agreement(setup: Setup, ranked: Ranked, reference: torch.Tensor) -> dict[str, Any]:
+    scores, num_patches = ranked.rank.float(), setup.shape.num_patches
+    kept = sorted({num_keep(keep, num_patches) for keep in KEEPS} - {num_patches}, reverse=True)
+    return {
+        "passes": ranked.passes,
+        "overlap": {str(k): float(dropped_overlap(scores, reference, k).mean()) for k in kept},
+        "tau": float(kendall_tau(scores, reference).mean()),
+    }

@@ -1,0 +1,90 @@
+"""Where prompt tuning begins: at what the untuned towers compute, so that the first step starts from their accuracy."""
+
+import torch
+from torch import Tensor
+
+from effvl_cli.core import seeds
+from effvl_cli.core.errors import UsageError
+from effvl_cli.engines.prune_tokens.setup import Images, Setup
+from effvl_cli.engines.prune_tokens.texts import class_texts
+from effvl_cli.models.openclip_text import prompt_template, text_blocks
+from effvl_cli.techniques.prune_tokens.prompts import (
+    CoupledPrompts,
+    Prompts,
+    VisualPrompts,
+    mean_patch_states,
+)
+from effvl_cli.techniques.prune_tokens.text_prompts import TextPrompts, context_states
+from effvl_cli.techniques.prune_tokens.tower import PrunedVision, Selector, gather_patches
+
+INIT_IMAGES = 64  # whose kept patches give the visual prompts their first value
+
+
+def check_prompts(setup: Setup) -> None:
+    """Refuse what tuning could not use before the search, which takes long.
+
+    Raises:
+        UsageError: --prompt-start is no block, or more text tokens than the text tower takes.
+        ModelError: the text tower takes no prompts.
+    """
+    config, network = setup.config, setup.network
+    start = _start(setup)
+    if start >= setup.shape.depth:
+        raise UsageError(
+            f"--prompt-start is {start}, and {network.name} has {setup.shape.depth} blocks",
+            f"Give 0 to {setup.shape.depth - 1}",
+        )
+    if config.prompts in ("text", "independent", "coupled"):
+        text_blocks(network.module, network.name)
+        prompt_template(network.tokenize, setup.templates, config.num_text_tokens)
+    if config.prompts not in ("none", "text") and start < setup.layer:
+        setup.run.warn(f"prompts from block {start} on change what the predictor reads before block {setup.layer}")
+
+
+def initial_prompts(setup: Setup, images: Images, selector: Selector, kept: int) -> Prompts:
+    """Prompts of the kind that --prompts names; see `check_prompts`."""
+    config, device = setup.config, setup.run.device
+    text = None if config.prompts == "visual" else _text_prompts(setup)
+    if config.prompts == "text":
+        return Prompts(None, text).to(device)
+    start = _start(setup)
+    depth = min(config.prompt_depth, text.depth) if text and config.prompts == "coupled" else config.prompt_depth
+    mean = _mean_states(setup, images, selector, kept, start=start, depth=depth)
+    noise = seeds.generator(config.seed, "prompts")
+    if text is None or config.prompts == "independent":
+        visual = VisualPrompts(mean, config.num_visual_tokens, start=start, generator=noise)
+        return Prompts(visual, text).to(device)
+    text = TextPrompts(text.tokens.detach()[: len(mean)], first=text.first, template=text.template)
+    return Prompts(CoupledPrompts(text, mean, start=start, generator=noise)).to(device)
+
+
+def _text_prompts(setup: Setup) -> TextPrompts:
+    """The words before the class names, as the text tower itself has them in its blocks."""
+    config, network = setup.config, setup.network
+    blocks = text_blocks(network.module, network.name)[: config.prompt_depth]
+    template, first = prompt_template(network.tokenize, setup.templates, config.num_text_tokens)
+    texts = class_texts(setup, template)
+    states = context_states(network.module.encode_text, blocks, texts, first=first, num_tokens=config.num_text_tokens)
+    return TextPrompts(states, first=first, template=template)
+
+
+def _start(setup: Setup) -> int:
+    """First block with visual prompts."""
+    given = setup.config.prompt_start
+    return setup.layer if given is None else given
+
+
+def _mean_states(setup: Setup, images: Images, selector: Selector, kept: int, *, start: int, depth: int) -> Tensor:
+    """(depth, D): the mean state of the patches that are there, block by block."""
+    tower, layer, num_prefix = setup.tower, setup.layer, setup.shape.num_prefix
+    plain = PrunedVision(tower, layer=layer, num_keep=kept, selector=selector)
+    rows = images.pixels[:: max(1, len(images) // INIT_IMAGES)][:INIT_IMAGES]
+    with torch.no_grad():
+        pixels = setup.network.preprocess.normalise(rows.to(setup.run.device))
+        before = mean_patch_states(tower, tower.embed(pixels), num_prefix=num_prefix, start=0, depth=layer)
+        states = plain.states(pixels)
+        keep = plain.select(states)
+        if keep is not None:
+            states = gather_patches(states, keep, num_prefix, setup.shape.num_patches)
+    after = mean_patch_states(tower, states, num_prefix=num_prefix, start=layer, depth=tower.depth)
+    return torch.cat([before, after])[start : start + depth]

@@ -1,0 +1,209 @@
+"""Plain torch, torchvision or timm code that builds the structure of a network, whole or with blocks removed.
+
+Each source offers its guesses, the most readable first; which of them is right is found out by running it.
+"""
+
+import contextlib
+import inspect
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+from torchvision.models import ConvNeXt, MobileNetV2, ResNet, VisionTransformer
+from torchvision.ops import StochasticDepth
+
+from effvl_cli.core.errors import ModelError
+from effvl_cli.models import cifar_resnet
+from effvl_cli.models.edits import REMOVED, removals_of
+from effvl_cli.models.network import Network
+from effvl_cli.models.torchvision import options_of
+from effvl_cli.techniques.prune_blocks import containers
+from effvl_cli.techniques.prune_blocks.surgery import Removal
+
+
+class NoConstructorError(ModelError):
+    """No plain code builds the network: without effvl only its program can be loaded."""
+
+
+@dataclass(frozen=True)
+class Code:
+    """Python text of one way to build a network.
+
+    Attributes:
+        value: the expression.
+        imports: lines that it needs.
+        definitions: functions and classes that it needs.
+        statements: lines that change the value, called `network` there.
+    """
+
+    value: str
+    imports: Sequence[str]
+    definitions: Sequence[str] = ()
+    statements: Sequence[str] = ()
+
+
+def constructors(network: Network) -> Iterator[Code]:
+    """Code that may build the network's structure.
+
+    Raises:
+        NoConstructorError: its source has no public constructor, or its blocks are split in halves.
+    """
+    source, _, name = network.name.partition(":")
+    if source not in _SOURCES:
+        raise NoConstructorError(f"{network.name} has no constructor outside effvl", "Load its model.pt2")
+    if any(edit["kind"] != REMOVED for edit in network.edits):
+        raise NoConstructorError(f"blocks of {network.name} are split in halves", "Load its model.pt2")
+    return _SOURCES[source](name, network.module, removals_of(network.edits))
+
+
+def _without(whole: Code, removals: Sequence[Removal]) -> Code:
+    """The whole network, then each removal as a statement."""
+    if not removals:
+        return whole
+    tools = (containers.prefix_of, containers.set_children, containers.delete_child)
+    numbered = f"_NUMBERED = re.compile({containers._NUMBERED.pattern!r})"
+    return replace(
+        whole,
+        imports=[*whole.imports, "import re", "from collections.abc import Mapping"],
+        definitions=[numbered, *(inspect.getsource(tool) for tool in tools)],
+        statements=[_statement(removal) for removal in removals],
+    )
+
+
+def _statement(removal: Removal) -> str:
+    parent, _, name = removal.path_at_step.rpartition(".")
+    container = f"network.get_submodule({json.dumps(parent)})"
+    if removal.mode == "delete":
+        return f"delete_child({container}, {json.dumps(name)})"
+    return f"{container}.add_module({json.dumps(name)}, nn.{'ReLU' if removal.mode == 'relu' else 'Identity'}())"
+
+
+# --- torchvision -----------------------------------------------------------------------------------------------------
+
+
+def _torchvision(name: str, module: Any, removals: Sequence[Removal]) -> Iterator[Code]:
+    family = _FAMILIES.get(type(module))
+    if removals and family:
+        with contextlib.suppress(IndexError):  # an empty stage does not show what it was made of
+            yield family(module)
+    options = "".join(f", {key}={value}" for key, value in options_of(name).items())
+    call = f"get_model({json.dumps(name)}, weights=None, num_classes={module.num_classes}{options})"
+    yield _without(Code(call, ["from torchvision.models import get_model"]), removals)
+
+
+def _resnet(module: Any) -> Code:
+    stages = [module.layer1, module.layer2, module.layer3, module.layer4]
+    block = type(module.layer1[0]).__name__
+    depths = [len(stage) for stage in stages]
+    widths = f"groups={module.groups}, width_per_group={module.base_width}"
+    return Code(
+        f"ResNet({block}, {depths}, num_classes={module.num_classes}, {widths})",
+        [f"from torchvision.models.resnet import {block}, ResNet"],
+    )
+
+
+def _vit(module: Any) -> Code:
+    layers = module.encoder.layers
+    options = {
+        "image_size": module.image_size,
+        "patch_size": module.patch_size,
+        "num_layers": len(layers),
+        "num_heads": layers[0].num_heads,
+        "hidden_dim": module.hidden_dim,
+        "mlp_dim": module.mlp_dim,
+        "num_classes": module.num_classes,
+    }
+    rows = "".join(f"        {key}={value},\n" for key, value in options.items())
+    return Code(f"VisionTransformer(\n{rows}    )", ["from torchvision.models import VisionTransformer"])
+
+
+def _convnext(module: Any) -> Code:
+    stages, below = module.features[1::2], module.features[2::2]
+    widths = [(step[1].in_channels, step[1].out_channels) for step in below]
+    widths.append((module.classifier[2].in_features, None))
+    rows = "".join(
+        f"            CNBlockConfig({width}, {after}, {len(stage)}),\n"
+        for (width, after), stage in zip(widths, stages, strict=True)
+    )
+    drop = max((part.p for part in module.modules() if isinstance(part, StochasticDepth)), default=0.0)
+    return Code(
+        f"ConvNeXt(\n        [\n{rows}        ],\n        stochastic_depth_prob={drop},\n"
+        f"        num_classes={module.num_classes},\n    )",
+        ["from torchvision.models.convnext import CNBlockConfig, ConvNeXt"],
+    )
+
+
+def _mobilenet(module: Any) -> Code:
+    rows: list[list[int]] = []  # expansion, channels, blocks, stride
+    for block in module.features[1:-1]:
+        if block.use_res_connect:
+            rows[-1][2] += 1
+        else:
+            expansion = block.conv[-2].in_channels // block.conv[0][0].in_channels
+            rows.append([expansion, block.out_channels, 1, block.stride])
+    setting = "".join(f"            {row},\n" for row in rows)
+    return Code(
+        f"MobileNetV2(\n        num_classes={module.num_classes},\n"
+        f"        inverted_residual_setting=[\n{setting}        ],\n    )",
+        ["from torchvision.models import MobileNetV2"],
+    )
+
+
+_FAMILIES: dict[type, Callable[[Any], Code]] = {
+    ResNet: _resnet,
+    VisionTransformer: _vit,
+    ConvNeXt: _convnext,
+    MobileNetV2: _mobilenet,
+}
+
+
+# --- timm ------------------------------------------------------------------------------------------------------------
+
+
+def _timm(name: str, module: Any, removals: Sequence[Removal]) -> Iterator[Code]:
+    for option in _depth_options(module) if removals else ():
+        yield _created(name, module, f", {option}")
+    yield _without(_created(name, module), removals)
+
+
+def _created(name: str, module: Any, more: str = "") -> Code:
+    return Code(f"timm.create_model({json.dumps(name)}, num_classes={module.num_classes}{more})", ["import timm"])
+
+
+def _depth_options(module: nn.Module) -> Iterator[str]:
+    """Arguments by which timm's families take numbers of blocks."""
+    parts = dict(module.named_children())
+    if "layer1" in parts:
+        yield f"layers={[_length(parts[key]) for key in parts if key.startswith('layer')]}"
+    for key in ("stages", "layers"):
+        stages = list(parts[key].children()) if key in parts else []
+        if stages and all(hasattr(stage, "blocks") for stage in stages):
+            yield f"depths={[_length(stage.get_submodule('blocks')) for stage in stages]}"
+    if "blocks" in parts:
+        yield f"depth={_length(parts['blocks'])}"
+
+
+def _length(container: nn.Module) -> int:
+    return len(list(container.children()))
+
+
+# --- CIFAR -----------------------------------------------------------------------------------------------------------
+
+
+def _cifar(name: str, module: Any, removals: Sequence[Removal]) -> Iterator[Code]:
+    depths = tuple(len(stage) for stage in (module.layer1, module.layer2, module.layer3))
+    sizes = f"depths={depths}, num_classes={module.num_classes}, width={module.conv1.out_channels}"
+    yield Code(
+        f"CifarResNet({sizes})",
+        ["import torch.nn.functional as F", "from collections.abc import Sequence", "from torch import Tensor, nn"],
+        [inspect.getsource(part) for part in (cifar_resnet.BasicBlock, cifar_resnet.CifarResNet)],
+    )
+
+
+_SOURCES: dict[str, Callable[[str, Any, Sequence[Removal]], Iterator[Code]]] = {
+    "torchvision": _torchvision,
+    "timm": _timm,
+    "cifar-resnet": _cifar,
+}

@@ -1,0 +1,122 @@
+"""A network as a `torch.export` program, which loads without the code of any model class.
+
+B images, H and W their sides, C classes. Inputs are normalised images (B, 3, H, W) in float32, outputs (B, C) logits.
+"""
+
+import copy
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from effvl_cli.core.errors import CheckError, ModelError
+from effvl_cli.core.files import write_bytes
+from effvl_cli.core.measure import unfused_attention
+
+PROGRAM = "model.pt2"
+INPUT, OUTPUT = "images", "logits"
+_BATCHES = (2, 1, 3)  # 2 is traced; 1 is the size that tracing tends to single out
+
+
+def on_cpu(module: nn.Module) -> nn.Module:
+    """A copy of the network on the CPU in evaluation mode."""
+    return copy.deepcopy(module).cpu().eval()
+
+
+def noise(batch: int, image_size: tuple[int, int]) -> Tensor:
+    """(B, 3, H, W) of the standard normal distribution, the same each time."""
+    return torch.randn(batch, 3, *image_size, generator=torch.Generator().manual_seed(batch))
+
+
+def trace(module: nn.Module, image_size: tuple[int, int]) -> tuple[ExportedProgram, str]:
+    """The network's program for any batch size, or for one image where it does not take another.
+
+    Args:
+        module: a classifier on the CPU in evaluation mode.
+        image_size: H and W.
+
+    Returns:
+        The program, and why its batch is one image; empty when it is free.
+
+    Raises:
+        ModelError: torch.export cannot trace the network at all.
+    """
+    try:
+        return _export(module, noise(_BATCHES[0], image_size), ({0: Dim("batch", min=1)},)), ""
+    except Exception as error:  # torch.export raises a dozen kinds
+        reason = _first_line(error)
+    try:
+        return _export(module, noise(1, image_size), None), reason
+    except Exception as error:
+        raise ModelError(
+            f"torch.export cannot trace {type(module).__name__}: {_first_line(error)}", "Use its checkpoint instead"
+        ) from error
+
+
+def _export(module: nn.Module, images: Tensor, dynamic: Any) -> ExportedProgram:
+    with torch.no_grad(), unfused_attention():
+        return torch.export.export(module, (images,), dynamic_shapes=dynamic)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def save_program(module: nn.Module, image_size: tuple[int, int], path: Path) -> str:
+    """Write the network as a program.
+
+    What is written is read back, and its logits are compared with the network's bit for bit; torch's fused attention,
+    which rounds otherwise and cannot be exported, is off in both.
+
+    Args:
+        module: a classifier; it stays as it is.
+        image_size: H and W.
+        path: of the file, usually `model.pt2`; replaced only by a program that passes.
+
+    Returns:
+        Why the program takes one image at a time; empty when it takes any number.
+
+    Raises:
+        ModelError: torch.export cannot trace the network.
+        CheckError: the program gives other logits.
+    """
+    module = on_cpu(module)
+    program, reason = trace(module, image_size)
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    buffer.seek(0)
+    function = torch.export.load(buffer).module()
+    for batch in (1,) if reason else _BATCHES:
+        _compare(module, function, noise(batch, image_size), path)
+    write_bytes(path, buffer.getvalue())
+    return reason
+
+
+def _compare(module: nn.Module, program: Callable[[Tensor], Tensor], images: Tensor, path: Path) -> None:
+    with torch.no_grad(), unfused_attention():
+        ours, theirs = module(images), program(images)
+    if not torch.equal(ours, theirs):
+        raise CheckError(
+            f"the exported program's logits differ from the network's by {float((ours - theirs).abs().max()):.1e}",
+            f"{path} is not written",
+        )
+
+
+def load_program(path: Path) -> Callable[[Tensor], Tensor]:
+    """The function that `save_program` wrote: (B, 3, H, W) to (B, C).
+
+    torch unpickles parts of such a file: read only those whose origin you trust.
+
+    Raises:
+        ModelError: missing or damaged.
+    """
+    if not path.is_file():
+        raise ModelError(f"no program at {path}", "Give a model.pt2 that effvl has written")
+    try:
+        return torch.export.load(path).module()
+    except Exception as error:  # a damaged archive raises half a dozen kinds
+        raise ModelError(f"{path} is no whole program: {_first_line(error)}", "Write it again") from error

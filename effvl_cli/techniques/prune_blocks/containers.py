@@ -1,0 +1,77 @@
+"""Modules that run their children one after another, how the children are named, and evaluation mode."""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+_NUMBERED = re.compile(r"(.*?)(\d+)")
+
+
+def runs_children(module: nn.Module) -> bool:
+    """Whether a module is likely to loop over its children, so that one can be left out.
+
+    It is when torch made it for that, or when it has no tensors of its own and several children of one class (timm's
+    RegNet registers the blocks of a stage as b1, b2, ..).
+    """
+    if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+        return True
+    children = list(module.children())
+    owns = any(True for _ in module.parameters(recurse=False)) or any(True for _ in module.buffers(recurse=False))
+    return len(children) > 1 and len({type(child) for child in children}) == 1 and not owns
+
+
+def split_path(network: nn.Module, path: str) -> tuple[nn.Module, str]:
+    """Parent of a module, and the name it has there.
+
+    Raises:
+        ValueError: the network has no such module, or it is the network itself.
+    """
+    parent, _, name = path.rpartition(".")
+    try:
+        network.get_submodule(path)
+    except AttributeError as error:
+        raise ValueError(f"the network has no module {path!r}") from error
+    if not name:
+        raise ValueError("the whole network is no part of itself")
+    return network.get_submodule(parent), name
+
+
+def prefix_of(name: str) -> str | None:
+    """What stands before the number at the end of a name, "encoder_layer_3" to "encoder_layer_"; None without one."""
+    match = _NUMBERED.fullmatch(name)
+    return match[1] if match else None
+
+
+def set_children(container: nn.Module, children: Mapping[str, nn.Module]) -> None:
+    """Give a container these children in this order."""
+    children = dict(children)  # may be a view of what is cleared
+    for name in list(dict(container.named_children())):
+        delattr(container, name)
+    for name, child in children.items():
+        container.add_module(name, child)
+
+
+def delete_child(container: nn.Module, name: str) -> None:
+    """Delete a child; those after it with the same prefix and a number move up by one name."""
+    children = dict(container.named_children())
+    prefix = prefix_of(name)
+    run = [other for other in children if prefix is not None and prefix_of(other) == prefix]
+    del children[name]
+    names = iter(run)
+    set_children(container, {next(names) if old in run else old: child for old, child in children.items()})
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards each module is in the mode that it was in."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training

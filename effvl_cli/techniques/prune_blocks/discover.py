@@ -1,0 +1,246 @@
+"""Which modules of a network can be taken out of it: found by running it, without knowing its architecture."""
+
+import fnmatch
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from .containers import evaluating, runs_children
+from .shortcut import find_shortcut
+from .surgery import SurgeryError, take_out
+from .unit import Unit
+
+Valid = Literal["identity", "shape"]
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A module that looked like a unit, and why it is none."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """What was found in a network.
+
+    Attributes:
+        units: in the order of their calls; their positions are the indices used everywhere.
+        rejected: in the order of registration, without what lies inside a unit.
+        stages: path of each container with units, to the number of blocks in it, removable or not.
+    """
+
+    units: tuple[Unit, ...]
+    rejected: tuple[Rejected, ...]
+    stages: dict[str, int]
+
+
+@dataclass
+class _Call:
+    """One call of a candidate: its arguments (None for tensors), names of those that hold tensors or are no defaults."""
+
+    arguments: inspect.BoundArguments
+    tensors: list[str]
+    special: list[str]
+    order: int
+    source: Tensor | None = None  # without storage
+    result: Tensor | None = None  # likewise
+    negative: bool = False
+
+
+def discover(network: nn.Module, images: Tensor, *, valid: Valid = "identity", stages: bool = False) -> Discovery:
+    """Find the units of a network with one forward pass and one of each candidate alone.
+
+    A candidate has parameters and children and is itself the child of a module that runs its children one after
+    another. It is a unit if it is called once with one tensor (besides numbers and the like), returns one of equal
+    shape and type, shares no parameter with other modules, and what is left of it at zero parameters is its input.
+
+    Args:
+        network: is left as it is.
+        images: (2, 3, H, W).
+        valid: "shape" drops the last condition.
+        stages: of units within each other the outer ones count, else the inner ones.
+    """
+    blocks = {
+        f"{path}.{name}".lstrip("."): child
+        for path, module in network.named_modules()
+        if runs_children(module)
+        for name, child in module.named_children()
+        if any(True for _ in child.parameters()) and any(True for _ in child.children())
+    }
+    with evaluating(network):
+        with _recorded(blocks) as calls:
+            network(images)
+        owners = _owners(network)
+        found: dict[str, Unit | str] = {
+            path: _judge(path, module, calls[path], owners, valid) for path, module in blocks.items()
+        }
+        for path, unit in found.items():
+            if isinstance(unit, Unit) and len(calls[path][0].special) > 1 and not _can_go(network, unit, images):
+                found[path] = "inputs≠1"
+    units = [unit for unit in found.values() if isinstance(unit, Unit)]
+    proved = [unit for unit in units if unit.shortcut != "none"]
+    units = [unit for unit in units if unit in proved or not any(_inside(unit.path, p.path) for p in proved)]
+    for unit in units:
+        if any(_inside(unit.path, other.path) if stages else _inside(other.path, unit.path) for other in units):
+            found[unit.path] = "inside a unit" if stages else "contains units"
+    kept = [unit for unit in units if isinstance(found[unit.path], Unit)]
+    kept.sort(key=lambda unit: calls[unit.path][0].order)
+    rejected = [
+        Rejected(path, reason)
+        for path, reason in found.items()
+        if isinstance(reason, str) and not any(_inside(path, unit.path) for unit in kept)
+    ]
+    containers = [path.rpartition(".")[0] for path in blocks]
+    return Discovery(tuple(kept), tuple(rejected), {unit.stage: containers.count(unit.stage) for unit in kept})
+
+
+def _can_go(network: nn.Module, unit: Unit, images: Tensor) -> bool:
+    """Whether a unit with further arguments, which no replacement would take, can be left out."""
+    try:
+        take_out(network, unit, images)
+    except SurgeryError:
+        return False
+    return True
+
+
+def _inside(path: str, outer: str) -> bool:
+    return path.startswith(f"{outer}.")
+
+
+@contextmanager
+def _recorded(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, list[_Call]]]:
+    """Record the calls of modules, by path."""
+    calls: dict[str, list[_Call]] = {path: [] for path in modules}
+
+    def before(path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        signature = inspect.signature(module.forward)
+        bound = signature.bind(*args, **kwargs)
+        names = [name for name, value in bound.arguments.items() if _holds_tensor(value)]
+        special = [n for n, value in bound.arguments.items() if value is not signature.parameters[n].default]
+        bound.apply_defaults()
+        call = _Call(bound, names, special, sum(map(len, calls.values())))
+        for name in names:
+            value, bound.arguments[name] = bound.arguments[name], None
+            if isinstance(value, Tensor):
+                call.source, call.negative = _outline(value), bool((value < 0).any())
+        calls[path].append(call)
+
+    def after(path: str, module: nn.Module, args: Any, output: Any) -> None:
+        calls[path][-1].result = _outline(output) if isinstance(output, Tensor) else None
+
+    handles = []
+    try:
+        for path, module in modules.items():
+            handles.append(module.register_forward_pre_hook(partial(before, path), with_kwargs=True))
+            handles.append(module.register_forward_hook(partial(after, path)))
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_holds_tensor, value.values()))
+    return isinstance(value, Tensor) or (isinstance(value, list | tuple) and any(map(_holds_tensor, value)))
+
+
+def _outline(tensor: Tensor) -> Tensor:
+    """Shape, type and device of a tensor, in one number's memory."""
+    return tensor.new_empty(()).expand(tensor.shape)
+
+
+def _owners(network: nn.Module) -> dict[nn.Parameter, list[str]]:
+    """Paths of the modules that own each parameter."""
+    owners: dict[nn.Parameter, list[str]] = {}
+    for path, module in network.named_modules(remove_duplicate=False):
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(parameter, []).append(path)
+    return owners
+
+
+def _judge(
+    path: str, module: nn.Module, calls: Sequence[_Call], owners: Mapping[nn.Parameter, list[str]], valid: Valid
+) -> Unit | str:
+    """The unit, or the reason why it is none."""
+    reason = _misfit(calls)
+    if reason:
+        return reason
+    homes = {home for parameter in module.parameters() for home in owners[parameter]}
+    if any(home != path and not _inside(home, path) for home in homes):
+        return "shared parameters with another module"
+    call, stage = calls[0], path.rpartition(".")[0]
+    assert call.source is not None
+    found = find_shortcut(module, call.arguments, call.tensors[0], call.source)
+    if found in ("identity", "identity+relu"):
+        return Unit(path, stage, found, relu=found == "identity+relu" and call.negative)
+    if valid == "shape":
+        return Unit(path, stage, "none")
+    return "no identity shortcut" if found == "none" else found
+
+
+def _misfit(calls: Sequence[_Call]) -> str:
+    """What is wrong with the calls of a candidate, or an empty string."""
+    if len(calls) != 1:
+        return "calls≠1"
+    call = calls[0]
+    if len(call.tensors) != 1:
+        return "inputs≠1"
+    if call.source is None or call.result is None:
+        return "non-tensor"
+    if call.source.shape != call.result.shape:
+        return "shape"
+    if call.source.dtype != call.result.dtype or not call.source.is_floating_point():
+        return "dtype"
+    return ""
+
+
+def narrow(units: Sequence[Unit], protect: Sequence[str], only: Sequence[str]) -> tuple[Unit, ...]:
+    """Units whose path matches a pattern of `only` (all, without one) and none of `protect`; patterns of a shell.
+
+    Raises:
+        ValueError: a pattern matches no unit.
+    """
+    for pattern in [*protect, *only]:
+        if not any(fnmatch.fnmatchcase(unit.path, pattern) for unit in units):
+            raise ValueError(f"the pattern {pattern!r} matches no unit")
+
+    def matches(unit: Unit, patterns: Sequence[str]) -> bool:
+        return any(fnmatch.fnmatchcase(unit.path, pattern) for pattern in patterns)
+
+    return tuple(unit for unit in units if not matches(unit, protect) and (not only or matches(unit, only)))
+
+
+def spare(stages: Mapping[str, int], units: Sequence[Unit], min_per_stage: int) -> tuple[Unit, ...]:
+    """Units whose stage keeps `min_per_stage` blocks without one of them."""
+    return tuple(unit for unit in units if stages[unit.stage] > min_per_stage)
+
+
+def most_removable(stages: Mapping[str, int], units: Sequence[Unit], min_per_stage: int) -> dict[str, int]:
+    """How many of the units each stage can lose in all."""
+    valid: dict[str, int] = {}
+    for unit in units:
+        valid[unit.stage] = valid.get(unit.stage, 0) + 1
+    return {stage: min(count, max(0, stages[stage] - min_per_stage)) for stage, count in valid.items()}
+
+
+def check_stages(stages: Mapping[str, int], units: Sequence[Unit], min_per_stage: int) -> None:
+    """Refuse to take all these units out.
+
+    Raises:
+        ValueError: a stage would keep fewer than `min_per_stage` blocks.
+    """
+    lost = [unit.stage for unit in units]
+    for stage in dict.fromkeys(lost):
+        left = stages[stage] - lost.count(stage)
+        if left < min_per_stage:
+            raise ValueError(
+                f"stage {stage} has {stages[stage]} blocks and would keep {left}, fewer than {min_per_stage}"
+            )

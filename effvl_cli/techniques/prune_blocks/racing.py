@@ -1,0 +1,105 @@
+"""Dropping candidates before they have seen all images.
+
+Images come in an order whose beginnings are samples of the whole, and candidates keep what they have: nothing is
+computed twice. A race is not exact; the scores of a dropped candidate are of fewer images.
+
+Successive halving (Jamieson and Talwalkar, arXiv 1502.07943) keeps the better half after each round; the bound drops
+those that are surely worse.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FIRST_ROUND = 512  # images before the first halving
+BOUND_EVERY = 256  # images between two looks at the bounds
+DELTA = 0.05
+LOSS_CLIP = 8.0
+
+
+def stratified_order(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """Permutation (N,) of the images whose every beginning holds each class in about its share.
+
+    Args:
+        labels: (N,) int64.
+        generator: shuffles the images, and so the classes of equal share; on the CPU.
+    """
+    shuffled = torch.randperm(len(labels), generator=generator)
+    classes = labels.cpu()[shuffled]
+    place = torch.empty(len(labels), dtype=torch.float64)
+    for label in classes.unique():
+        own = (classes == label).nonzero().squeeze(1)
+        place[own] = (torch.arange(len(own), dtype=torch.float64) + 0.5) / len(own)
+    return shuffled[place.argsort(stable=True)]
+
+
+def halving_rounds(total: int, first: int = FIRST_ROUND) -> list[int]:
+    """Image counts after which candidates are dropped: `first`, twice that, and so on, below `total`."""
+    counts = []
+    while first < total:
+        counts.append(first)
+        first *= 2
+    return counts
+
+
+def halve(order: Sequence[int], picks: int = 1) -> list[int]:
+    """Candidates that a round of successive halving keeps: the better half, and at least one more than are needed.
+
+    Args:
+        order: candidates, best first.
+        picks: how many will be chosen.
+
+    Returns:
+        In ascending order.
+    """
+    return sorted(order[: max(math.ceil(len(order) / 2), picks + 1)])
+
+
+def bernstein_radius(variance: Tensor, count: int, span: float, delta: float) -> Tensor:
+    """What a sample mean exceeds its expectation by with probability delta at most.
+
+    Empirical Bernstein bound (Maurer and Pontil, arXiv 0907.3740, theorem 4).
+
+    Args:
+        variance: sample variance of the values.
+        count: t >= 2 of them.
+        span: width of the interval that they lie in.
+        delta: in (0, 1).
+    """
+    log = math.log(2 / delta)
+    return (2 * variance * log / count).sqrt() + 7 * span * log / (3 * (count - 1))
+
+
+def bound(
+    values: Tensor, *, span: float, candidates: int, checks: int, picks: int = 1, delta: float = DELTA
+) -> list[int]:
+    """Candidates that may still be among the best: fewer than `picks` others are surely better.
+
+    All pairs of candidates and all checks share delta, so the population's best one is dropped with probability delta
+    at most.
+
+    Args:
+        values: (m, t) of the candidates that are left, per image, lower is better: wrong or not, or losses clipped to
+            [0, span / 2]; NaN counts as the worst of these.
+        span: width of the range of a difference of two values; 2 for wrong or not.
+        candidates: how many there were at the start.
+        checks: how many there are in the race.
+        picks: how many will be chosen.
+        delta: in (0, 1).
+
+    Returns:
+        Rows of `values` that stay, ascending.
+    """
+    rows, count = values.shape
+    if rows < 2 or count < 2:
+        return list(range(rows))
+    share = delta / (candidates * (candidates - 1) * checks)
+    values = values.double().nan_to_num(nan=span / 2)
+    means, covariance = values.mean(1), values.cov()
+    own = covariance.diagonal()
+    variance = (own[:, None] + own - 2 * covariance).clamp(min=0)  # of the difference of each pair
+    gap = means[:, None] - means
+    better = (gap > bernstein_radius(variance, count, span, share)).sum(1)
+    return (better < picks).nonzero().squeeze(1).tolist()

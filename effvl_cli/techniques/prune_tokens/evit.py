@@ -1,0 +1,23 @@
+"""Dropping the patches that CLS attends to least, with one token in place of all that is dropped.
+
+Liang et al., "Not All Patches are What You Need", ICLR 2022, arXiv 2202.07800, section 3.2, at one depth and without
+training. Shapes: B images, N patches, K kept, D width.
+"""
+
+import torch
+from torch import Tensor
+
+from .selectors import ClsAttentionSelector
+
+
+class EvitSelector(ClsAttentionSelector):
+    """CLS attention, and behind the kept patches the mean of the dropped ones, weighted with their attention.
+
+    The weights are scaled to a sum of 1: a tower that was not trained with such a token knows rows of a state's size.
+    """
+
+    def fuse(self, patches: Tensor, keep: Tensor, scores: Tensor) -> Tensor:
+        """Patch states (B, N, D), kept ids (B, K) and attention (B, N) to (B, 1, D)."""
+        weights = scores.scatter(1, keep, 0.0)
+        weights = weights / weights.sum(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+        return weights[:, None].to(patches.dtype) @ patches

@@ -1,0 +1,62 @@
+"""Losses that teach a predictor a golden ranking.
+
+Scores are (B, N), higher = keep; ranks are (B, N) importance ranks, 0 = least important. Each loss is a scalar, the
+mean over images.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PAIRS = 256
+
+
+def listwise_loss(scores: Tensor, rank: Tensor) -> Tensor:
+    """Cross entropy from softmax(4 rank / N) to softmax(scores): top-heavy, and the same for every keep rate."""
+    target = (4 * rank.float() / rank.shape[1]).softmax(1)
+    return F.cross_entropy(scores, target)
+
+
+def keepset_loss(scores: Tensor, rank: Tensor, budgets: Sequence[int]) -> Tensor:
+    """Cross entropy from the uniform distribution on the K kept patches to softmax(scores).
+
+    The loss of the official code of arXiv 2409.14607 up to a constant: its target leaves the last 50 patches 2e-10.
+
+    Args:
+        scores: see the module.
+        rank: see the module.
+        budgets: each K; the mean over them.
+    """
+    log_share = scores.log_softmax(1)
+    num_patches = rank.shape[1]
+    losses = [-(log_share * (rank >= num_patches - kept)).sum(1) / kept for kept in budgets]
+    return torch.stack(losses).mean()
+
+
+def pairwise_loss(scores: Tensor, rank: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """softplus of minus the score difference of pairs of patches, the more important one's less the other's.
+
+    RankNet (Burges et al., ICML 2005).
+
+    Args:
+        scores: see the module.
+        rank: see the module.
+        first: (pairs,) patch ids.
+        second: (pairs,) as many others.
+    """
+    order = (rank[:, first] - rank[:, second]).sign()
+    return F.softplus((scores[:, second] - scores[:, first]) * order).mean()
+
+
+def random_pairs(num_patches: int, generator: torch.Generator, count: int = PAIRS) -> tuple[Tensor, Tensor]:
+    """(count,) first and second ids of pairs of different patches, drawn with replacement."""
+    first, second = torch.triu_indices(num_patches, num_patches, 1)
+    drawn = torch.randint(len(first), (count,), generator=generator)
+    return first[drawn], second[drawn]
+
+
+def mse_loss(scores: Tensor, rank: Tensor) -> Tensor:
+    """Squared distance to rank / (N - 1)."""
+    return F.mse_loss(scores, rank.float() / max(1, rank.shape[1] - 1))

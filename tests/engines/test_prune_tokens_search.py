@@ -1,0 +1,252 @@
+"""Searches and predictors of every kind through the real command, on two classes of small pictures."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from effvl_cli.core.checkpoint import load_model, read_manifest
+from effvl_cli.engines.prune_tokens import rankings
+from effvl_cli.engines.prune_tokens.predictor import split
+from effvl_cli.models import network
+
+SEARCHES = {
+    "feature": (),
+    "pre-proj": ("--feature-space", "pre-proj"),
+    "label": ("--scorer", "label"),
+    "label-prob": ("--scorer", "label", "--score-space", "prob"),
+    "label-logit": ("--scorer", "label", "--score-space", "logit"),
+    "maxconf": ("--scorer", "maxconf"),
+    "maxconf-first": ("--scorer", "maxconf", "--maxconf-anchor", "first", "--score-space", "logit"),
+    "taylor": ("--scorer", "taylor"),
+    "taylor-pre-proj": ("--scorer", "taylor", "--feature-space", "pre-proj"),
+    "windows": ("--block", 2, "--block-stride", 2),
+    "shortlist": ("--group", 20, "--shortlist", 1),
+    "rounds": ("--group", 20),
+}
+
+
+@pytest.fixture
+def pictures(image_folder):
+    """Options of a run on 24 training pictures: a random CLIP of 8 x 8 patches."""
+    return ("--data", f"folder:{image_folder}", "--model", "tiny:clip-32px", "--weights", "none", "--layer", 1)
+
+
+@pytest.fixture
+def rank(effvl, pictures, report):
+    def run(*more, out="run", shots=3):
+        outcome = effvl("prune-tokens", "rank", *pictures, "--shots", shots, *more, "--out", out)
+        assert outcome.code == 0, outcome.err
+        return report(out)
+
+    return run
+
+
+def stored(cache):
+    """Every ranked image by its digest, with its tensors, of a cache's only entry of rankings."""
+    [entry] = (Path(cache) / "rankings").iterdir()
+    rows = {}
+    for path in entry.glob("*.safetensors"):
+        tensors = load_file(path)
+        for number, name in enumerate(tensors.pop("names")):
+            rows[bytes(name.tolist())] = {key: value[number] for key, value in tensors.items()}
+    return rows
+
+
+def test_every_search_runs_and_has_rankings_of_its_own(rank, workdir):
+    keys, fields = set(), []
+    for name, options in SEARCHES.items():
+        found = rank(*options, "--cache-dir", name, out=name).technique["ranking"]
+        assert found["searched_now"] == found["images"] == 6
+        keys.add(found["key"])
+        fields.append(tuple(map(str, found["fields"].values())))
+        for row in stored(name).values():
+            assert sorted(row["rank"].tolist()) == list(range(64))
+            scores, kind = row["removal_score"], options[1] if "--scorer" in options else "feature"
+            low, high = {"feature": (-1, 1.001), "taylor": (-1, 1.001)}.get(kind, (-200, 1e-4))
+            if "prob" in options:
+                low, high = 0, 1
+            if "logit" in options:
+                low, high = -100.001, 100.001
+            assert scores.min() >= low and scores.max() <= high and scores.unique().numel() > 1
+    assert len(keys) == len(set(fields)) == len(SEARCHES)
+
+
+def test_passes_of_the_searches(rank):
+    passes = {n: rank(*SEARCHES[n], out=n).technique["ranking"]["passes"] / 6 for n in ("feature", "taylor", "windows")}
+    assert passes == {"feature": 64, "taylor": 35, "windows": 16}
+    # 64, 44 and 24 alive, until 20 are; then these 20
+    assert rank(*SEARCHES["rounds"], out="rounds").technique["ranking"]["passes"] == 6 * (64 + 44 + 24 + 20)
+    shortlisted = 20 + 20 + 4 + 3 * 35 + 20
+    assert rank(*SEARCHES["shortlist"], out="short").technique["ranking"]["passes"] == 6 * shortlisted
+
+
+def test_the_label_scorer_gets_the_labels_of_its_images(rank, monkeypatch):
+    seen = []
+    search = rankings.golden_ranking
+
+    def spy(tower, images, *, scorer, **options):
+        seen.extend(zip(images[:, 0].mean((1, 2)).tolist(), scorer.labels.tolist(), strict=True))
+        return search(tower, images, scorer=scorer, **options)
+
+    monkeypatch.setattr(rankings, "golden_ranking", spy)
+    rank("--scorer", "label")
+    assert len(seen) == 6
+    assert all((label == 1) == (red > 0) for red, label in seen)  # classes: blue thing, red thing
+
+
+@pytest.mark.parametrize(("scorer", "again"), [("label", 12), ("feature", 0)])
+def test_another_label_is_another_ranking_only_where_it_counts(effvl, report, image_folder, scorer, again):
+    paths = sorted(image_folder.glob("train/*/*.jpg"))[::2]
+
+    def ranked(flip, out):
+        rows = [f"{p},{'ab'[(p.parent.name < 'm') ^ flip]},train" for p in paths]
+        Path("table.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
+        options = ("--model", "tiny:clip-32px", "--weights", "none", "--scorer", scorer, "--shots", "all")
+        outcome = effvl("prune-tokens", "rank", "--data", "csv:table.csv", *options, "--out", out)
+        assert outcome.code == 0, outcome.err
+        return report(out).technique["ranking"]["searched_now"]
+
+    assert ranked(False, "one") == 12
+    assert ranked(True, "two") == again
+
+
+def test_other_templates_are_another_ranking_only_for_scorers_by_class(rank):
+    for scorer, again in (("feature", 0), ("maxconf", 6)):
+        assert rank("--scorer", scorer, out=f"{scorer}1").technique["ranking"]["searched_now"] == 6
+        other = rank("--scorer", scorer, "--templates", "no {}.", out=f"{scorer}2")
+        assert other.technique["ranking"]["searched_now"] == again
+
+
+def test_shards_meet_in_the_cache_and_equal_the_whole(rank):
+    for shard, name in (("0/2", "a"), ("1/2", "b")):
+        found = rank("--sample-shard", shard, "--cache-dir", "parts", out=name, shots=4).technique["ranking"]
+        assert found["searched_now"] == found["images"] == 4 and found["sample_shard"] == shard
+    assert rank("--cache-dir", "parts", out="c", shots=4).technique["ranking"]["searched_now"] == 0
+    rank("--cache-dir", "whole", out="d", shots=4)
+    parts, whole = stored("parts"), stored("whole")
+    assert len(whole) == 8 and parts.keys() == whole.keys()
+    assert all(torch.equal(parts[name][key], row[key]) for name, row in whole.items() for key in row)
+
+
+def test_all_shots(rank, effvl):
+    assert rank(shots="all", out="all").technique["ranking"]["images"] == 24
+    outcome = effvl("prune-tokens", "rank", "--shots", "all", "--out", "endless")
+    assert outcome.code == 2 and "--shots is all" in outcome.error
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (("--shots", 0), 2, "or all"),
+        (("--shots", "some"), 2, "or all"),
+        (("--sample-shard", "2/2"), 2, "--sample-shard is 2/2"),
+        (("--sample-shard", "half"), 2, "Write i/n"),
+        (("--sample-shard", "7/9"), 3, "holds none of the 6 images"),
+        (("--score-space", "prob"), 2, "--score-space is prob"),
+        (("--scorer", "label", "--maxconf-anchor", "first"), 2, "--maxconf-anchor is first"),
+        (("--scorer", "maxconf", "--feature-space", "pre-proj"), 2, "--feature-space is pre-proj"),
+        (("--shortlist", 2), 2, "--shortlist is 2"),
+        (("--scorer", "taylor", "--group", 2, "--shortlist", 2), 2, "--shortlist is 2"),
+        (("--scorer", "features"), 2, "did you mean feature?"),
+        (("--block", 9), 2, "9"),
+        (("--layer", 4), 2, "--layer is 4"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused(effvl, pictures, words, code, text):
+    options = pictures[:-2] if "--layer" in words else pictures
+    outcome = effvl("prune-tokens", "rank", *options, *(() if "--shots" in words else ("--shots", 3)), *words)
+    assert outcome.code == code and text in outcome.error
+
+
+def test_gradients_of_a_tower_that_pools_patches_are_refused(effvl, pictures, monkeypatch):
+    from effvl_cli.models.openclip_tower import OpenClipTower
+
+    monkeypatch.setattr(OpenClipTower, "pools_prefix_only", False)
+    outcome = effvl("prune-tokens", "rank", *pictures, "--scorer", "taylor", "--shots", 3)
+    assert outcome.code == 4 and "reads its embedding off patches" in outcome.error
+
+
+def test_an_audit_compares_with_the_exact_search(rank, effvl):
+    done = rank("--audit", "--scorer", "taylor", "--group", 30, "--rank-until", 0.8)
+    rows = {row["search"]: row for row in done.technique["ranking"]["audit"]}
+    assert list(rows) == ["exact greedy", "this search", "one shot", "10 a round"]
+    exact = rows["exact greedy"]
+    assert exact["tau"] == 1 and exact["overlap"] == {"51": 1, "38": 1, "26": 1} and exact["images"] == 6
+    assert exact["passes"] == 6 * (sum(range(53, 65)) + 52)  # one by one from 64 to 52, and those 52
+    assert rows["10 a round"]["passes"] == 6 * (64 + 54 + 52) and rows["one shot"]["passes"] == 6 * 64
+    assert rows["this search"]["passes"] == 6 * 2 * 35
+    assert rows["one shot"]["tau"] < 1
+    assert "10 a round: 170 passes an image" in effvl("table", "run").out + effvl(
+        "prune-tokens", "rank", "--recipe", "run/config.yaml", "--out", "run"
+    ).out
+
+
+# --- predictors ------------------------------------------------------------------------------------------------------
+
+
+PREDICTORS = {
+    "mixer": ("--predictor", "mixer"),
+    "mlp": ("--predictor", "mlp"),
+    "linear": ("--predictor", "linear"),
+    "keepset": ("--predictor-loss", "keepset"),
+    "keepsets": ("--predictor-loss", "keepset", "--predictor-keeps", "0.25,0.5"),
+    "pairwise": ("--predictor-loss", "pairwise"),
+    "mse": ("--predictor-loss", "mse"),
+}
+
+
+def test_every_predictor_and_loss_runs_and_is_found_again(rank, effvl, report):
+    rank(shots=4)
+    states = {}
+    for name, options in PREDICTORS.items():
+        short = ("--predictor-epochs", 2, "--predictor-batch-size", 4, "--keep", 0.5)
+        outcome = effvl("prune-tokens", "predict", "run", *short, *options, "--out", name)
+        assert outcome.code == 0, outcome.err
+        done = report(name)
+        assert {"overlap", "tau", "top1_val_dense", "top1_val_predictor"} == set(done.metrics)
+        assert done.metrics["top1_val_predictor"].split == "val" and done.metrics["top1_val_predictor"].n == 8
+        about = done.technique["predictor"]
+        kind = name if name in ("mlp", "linear") else "mixer"
+        assert read_manifest(Path(name))["predictor"] == {"kind": kind, "width": 64 if kind == "mixer" else None}
+        assert about["kind"] == kind and about["loss"] == (dict(zip(*[iter(options)] * 2)).get("--predictor-loss", "listwise"))
+        states[name], _ = load_model(Path(name) / "checkpoint.safetensors")
+        assert about["params"] == sum(value.numel() for value in states[name].values())
+    same_kind = [states[name]["predictor.head.weight"] for name in PREDICTORS if name not in ("mlp", "linear")]
+    assert all(not torch.equal(a, b) for i, a in enumerate(same_kind) for b in same_kind[:i])
+    for name, macs in (("mlp", 64 * (96 * 128 + 128 * 64 + 64)), ("linear", 64 * 96)):
+        assert effvl("prune-tokens", "eval", name, "--selector", "predictor", "--keep", 0.5, "--out", f"e-{name}").code == 0
+        rows = {row["selector"]: row for row in report(f"e-{name}").technique["results"]}
+        assert rows["predictor"]["macs"] - macs < rows["dense"]["macs"]
+        assert report(f"e-{name}").technique["predictor"]["macs"] == report(name).technique["predictor"]["macs"] == macs
+
+
+def test_budgets_are_for_keepset_alone(effvl, pictures):
+    outcome = effvl("prune-tokens", *pictures, "--predictor-keeps", "0.5")
+    assert outcome.code == 2 and "--predictor-keeps is for --predictor-loss keepset" in outcome.error
+
+
+def test_a_predictor_of_labels_is_warned_of(effvl, pictures, miniature, report):
+    few = ("--shots", 4, "--num-golden", 2, "--prompts", "none", "--predictor-epochs", 1, "--predictor-batch-size", 4)
+    outcome = effvl("prune-tokens", *pictures, *few, "--scorer", "label", "--out", "run")
+    assert outcome.code == 0, outcome.err
+    assert any("--scorer label knows what no predictor can see" in text for text in report("run").warnings)
+    assert report("run").technique["ranking"]["scorer"] == "label"
+    refused = effvl("prune-tokens", "predict", "run", "--scorer", "maxconf", "--out", "other")
+    assert refused.code == 4 and "scorer: 'label' there, 'maxconf' here" in refused.error
+
+
+def test_held_out_images_are_a_tenth_of_every_class():
+    labels = torch.arange(3).repeat_interleave(20)
+    training, validation = split(labels, 0)
+    assert labels[validation].tolist() == [0, 0, 1, 1, 2, 2]
+    assert sorted([*training.tolist(), *validation.tolist()]) == list(range(60))
+    assert not torch.equal(split(labels, 1)[1], validation)
+    single = split(torch.tensor([4]), 0)
+    assert [part.tolist() for part in single] == [[0], [0]]
+
+
+def test_the_saved_network_of_the_tests_is_what_they_say():
+    visual = network.build("tiny:clip-32px", seed=0).module.visual
+    assert tuple(visual.grid_size) == (8, 8) and visual.transformer.width == 96

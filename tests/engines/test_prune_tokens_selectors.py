@@ -1,0 +1,136 @@
+"""Selectors side by side through the real command, on few images."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from effvl_cli.engines.prune_tokens import job, pictures
+
+SELECTORS = ("predictor", "golden", "cls-attn", "evit", "tome", "random", "grid", "center", "norm", "taylor")
+
+
+# A whole job in seconds, without tuning and without an oracle.
+SMALL = ("--shots", 1, "--predictor-epochs", 2, "--predictor-batch-size", 8, "--prompts", "none", "--num-golden", 0)
+
+
+@pytest.fixture
+def trained(effvl, few_images):
+    """A predictor that was trained to keep 30 of 64 patches."""
+    assert effvl("prune-tokens", "rank", "--shots", 1, "--out", "ranked").code == 0
+    outcome = effvl("prune-tokens", "predict", "ranked", *SMALL[2:6], "--num-keep", 30, "--out", "run")
+    assert outcome.code == 0, outcome.err
+
+
+def test_every_selector_at_every_number_of_patches(trained, effvl, report, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(pictures, "curves", lambda path, series, **_: drawn.update({path.name: series}))
+    outcome = effvl(
+        *("prune-tokens", "eval", "run", "--selector", ",".join(SELECTORS), "--num-keep", "45,20", "--num-golden", 4),
+        *("--out", "eval"),
+    )
+    assert outcome.code == 0, outcome.err
+    rows = report("eval").technique["results"]
+    assert [row["selector"] for row in rows] == [
+        *("dense", "dense-golden"),
+        *(name for name in SELECTORS for _ in range(2)),
+    ]
+    assert [row["K"] for row in rows[2:]] == [45, 20] * len(SELECTORS)
+    assert {row["selector"] for row in rows if row["oracle"]} == {"golden"}
+    found = {(row["selector"], row["K"]): row for row in rows}
+    dense = found["dense", 64]["macs"]
+
+    # Dropping at block 0 of 4, width 64, MLP 128: the tower's part, and what each selector adds.
+    def dropped(n):
+        return 64 * 192 * 64 + 4 * (n * (4 * 64**2 + 2 * 64 * 128) + 2 * n * n * 64) + 64 * 64
+
+    attention = 66 * 64**2 + 65 * 64
+    assert {name: found[name, 20]["macs"] - dropped(21) for name in ("random", "grid", "center", "norm")} == {
+        **dict.fromkeys(("random", "grid", "center"), 0),
+        "norm": 64 * 64,
+    }
+    assert found["cls-attn", 20]["macs"] == dropped(21) + attention
+    assert found["evit", 20]["macs"] == dropped(22) + attention + 64 * 64
+    assert found["predictor", 20]["macs"] == dropped(21) + 2 * 65 * 64 * 32 + 2 * 65 * 64 * 256 + 64 * 64
+    assert found["tome", 45]["macs"] == pytest.approx(dropped(46), rel=0.01)
+    assert sum(found["tome", 45]["merges"]) > 20 and max(found["tome", 45]["merges"]) < 12
+    assert found["taylor", 20]["macs"] > 10 * dense
+    for row in rows:
+        assert row["flops"] == 2 * row["macs"]
+        assert row["ci95"][0] <= row["top1"] <= row["ci95"][1] + 1e-12
+        assert 0.2 < row["cosine"] <= 1 + 1e-6 and 0 <= row["agreement"] <= 1
+    assert any("tome at keep 0.3125: a block merges at most half" in text for text in report("eval").warnings)
+    assert "taylor's forward and backward passes" in outcome.out and "tome merges tokens" in outcome.out
+    accuracy, cost = drawn["accuracy.png"], drawn["cost.png"]
+    assert set(accuracy) == {*SELECTORS, "golden (oracle)"} - {"golden"}
+    assert list(cost) == [name for name in accuracy if name not in ("golden (oracle)", "taylor")]
+    assert accuracy["random"][1] == (20 / 64, 100 * found["random", 20]["top1"], 100 * found["random", 20]["se"])
+    assert [point[0] for point in cost["tome"]] == [found["tome", k]["macs"] / dense for k in (45, 20)]
+
+
+def test_the_runs_number_of_patches_is_taken_over_or_replaced(effvl, few_images, report, monkeypatch):
+    monkeypatch.setattr(job, "BATCHES", (1,))
+    monkeypatch.setattr(job, "CURVE", (0.5,))
+    assert effvl("prune-tokens", *SMALL, "--num-keep", 30, "--out", "run").code == 0
+    rows = report("run").technique["results"]
+    assert {row["K"] for row in rows} == {64, 30}
+    names = [row["selector"] for row in rows]
+    assert names == ["dense", "predictor", "cls-attn", "evit", "tome", "grid", "center", "random"]
+    assert effvl("prune-tokens", "eval", "run", "--selector", "predictor,grid", "--out", "a").code == 0
+    assert report("a").metrics["top1_predictor"] == report("run").metrics["top1_predictor"]
+    assert effvl("prune-tokens", "eval", "run", "--selector", "grid", "--keep", 0.5, "--out", "b").code == 0
+    assert [row["K"] for row in report("b").technique["results"]] == [64, 32]
+    outcome = effvl("prune-tokens", "eval", "--recipe", "a/config.yaml", "--out", "c")
+    assert outcome.code == 0, outcome.err
+    assert report("c").metrics == report("a").metrics
+
+
+def test_what_cannot_be_is_refused_before_anything_is_measured(trained, effvl):
+    def refused(code, *arguments):
+        outcome = effvl("prune-tokens", "eval", "run", *arguments)
+        assert outcome.code == code
+        return outcome.error
+
+    assert "--keep and --num-keep say the same" in refused(2, "--keep", 0.6, "--num-keep", 30)
+    assert "--num-keep is 65, and the tower has 64 patches" in refused(2, "--num-keep", 65)
+    assert "--cls-block is prev, and --layer 0" in refused(2, "--cls-block", "prev", "--selector", "random,evit")
+    assert "--num-golden is 0" in refused(2, "--selector", "grid,golden", "--num-golden", 0)
+    assert "did you mean" in refused(2, "--selector", "cls-atn")
+    Path("both.yaml").write_text("effvl: 1\ncommand: prune-tokens\nconfig: {keep: 0.5, num-keep: 30}\n")
+    outcome = effvl("prune-tokens", "--recipe", "both.yaml", "--out", "both")
+    assert outcome.code == 2 and "keep and num-keep say the same" in outcome.error
+
+
+def test_attention_of_the_previous_block(effvl, few_images, report):
+    assert effvl("prune-tokens", "rank", "--shots", 1, "--layer", 1, "--out", "own").code == 0
+    common = ("prune-tokens", "eval", "own", "--keep", 0.3, "--selector", "cls-attn,evit,random")
+    assert effvl(*common, "--out", "a").code == effvl(*common, "--cls-block", "prev", "--out", "b").code == 0
+    own, previous = (report(name).technique["results"] for name in ("a", "b"))
+    assert own[3] == previous[3]  # random
+    for index in (1, 2):
+        assert own[index]["cosine"] != previous[index]["cosine"]
+        assert own[index]["macs"] == previous[index]["macs"]
+
+
+def test_heat_maps_say_how_often_each_place_is_kept(trained, effvl, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(pictures, "heat_maps", lambda path, maps, **_: drawn.update(maps))
+    monkeypatch.setattr(pictures, "image_grid", lambda *_, **__: None)
+    words = ("prune-tokens", "viz", "run", "--selector", "predictor,center,random", "--num-images", 3)
+    assert effvl(*words, "--num-keep", 20, "--out", "v").code == 0
+    assert list(drawn) == ["predictor", "center", "random"]
+    for shares in drawn.values():
+        assert shares.shape == (8, 8)
+        assert shares.sum() == pytest.approx(20)
+        assert shares.min() >= 0 and shares.max() <= 1
+    assert set(np.unique(drawn["center"])) == {0.0, 1.0}
+    assert drawn["center"][3:5, 3:5].all() and not drawn["center"][0].any()
+    assert 0.5 < (drawn["random"] > 0).mean()
+
+
+def test_pictures_are_drawn(trained, effvl):
+    assert effvl("prune-tokens", "eval", "run", "--keep", "0.9,0.3", "--out", "e").code == 0
+    assert effvl("prune-tokens", "viz", "run", "--keep", "0.9,0.3", "--num-images", 2, "--out", "v").code == 0
+    for path in ("e/plots/accuracy.png", "e/plots/cost.png", "v/plots/keep.png", "v/plots/patches.png"):
+        assert np.asarray(Image.open(path).convert("RGB")).std() > 10

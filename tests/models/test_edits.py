@@ -1,0 +1,132 @@
+"""Networks that lost blocks, from their checkpoints."""
+
+import json
+
+import pytest
+import torch
+
+from effvl_cli.core.checkpoint import MANIFEST, save_model
+from effvl_cli.core.errors import ModelError
+from effvl_cli.core.measure import count_parameters
+from effvl_cli.models import network as networks
+from effvl_cli.models.edits import apply_edits, blocks_removed, removals_of
+from effvl_cli.techniques.prune_blocks.surgery import Removal
+
+
+def load(folder, **more):
+    return networks.load(None, str(folder), default="tiny:resnet", kind="classifier", **more)
+
+
+def pruned(spec, *removals, num_classes=4):
+    """A network with random weights of which these (path as built, path then, mode) were removed, one a step."""
+    network = networks.build(spec, seed=1, num_classes=num_classes)
+    steps = [Removal(*removal, step) for step, removal in enumerate(removals, 1)]
+    network.edits = [blocks_removed(steps)]
+    apply_edits(network.module, network.edits)
+    return network
+
+
+def save(network, folder):
+    save_model(folder / networks.CHECKPOINT, network.module.state_dict(), network.describe())
+    return folder
+
+
+def logits(network):
+    x = torch.randn(2, 3, *network.preprocess.size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return network.module.eval()(x)
+
+
+def test_a_pruned_checkpoint_comes_back_and_is_pruned_again(tmp_path):
+    # layer3.1 of ResNet-20 goes, and what was layer3.2 takes its name: the second removal is of the third block.
+    first = pruned("cifar-resnet:20", ("layer3.1", "layer3.1", "delete"))
+    found = load(save(first, tmp_path / "a"))
+    assert found.name == "cifar-resnet:20" and found.edits == first.edits
+    assert [len(stage) for stage in (found.module.layer1, found.module.layer2, found.module.layer3)] == [3, 3, 2]
+    assert torch.equal(logits(found), logits(first))
+
+    second = [Removal("layer3.2", "layer3.1", "delete", 2), Removal("layer1.0", "layer1.0", "delete", 3)]
+    apply_edits(found.module, [blocks_removed(second)])
+    found.edits = [blocks_removed([*removals_of(found.edits), *second])]
+    again = load(save(found, tmp_path / "b"))
+    assert [r.original_path for r in removals_of(again.edits)] == ["layer3.1", "layer3.2", "layer1.0"]
+    assert torch.equal(logits(again), logits(found))
+    # He et al.'s blocks of 64 and 16 channels: two 3x3 convolutions and two batch norms each.
+    blocks = 2 * (2 * 64 * 64 * 9 + 4 * 64) + (2 * 16 * 16 * 9 + 4 * 16)
+    whole = networks.build("cifar-resnet:20", seed=0, num_classes=4).module
+    assert count_parameters(again.module) == count_parameters(whole) - blocks
+
+
+def test_the_order_of_removals_matters(tmp_path):
+    network = pruned("cifar-resnet:20", ("layer1.1", "layer1.1", "delete"), ("layer1.2", "layer1.1", "delete"))
+    assert len(network.module.layer1) == 1
+    with pytest.raises(ModelError, match="layer1.2"):  # there are two blocks left when its turn comes
+        pruned("cifar-resnet:20", ("layer1.1", "layer1.1", "delete"), ("layer1.2", "layer1.2", "delete"))
+
+
+def test_a_stage_may_be_empty_and_a_relu_may_stand_in():
+    empty = pruned("cifar-resnet:8", ("layer1.0", "layer1.0", "delete"))
+    assert len(empty.module.layer1) == 0 and logits(empty).shape == (2, 4)
+    standing = pruned("cifar-resnet:8", ("layer1.0", "layer1.0", "relu"))
+    assert type(standing.module.layer1[0]) is torch.nn.ReLU
+    for module in (empty.module, standing.module):
+        module.load_state_dict(empty.module.state_dict())
+    assert torch.equal(logits(empty), logits(standing))  # what comes out of the stem is not negative
+
+
+def test_networks_without_edits_say_so(tmp_path):
+    network = networks.build("cifar-resnet:8", seed=0)
+    assert network.describe()["edits"] == []
+    save_model(tmp_path / networks.CHECKPOINT, network.module.state_dict(), network.describe())
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    del manifest["edits"]  # as written by earlier versions
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    assert load(tmp_path).edits == []
+
+
+GOOD = {"original_path": "layer3.1", "path_at_step": "layer3.1", "mode": "delete", "step": 1}
+
+
+@pytest.mark.parametrize(
+    ("edits", "message"),
+    [
+        ([{"kind": "blocks painted", "args": []}], "no kind 'blocks painted' is known"),
+        ([{"args": [GOOD]}], "kind"),
+        ([{"kind": "blocks removed"}], "args"),
+        ([{"kind": "blocks removed", "args": [{**GOOD, "path_at_step": "layer9.1"}]}], "layer9.1"),
+        ([{"kind": "blocks removed", "args": [{**GOOD, "path_at_step": ""}]}], "whole network"),
+        ([{"kind": "blocks removed", "args": [{**GOOD, "mode": "eval"}]}], "'eval'"),
+        ([{"kind": "blocks removed", "args": [{**GOOD, "step": "1"}]}], "step"),
+        ([{"kind": "blocks removed", "args": [{"path_at_step": "layer3.1"}]}], "original_path"),
+        ([{"kind": "blocks removed", "args": [GOOD, GOOD, GOOD]}], "layer3.1"),
+        (["blocks removed"], "cannot be repeated"),
+        (7, "cannot be repeated"),
+    ],
+)
+def test_edits_that_cannot_be_repeated_are_refused(edits, message, tmp_path):
+    save(pruned("cifar-resnet:20", ("layer3.1", "layer3.1", "delete")), tmp_path)
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    (tmp_path / MANIFEST).write_text(json.dumps({**manifest, "edits": edits}))
+    with pytest.raises(ModelError, match=message) as caught:
+        load(tmp_path)
+    assert caught.value.exit_code == 4 and "\n" not in str(caught.value)
+
+
+def test_weights_and_edits_that_disagree_are_refused(tmp_path):
+    save(pruned("cifar-resnet:20", ("layer3.1", "layer3.1", "delete")), tmp_path)
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    (tmp_path / MANIFEST).write_text(json.dumps({**manifest, "edits": []}))
+    with pytest.raises(ModelError, match=r"missing \(layer3.2.conv1.weight"):
+        load(tmp_path)
+
+
+def test_pretrain_fine_tunes_a_pruned_network_and_keeps_its_edits(effvl, tmp_path, report):
+    network = pruned("cifar-resnet:8", ("layer1.0", "layer1.0", "delete"), num_classes=10)
+    save(network, tmp_path / "pruned")
+    line = ("pretrain", "--method", "supervised", "--data", "digits", "--weights", tmp_path / "pruned")
+    outcome = effvl(*line, "--steps", 2, "--batch-size", 8, "--out", tmp_path / "tuned")
+    assert outcome.code == 0, outcome.err
+    tuned = load(tmp_path / "tuned")
+    assert tuned.edits == network.edits and len(tuned.module.layer1) == 0
+    assert not torch.equal(tuned.module.fc.weight, network.module.fc.weight)
+    assert report(tmp_path / "tuned").model.edits == [{"kind": "blocks removed", "args": {"blocks": network.edits[0]["args"]}}]
