@@ -12,6 +12,7 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import os
 import shlex
 import shutil
 import signal
@@ -211,6 +212,13 @@ def open_run(
         run._lock = lock
     distributed.barrier()
     return run
+
+
+def unopened(command: str, config: Any) -> Run:
+    """A run without a folder, for what looks at the options and data of one and leaves nothing."""
+    device = resolve_device(config.device)
+    draft = Draft(command=command, run_id="", seed=config.seed, config_sha256="", recipe=None, device=device)
+    return Run(Path(os.devnull), command, device, Cache(config.cache_dir), draft)
 
 
 def _folder(command: str, config: Any, identity: str) -> Path:

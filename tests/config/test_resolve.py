@@ -73,7 +73,7 @@ def test_growth_is_no_difference():
 def test_schema_reads_kind_bounds_and_choices():
     known = options(PruneTokensConfig)
     assert (known["keep"].kind, known["keep"].bounds) == (float, "above 0, at most 1")
-    assert known["prompts"].choices == ("none", "visual")
+    assert known["prompts"].choices == ("none", "visual", "text", "independent", "coupled")
     assert known["layer"].optional and known["layer"].kind is int
     assert known["keep"].panel == "Pruning" and known["seed"].panel == "Run"
     assert options(EvalConfig)["keep"].is_list

@@ -106,5 +106,5 @@ def test_a_loaded_table_replaces_what_was_cached():
 
 def test_learned_positions_are_trained_through_another_grid():
     vit = VisionTransformer(ViTShape(16, 1, 2, 4, 16), learned_positions=True)
-    vit(torch.randn(2, 3, 16, 16), patch=8).sum().backward()
+    vit(torch.randn(2, 3, 16, 16), patch=8)[:, 0].sum().backward()  # the sum over a layer norm's outputs is constant
     assert vit.pos_embed.grad is not None and vit.pos_embed.grad[0, 1:].abs().sum() > 0
