@@ -178,9 +178,10 @@ def test_an_audit_compares_with_the_exact_search(rank, effvl):
     assert rows["10 a round"]["passes"] == 6 * (64 + 54 + 52) and rows["one shot"]["passes"] == 6 * 64
     assert rows["this search"]["passes"] == 6 * 2 * 35
     assert rows["one shot"]["tau"] < 1
-    assert "10 a round: 170 passes an image" in effvl("table", "run").out + effvl(
-        "prune-tokens", "rank", "--recipe", "run/config.yaml", "--out", "run"
-    ).out
+    assert (
+        "10 a round: 170 passes an image"
+        in effvl("table", "run").out + effvl("prune-tokens", "rank", "--recipe", "run/config.yaml", "--out", "run").out
+    )
 
 
 # --- predictors ------------------------------------------------------------------------------------------------------
@@ -210,13 +211,18 @@ def test_every_predictor_and_loss_runs_and_is_found_again(rank, effvl, report):
         about = done.technique["predictor"]
         kind = name if name in ("mlp", "linear") else "mixer"
         assert read_manifest(Path(name))["predictor"] == {"kind": kind, "width": 64 if kind == "mixer" else None}
-        assert about["kind"] == kind and about["loss"] == (dict(zip(*[iter(options)] * 2)).get("--predictor-loss", "listwise"))
+        assert about["kind"] == kind and about["loss"] == (
+            dict(zip(*[iter(options)] * 2)).get("--predictor-loss", "listwise")
+        )
         states[name], _ = load_model(Path(name) / "checkpoint.safetensors")
         assert about["params"] == sum(value.numel() for value in states[name].values())
     same_kind = [states[name]["predictor.head.weight"] for name in PREDICTORS if name not in ("mlp", "linear")]
     assert all(not torch.equal(a, b) for i, a in enumerate(same_kind) for b in same_kind[:i])
     for name, macs in (("mlp", 64 * (96 * 128 + 128 * 64 + 64)), ("linear", 64 * 96)):
-        assert effvl("prune-tokens", "eval", name, "--selector", "predictor", "--keep", 0.5, "--out", f"e-{name}").code == 0
+        assert (
+            effvl("prune-tokens", "eval", name, "--selector", "predictor", "--keep", 0.5, "--out", f"e-{name}").code
+            == 0
+        )
         rows = {row["selector"]: row for row in report(f"e-{name}").technique["results"]}
         assert rows["predictor"]["macs"] - macs < rows["dense"]["macs"]
         assert report(f"e-{name}").technique["predictor"]["macs"] == report(name).technique["predictor"]["macs"] == macs

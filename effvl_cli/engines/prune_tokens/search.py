@@ -28,7 +28,7 @@ def rank_training(setup: Setup) -> tuple[Images, Ranked]:
     first, count = sweep.parse_shard(shard, "--sample-shard")
     if count > 1:
         total = len(images)
-        images = images.take(torch.arange(first, total, count))
+        images = images.take(torch.arange(total)[first::count])
         if not len(images):
             raise DataError(f"--sample-shard {shard} holds none of the {total} images", "Give fewer shards")
     ranked = rank_images(setup, images, "ranking")
