@@ -41,7 +41,7 @@ mini-%: recipes/mini/%.yaml $(READY)
 	$(BIN)/effvl sweep $<
 	$(BIN)/effvl table $<
 
-mini-prune-tokens-cifar mini-pretrain table-pretrain-cifar10: runs/data/cifar10
+mini-pretrain mini-prune-blocks mini-prune-tokens-cifar table-pretrain-cifar10: runs/data/cifar10
 
 # Sweeps behind papers' tables, for clusters: the same as a sweep, on data of your own.
 table-%: recipes/tables/%.yaml $(READY)
@@ -55,11 +55,15 @@ bench-%: $(READY)
 
 # Packages that benchmarks compare with; each in a folder that nothing else sees.
 .peers/lightly: PEER := lightly==1.6.0
+.peers/torch-pruning: PEER := torch-pruning==1.6.1
 .peers/%: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ $(PEER)
 
 bench-pretrain: export PYTHONPATH := .peers/lightly
 bench-pretrain: .peers/lightly
+
+bench-prune-blocks: export PYTHONPATH := .peers/torch-pruning
+bench-prune-blocks: .peers/torch-pruning
 
 runs/data/cifar10: $(EFFVL_TEST_DATA)/cifar10_jpeg.tar.gz
 	mkdir -p $@
