@@ -52,13 +52,25 @@ COMMANDS = (
             ("predict", "PredictConfig", "Train a predictor on the rankings of RUN."),
             ("tune", "TuneConfig", "Tune prompts with the predictor of RUN pruning."),
             ("eval", "EvalConfig", "Accuracy of selectors at keep rates, with RUN's predictor and prompts."),
+            ("bench", "BenchConfig", "Time of RUN's pruned tower beside the dense one."),
+            ("export", "ExportConfig", "RUN's pruned tower for use elsewhere: state, torch.export, ONNX."),
             ("viz", "VizConfig", "Pictures of kept and dropped patches, with RUN's predictor."),
+        ),
+    ),
+    *_rows(
+        "prune-blocks",
+        (
+            ("", "PruneBlocksConfig", "Direct block removal: drop the residual blocks that a network misses least."),
+            ("score", "ScoreConfig", "Importance of every block of RUN's network, or of --weights; removes nothing."),
+            ("apply", "ApplyConfig", "Remove the named blocks of RUN's network, or of --weights; fine-tune."),
+            ("bench", "BenchConfig", "Latency of RUN's network beside the original, in torch and onnxruntime."),
+            ("export", "ExportConfig", "RUN's network for use without effvl: ONNX, torch.export, rebuild.py."),
         ),
     ),
 )
 
 
-PREVIEWS = frozenset({"pretrain"})
+PREVIEWS = frozenset({"pretrain", "prune-blocks"})
 """Titles of the commands whose engine has `preview(config)`, a table for `--dry-run`."""
 
 

@@ -54,9 +54,7 @@ class ScoreOptions:
     tie: Annotated[Literal["exact", "loss-ci"], Doc("loss-ci: units not told apart by top1 are ranked by loss")] = (
         "exact"
     )
-    normalise: Annotated[
-        Literal["none", "macs", "params"], Doc("divide the impact by what the removal saves")
-    ] = "none"
+    normalise: Annotated[Literal["none", "macs", "params"], Doc("divide the impact by what the removal saves")] = "none"
     score_split: Annotated[
         Literal["holdout", "train", "test"],
         Doc("images that score: held out of all training, trained on, or the test split (--allow-test-leak)"),
@@ -98,6 +96,7 @@ class FinetuneOptions:
     panel: ClassVar[str] = "Fine-tuning"
 
     finetune_epochs: Annotated[Count, Doc("epochs after each removal")] = 1
+    finetune_steps: Annotated[Positive | None, Doc("optimizer steps after each removal, in place of epochs")] = None
     finetune_lr: Annotated[Rate, Doc("SGD learning rate, cosine to zero")] = 0.01
     final_epochs: Annotated[Count, Doc("epochs at the end")] = 3
     final_lr: Annotated[Rate, Doc("SGD learning rate of these")] = 0.01
@@ -112,12 +111,12 @@ class FinetuneOptions:
     kd_alpha: Annotated[float, Gt(0), Le(1), Doc("weight of the distillation; the rest is the labels'")] = 0.5
     kd_temperature: Annotated[float, Gt(0), Doc("temperature of both softmaxes")] = 4.0
     mimic: Annotated[float, Ge(0), Doc("weight of the distance to the original's pooled features")] = 0.0
-    select: Annotated[Literal["last", "best"], Doc("result of a fine-tuning: its last or best state, on the scorers")] = (
-        "last"
-    )
-    bn_recal: Annotated[Count, Doc("training images that re-estimate batch-norm statistics after a removal; 0: none")] = (
-        0
-    )
+    select: Annotated[
+        Literal["last", "best"], Doc("result of a fine-tuning: its last or best state, on the scorers")
+    ] = "last"
+    bn_recal: Annotated[
+        Count, Doc("training images that re-estimate batch-norm statistics after a removal; 0: none")
+    ] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +220,8 @@ class ExportConfig(_OnRun, RunOptions):
 
     panel: ClassVar[str] = "Run"
 
-    format: Annotated[
-        tuple[Literal["onnx", "pt2", "rebuild"], ...], Doc("what to write, comma separated")
-    ] = ("onnx", "pt2", "rebuild")
+    format: Annotated[tuple[Literal["onnx", "pt2", "rebuild"], ...], Doc("what to write, comma separated")] = (
+        "onnx",
+        "pt2",
+        "rebuild",
+    )

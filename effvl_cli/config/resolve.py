@@ -60,6 +60,8 @@ class Recipe:
     run: Mapping[str, Any] = field(default_factory=dict)
     arms: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     seeds: tuple[int, ...] = ()
+    arm_seeds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Of the arms that have seeds of their own."""
     claims: tuple[str, ...] = ()
     pictures: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
@@ -287,13 +289,10 @@ def read_recipe(path: Path) -> Recipe:
             raise UsageError(f"{key} in {path} is no text", f"Write {key}: and words on one line")
     config = _options(content.get("config"), "config", path)
     arms = {name: _options(arm, f"arm {name!r}", path) for name, arm in (content.get("arms") or {}).items()}
+    arm_seeds = {name: _seeds(arm.pop("seeds").split(","), path) for name, arm in arms.items() if "seeds" in arm}
     pictures = {
         name: _options(words, f"picture {name!r}", path) for name, words in (content.get("pictures") or {}).items()
     }
-    try:
-        seeds = tuple(int(seed) for seed in _listed(content.get("seeds"), "seeds", path))
-    except ValueError as error:
-        raise UsageError(f"seeds in {path} are {content.get('seeds')}", "Write e.g. seeds: [0, 1, 2]") from error
     return Recipe(
         path=str(path),
         command=content["command"],
@@ -302,10 +301,18 @@ def read_recipe(path: Path) -> Recipe:
         reference=content.get("reference") or {},
         run=content.get("run") or {},
         arms=arms,
-        seeds=seeds,
+        seeds=_seeds(_listed(content.get("seeds"), "seeds", path), path),
+        arm_seeds=arm_seeds,
         claims=tuple(_listed(content.get("claims"), "claims", path)),
         pictures=pictures,
     )
+
+
+def _seeds(words: list[str], path: Path) -> tuple[int, ...]:
+    try:
+        return tuple(int(seed) for seed in words)
+    except ValueError as error:
+        raise UsageError(f"seeds in {path} are {', '.join(words)}", "Write e.g. seeds: [0, 1, 2]") from error
 
 
 def _options(mapping: Any, called: str, path: Path) -> dict[str, str]:

@@ -1,15 +1,16 @@
 """Claims of a sweep: expressions over arms and metrics, e.g. `tuned.top1 - dense.top1 >= -0.015`.
 
 Names are `arm.metric`, or `arm.metric.se` for a figure's own standard error; dashes and dots in the name of an arm are
-written `_`. Numbers, + - * / and parentheses; `se(...)`, the standard error over seeds of what is in it; one
-comparison. It is computed for each seed, and its margin averaged over them. A claim on a figure without a value fails.
+written `_`. Numbers, + - * / and parentheses; `mean(...)` and `se(...)`, the mean and its standard error over all seeds
+of what is in it; one comparison. It is computed for each seed that all arms outside of these have, and its margin
+averaged over them. A claim on a figure without a value fails.
 """
 
 import ast
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from effvl_cli.core.errors import UsageError
@@ -36,7 +37,7 @@ class Verdict:
         claim: its text.
         margin: mean over seeds of how far the inequality is on the right side; negative: on the wrong one.
         se: standard error of that mean; None with a single seed.
-        seeds: how many.
+        seeds: how many; 0 where no seed has all arms.
         passed: whether the mean is on the right side.
     """
 
@@ -56,8 +57,9 @@ def judge(claim: str, by_seed: Mapping[int, Figures]) -> Verdict:
     comparison = _parse(claim)
     kind = comparison.ops[0]
     sign = _COMPARE[type(kind)]
-    seeds = list(by_seed.values())
-    left, right = (_values(side, seeds, claim) for side in (comparison.left, comparison.comparators[0]))
+    everything = list(by_seed.values())
+    seeds = _complete(comparison, everything, claim)
+    left, right = (_values(side, seeds, everything, claim) for side in (comparison.left, comparison.comparators[0]))
     margins = [sign * (a - b) for a, b in zip(left, right, strict=True)]
     mean, spread = mean_and_error(margins)
     strict = isinstance(kind, ast.Gt | ast.Lt)
@@ -72,7 +74,7 @@ def arms_of(claim: str, arms: Iterable[str]) -> list[str]:
     """
     comparison = _parse(claim)
     for side in (comparison.left, comparison.comparators[0]):
-        _values(side, (), claim)
+        _values(side, (), (), claim)
     known = {_written(arm): arm for arm in arms}
     found = []
     for node in ast.walk(comparison):
@@ -101,24 +103,42 @@ def _parse(claim: str) -> ast.Compare:
     return tree
 
 
-def _values(node: ast.expr, seeds: Sequence[Figures], claim: str) -> list[float]:
-    """The value of an expression in each seed."""
+def _complete(node: ast.AST, everything: Sequence[Figures], claim: str) -> list[Figures]:
+    """The seeds that have all arms outside of functions; one, where there are none."""
+    arms = {_written(arm): arm for figures in everything for arm in figures}
+    needed = {arms[_known(name, arms, "arm", claim)] for name in _names(node)} if everything else set()
+    return [figures for figures in everything if needed <= figures.keys()][: None if needed else 1]
+
+
+def _names(node: ast.AST) -> Iterator[str]:
+    """Arms in an expression, as written, outside of functions."""
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        yield node.value.id
+    elif not isinstance(node, ast.Call):
+        for child in ast.iter_child_nodes(node):
+            yield from _names(child)
+
+
+def _values(node: ast.expr, seeds: Sequence[Figures], everything: Sequence[Figures], claim: str) -> list[float]:
+    """The value of an expression in each of `seeds`; functions are over all that there are."""
     match node:
         case ast.Constant(value=int() | float() as number):
             return [float(number)] * len(seeds)
         case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return [-value for value in _values(operand, seeds, claim)]
+            return [-value for value in _values(operand, seeds, everything, claim)]
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
-            pairs = zip(_values(left, seeds, claim), _values(right, seeds, claim), strict=True)
+            pairs = zip(*(_values(side, seeds, everything, claim) for side in (left, right)), strict=True)
             return [_apply(_BINARY[type(op)], a, b) for a, b in pairs]
-        case ast.Call(func=ast.Name(id="se"), args=[inner], keywords=[]):
-            _, error = mean_and_error(_values(inner, seeds, claim))
-            return [math.nan if error is None else error] * len(seeds)  # one seed tells nothing of the spread
+        case ast.Call(func=ast.Name(id="mean" | "se" as function), args=[inner], keywords=[]):
+            mean, error = mean_and_error(_values(inner, _complete(inner, everything, claim), everything, claim))
+            spread = math.nan if error is None else error  # one seed tells nothing of the spread
+            return [mean if function == "mean" else spread] * len(seeds)
         case ast.Attribute():
             arm, _, metric = ast.unparse(node).partition(".")
             return [_look_up(arm, metric, figures, claim) for figures in seeds]
     raise UsageError(
-        f"claim {claim!r} holds {ast.unparse(node)!r}", "Only arm.metric, numbers, + - * /, se(...) and parentheses"
+        f"claim {claim!r} holds {ast.unparse(node)!r}",
+        "Only arm.metric, numbers, + - * /, mean(...), se(...) and parentheses",
     )
 
 

@@ -140,7 +140,7 @@ def intervals(
     xlabel: str,
     marked: Sequence[str] = (),
 ) -> None:
-    """A dot and a bar for each name, from above: value, low and high end; `marked` ones are filled in another colour."""
+    """A dot and a bar for each name, from above: value, low and high end; `marked` ones in another colour."""
     figure, axes = _figure(5.6, 1.2 + 0.2 * len(rows))
     for place, (name, (value, low, high)) in enumerate(rows.items()):
         colour = COLOURS[1] if name in marked else COLOURS[0]

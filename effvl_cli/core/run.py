@@ -44,7 +44,10 @@ CONFIG, REPORT, RECORDS, LOG, ENVIRONMENT, LOCK = (
     "environment.json",
     ".lock",
 )
-_OWN = (CONFIG, REPORT, RECORDS, LOG, ENVIRONMENT, MANIFEST, "checkpoint.safetensors", "checkpoints", "plots")
+_OWN = (
+    *(CONFIG, REPORT, RECORDS, LOG, ENVIRONMENT, MANIFEST),
+    *("checkpoint.safetensors", "checkpoints", "plots", "scores", "table.csv", "model.pt2", "model.onnx", "rebuild.py"),
+)
 
 
 class Progress(Protocol):

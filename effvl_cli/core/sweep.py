@@ -1,6 +1,7 @@
 """Sweeps: a recipe's arms times its seeds, one run folder each, resumable because each run is."""
 
 import contextlib
+import itertools
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -48,14 +49,17 @@ def folder_of(path: Path) -> Path:
 
 
 def plan(recipe: Recipe, out: Path) -> list[Planned]:
-    """The runs in the order of the file: seed by seed, arm by arm.
+    """The runs in the order of the file: seed by seed, arm by arm. An arm's own `seeds` replace the sweep's.
 
     `{out}` and `{seed}` in an option stand for the sweep's folder and the seed, so that an arm can start from what an
     earlier arm of the same seed left: `weights: "{out}/train-seed{seed}"`. An arm's own `command` replaces the sweep's.
     """
     runs = []
-    for seed in recipe.seeds or (0,):
+    seeds = {arm: recipe.arm_seeds.get(arm, recipe.seeds or (0,)) for arm in recipe.arms}
+    for seed in dict.fromkeys(itertools.chain(*seeds.values())):
         for arm, overrides in recipe.arms.items():
+            if seed not in seeds[arm]:
+                continue
             folder = out / f"{arm}-seed{seed}"
             options = _options(recipe, overrides)
             words = str(options.pop("command", recipe.command)).split()
@@ -80,13 +84,19 @@ def _flag(key: str, value: str) -> list[str]:
 def share(recipe: Recipe, out: Path, shard: str) -> list[Planned]:
     """The runs of one shard, "i/n": every n-th from the i-th on; where arms build on others, every n-th seed.
 
+    An arm that names the folder of a certain seed ties all seeds together: the first shard has them all.
+
     Raises:
         UsageError: a shard that is none.
     """
     first, count = parse_shard(shard)
     runs = plan(recipe, out)
-    if not any("{out}" in value for arm in recipe.arms.values() for value in _options(recipe, arm).values()):
+    values = (value for arm in recipe.arms.values() for value in _options(recipe, arm).values())
+    links = [value for value in values if "{out}" in value]
+    if not links:
         return runs[first::count]
+    if not all("{seed}" in link for link in links):
+        return runs if first == 0 else []
     seeds = list(dict.fromkeys(run.seed for run in runs))[first::count]
     return [run for run in runs if run.seed in seeds]
 

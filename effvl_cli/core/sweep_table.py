@@ -184,16 +184,16 @@ def _published_row(arm: str, row: Comparison, unit: str) -> tuple[Cell, ...]:
 
 
 def _claims(recipe: Recipe, groups: Mapping[str, _Group]) -> list[Table]:
-    """Each claim over the seeds in which all the arms that it names are completed."""
+    """Each claim over the seeds in which the arms that it names are completed."""
     rows: list[tuple[Cell, ...]] = []
     for text in recipe.claims:
         named = [groups[arm] for arm in claims.arms_of(text, recipe.arms)]
-        seeds = set.intersection(*(set(group.reports) for group in named)) if named else set()
-        if not seeds:
+        seeds = sorted({seed for group in named for seed in group.reports})
+        by_seed = {seed: {g.name: _figures(g.reports[seed]) for g in named if seed in g.reports} for seed in seeds}
+        verdict = claims.judge(text, by_seed) if all(group.reports for group in named) else None
+        if verdict is None or not verdict.seeds:
             rows.append(("NO RUN", text, None, None, 0))
             continue
-        by_seed = {seed: {g.name: _figures(g.reports[seed]) for g in named} for seed in sorted(seeds)}
-        verdict = claims.judge(text, by_seed)
         margin = None if math.isnan(verdict.margin) else f"{round(verdict.margin, 4) + 0.0:+.4f}"  # + 0.0: no "-0.0000"
         error = None if verdict.se is None or math.isnan(verdict.se) else f"{verdict.se:.4f}"
         rows.append(("PASS" if verdict.passed else "FAIL", text, margin, error, verdict.seeds))

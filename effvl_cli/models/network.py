@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from effvl_cli.core import checkpoint, seeds
-from effvl_cli.core.errors import ModelError, UsageError
+from effvl_cli.core.errors import DataError, ModelError, UsageError
 from effvl_cli.data.transforms import Preprocess
 from effvl_cli.models import MODELS
 from effvl_cli.models.edits import apply_edits
@@ -81,6 +81,7 @@ def load(
     seed: int = 0,
     num_classes: int | None = None,
     download: bool = False,
+    new_head: bool = False,
 ) -> Network:
     """Build a network by name, repeat the edits of its checkpoint and load its weights.
 
@@ -92,14 +93,16 @@ def load(
         seed: of the random initialisation.
         num_classes: outputs of a classifier.
         download: whether a pretrained tag may reach the network.
+        new_head: keep the random weights of the last linear layer, whatever the classes of the loaded ones.
 
     Raises:
         UsageError: unknown name.
+        DataError: weights of a classifier of other than `num_classes`.
         ModelError: weights that are missing, damaged or another network's, edits that do not fit it, or a network of
             another kind.
     """
     path = _checkpoint_file(weights)
-    manifest = _manifest_of(path)
+    manifest = manifest_of(weights)
     name = spec or manifest.get("model") or default
     network = build(name, seed=seed, num_classes=num_classes or manifest.get("num_classes"))
     if network.kind != kind:
@@ -114,7 +117,15 @@ def load(
     if weights == "none":
         network.weights_sha256 = checkpoint.digest(network.module.state_dict())
         return network
-    _load_weights(network, weights, path, manifest, download)
+    state = _read_weights(network, weights, path, manifest, download)
+    if new_head:
+        state |= _head(network.module)
+    elif num_classes:
+        _check_classes(network, state, num_classes)
+    what = f"the weights {weights or 'in the package'} and {network.name}"
+    checkpoint.check_keys(network.module.state_dict(), state, what=what, hint=_suggest(state))
+    network.module.load_state_dict(state)
+    network.weights_sha256 = checkpoint.digest(network.module.state_dict())
     return network
 
 
@@ -153,8 +164,13 @@ def _checkpoint_file(weights: str | None) -> Path | None:
     return path if path.exists() or path.suffix in {".safetensors", ".pt", ".pth", ".bin"} or "/" in weights else None
 
 
-def _manifest_of(path: Path | None) -> dict[str, Any]:
-    """The manifest beside an effvl checkpoint; empty for a foreign file."""
+def manifest_of(weights: str | None) -> dict[str, Any]:
+    """The manifest beside an effvl checkpoint; empty for a foreign file, a tag or none.
+
+    Raises:
+        ModelError: it describes something else than a network.
+    """
+    path = _checkpoint_file(weights)
     if path is None or not (path.parent / checkpoint.MANIFEST).is_file():
         return {}
     manifest = checkpoint.read_manifest(path.parent)
@@ -165,9 +181,10 @@ def _manifest_of(path: Path | None) -> dict[str, Any]:
     return manifest
 
 
-def _load_weights(
+def _read_weights(
     network: Network, weights: str | None, path: Path | None, manifest: dict[str, Any], download: bool
-) -> None:
+) -> dict[str, Tensor]:
+    """State dict for the network, which gets to know where it is from."""
     if manifest and path is not None:
         state, network.manifest = checkpoint.load_model(path)
         network.preprocess = Preprocess.from_dict(manifest["preprocess"])
@@ -185,11 +202,25 @@ def _load_weights(
         state, network.source = checkpoint.read_state_dict(network.fetch(weights, download)), weights
     else:
         raise ModelError(f"no weights at --weights {weights}", "Give a run folder or a file")
-    state = network.adapt(network.module, state)
-    what = f"the weights {weights or 'in the package'} and {network.name}"
-    checkpoint.check_keys(network.module.state_dict(), state, what=what, hint=_suggest(state))
-    network.module.load_state_dict(state)
-    network.weights_sha256 = checkpoint.digest(network.module.state_dict())
+    return network.adapt(network.module, state)
+
+
+def _head(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters of a classifier's last linear layer, by key."""
+    layers = [path for path, part in module.named_modules() if isinstance(part, nn.Linear)]
+    own = module.state_dict()
+    return {key: own[key] for path in layers[-1:] for key in (f"{path}.weight", f"{path}.bias") if key in own}
+
+
+def _check_classes(network: Network, state: Mapping[str, Tensor], num_classes: int) -> None:
+    """Tell weights of other classes from weights of another network."""
+    for key, ours in _head(network.module).items():
+        theirs = state.get(key)
+        if theirs is not None and theirs.shape[1:] == ours.shape[1:] and len(theirs) != len(ours) == num_classes:
+            raise DataError(
+                f"the weights of {network.name} tell {len(theirs)} classes apart, and the data have {num_classes}",
+                "Give data of the same classes, or --new-head to prune-blocks",
+            )
 
 
 def _suggest(state: Mapping[str, Tensor]) -> str:

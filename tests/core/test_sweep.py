@@ -317,6 +317,43 @@ def test_what_cannot_be_told_does_not_pass(claim):
     assert not claims.judge(claim, FIGURES).passed
 
 
+def test_a_claim_compares_arms_of_different_seeds():
+    by_seed = {0: {"a": {"m": 0.5}, "r": {"m": 0.1}}, 1: {"r": {"m": 0.2}}, 2: {"r": {"m": 0.6}}}
+    verdict = claims.judge("a.m - mean(r.m) >= 0", by_seed)
+    assert verdict.margin == pytest.approx(0.5 - 0.3) and verdict.seeds == 1
+    assert claims.judge("a.m - r.m >= 0", by_seed).margin == pytest.approx(0.4)  # paired: in the seed that both have
+    assert claims.judge("mean(r.m - a.m) < 0", by_seed).margin == pytest.approx(0.4)
+    both = claims.judge("mean(r.m) - 2 * se(r.m) < mean(a.m)", by_seed)  # sd of .1 .2 .6: 0.26458
+    assert both.margin == pytest.approx(0.5 - 0.3 + 2 * 0.26458 / 3**0.5, abs=1e-5) and both.se is None
+    assert claims.judge("r.m > 0", by_seed).seeds == 3
+    apart = {0: {"a": {"m": 0.5}}, 1: {"r": {"m": 0.2}}}
+    assert claims.judge("a.m - r.m >= 0", apart).seeds == 0
+    assert not claims.judge("mean(a.m - r.m) >= 0", apart).passed
+
+
+def test_an_arm_has_seeds_of_its_own(file, workdir):
+    arms = SWEEP.replace("half: {keep: 0.5}", "half: {keep: 0.5, seeds: [0, 3]}").replace("[0, 1]", "[0]")
+    file.write_text(arms.replace("half.top1 >= 0.05", "mean(half.top1) >= 0.05"))
+    seen = []
+    run(file, lambda a: seen.append(a[-1].split("/")[-1]) or 0)
+    assert seen == ["half-seed0", "all-seed0", "look-seed0", "half-seed3"]
+    for name, seed, top1 in (("half-seed0", 0, 0.7), ("half-seed3", 3, 0.8), ("all-seed0", 0, 0.9)):
+        finished(workdir / "runs/sweeps/s" / name, seed, top1)
+    means, verdicts, differences = tabulate([file])
+    assert means.rows[0] == ("top1", "75.0 ± 5.00", "90.0 ± 2.00", None)
+    assert verdicts.rows[0] == ("PASS", "all.top1 - mean(half.top1) >= 0.05", "+0.1000", None, 1)
+    assert differences.rows[0] == ("top1", "+20.0", None)
+    file.write_text(arms.replace("[0, 3]", "[0, x]"))
+    with pytest.raises(UsageError, match=r"seeds in .* are 0, x"):
+        sweep.read_sweep(file)
+
+
+def test_shards_of_a_sweep_whose_arms_build_on_one_seed_are_not_torn(file):
+    file.write_text(SWEEP.replace("half-seed{seed}", "half-seed0"))
+    recipe = sweep.read_sweep(file)
+    assert [len(sweep.share(recipe, Path("o"), f"{first}/3")) for first in range(3)] == [6, 0, 0]
+
+
 def test_arms_of_a_claim():
     assert claims.arms_of("a_x.m.se + a_x.m > se(b.m)", ["b", "a-x", "c"]) == ["a-x", "b"]
 

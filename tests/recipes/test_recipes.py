@@ -31,6 +31,10 @@ LENGTHS = {"budget", "epochs", "batch-size"}
 
 METRICS = {
     "prune-tokens": ("top1_dense", "top1_predictor", "top1_predictor_tuned", "gain_over_random", "gain_over_cls_attn"),
+    "prune-blocks": (
+        *("top1", "top1_before_ft_mean", "scoring_bit_equal", "scoring_speedup", "scoring_mac_ratio"),
+        *("tau_top1", "tau_loss"),
+    ),
     "pretrain": ("knn20", "knn20_raw_pixels", "knn20_random_init", "compressed_stages", "bias2_growth_patch8"),
 }
 

@@ -14,7 +14,7 @@ from effvl_cli.core import seeds
 from effvl_cli.core.errors import DataError, ModelError, UsageError
 from effvl_cli.core.registry import nearest
 from effvl_cli.engines.prune_blocks.candidates import Candidate
-from effvl_cli.engines.prune_blocks.removals import Outcomes, score_removals
+from effvl_cli.engines.prune_blocks.removals import Outcomes, score_removals, scores_file
 from effvl_cli.engines.prune_blocks.setup import Setup
 from effvl_cli.techniques.prune_blocks import criteria, statistics
 
@@ -47,8 +47,8 @@ def measure(here: Setup, module: nn.Module, candidates: Sequence[Candidate], ste
     started = time.monotonic()
     config = here.config
     if config.criterion == "direct":
-        path = here.run.folder / "scores" / f"step_{step}.safetensors"
-        outcomes = score_removals(here, module, [candidate.unit for candidate in candidates], path)
+        units = [candidate.unit for candidate in candidates]
+        outcomes = score_removals(here, module, units, scores_file(here, step))
         found = _direct(here, candidates, outcomes)
     else:
         try:

@@ -4,7 +4,7 @@ from typing import Any
 
 from effvl_cli.config.prune_blocks import PruneBlocksConfig
 from effvl_cli.core.errors import UsageError
-from effvl_cli.core.run import Run
+from effvl_cli.core.run import Run, unopened
 from effvl_cli.core.table import Table
 from effvl_cli.engines.prune_blocks import (
     baseline,
@@ -15,10 +15,11 @@ from effvl_cli.engines.prune_blocks import (
     result,
     setup,
     sharing,
+    stability,
     summary,
     surgery,
 )
-from effvl_cli.engines.prune_blocks.pruning import Pruning, figures, size_of
+from effvl_cli.engines.prune_blocks.pruning import Pruning, Result, figures, size_of
 from effvl_cli.engines.prune_blocks.setup import Setup
 from effvl_cli.engines.prune_blocks.stages import Stages
 from effvl_cli.engines.prune_blocks.surgery import State
@@ -38,7 +39,7 @@ def run(config: PruneBlocksConfig, run: Run) -> None:
     found = pruning.run()
     final = stages.once("final", lambda: figures(here, found.state.module))
     run.report.technique.update(steps=found.steps, stopped=found.stopped)
-    _record(here, pruning, final, found.state)
+    _record(here, pruning, final, found)
     _compare_scoring(here, pruning, stages)
     result.write_table(here, found.steps)
     rows = _time(here, state, found.state, stages)
@@ -48,8 +49,7 @@ def run(config: PruneBlocksConfig, run: Run) -> None:
 
 def preview(config: PruneBlocksConfig) -> Table:
     """What `--dry-run` shows beside the options: the units and what scoring them costs."""
-    check_options(config)
-    here = setup.build(config, unopened(config, "prune-blocks"), weights="none", model=config.model, data=config.data)
+    here = _open(config, unopened("prune-blocks", config))
     state = surgery.start(here)
     found = candidates.find(here, state.module, state.origins, candidates.permitted(here, state.origins))
     candidates.refuse_none(here, found)
@@ -62,7 +62,7 @@ def _open(config: PruneBlocksConfig, run: Run) -> Setup:
     return setup.build(config, run, weights=weights, model=config.model, data=config.data)
 
 
-def _record(here: Setup, pruning: Pruning, final: dict[str, dict[str, float]], state: State) -> None:
+def _record(here: Setup, pruning: Pruning, final: dict[str, dict[str, float]], found: Result) -> None:
     """Figures of the network before and after, on the test split."""
     report, before = here.run.report, pruning.baseline["test"]
     n = len(here.test)
@@ -70,20 +70,33 @@ def _record(here: Setup, pruning: Pruning, final: dict[str, dict[str, float]], s
         about = {"split": "test", "n": n} | ({"unit": "nats", "higher_is_better": False} if name == "loss" else {})
         report.metric(f"{name}_baseline", before[name], **about)
         report.metric(f"{name}_pruned", final["test"][name], **about)
-    now = size_of(here, state.module)
+    kept = [step for step in found.steps if not step.get("rejected")]
+    for key in ("before_ft", "after_ft"):
+        values = [step[f"top1_test_{key}"] for step in kept]
+        report.metric(f"top1_{key}", values[-1] if values else None, split="test", n=n)
+        report.metric(f"top1_{key}_mean", sum(values) / len(values) if values else None, split="test", n=n)
+    now = size_of(here, found.state.module)
+    report.metric("params_pruned", now.params, unit="parameters", higher_is_better=False)
     report.metric("params_removed", 1 - now.params / pruning.original.params)
+    report.metric("macs_pruned", now.macs, unit="macs", higher_is_better=False)
     report.metric("macs_removed", 1 - now.macs / pruning.original.macs)
 
 
 def _compare_scoring(here: Setup, pruning: Pruning, stages: Stages) -> None:
     """Shared beside naive scoring of the original network; not measured for proxies."""
-    found = {"speedup": None, "bit_equal": None}
+    found: dict[str, Any] = {"speedup": None, "bit_equal": None}
     if here.config.criterion == "direct":
         found = stages.once("sharing", lambda: sharing.compare(here, pruning.start.module, pruning.candidates))
-    equal = found["bit_equal"]
-    here.run.report.metric("scoring_speedup", found["speedup"], unit="ratio")
-    here.run.report.metric("scoring_bit_equal", None if equal is None else int(equal), unit="boolean")
-    here.run.report.technique["sharing"] = found
+    report, equal = here.run.report, found["bit_equal"]
+    report.metric("scoring_speedup", found["speedup"], unit="ratio")
+    report.metric("scoring_mac_ratio", report.technique["cost_model"]["ratio"], unit="ratio")
+    report.metric("scoring_bit_equal", None if equal is None else int(equal), unit="boolean")
+    report.technique["sharing"] = found
+    report.technique["stability"] = stability.measure(here)
+    for row in report.technique["stability"]:
+        if row["images"] == stability.REPORTED:
+            report.metric("tau_top1", row["tau_top1"], unit="correlation")
+            report.metric("tau_loss", row["tau_loss"], unit="correlation")
 
 
 def _time(here: Setup, start: State, state: State, stages: Stages) -> list[dict[str, Any]]:
@@ -99,7 +112,7 @@ def _time(here: Setup, start: State, state: State, stages: Stages) -> list[dict[
     rows: list[dict[str, Any]] = stages.once("latency", timed)
     here.run.report.technique["bench"] = rows
     final = next((row for row in rows if row["network"] == last and row["batch"] == 1), None)
-    here.run.report.metric("latency_ratio", final and final["ratio"], unit="ratio", higher_is_better=False)
+    here.run.report.metric("latency_ratio", final["ratio"] if final else None, unit="ratio", higher_is_better=False)
     return rows
 
 

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from effvl_cli.core import distributed
-from effvl_cli.core.loop import autocast
 from effvl_cli.core.measure import interleaved_latency, ratio
 from effvl_cli.engines.prune_blocks.setup import Setup
 from effvl_cli.techniques.prune_blocks.surgery import Removal, apply_removals
@@ -44,9 +43,8 @@ def measure(here: Setup, networks: Mapping[str, nn.Module], batches: Sequence[in
         for done, batch in enumerate(batches, 1):
             images = here.noise(batch)
             try:
-                with autocast(here.run.device, here.config.precision):
-                    arms = {name: _call(network, images) for name, network in networks.items()}
-                    rows += rows_of(arms, here.run.device, batch, "torch")
+                arms = {name: _call(network, images) for name, network in networks.items()}
+                rows += rows_of(arms, here.run.device, batch, "torch")
             except torch.OutOfMemoryError:
                 here.run.warn(f"latency at batch {batch} left out: out of memory")
             progress.update(done)

@@ -67,7 +67,10 @@ def pareto_points(
     ]
     for row in rows:
         name = f"step {row['step']}" if row["step"] else ORIGINAL
-        row |= {f"latency_{short}": latency(name, runtime) for short, runtime in (("torch", "torch"), ("ort", "onnxruntime"))}
+        row |= {
+            f"latency_{short}": latency(name, runtime)
+            for short, runtime in (("torch", "torch"), ("ort", "onnxruntime"))
+        }
     return rows
 
 

@@ -137,7 +137,10 @@ class Pruning:
         pruned = cut(here, state, picked, step=number)
         before = self.stages.once(f"step {k} before", lambda: figures(here, pruned.module))
         recalibrated = self._recalibrate(pruned.module, k)
-        tuned = self._finetune(pruned.module, f"step-{k}", config.finetune_epochs, config.finetune_lr)
+        recipe = Recipe(
+            config.finetune_epochs, config.finetune_lr, config.finetune_batch_size, steps=config.finetune_steps
+        )
+        tuned = self._finetune(pruned.module, f"step-{k}", recipe)
         after = self.stages.once(f"step {k} after", lambda: figures(here, pruned.module))
         size = size_of(here, pruned.module)
         row = {
@@ -192,29 +195,29 @@ class Pruning:
         order = torch.randperm(len(here.train), generator=seeds.generator(here.config.seed, "bn-recal"))
         workers = loader_workers(here.config.workers, here.run.device.type)
         places = np.sort(order[:count].numpy())
-        pixels, _ = eval_images(
-            here.train, here.network.preprocess, places, workers=workers, on_bad=here.config.on_bad
-        )
+        pixels, _ = eval_images(here.train, here.network.preprocess, places, workers=workers, on_bad=here.config.on_bad)
         normalise = here.network.preprocess.normalise
         with torch.no_grad():
             update_bn((normalise(part.to(here.run.device)) for part in pixels.split(BATCH)), module)
         module.eval()
         return float(self.stages.once(f"step {k} recal", lambda: here.accuracy(module, here.scoring)["top1"]))
 
-    def _finetune(self, module: nn.Module, phase: str, epochs: int, lr: float) -> dict[str, Any] | None:
-        """Train in place; None without epochs."""
-        if not epochs:
+    def _finetune(self, module: nn.Module, phase: str, recipe: Recipe) -> dict[str, Any] | None:
+        """Train in place; None where there is nothing to train for."""
+        if not (recipe.steps or recipe.epochs):
             return None
         started = time.monotonic()
-        recipe = Recipe(epochs, lr, self.here.config.finetune_batch_size)
         training.train(self.here, module, recipe, phase, teacher=self.teacher)
         elapsed = time.monotonic() - started
         seconds = self.stages.once(f"{phase} seconds", lambda: elapsed)
-        return {"epochs": epochs, "lr": lr, "seconds": seconds}
+        length = {"steps": recipe.steps} if recipe.steps else {"epochs": recipe.epochs}
+        return {**length, "lr": recipe.lr, "seconds": seconds}
 
     def _finish(self, state: State) -> State:
+        config = self.here.config
         if self._removed(state):
-            self._finetune(state.module, "final", self.here.config.final_epochs, self.here.config.final_lr)
+            recipe = Recipe(config.final_epochs, config.final_lr, config.finetune_batch_size)
+            self._finetune(state.module, "final", recipe)
         return state
 
 

@@ -22,6 +22,11 @@ from effvl_cli.techniques.prune_blocks.unit import Unit
 SAVE_EVERY = 20  # batches
 
 
+def scores_file(here: Setup, step: int) -> Path:
+    """Where the scores of every image in a step are kept."""
+    return here.run.folder / "scores" / f"step_{step}.safetensors"
+
+
 @dataclass
 class Outcomes:
     """What became of every image.
@@ -60,7 +65,7 @@ class Outcomes:
         return {name: getattr(self, name) for name in ("order", "correct", "loss", "nan", "used")}
 
 
-class _TooLarge(Exception):
+class _TooLargeError(Exception):
     """A batch does not fit into the device's memory."""
 
 
@@ -74,7 +79,7 @@ def score_removals(here: Setup, module: nn.Module, units: Sequence[Unit], path: 
     while True:
         try:
             found = _Scoring(here, module, units, path, size).run()
-        except _TooLarge:
+        except _TooLargeError:
             if size == 1:
                 raise NumericalError("out of memory with one image", "Use --device cpu, or smaller images") from None
             size = max(1, size // 2)
@@ -110,7 +115,7 @@ class _Scoring:
                 progress.update(number + 1)
                 if self._meet(number, last=number + 1 == batches):
                     if distributed.any_flag(int(out_of_memory)):
-                        raise _TooLarge
+                        raise _TooLargeError
                     self._merge(number + 1)
                     self.here.run.check_stop()
         self.outcomes.sharing, self.outcomes.reason = self.scorer.sharing, self.scorer.reason

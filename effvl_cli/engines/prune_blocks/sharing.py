@@ -11,7 +11,7 @@ from effvl_cli.engines.prune_blocks.candidates import Candidate
 from effvl_cli.engines.prune_blocks.setup import Setup
 from effvl_cli.techniques.prune_blocks.score import Scorer
 
-ROUNDS = 3  # the first warms up, and checks itself
+ROUNDS = 4  # the first warms up, and checks itself
 
 
 def compare(here: Setup, module: nn.Module, found: Sequence[Candidate]) -> dict[str, Any]:

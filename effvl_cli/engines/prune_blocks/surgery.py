@@ -63,9 +63,7 @@ def cut(here: Setup, state: State, picked: Sequence[Candidate], *, step: int) ->
     units = [candidate.unit for candidate in picked]
     images = here.noise(VERIFIED_BATCH)
     try:
-        pruned = prune(
-            state.module, units, images, count_macs=count_macs, originals=state.origins, step=step
-        )
+        pruned = prune(state.module, units, images, count_macs=count_macs, originals=state.origins, step=step)
     except SurgeryError as error:
         raise ModelError(f"{here.network.name}: {error}", "Protect these units: --protect") from error
     removals = (*state.removals, *pruned.removals)

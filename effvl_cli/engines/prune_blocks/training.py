@@ -24,12 +24,13 @@ WARMUP = 0.1  # share of the training of an original network
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how fast."""
+    """How long and how fast; `steps` replace the epochs."""
 
     epochs: int
     lr: float
     batch_size: int
     warmup: float = 0.0
+    steps: int | None = None
 
 
 class ClassifierTask(Task):
@@ -74,7 +75,7 @@ def train(here: Setup, module: nn.Module, recipe: Recipe, phase: str, *, teacher
     """Train `module` in place; a phase that an earlier attempt began or finished goes on from there."""
     config = here.config
     sampler = EpochSampler(len(here.train), _divisible(recipe.batch_size), config.seed)
-    steps = recipe.epochs * sampler.steps_per_epoch
+    steps = recipe.steps or recipe.epochs * sampler.steps_per_epoch
     warmup = math.ceil(recipe.warmup * steps)
     select = getattr(config, "select", "last") == "best" and recipe.warmup == 0
     plan = loop.Plan(

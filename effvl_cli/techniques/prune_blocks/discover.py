@@ -43,7 +43,7 @@ class Discovery:
 
 @dataclass
 class _Call:
-    """One call of a candidate: its arguments (None for tensors), names of those that hold tensors or are no defaults."""
+    """One call of a candidate: arguments (None for tensors), names of those that hold tensors or are no defaults."""
 
     arguments: inspect.BoundArguments
     tensors: list[str]

@@ -199,3 +199,11 @@ def break_ties_by_loss(order: Sequence[int], tied: Sequence[bool], loss_impact: 
         return False, math.inf if math.isnan(loss) else loss, places[index]
 
     return sorted(order, key=key)
+
+
+def kendall(first: Sequence[float], second: Sequence[float]) -> float:
+    """Rank correlation tau-b of two lists of numbers; NaN where all numbers of one are equal."""
+    a, b = (torch.as_tensor(values, dtype=torch.float64) for values in (first, second))
+    signs = [(v[:, None] - v).sign() for v in (a, b)]
+    pairs = math.sqrt(float(signs[0].abs().sum()) * float(signs[1].abs().sum()))
+    return float((signs[0] * signs[1]).sum()) / pairs if pairs else math.nan

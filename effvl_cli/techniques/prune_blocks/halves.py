@@ -1,0 +1,60 @@
+"""Blocks of a vision transformer as two residual units each: x + attention(x), then x + mlp(x)."""
+
+from itertools import chain
+
+from torch import Tensor, nn
+
+from .containers import set_children
+
+# Children of a block (torchvision's EncoderBlock, timm's Block), in the order in which each branch calls them.
+_LAYOUTS = (
+    (("ln_1", "self_attention", "dropout"), ("ln_2", "mlp")),
+    (("norm1", "attn", "ls1", "drop_path1"), ("norm2", "mlp", "ls2", "drop_path2")),
+)
+
+
+class Half(nn.Module):
+    """x + the parts, one after another, of x; the parts keep their names."""
+
+    def __init__(self, parts: dict[str, nn.Module]) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) to (B, N, D)."""
+        y = x
+        for part in self.children():
+            y = part(y, y, y, need_weights=False)[0] if isinstance(part, nn.MultiheadAttention) else part(y)
+        return x + y
+
+
+def split_halves(network: nn.Module) -> int:
+    """Put two halves, NAME_attention and NAME_mlp, in the place of each block NAME, in place.
+
+    Whether the network still computes the same is for the caller to check: blocks are told by their children.
+
+    Returns:
+        How many blocks were split.
+    """
+    containers = [module for module in network.modules() if any(map(_layout, module.children()))]
+    count = 0
+    for container in containers:
+        children: dict[str, nn.Module] = {}
+        for name, child in container.named_children():
+            layout = _layout(child)
+            count += layout is not None
+            children |= _halves(name, child, layout) if layout else {name: child}
+        set_children(container, children)
+    return count
+
+
+def _halves(name: str, block: nn.Module, layout: tuple[tuple[str, ...], ...]) -> dict[str, nn.Module]:
+    attention, mlp = (Half({part: getattr(block, part) for part in parts}).train(block.training) for parts in layout)
+    return {f"{name}_attention": attention, f"{name}_mlp": mlp}
+
+
+def _layout(block: nn.Module) -> tuple[tuple[str, ...], ...] | None:
+    names = {name for name, _ in block.named_children()}
+    owned = any(True for _ in block.parameters(recurse=False))
+    return next((layout for layout in _LAYOUTS if set(chain(*layout)) == names and not owned), None)
