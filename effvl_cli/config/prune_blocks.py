@@ -41,7 +41,21 @@ class UnitOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreOptions:
+class SplitOptions:
+    """Which images choose."""
+
+    panel: ClassVar[str] = "Scoring"
+
+    score_split: Annotated[
+        Literal["holdout", "train", "test"],
+        Doc("images that score: held out of all training, trained on, or the test split (--allow-test-leak)"),
+    ] = "holdout"
+    allow_test_leak: Annotated[bool, Doc("let the test split choose; every figure is marked")] = False
+    score_size: Annotated[Positive | None, Doc("images per class that score (default: all, up to 10,000)")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions(SplitOptions):
     """How much each unit matters."""
 
     panel: ClassVar[str] = "Scoring"
@@ -55,12 +69,6 @@ class ScoreOptions:
         "exact"
     )
     normalise: Annotated[Literal["none", "macs", "params"], Doc("divide the impact by what the removal saves")] = "none"
-    score_split: Annotated[
-        Literal["holdout", "train", "test"],
-        Doc("images that score: held out of all training, trained on, or the test split (--allow-test-leak)"),
-    ] = "holdout"
-    allow_test_leak: Annotated[bool, Doc("let the test split choose; every figure is marked")] = False
-    score_size: Annotated[Positive | None, Doc("images per class that score (default: all, up to 10,000)")] = None
     score_batch_size: Annotated[Positive, Doc("scored images per step")] = 256
     force: Annotated[bool, Doc("go on with a network that is hardly better than chance")] = False
     sharing: Annotated[
@@ -196,7 +204,7 @@ class ScoreConfig(_OnNetwork, ScoreOptions, UnitOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ApplyConfig(_OnNetwork, SaveOptions, MeasureOptions, FinetuneOptions, UnitOptions):
+class ApplyConfig(_OnNetwork, SaveOptions, MeasureOptions, FinetuneOptions, SplitOptions, UnitOptions):
     """Remove the named blocks of RUN's network, or of --weights, without scoring; fine-tune."""
 
     panel: ClassVar[str] = "Units"

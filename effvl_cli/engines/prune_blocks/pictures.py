@@ -61,7 +61,12 @@ def pareto_points(
 
     rows = [{"step": 0, **original, "top1": baseline["test"]["top1"]}]
     rows += [
-        {"step": row["k"], "params": row["params"], "macs": row["macs"], "top1": row["top1_test_after_ft"]}
+        {
+            "step": row["removed"][0]["step"],
+            "params": row["params"],
+            "macs": row["macs"],
+            "top1": row["top1_test_after_ft"],
+        }
         for row in steps
         if not row.get("rejected")
     ]

@@ -1,23 +1,16 @@
 """Score, remove, verify, fine-tune: until a target is met or nothing more can go."""
 
-import time
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-import torch
-from torch import nn
-from torch.optim.swa_utils import update_bn
-
-from effvl_cli.core import seeds
-from effvl_cli.core.measure import count_macs, count_parameters, interleaved_latency, ratio
-from effvl_cli.data.loader import eval_images, loader_workers
-from effvl_cli.engines.prune_blocks import baseline, candidates, importance, targets, training
+from effvl_cli.core.measure import interleaved_latency, ratio
+from effvl_cli.engines.prune_blocks import baseline, candidates, importance, targets
 from effvl_cli.engines.prune_blocks.candidates import Candidate, Found
-from effvl_cli.engines.prune_blocks.setup import BATCH, Setup
+from effvl_cli.engines.prune_blocks.setup import Setup
 from effvl_cli.engines.prune_blocks.stages import Stages
+from effvl_cli.engines.prune_blocks.step import figures, finetune, settle, size_of
 from effvl_cli.engines.prune_blocks.surgery import State, cut
-from effvl_cli.engines.prune_blocks.targets import Size, Targets
+from effvl_cli.engines.prune_blocks.targets import Targets
 from effvl_cli.engines.prune_blocks.training import Recipe
 
 Stopped = Literal["target_reached", "max_drop", "exhausted"]
@@ -52,7 +45,6 @@ class Pruning:
         self.here, self.stages, self.start = here, stages, start
         self.original = size_of(here, here.module)
         self.targets = Targets.of(here.config, here.data)
-        self.teacher = here.module if training.needs_teacher(here.config) else None
         self.ranking: list[str] = []  # original paths by the first scoring, for --rescore once
         self.steps: list[dict[str, Any]] = []
 
@@ -135,38 +127,18 @@ class Pruning:
         picked = self._pick(scored, found, self._removed(state))
         here.run.log(f"step {k}: removing {', '.join(candidate.original for candidate in picked)}")
         pruned = cut(here, state, picked, step=number)
-        before = self.stages.once(f"step {k} before", lambda: figures(here, pruned.module))
-        recalibrated = self._recalibrate(pruned.module, k)
-        recipe = Recipe(
-            config.finetune_epochs, config.finetune_lr, config.finetune_batch_size, steps=config.finetune_steps
-        )
-        tuned = self._finetune(pruned.module, f"step-{k}", recipe)
-        after = self.stages.once(f"step {k} after", lambda: figures(here, pruned.module))
-        size = size_of(here, pruned.module)
-        row = {
-            "k": k,
-            "removed": [removal.to_dict() for removal in pruned.removals[-len(picked) :]],
+        row = settle(here, self.stages, pruned, k=k, count=len(picked), original=self.original)
+        direct = config.criterion == "direct"
+        row |= {
             "importance": scored["rows"],
             "criterion": config.criterion,
             "metric": config.metric,
             "sharing": scored["sharing"],
-            "bit_exact": int(config.race == "none") if config.criterion == "direct" else None,
+            "bit_exact": int(config.race == "none") if direct else None,
             "score_seconds": scored["seconds"],
             "score_images": scored["images"],
-            "top1_score_before_ft": before["score"]["top1"],
-            "top1_score_after_bn_recal": recalibrated,
-            "top1_score_after_ft": after["score"]["top1"],
-            "top1_test_before_ft": before["test"]["top1"],
-            "top1_test_after_ft": after["test"]["top1"],
-            "params": size.params,
-            "macs": size.macs,
-            "params_removed": 1 - size.params / self.original.params,
-            "macs_removed": 1 - size.macs / self.original.macs,
             "latency": self._latency(pruned) if self.targets.latency is not None else None,
-            "ft": tuned,
-            "checkpoint": f"checkpoints/step-{k}" if tuned else None,
         }
-        here.run.record("step", k=k, removed=[c.original for c in picked], before=before, after=after)
         return pruned, row
 
     def _score(self, state: State, found: Found, k: int) -> dict[str, Any]:
@@ -187,45 +159,9 @@ class Pruning:
         picked = targets.spread_over_stages(scored["order"], stages, found.room, count)
         return [found.candidates[index] for index in picked]
 
-    def _recalibrate(self, module: nn.Module, k: int) -> float | None:
-        """Estimate batch-norm statistics anew; top-1 on the scoring images after that."""
-        here, count = self.here, self.here.config.bn_recal
-        if not count:
-            return None
-        order = torch.randperm(len(here.train), generator=seeds.generator(here.config.seed, "bn-recal"))
-        workers = loader_workers(here.config.workers, here.run.device.type)
-        places = np.sort(order[:count].numpy())
-        pixels, _ = eval_images(here.train, here.network.preprocess, places, workers=workers, on_bad=here.config.on_bad)
-        normalise = here.network.preprocess.normalise
-        with torch.no_grad():
-            update_bn((normalise(part.to(here.run.device)) for part in pixels.split(BATCH)), module)
-        module.eval()
-        return float(self.stages.once(f"step {k} recal", lambda: here.accuracy(module, here.scoring)["top1"]))
-
-    def _finetune(self, module: nn.Module, phase: str, recipe: Recipe) -> dict[str, Any] | None:
-        """Train in place; None where there is nothing to train for."""
-        if not (recipe.steps or recipe.epochs):
-            return None
-        started = time.monotonic()
-        training.train(self.here, module, recipe, phase, teacher=self.teacher)
-        elapsed = time.monotonic() - started
-        seconds = self.stages.once(f"{phase} seconds", lambda: elapsed)
-        length = {"steps": recipe.steps} if recipe.steps else {"epochs": recipe.epochs}
-        return {**length, "lr": recipe.lr, "seconds": seconds}
-
     def _finish(self, state: State) -> State:
         config = self.here.config
         if self._removed(state):
             recipe = Recipe(config.final_epochs, config.final_lr, config.finetune_batch_size)
-            self._finetune(state.module, "final", recipe)
+            finetune(self.here, self.stages, state.module, "final", recipe)
         return state
-
-
-def size_of(here: Setup, module: nn.Module) -> Size:
-    """Parameters, and multiply-adds of one image."""
-    return Size(count_parameters(module), count_macs(module, here.noise(1)))
-
-
-def figures(here: Setup, module: nn.Module) -> dict[str, dict[str, float]]:
-    """Accuracy on the images that score, and on those that are reported on."""
-    return {"score": here.accuracy(module, here.scoring), "test": here.accuracy(module, here.test)}

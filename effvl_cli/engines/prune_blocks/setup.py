@@ -197,7 +197,8 @@ def note_leaks(here: Setup) -> None:
         here.run.warn(
             "the images that score were trained on: accuracies on them are optimistic, their differences are paired"
         )
-    if config.criterion == "direct" and config.metric == "top1" and len(here.scoring) < FEW_SCORED:
+    chooses = getattr(config, "criterion", None), getattr(config, "metric", None)
+    if chooses == ("direct", "top1") and len(here.scoring) < FEW_SCORED:
         here.run.warn(
             f"{len(here.scoring)} images score: below {FEW_SCORED}, --metric loss ranks more steadily than top1"
         )

@@ -9,6 +9,7 @@ from effvl_cli.core.report import Report, read_report
 from effvl_cli.core.run import REPORT, Run, find_run
 from effvl_cli.engines.prune_blocks import setup
 from effvl_cli.engines.prune_blocks.setup import Setup
+from effvl_cli.models import network as networks
 
 TECHNIQUE = "prune-blocks"
 
@@ -38,3 +39,20 @@ def report_of(folder: Path) -> Report:
         raise ModelError(f"{folder} holds a run of `effvl {report.command}`", f"Give one of `effvl {TECHNIQUE}`")
     checkpoint.read_manifest(folder)
     return report
+
+
+def open_run_network(config: Any, run: Run) -> Setup:
+    """The network of RUN, for a verb that needs no data.
+
+    Raises:
+        DataError: no RUN, and none is completed.
+        ModelError: what was given is no run of this technique, or its network is not there.
+    """
+    folder = find_run(TECHNIQUE, config.run)
+    report_of(folder)
+    network = networks.load(None, str(folder), default="", kind="classifier", seed=config.seed)
+    network.module.to(run.device).eval()
+    run.report.model(network.name, network.source, network.module)
+    for edit in network.edits:
+        run.report.edit(edit["kind"], **{"blocks": edit["args"]} if "args" in edit else {})
+    return Setup(config, run, network.manifest["data"], network)

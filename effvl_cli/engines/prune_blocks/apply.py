@@ -1,0 +1,70 @@
+"""Removal of named blocks, without scoring."""
+
+from collections.abc import Sequence
+
+from effvl_cli.config.prune_blocks import ApplyConfig
+from effvl_cli.core.errors import UsageError
+from effvl_cli.core.registry import nearest
+from effvl_cli.core.run import Run
+from effvl_cli.engines.prune_blocks import candidates, outcome, result, setup, source, summary, surgery
+from effvl_cli.engines.prune_blocks.candidates import Candidate, Found
+from effvl_cli.engines.prune_blocks.job import check_split
+from effvl_cli.engines.prune_blocks.stages import Stages
+from effvl_cli.engines.prune_blocks.step import figures, finetune, settle, size_of
+from effvl_cli.engines.prune_blocks.training import Recipe
+
+table = summary.steps
+
+
+def run(config: ApplyConfig, run: Run) -> None:
+    """Remove units of the network of RUN, or of --weights, in one step; fine-tune and measure."""
+    check_split(config)
+    here = source.open_network(config, run)
+    setup.note_leaks(here)
+    start = surgery.start(here)
+    found = candidates.find(here, start.module, start.origins, candidates.permitted(here, start.origins))
+    candidates.refuse_none(here, found)
+    run.report.technique.update(candidates.describe(found))
+    picked = _picked(config.units, found)
+    stages, original = Stages(run), size_of(here, start.module)
+    before = stages.once("baseline", lambda: figures(here, here.module))
+    number = 1 + max((removal.step for removal in start.removals), default=0)
+    state = surgery.cut(here, start, picked, step=number)
+    steps = [settle(here, stages, state, k=1, count=len(picked), original=original)]
+    finetune(
+        here, stages, state.module, "final", Recipe(config.final_epochs, config.final_lr, config.finetune_batch_size)
+    )
+    final = stages.once("final", lambda: figures(here, state.module))
+    run.report.technique.update(steps=steps, stopped="target_reached")
+    outcome.record(here, before, final, steps, *outcome.sizes(here, state))
+    result.write_table(here, steps)
+    outcome.draw(here, before, steps, original, outcome.time(here, start, state, stages))
+    result.save(here, state)
+
+
+def _picked(names: Sequence[str], found: Found) -> list[Candidate]:
+    """The candidates of these indices or original paths.
+
+    Raises:
+        UsageError: none, one that is no candidate, one twice, or more of a stage than it can lose.
+    """
+    if not names:
+        raise UsageError("--units names no block", "Give indices or paths of `effvl prune-blocks score`, e.g. 3,5")
+    places = {candidate.original: index for index, candidate in enumerate(found.candidates)}
+    picked: list[int] = []
+    for name in names:
+        place = places.get(name, int(name) if name.isdecimal() else -1)
+        if not 0 <= place < len(found.candidates):
+            hint = nearest(name, places) or f"Give 0 to {len(found.candidates) - 1}, or one of {', '.join(places)}"
+            raise UsageError(f"--units names {name!r}, which is no removable block", hint)
+        if place in picked:
+            raise UsageError(f"--units names {name!r} a second time", "Remove one")
+        picked.append(place)
+    chosen = [found.candidates[place] for place in picked]
+    for stage, room in found.room.items():
+        count = sum(candidate.unit.stage == stage for candidate in chosen)
+        if count > room:
+            raise UsageError(
+                f"--units takes {count} blocks of {stage}, which can lose {room}", "Name fewer, or see --min-per-stage"
+            )
+    return chosen

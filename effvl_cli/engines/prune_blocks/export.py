@@ -1,0 +1,42 @@
+"""The network of a run, for use without effvl."""
+
+from typing import Any
+
+from effvl_cli.config.prune_blocks import ExportConfig
+from effvl_cli.core import checkpoint, distributed
+from effvl_cli.core.report import Report
+from effvl_cli.core.run import Run
+from effvl_cli.core.table import Table
+from effvl_cli.engines.prune_blocks import result, source
+from effvl_cli.models import network as networks
+from effvl_cli.models.onnx import export_onnx
+
+ONNX = "model.onnx"
+
+
+def run(config: ExportConfig, run: Run) -> None:
+    """Write what --format names, each verified against the network."""
+    here = source.open_run_network(config, run)
+    if not distributed.is_main():
+        return
+    network, folder = here.network, run.folder
+    if "onnx" in config.format:
+        reason = export_onnx(network.module, network.preprocess.size, folder / ONNX)
+        if reason:
+            run.warn(f"{ONNX} takes one image at a time: {reason}")
+        run.report.artifact(folder / ONNX)
+    if "pt2" in config.format:
+        result.write_program(here, network.module, folder)
+    if "rebuild" in config.format:
+        path = folder / networks.CHECKPOINT
+        checkpoint.save_model(path, network.module.state_dict(), {**network.manifest, **network.describe()})
+        run.report.artifact(path)
+        result.write_code(here, network, folder)
+    run.report.technique["format"] = list(config.format)
+
+
+def table(report: Report) -> Table:
+    """The files."""
+    rows: tuple[tuple[Any, ...], ...] = tuple((file.path, f"{file.bytes:,}") for file in report.artifacts)
+    name = report.model.name if report.model else ""
+    return Table(f"{name}, verified against the run's network", ("file", "bytes"), rows, tuple(report.warnings))

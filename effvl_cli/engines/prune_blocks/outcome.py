@@ -1,0 +1,66 @@
+"""What the job and `apply` put into their reports: figures before and after, latency, pictures."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from effvl_cli.engines.prune_blocks import latency, pictures
+from effvl_cli.engines.prune_blocks.setup import Setup
+from effvl_cli.engines.prune_blocks.stages import Stages
+from effvl_cli.engines.prune_blocks.step import size_of
+from effvl_cli.engines.prune_blocks.surgery import State
+from effvl_cli.engines.prune_blocks.targets import Size
+
+Figures = dict[str, dict[str, float]]
+
+
+def record(
+    here: Setup, before: Figures, final: Figures, steps: Sequence[dict[str, Any]], original: Size, now: Size
+) -> None:
+    """Figures of the network before and after, on the test split."""
+    report, n = here.run.report, len(here.test)
+    for name in ("top1", "top5", "loss"):
+        about = {"split": "test", "n": n} | ({"unit": "nats", "higher_is_better": False} if name == "loss" else {})
+        report.metric(f"{name}_baseline", before["test"][name], **about)
+        report.metric(f"{name}_pruned", final["test"][name], **about)
+    kept = [step for step in steps if not step.get("rejected")]
+    for key in ("before_ft", "after_ft"):
+        values = [step[f"top1_test_{key}"] for step in kept]
+        report.metric(f"top1_{key}", values[-1] if values else None, split="test", n=n)
+        report.metric(f"top1_{key}_mean", sum(values) / len(values) if values else None, split="test", n=n)
+    report.metric("params_pruned", now.params, unit="parameters", higher_is_better=False)
+    report.metric("params_removed", 1 - now.params / original.params)
+    report.metric("macs_pruned", now.macs, unit="macs", higher_is_better=False)
+    report.metric("macs_removed", 1 - now.macs / original.macs)
+
+
+def time(here: Setup, start: State, state: State, stages: Stages) -> list[dict[str, Any]]:
+    """Latency of the network after each step, at batch 1; of the first and the last one, also at another batch."""
+    networks = latency.along_steps(here.module, state.removals[len(start.removals) :])
+    last = list(networks)[-1]
+    ends = {name: networks[name] for name in (latency.ORIGINAL, last)}
+
+    def timed() -> list[dict[str, Any]]:
+        batch = here.config.latency_batch_size
+        return [*latency.measure(here, networks, [1]), *(latency.measure(here, ends, [batch]) if batch != 1 else [])]
+
+    rows: list[dict[str, Any]] = stages.once("latency", timed)
+    here.run.report.technique["bench"] = rows
+    final = next((row for row in rows if row["network"] == last and row["batch"] == 1), None)
+    ratio = final["ratio"] if final else None
+    here.run.report.metric("latency_ratio", ratio, unit="ratio", higher_is_better=False)
+    return rows
+
+
+def draw(
+    here: Setup, before: Figures, steps: Sequence[dict[str, Any]], original: Size, bench: Sequence[dict[str, Any]]
+) -> None:
+    """Accuracy along the steps, and against what the network costs."""
+    pictures.along_steps(here.run, steps, before)
+    size = {"params": original.params, "macs": original.macs}
+    here.run.report.technique["pareto"] = pictures.pareto_points(steps, before, size, bench)
+    pictures.pareto(here.run, here.run.report.technique["pareto"])
+
+
+def sizes(here: Setup, state: State) -> tuple[Size, Size]:
+    """Of the network that the run began with, and of the one that it made."""
+    return size_of(here, here.module), size_of(here, state.module)

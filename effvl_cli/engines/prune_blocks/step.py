@@ -1,0 +1,103 @@
+"""What follows a removal, in the loop and in `apply`: statistics, fine-tuning, figures."""
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim.swa_utils import update_bn
+
+from effvl_cli.core import seeds
+from effvl_cli.core.measure import count_macs, count_parameters
+from effvl_cli.data.loader import eval_images, loader_workers
+from effvl_cli.engines.prune_blocks import training
+from effvl_cli.engines.prune_blocks.setup import BATCH, Setup
+from effvl_cli.engines.prune_blocks.stages import Stages
+from effvl_cli.engines.prune_blocks.surgery import State
+from effvl_cli.engines.prune_blocks.targets import Size
+from effvl_cli.engines.prune_blocks.training import Recipe
+
+
+def size_of(here: Setup, module: nn.Module) -> Size:
+    """Parameters, and multiply-adds of one image."""
+    return Size(count_parameters(module), count_macs(module, here.noise(1)))
+
+
+def figures(here: Setup, module: nn.Module) -> dict[str, dict[str, float]]:
+    """Accuracy on the images that score, and on those that are reported on."""
+    return {"score": here.accuracy(module, here.scoring), "test": here.accuracy(module, here.test)}
+
+
+def settle(here: Setup, stages: Stages, pruned: State, *, k: int, count: int, original: Size) -> dict[str, Any]:
+    """Estimate statistics, fine-tune in place and measure, in one step.
+
+    Args:
+        here: data and options.
+        stages: what earlier attempts have finished.
+        pruned: the network; its last `count` removals are this step's.
+        k: number of the step in this run.
+        count: of its removals.
+        original: size of the network that the run began with.
+
+    Returns:
+        The step's row of the report, without what chose the units.
+    """
+    config = here.config
+    removed = pruned.removals[-count:]
+    before = stages.once(f"step {k} before", lambda: figures(here, pruned.module))
+    recalibrated = _recalibrate(here, stages, pruned.module, k)
+    recipe = Recipe(config.finetune_epochs, config.finetune_lr, config.finetune_batch_size, steps=config.finetune_steps)
+    tuned = finetune(here, stages, pruned.module, f"step-{k}", recipe)
+    after = stages.once(f"step {k} after", lambda: figures(here, pruned.module))
+    size = size_of(here, pruned.module)
+    names = [removal.original_path for removal in removed]
+    here.run.record("step", k=k, removed=names, before=before, after=after)
+    return {
+        "k": k,
+        "removed": [removal.to_dict() for removal in removed],
+        "top1_score_before_ft": before["score"]["top1"],
+        "top1_score_after_bn_recal": recalibrated,
+        "top1_score_after_ft": after["score"]["top1"],
+        "top1_test_before_ft": before["test"]["top1"],
+        "top1_test_after_ft": after["test"]["top1"],
+        "params": size.params,
+        "macs": size.macs,
+        "params_removed": 1 - size.params / original.params,
+        "macs_removed": 1 - size.macs / original.macs,
+        "ft": tuned,
+        "checkpoint": f"checkpoints/step-{k}" if tuned else None,
+    }
+
+
+def finetune(here: Setup, stages: Stages, module: nn.Module, phase: str, recipe: Recipe) -> dict[str, Any] | None:
+    """Train in place; None where there is nothing to train for."""
+    if not (recipe.steps or recipe.epochs):
+        return None
+    started = time.monotonic()
+    training.train(here, module, recipe, phase, teacher=here.module if training.needs_teacher(here.config) else None)
+    elapsed = time.monotonic() - started
+    seconds = stages.once(f"{phase} seconds", lambda: elapsed)
+    length = {"steps": recipe.steps} if recipe.steps else {"epochs": recipe.epochs}
+    return {**length, "lr": recipe.lr, "seconds": seconds}
+
+
+def _recalibrate(here: Setup, stages: Stages, module: nn.Module, k: int) -> float | None:
+    """Estimate batch-norm statistics anew; top-1 on the scoring images after that."""
+    count = here.config.bn_recal
+    if not count:
+        return None
+    with torch.no_grad():
+        update_bn(iter(recalibration_images(here, count)), module)
+    module.eval()
+    return float(stages.once(f"step {k} recal", lambda: here.accuracy(module, here.scoring)["top1"]))
+
+
+def recalibration_images(here: Setup, count: int) -> list[torch.Tensor]:
+    """Some training images, normalised, in batches on the device; the same each time."""
+    order = torch.randperm(len(here.train), generator=seeds.generator(here.config.seed, "bn-recal"))
+    workers = loader_workers(here.config.workers, here.run.device.type)
+    places = np.sort(order[:count].numpy())
+    pixels, _ = eval_images(here.train, here.network.preprocess, places, workers=workers, on_bad=here.config.on_bad)
+    normalise = here.network.preprocess.normalise
+    return [normalise(part.to(here.run.device)) for part in pixels.split(BATCH)]
