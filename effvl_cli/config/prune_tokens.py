@@ -24,6 +24,8 @@ Shots = Positive | Literal["all"]
 Selector = Literal["predictor", "golden", "cls-attn", "evit", "tome", "random", "grid", "center", "norm", "taylor"]
 # Those that choose patches which a picture can show.
 Shown = Literal["predictor", "cls-attn", "random", "grid", "center", "norm", "taylor"]
+# Those that could serve: no oracle, no backward pass.
+Timed = Literal["predictor", "cls-attn", "evit", "tome", "random", "grid", "center", "norm"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,3 +281,31 @@ class VizConfig(KeepListOptions, _OnRun, _Base):
     selector: Annotated[tuple[Shown, ...], Doc("selectors, comma separated")] = ("predictor", "cls-attn", "random")
     cls_block: Annotated[Literal["own", "prev"], Doc("CLS attention of the block after the pruning, or before")] = "own"
     num_images: Annotated[int, Ge(1), Le(64), Doc("test images shown")] = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(KeepOptions, _OnRun, _Base):
+    """RUN's pruned tower in files for use elsewhere."""
+
+    panel: ClassVar[str] = "Export"
+
+    format: Annotated[
+        tuple[Literal["state", "pt2", "onnx"], ...],
+        Doc("what to write, comma separated: for load_pruned, a torch.export program, ONNX"),
+    ] = ("state", "pt2", "onnx")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig(KeepListOptions, _OnRun, _Base):
+    """Time of pruned towers beside the dense one."""
+
+    panel: ClassVar[str] = "Measurement"
+
+    selector: Annotated[tuple[Timed, ...], Doc("selectors, comma separated")] = ("predictor",)
+    cls_block: Annotated[Literal["own", "prev"], Doc("CLS attention of the block after the pruning, or before")] = "own"
+    batch_size: Annotated[tuple[Positive, ...], Doc("batch sizes, comma separated; those that fit the memory")] = (
+        *(1, 32, 256),
+    )
+    compile: Annotated[bool, Doc("torch.compile all towers, the dense one too")] = False
+    channels_last: Annotated[bool, Doc("images and the patch embedding in that layout")] = True
+    end_to_end: Annotated[bool, Doc("with decoding and resizing of test images, and the class texts")] = False

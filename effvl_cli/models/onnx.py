@@ -1,20 +1,22 @@
 """A network as an ONNX file, and onnxruntime on the CPU; needs the extra `onnx`.
 
-B images, H and W their sides, C classes. The graph maps `images` (B, 3, H, W), normalised, to `logits` (B, C).
+B images, H and W their sides, C classes. The graph maps `images` (B, 3, H, W), normalised, to `logits` (B, C), unless
+it is told other outputs.
 """
 
 import importlib.util
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from effvl_cli.core.errors import CheckError, MissingPackageError
+from effvl_cli.core.errors import CheckError, MissingPackageError, ModelError
 from effvl_cli.core.files import write_bytes
 from effvl_cli.core.measure import unfused_attention
-from effvl_cli.models.program import INPUT, OUTPUT, noise, on_cpu, trace
+from effvl_cli.models.program import INPUT, OUTPUT, Compare, noise, on_cpu, trace
 
 OPSET = 18
 TOLERANCE = 1e-4  # of a logit, relative where it is larger than 1
@@ -27,46 +29,73 @@ def _need(*packages: str) -> None:
         raise MissingPackageError(f"{' and '.join(missing)} is not installed", "pip install 'effvl[onnx]'")
 
 
-def export_onnx(module: nn.Module, image_size: tuple[int, int], path: Path, images: Tensor | None = None) -> str:
-    """Write the network as ONNX, once onnxruntime gives the network's logits.
+def export_onnx(
+    module: nn.Module,
+    image_size: tuple[int, int],
+    path: Path,
+    images: Tensor | None = None,
+    *,
+    outputs: Sequence[str] = (OUTPUT,),
+    compare: Compare | None = None,
+) -> str:
+    """Write the network as ONNX, once onnxruntime gives what the network gives.
 
     Args:
-        module: a classifier; it stays as it is.
+        module: a classifier, or a network that `compare` is made for; it stays as it is.
         image_size: H and W.
         path: of the file; replaced only by a graph that passes.
         images: (N, 3, H, W) normalised, those of the comparison; 64 of noise when there are none.
+        outputs: names of what the network gives.
+        compare: its judgement; without one that of `parity`.
 
     Returns:
         Why the graph takes one image at a time; empty when it takes any number.
 
     Raises:
         MissingPackageError: the extra `onnx` is not installed.
-        ModelError: torch.export cannot trace the network.
-        CheckError: the logits differ.
+        ModelError: torch.export cannot trace the network, or torch.onnx not write it.
+        CheckError: the outputs differ.
     """
     _need("onnx", "onnxscript", "onnxruntime")
     module = on_cpu(module)
     program, reason = trace(module, image_size)
-    data = _convert(program)
+    data = _convert(program, outputs)
     with tempfile.TemporaryDirectory() as folder:
         candidate = Path(folder) / "model.onnx"
         candidate.write_bytes(data)
-        parity(candidate, module, noise(NUM_IMAGES, image_size) if images is None else images)
+        images = noise(NUM_IMAGES, image_size) if images is None else images
+        if compare is None:
+            parity(candidate, module, images)
+        else:
+            compare(module, load_onnx(candidate), images, path.name)
     write_bytes(path, data)
     return reason
 
 
-def _convert(program: torch.export.ExportedProgram) -> bytes:
-    converted = torch.onnx.export(
-        program,
-        dynamo=True,
-        opset_version=OPSET,
-        input_names=[INPUT],
-        output_names=[OUTPUT],
-        verbose=False,
-    )
+def _convert(program: torch.export.ExportedProgram, outputs: Sequence[str]) -> bytes:
+    try:
+        converted = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=list(outputs),
+            custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
+            verbose=False,
+        )
+    except Exception as error:  # the exporter raises half a dozen kinds
+        reason = next(iter(str(error.__cause__ or error).splitlines()), type(error).__name__)
+        raise ModelError(f"torch.onnx cannot write the network: {reason}", "Use its torch.export program") from error
     assert converted is not None
     return converted.model_proto.SerializeToString()
+
+
+def _stable_sort(rows: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
+    """`aten.sort.stable`, which the exporter lacks: of equal elements TopK puts the one with the lower index first."""
+    from onnxscript import opset18
+
+    count = opset18.Gather(opset18.Shape(rows), opset18.Constant(value_ints=[dim]))
+    return opset18.TopK(rows, count, axis=dim, largest=int(descending), sorted=1)
 
 
 def session(path: Path, threads: int | None = None) -> Any:
@@ -89,6 +118,25 @@ def session(path: Path, threads: int | None = None) -> Any:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
+def load_onnx(path: Path) -> Callable[[Tensor], Any]:
+    """The file as a function on the CPU: images (N, 3, H, W) to its output, or to a tuple of them."""
+    runtime = session(path)
+
+    def function(images: Tensor) -> Any:
+        parts = [_run(runtime, part) for part in _parts(runtime, images)]
+        if isinstance(parts[0], tuple):
+            return tuple(torch.cat(rows) for rows in zip(*parts, strict=True))
+        return torch.cat(parts)
+
+    return function
+
+
+def _parts(runtime: Any, images: Tensor) -> Sequence[Tensor]:
+    """As many images at a time as the graph takes."""
+    batch = runtime.get_inputs()[0].shape[0]  # a name where it is free
+    return images.split(batch) if isinstance(batch, int) else [images]
+
+
 def parity(path: Path, module: nn.Module, images: Tensor) -> float:
     """Compare an ONNX file with the network.
 
@@ -104,8 +152,7 @@ def parity(path: Path, module: nn.Module, images: Tensor) -> float:
         CheckError: it is above 1e-4, or the class of an image differs.
     """
     runtime = session(path)
-    batch = runtime.get_inputs()[0].shape[0]  # a name where it is free
-    parts = images.split(batch) if isinstance(batch, int) else [images]
+    parts = _parts(runtime, images)
     with torch.no_grad(), unfused_attention():
         expected = torch.cat([module(part) for part in parts])
     found = torch.cat([_run(runtime, part) for part in parts])
@@ -120,5 +167,6 @@ def parity(path: Path, module: nn.Module, images: Tensor) -> float:
     return difference
 
 
-def _run(runtime: Any, images: Tensor) -> Tensor:
-    return torch.from_numpy(runtime.run([OUTPUT], {INPUT: images.numpy()})[0])
+def _run(runtime: Any, images: Tensor) -> Any:
+    found = tuple(torch.from_numpy(array) for array in runtime.run(None, {INPUT: images.numpy()}))
+    return found if len(found) > 1 else found[0]

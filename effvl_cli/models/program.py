@@ -1,6 +1,7 @@
 """A network as a `torch.export` program, which loads without the code of any model class.
 
-B images, H and W their sides, C classes. Inputs are normalised images (B, 3, H, W) in float32, outputs (B, C) logits.
+B images, H and W their sides, C classes. Inputs are normalised images (B, 3, H, W) in float32; a classifier's output is
+(B, C) logits.
 """
 
 import copy
@@ -19,7 +20,10 @@ from effvl_cli.core.measure import unfused_attention
 
 PROGRAM = "model.pt2"
 INPUT, OUTPUT = "images", "logits"
-_BATCHES = (2, 1, 3)  # 2 is traced; 1 is the size that tracing tends to single out
+_BATCHES = (2, 1, 5)  # 2 is traced; 1 is the size that tracing tends to single out
+
+Compare = Callable[[Any, Callable[[Tensor], Any], Tensor, str], None]
+"""(network, what was read back, images, name of the file); raises CheckError where the two differ too much."""
 
 
 def on_cpu(module: nn.Module) -> nn.Module:
@@ -66,23 +70,36 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def save_program(module: nn.Module, image_size: tuple[int, int], path: Path) -> str:
-    """Write the network as a program.
+def same_bits(module: nn.Module, program: Callable[[Tensor], Any], images: Tensor, name: str) -> None:
+    """A `Compare` for logits; torch's fused attention, which rounds otherwise and cannot be exported, is off in both.
 
-    What is written is read back, and its logits are compared with the network's bit for bit; torch's fused attention,
-    which rounds otherwise and cannot be exported, is off in both.
+    Raises:
+        CheckError: a bit differs.
+    """
+    with torch.no_grad(), unfused_attention():
+        ours, theirs = module(images), program(images)
+    if not torch.equal(ours, theirs):
+        raise CheckError(
+            f"the exported program's logits differ from the network's by {float((ours - theirs).abs().max()):.1e}",
+            f"{name} is not written",
+        )
+
+
+def save_program(module: nn.Module, image_size: tuple[int, int], path: Path, compare: Compare = same_bits) -> str:
+    """Write the network as a program, once what is read back gives what the network gives.
 
     Args:
-        module: a classifier; it stays as it is.
+        module: a classifier, or a network that `compare` is made for; it stays as it is.
         image_size: H and W.
         path: of the file, usually `model.pt2`; replaced only by a program that passes.
+        compare: called for some batches, eight images of noise in all.
 
     Returns:
         Why the program takes one image at a time; empty when it takes any number.
 
     Raises:
         ModelError: torch.export cannot trace the network.
-        CheckError: the program gives other logits.
+        CheckError: the program gives something else.
     """
     module = on_cpu(module)
     program, reason = trace(module, image_size)
@@ -91,23 +108,13 @@ def save_program(module: nn.Module, image_size: tuple[int, int], path: Path) -> 
     buffer.seek(0)
     function = torch.export.load(buffer).module()
     for batch in (1,) if reason else _BATCHES:
-        _compare(module, function, noise(batch, image_size), path)
+        compare(module, function, noise(batch, image_size), path.name)
     write_bytes(path, buffer.getvalue())
     return reason
 
 
-def _compare(module: nn.Module, program: Callable[[Tensor], Tensor], images: Tensor, path: Path) -> None:
-    with torch.no_grad(), unfused_attention():
-        ours, theirs = module(images), program(images)
-    if not torch.equal(ours, theirs):
-        raise CheckError(
-            f"the exported program's logits differ from the network's by {float((ours - theirs).abs().max()):.1e}",
-            f"{path} is not written",
-        )
-
-
-def load_program(path: Path) -> Callable[[Tensor], Tensor]:
-    """The function that `save_program` wrote: (B, 3, H, W) to (B, C).
+def load_program(path: Path) -> Callable[[Tensor], Any]:
+    """The function that `save_program` wrote: images (B, 3, H, W) to what the network gives.
 
     torch unpickles parts of such a file: read only those whose origin you trust.
 

@@ -150,7 +150,7 @@ def test_all_shots(rank, effvl):
         (("--shortlist", 2), 2, "--shortlist is 2"),
         (("--scorer", "taylor", "--group", 2, "--shortlist", 2), 2, "--shortlist is 2"),
         (("--scorer", "features"), 2, "did you mean feature?"),
-        (("--block", 9), 2, "9"),
+        (("--block", 9), 2, "--block is 9, and the tower has 8 x 8 patches"),
         (("--layer", 4), 2, "--layer is 4"),
     ],
 )
@@ -212,7 +212,7 @@ def test_every_predictor_and_loss_runs_and_is_found_again(rank, effvl, report):
         kind = name if name in ("mlp", "linear") else "mixer"
         assert read_manifest(Path(name))["predictor"] == {"kind": kind, "width": 64 if kind == "mixer" else None}
         assert about["kind"] == kind and about["loss"] == (
-            dict(zip(*[iter(options)] * 2)).get("--predictor-loss", "listwise")
+            dict(zip(options[::2], options[1::2], strict=True)).get("--predictor-loss", "listwise")
         )
         states[name], _ = load_model(Path(name) / "checkpoint.safetensors")
         assert about["params"] == sum(value.numel() for value in states[name].values())

@@ -113,7 +113,7 @@ def embed(setup: Setup, images: Images, vision: WrappedTower | None = None) -> T
 
     def one_batch(pixels: Tensor, rows: range) -> Tensor:
         output = setup.tower.module(pixels) if vision is None else vision(pixels, keys[rows.start : rows.stop])
-        return F.normalize((output[0] if isinstance(output, tuple) else output).float(), dim=-1)
+        return F.normalize(pooled(output), dim=-1)
 
     try:
         return over_images(
@@ -129,6 +129,11 @@ def embed(setup: Setup, images: Images, vision: WrappedTower | None = None) -> T
         raise NumericalError(
             f"scores of {', '.join(names[:5])} are not finite", "The weights or images hold NaN"
         ) from error
+
+
+def pooled(output: Any) -> Tensor:
+    """(B, E) float32 of what a tower returns; some also return their tokens."""
+    return (output[0] if isinstance(output, tuple) else output).float()
 
 
 def result(

@@ -80,7 +80,8 @@ def _evaluate(here: Setup, predictor: Any, prompts: Any) -> None:
 
 def _time(here: Setup, predictor: Any) -> None:
     config, report = here.config, here.run.report
-    rows = latency.measure(here, prune(here, predictor, config.keep), config.keep, BATCHES)
+    pruned = latency.Arm("predictor", config.keep, prune(here, predictor, config.keep))
+    rows = latency.measure(here, [pruned], BATCHES)
     report.technique["bench"] = rows
     for row in rows:
         report.metric(f"speedup_b{row['batch']}", row["speedup"], unit="ratio")

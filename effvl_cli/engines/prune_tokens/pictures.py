@@ -130,11 +130,13 @@ def latency_bars(setup: Setup, rows: Sequence[Mapping[str, Any]]) -> None:
     """`plots/latency.png`: measured speed-up beside what the multiply-adds say."""
     if not rows or not distributed.is_main():
         return
+    one = len({(row["selector"], row["keep"]) for row in rows}) == 1
+    labels = [("" if one else f"{row['selector']}\nkeep {row['keep']:g}\n") + f"batch {row['batch']}" for row in rows]
     measured = [row["speedup"] for row in rows]
     spread = [(row["speedup"] - row["speedup_ci95"][0], row["speedup_ci95"][1] - row["speedup"]) for row in rows]
     paired_bars(
         setup.run.folder / "plots" / "latency.png",
-        [f"batch {row['batch']}" for row in rows],
+        labels,
         {"measured": measured, "by multiply-adds": [1 / row["mac_ratio"] for row in rows]},
         title=f"Speed-up of the pruned tower on {setup.run.device.type} (threads: {rows[0]['threads']})",
         ylabel="dense time / pruned time",

@@ -146,6 +146,7 @@ def build(config: Any, run: Run) -> Setup:
     tower = tower_of(network.module, network.name)
     self_check(tower, network.preprocess.size)
     shape = TowerShape.of(tower)
+    _check_window(getattr(config, "block", 1), tower.grid)
     if tower.pools_mean:
         run.warn(f"{network.name} averages its patches: the scale of its features shifts when some are dropped")
     source = load(config.data, "train", root=config.data_root, seed=0)
@@ -187,6 +188,13 @@ def _shares(config: Any, num_patches: int) -> Any:
             raise UsageError(f"--num-keep is {count}, and the tower has {num_patches} patches", "Give fewer")
     keep = tuple(count / num_patches for count in counts) if several else counts / num_patches
     return dataclasses.replace(config, keep=keep, num_keep=None)
+
+
+def _check_window(side: int, grid: tuple[int, int]) -> None:
+    if side > min(grid):
+        raise UsageError(
+            f"--block is {side}, and the tower has {grid[0]} x {grid[1]} patches", f"Give 1 to {min(grid)}"
+        )
 
 
 def _layer(given: int | None, name: str, depth: int) -> int:

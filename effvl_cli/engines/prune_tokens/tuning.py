@@ -1,7 +1,6 @@
 """Prompt tuning with pruning active: the towers and the predictor stay as they are."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +13,7 @@ from effvl_cli.data.loader import Batch, loader_workers, train_batches
 from effvl_cli.data.sampler import EpochSampler
 from effvl_cli.data.source import Subset
 from effvl_cli.data.transforms import augment
-from effvl_cli.engines.prune_tokens.evaluation import embed
+from effvl_cli.engines.prune_tokens.evaluation import embed, pooled
 from effvl_cli.engines.prune_tokens.setup import Images, Setup
 from effvl_cli.engines.prune_tokens.start import initial_prompts
 from effvl_cli.engines.prune_tokens.texts import class_texts, class_weights, with_prompts
@@ -43,13 +42,13 @@ class TuneTask(loop.Task):
         self.vision.num_keep = self._keep_at(step)
         batch = batch.to(setup.run.device)
         pixels = setup.network.preprocess.normalise(batch.images)
-        embedding = F.normalize(_pooled(self.vision(pixels)), dim=-1)
+        embedding = F.normalize(pooled(self.vision(pixels)), dim=-1)
         terms: dict[str, Tensor] = {}
         if "ce" in self.objective:
             terms["ce"] = F.cross_entropy(setup.tau * embedding @ self._class_weights(), batch.labels)
         if "distill" in self.objective:
             with torch.no_grad():
-                dense = F.normalize(_pooled(setup.tower.module(pixels)), dim=-1)
+                dense = F.normalize(pooled(setup.tower.module(pixels)), dim=-1)
             terms["distill"] = (1 - (embedding * dense).sum(-1)).mean()
         loss = torch.stack(list(terms.values())).sum()
         return loop.StepOutput(loss, {name: value.detach() for name, value in terms.items()})
@@ -76,11 +75,6 @@ class TuneTask(loop.Task):
             return self.num_keep
         drawn = torch.randint(len(MIXED_KEEPS), (), generator=seeds.generator(config.seed, "tune-keeps", step))
         return num_keep(MIXED_KEEPS[int(drawn)], self.setup.shape.num_patches)
-
-
-def _pooled(output: Any) -> Tensor:
-    """The embedding; some towers also return their tokens."""
-    return (output[0] if isinstance(output, tuple) else output).float()
 
 
 def tune_prompts(setup: Setup, images: Images, selector: Selector) -> Prompts:

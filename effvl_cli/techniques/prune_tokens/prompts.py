@@ -1,5 +1,5 @@
-"""Learnable visual tokens: shallow and deep prompts (Jia et al., arXiv 2203.12119, eqs. 4 and 6), on their own or mapped
-from text prompts (MaPLe: Khattak et al., arXiv 2210.03117, sec. 3.2).
+"""Learnable visual tokens: shallow and deep prompts (Jia et al., arXiv 2203.12119, eqs. 4 and 6), on their own or
+mapped from text prompts (MaPLe: Khattak et al., arXiv 2210.03117, sec. 3.2).
 
 Shapes: B images, n tokens, D width, v visual prompt tokens, Dt width of the text tower.
 """
@@ -51,7 +51,7 @@ class _Inserted(nn.Module):
         if index == 0 and self.pre_norm:
             rows = tower.prompt_norm(rows)
         kept = states if level == 0 else states[:, : -self.num_tokens]
-        return torch.cat([kept, rows.expand(len(states), -1, -1)], 1)
+        return torch.cat([kept, rows.expand(states.shape[0], -1, -1)], 1)
 
 
 class VisualPrompts(_Inserted):

@@ -252,7 +252,7 @@ class PrunedVision(WrappedTower):
             output, keep = self.tower.module(images), None
         else:
             previous, states = self._enter(images)
-            scores = self._scores(states, ids, previous)
+            scores = self.scores(states, ids, previous)
             keep = None if scores is None else keep_indices(scores, self.num_keep)
             output = self.from_states(states, keep, scores)
         if not return_keep:
@@ -265,7 +265,7 @@ class PrunedVision(WrappedTower):
 
     def select(self, states: Tensor, ids: Tensor | None = None) -> Tensor | None:
         """Ids of the kept patches, (B, K) int64 ascending; None when all are kept. `states` as by `states()`."""
-        scores = self._scores(states, ids)
+        scores = self.scores(states, ids)
         return None if scores is None else keep_indices(scores, self.num_keep)
 
     def from_states(self, states: Tensor, keep: Tensor | None, scores: Tensor | None = None) -> Any:
@@ -292,8 +292,8 @@ class PrunedVision(WrappedTower):
             previous, states = states, self._block(index, states)
         return previous, states
 
-    def _scores(self, states: Tensor, ids: Tensor | None, previous: Tensor | None = None) -> Tensor | None:
-        """(B, N) finite scores; None when all patches are kept."""
+    def scores(self, states: Tensor, ids: Tensor | None = None, previous: Tensor | None = None) -> Tensor | None:
+        """(B, N) finite scores; None when all are kept. `states` as by `states()`, `previous` one block earlier."""
         if self.num_keep == self.num_patches:
             return None
         rows = self.tower.num_prefix + self.num_patches
@@ -321,4 +321,4 @@ class PrunedVision(WrappedTower):
         return self.tower.block(index, states)
 
     def _all_patches(self, images: Tensor) -> Tensor:
-        return torch.arange(self.num_patches, device=images.device).expand(len(images), -1)
+        return torch.arange(self.num_patches, device=images.device).expand(images.shape[0], -1)

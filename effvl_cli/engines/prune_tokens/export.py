@@ -1,0 +1,119 @@
+"""`effvl prune-tokens export`: RUN's pruned tower in files for use elsewhere, each read back and compared."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from effvl_cli.config.prune_tokens import ExportConfig
+from effvl_cli.core import distributed
+from effvl_cli.core.errors import ModelError
+from effvl_cli.core.report import Report
+from effvl_cli.core.run import Run
+from effvl_cli.core.table import Table
+from effvl_cli.engines.prune_tokens import artefact, setup
+from effvl_cli.engines.prune_tokens.artefact import Artefact
+from effvl_cli.engines.prune_tokens.evaluation import prune
+from effvl_cli.engines.prune_tokens.job import tower_summary
+from effvl_cli.engines.prune_tokens.parity import Embedder, Parity
+from effvl_cli.models.network import CHECKPOINT
+from effvl_cli.models.onnx import export_onnx
+from effvl_cli.models.program import PROGRAM, noise, on_cpu, save_program
+from effvl_cli.models.pruned import load_pruned
+
+ONNX = "model.onnx"
+NUM_IMAGES = 8
+
+
+def run(config: ExportConfig, run: Run) -> None:
+    """Write the formats one by one; one that fails its comparison ends the run and leaves its file as it was."""
+    here = setup.build(config, run)
+    run.report.technique["tower"] = tower_summary(here)
+    saved = artefact.load(here, Path(str(config.run)))
+    if saved.predictor is None:
+        raise ModelError(f"{config.run} holds no predictor", f"Train one: effvl prune-tokens predict {config.run}")
+    saved = _at_keep(here, saved)
+    writers: dict[str, tuple[str, Callable[[Path, Parity], str]]] = {
+        "state": (CHECKPOINT, lambda path, parity: _state(here, saved, path, parity)),
+        "pt2": (PROGRAM, lambda path, parity: save_program(_embedder(here, saved), _size(here), path, parity)),
+        "onnx": (ONNX, lambda path, parity: _onnx(here, saved, path, parity)),
+    }
+    if not distributed.is_main():
+        return
+    for name in config.format:
+        file, write = writers[name]
+        path, parity = run.folder / file, Parity()
+        reason = write(path, parity)
+        if reason:
+            run.warn(f"{file} takes one image at a time: {reason}")
+        run.report.artifact(path)
+        _record(run, name, path, parity, any_batch=not reason)
+
+
+def _at_keep(here: setup.Setup, saved: Artefact) -> Artefact:
+    """Without the prompts where they were tuned for another keep rate."""
+    if saved.prompts is None or saved.tuned_for([here.config.keep]):
+        return saved
+    here.run.warn(f"prompts left out: they were tuned at keep {saved.manifest['keep']:g}, not {here.config.keep:g}")
+    return Artefact(saved.predictor, None, saved.manifest)
+
+
+def _embedder(here: setup.Setup, saved: Artefact) -> Embedder:
+    assert saved.predictor is not None
+    return Embedder(prune(here, saved.predictor, here.config.keep, saved.prompts))
+
+
+def _size(here: setup.Setup) -> tuple[int, int]:
+    return here.network.preprocess.size
+
+
+def _onnx(here: setup.Setup, saved: Artefact, path: Path, parity: Parity) -> str:
+    images = noise(NUM_IMAGES, _size(here))
+    return export_onnx(_embedder(here, saved), _size(here), path, images, outputs=Embedder.OUTPUTS, compare=parity)
+
+
+def _state(here: setup.Setup, saved: Artefact, path: Path, parity: Parity) -> str:
+    """Predictor, prompts and what they belong to; the model's own weights stay where they are."""
+
+    def write(to: Path) -> None:
+        artefact.write(to, here, saved, saved.any_keep, saved.manifest["ranking"])
+
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder) / CHECKPOINT)
+        visual: Any = load_pruned(folder, download=here.config.download).visual
+        ours: Any = on_cpu(_embedder(here, saved))
+        parity(ours, Embedder(visual), noise(NUM_IMAGES, _size(here)), path.name)
+    write(path)
+    return ""
+
+
+def _record(run: Run, name: str, path: Path, parity: Parity, *, any_batch: bool) -> None:
+    run.report.metric(f"cosine_{name}", parity.cosine, unit="cosine", n=parity.images)
+    row = {
+        "format": name,
+        "file": path.name,
+        "bytes": path.stat().st_size,
+        "any_batch": any_batch,
+        "images": parity.images,
+        "cosine": parity.cosine,
+        "ties": parity.ties,
+    }
+    run.report.technique.setdefault("export", []).append(row)
+
+
+def table(report: Report) -> Table:
+    """A row for each file."""
+    rows = tuple(
+        (
+            row["format"],
+            row["file"],
+            f"{row['bytes'] / 1e6:.1f}",
+            "any" if row["any_batch"] else "1",
+            f"{row['cosine']:.6f}",
+            row["images"] - row["ties"],
+            row["images"],
+        )
+        for row in report.technique["export"]
+    )
+    columns = ("format", "file", "MB", "batch", "lowest cosine", "same patches asked of", "images")
+    return Table(report.command, columns, rows, ("compared with the pruned tower after reading back",))

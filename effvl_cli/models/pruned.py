@@ -1,0 +1,131 @@
+"""A pruned CLIP from what `effvl prune-tokens` leaves in a folder: predictor, prompts, and what they belong to."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from effvl_cli.core import checkpoint
+from effvl_cli.core.errors import ModelError
+from effvl_cli.models import network as networks
+from effvl_cli.models.openclip_tower import tower_of
+from effvl_cli.techniques.prune_tokens.predictor import Predictor, make_predictor
+from effvl_cli.techniques.prune_tokens.prompts import CoupledPrompts, Prompts, VisualPrompts
+from effvl_cli.techniques.prune_tokens.text_prompts import TextPrompts
+from effvl_cli.techniques.prune_tokens.tower import PrunedVision, num_keep
+
+KIND = "prune-tokens"
+CLASS_WEIGHTS = "class_weights"
+
+
+def load_pruned(path: str | Path, *, weights: str | None = None, download: bool = False) -> Any:
+    """The open_clip model of a finished run of `effvl prune-tokens`, or of its `export`, ready to encode images.
+
+    Its `visual` drops patches (a `PrunedVision`), and has the visual prompts if there are any; everything else is
+    open_clip's, in evaluation mode on the CPU. The buffer `class_weights` (E, C) holds the unit embeddings of the
+    run's classes, tuned text prompts included: `F.normalize(model.encode_image(x), dim=-1) @ model.class_weights`.
+
+    Args:
+        path: run folder, or the checkpoint in it.
+        weights: where the weights of the untouched model are now, if not where the run had them.
+        download: whether a pretrained tag may reach the network.
+
+    Raises:
+        ModelError: no such run or one without a predictor, damaged, or the model's weights are others.
+    """
+    file = Path(path) / networks.CHECKPOINT if Path(path).is_dir() else Path(path)
+    state, manifest = read(file)
+    predictor, prompts = modules_of(state, manifest)
+    if predictor is None:
+        raise ModelError(f"{path} holds rankings and no predictor", "Train one: effvl prune-tokens predict")
+    fields, base = manifest["fields"], manifest["base"]
+    network = networks.load(
+        fields["model"], weights or base["weights"], default="", kind="clip", seed=base["seed"], download=download
+    )
+    if network.weights_sha256[: len(fields["weights"])] != fields["weights"]:
+        raise ModelError(
+            f"{path} belongs to other weights of {network.name} than those of {network.source}", "Give weights="
+        )
+    model = network.module.eval().requires_grad_(False)
+    tower = tower_of(model, network.name)
+    model.visual = PrunedVision(
+        tower,
+        layer=fields["layer"],
+        num_keep=num_keep(manifest["keep"], fields["patches"]),
+        selector=predictor,
+        prompts=prompts.visual if prompts else None,
+    ).eval()
+    model.register_buffer(CLASS_WEIGHTS, state[CLASS_WEIGHTS], persistent=False)
+    return model
+
+
+def read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and manifest of a checkpoint of prune-tokens.
+
+    Raises:
+        ModelError: missing, damaged, or another technique's.
+    """
+    state, manifest = checkpoint.load_model(file)
+    if manifest.get("kind") != KIND:
+        raise ModelError(f"{file.parent} holds {manifest.get('kind')!r}, not a run of prune-tokens")
+    return state, manifest
+
+
+def modules_of(state: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> tuple[Predictor | None, Prompts | None]:
+    """The predictor and the prompts, frozen and in evaluation mode, each if it is there."""
+    fields, predictor, prompts = manifest["fields"], None, None
+    if manifest["predictor"]:
+        predictor = make_predictor(
+            manifest["predictor"]["kind"],
+            num_patches=fields["patches"],
+            num_prefix=fields["prefix"],
+            dim=fields["width"],
+            width=manifest["predictor"]["width"],
+        )
+        _fill(predictor, state, "predictor.")
+    if manifest["prompts"]:
+        prompts = _empty_prompts(manifest["prompts"], fields["width"])
+        _fill(prompts, state, "prompts.")
+    return predictor, prompts
+
+
+def describe_prompts(prompts: Prompts, *, any_keep: bool) -> dict[str, Any]:
+    """What a manifest says of prompts, and whether they were tuned for any keep rate."""
+    visual, text = prompts.visual, prompts.text
+    return {
+        "visual": {"num_tokens": visual.num_tokens, "depth": visual.depth, "start": visual.start} if visual else None,
+        "text": {
+            "num_tokens": text.num_tokens,
+            "depth": text.depth,
+            "width": text.width,
+            "first": text.first,
+            "template": text.template,
+        }
+        if text
+        else None,
+        "coupled": isinstance(visual, CoupledPrompts),
+        "any_keep": any_keep,
+    }
+
+
+def _empty_prompts(about: Mapping[str, Any], width: int) -> Prompts:
+    """Prompts of the kind and sizes that a manifest describes, their values still to be loaded."""
+    text = None
+    if about["text"]:
+        sizes = (about["text"][name] for name in ("depth", "num_tokens", "width"))
+        text = TextPrompts(torch.zeros(*sizes), first=about["text"]["first"], template=about["text"]["template"])
+    if about["visual"] is None:
+        return Prompts(None, text)
+    start, empty = about["visual"]["start"], torch.zeros(about["visual"]["depth"], width)
+    if about["coupled"] and text is not None:
+        return Prompts(CoupledPrompts(text, empty, start=start))
+    return Prompts(VisualPrompts(empty, about["visual"]["num_tokens"], start=start), text)
+
+
+def _fill(module: nn.Module, state: Mapping[str, Tensor], prefix: str) -> None:
+    part = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    checkpoint.check_keys(module.state_dict(), part, what=f"the saved {prefix[:-1]} and the one described beside it")
+    module.load_state_dict(part)
+    module.eval().requires_grad_(False)
