@@ -12,7 +12,7 @@ METRICS = {
     *("top1_dense", "top1_dense_golden", "top1_golden", "top1_predictor", "top1_predictor_tuned", "top1_cls_attn"),
     *("top1_random", "mac_ratio", "speedup_b1", "speedup_b32", "gain_over_random", "gain_over_cls_attn"),
     *("top1_shuffled_names", "object_cover", "top1_evit", "top1_tome", "top1_grid", "top1_center"),
-    *("top1_val_dense", "top1_val_predictor"),
+    *("top1_val_dense", "top1_val_predictor", "top1_val_predictor_tuned"),
 }
 
 

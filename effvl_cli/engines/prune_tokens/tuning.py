@@ -9,6 +9,7 @@ from torch import Tensor
 from effvl_cli.core import distributed, loop, optim, seeds
 from effvl_cli.core.errors import UsageError
 from effvl_cli.core.measure import count_parameters
+from effvl_cli.core.metrics import paired_difference
 from effvl_cli.data.loader import Batch, loader_workers, train_batches
 from effvl_cli.data.sampler import EpochSampler
 from effvl_cli.data.source import Subset
@@ -100,6 +101,7 @@ def tune_prompts(setup: Setup, images: Images, selector: Selector) -> Prompts:
     prompts.eval().requires_grad_(False)
     with torch.no_grad():
         figures = task.evaluate()
+        _record_validation(task)
     run.report.technique["tune"] = {
         "prompts": config.prompts,
         "params": count_parameters(prompts),
@@ -112,6 +114,17 @@ def tune_prompts(setup: Setup, images: Images, selector: Selector) -> Prompts:
         "seconds": fitted.seconds,
     }
     return prompts
+
+
+def _record_validation(task: TuneTask) -> None:
+    """Accuracy on the val split with its paired spread: what choices between prompts are made by."""
+    setup, images = task.setup, task.validation
+    if images is None:
+        return
+    tuned = with_prompts(setup, task.module).accuracy(embed(setup, images, task.vision), images.labels)
+    spread = paired_difference(tuned, setup.accuracy(embed(setup, images), images.labels))[1]
+    value = float(tuned.mean())
+    setup.run.report.metric("top1_val_predictor_tuned", value, split="val", n=len(images), se=spread)
 
 
 def _rate(lr: float, steps: int, steps_per_epoch: int) -> Callable[[int], float]:
