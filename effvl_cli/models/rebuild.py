@@ -3,6 +3,7 @@
 It stands beside `checkpoint.safetensors`, is written for a reader, and is never read by effvl.
 """
 
+import json
 import runpy
 import tempfile
 from pathlib import Path
@@ -89,7 +90,9 @@ def _text(network: Network, code: Code) -> str:
         definitions="".join(f"\n{definition}\n" for definition in code.definitions),
         structure="\n".join(f"    {line}" for line in lines or [f"return {code.value}"]),
         file=CHECKPOINT,
-        aliases="".join(f"    weights[{alias!r}] = weights[{key!r}]\n" for alias, key in aliases.items()),
+        aliases="".join(
+            f"    weights[{json.dumps(alias)}] = weights[{json.dumps(key)}]\n" for alias, key in aliases.items()
+        ),
     )
 
 

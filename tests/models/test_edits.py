@@ -60,7 +60,7 @@ def test_a_pruned_checkpoint_comes_back_and_is_pruned_again(tmp_path):
 def test_the_order_of_removals_matters(tmp_path):
     network = pruned("cifar-resnet:20", ("layer1.1", "layer1.1", "delete"), ("layer1.2", "layer1.1", "delete"))
     assert len(network.module.layer1) == 1
-    with pytest.raises(ModelError, match="layer1.2"):  # there are two blocks left when its turn comes
+    with pytest.raises(ModelError, match=r"layer1\.2"):  # there are two blocks left when its turn comes
         pruned("cifar-resnet:20", ("layer1.1", "layer1.1", "delete"), ("layer1.2", "layer1.2", "delete"))
 
 
@@ -129,4 +129,6 @@ def test_pretrain_fine_tunes_a_pruned_network_and_keeps_its_edits(effvl, tmp_pat
     tuned = load(tmp_path / "tuned")
     assert tuned.edits == network.edits and len(tuned.module.layer1) == 0
     assert not torch.equal(tuned.module.fc.weight, network.module.fc.weight)
-    assert report(tmp_path / "tuned").model.edits == [{"kind": "blocks removed", "args": {"blocks": network.edits[0]["args"]}}]
+    assert report(tmp_path / "tuned").model.edits == [
+        {"kind": "blocks removed", "args": {"blocks": network.edits[0]["args"]}}
+    ]
