@@ -63,7 +63,7 @@ class PromptOptions:
 
     templates: Annotated[
         str | None,
-        Doc("'a photo of a {}.', several separated by '|', or a file, one a line (default: the data set's own)"),
+        Doc("'a photo of a {}.', several separated by '|', a file, coop (the data set's own), simple or imagenet80"),
     ] = None
 
 

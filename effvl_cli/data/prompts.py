@@ -6,16 +6,26 @@ from pathlib import Path
 from effvl_cli.core.errors import UsageError
 
 SIMPLE = ("a photo of a {}.",)
+OWN, PLAIN, MANY = "coop", "simple", "imagenet80"  # names of sets
 
 
 def choose_templates(given: str | None, default: Sequence[str]) -> tuple[str, ...]:
-    """Templates of `--templates`: a text, several separated by "|", or a file with one a line; else the default.
+    """Templates of `--templates`: a text, several separated by "|", a file with one a line, or a set; else the default.
+
+    Sets are `coop`, the data set's own as CoOp gives them; `simple`; and `imagenet80`, the 80 of CLIP's authors.
 
     Raises:
         UsageError: a template without exactly one "{}".
     """
-    if given is None:
+    if given in (None, OWN):
         return tuple(default) or SIMPLE
+    if given == PLAIN:
+        return SIMPLE
+    if given == MANY:
+        from open_clip import OPENAI_IMAGENET_TEMPLATES
+
+        return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+    assert given is not None
     try:
         from_file = "{}" not in given and Path(given).is_file()
         texts = Path(given).read_text(encoding="utf-8").splitlines() if from_file else given.split("|")
