@@ -229,18 +229,3 @@ def most_removable(stages: Mapping[str, int], units: Sequence[Unit], min_per_sta
     for unit in units:
         valid[unit.stage] = valid.get(unit.stage, 0) + 1
     return {stage: min(count, max(0, stages[stage] - min_per_stage)) for stage, count in valid.items()}
-
-
-def check_stages(stages: Mapping[str, int], units: Sequence[Unit], min_per_stage: int) -> None:
-    """Refuse to take all these units out.
-
-    Raises:
-        ValueError: a stage would keep fewer than `min_per_stage` blocks.
-    """
-    lost = [unit.stage for unit in units]
-    for stage in dict.fromkeys(lost):
-        left = stages[stage] - lost.count(stage)
-        if left < min_per_stage:
-            raise ValueError(
-                f"stage {stage} has {stages[stage]} blocks and would keep {left}, fewer than {min_per_stage}"
-            )

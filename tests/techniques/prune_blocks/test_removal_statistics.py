@@ -12,6 +12,7 @@ from effvl_cli.techniques.prune_blocks.statistics import (
     images_for_half_width,
     images_for_power,
     impacts,
+    kendall,
     loss_interval,
     rank,
     tied_with_best,
@@ -143,3 +144,11 @@ def test_ties_broken_by_loss():
     order, tied, loss = [4, 2, 0, 1, 3], [True, False, True, False, True], [0.1, 0.0, 0.3, 0.0, 0.2]
     assert break_ties_by_loss(order, tied, loss) == [0, 4, 2, 1, 3]
     assert break_ties_by_loss(order, tied, [NAN, 0, 0.3, 0, 0.2]) == [4, 2, 0, 1, 3]
+
+
+def test_kendalls_tau_is_scipys():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        a, b = torch.randint(4, (2, 12), generator=generator).tolist()  # with ties
+        assert kendall(a, b) == pytest.approx(stats.kendalltau(a, b).statistic)
+    assert kendall([1, 2, 3], [3, 2, 1]) == -1 and math.isnan(kendall([1, 1], [1, 2]))

@@ -1,0 +1,218 @@
+"""Which blocks of known networks can go, and why others cannot."""
+
+import pytest
+import torch
+from torch import nn
+
+from effvl_cli.models.network import build
+from effvl_cli.techniques.prune_blocks.discover import discover, most_removable, narrow, spare
+from effvl_cli.techniques.prune_blocks.unit import Unit
+
+
+def found(network, *, size=8, channels=3, **options):
+    images = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
+    return discover(network.eval(), images, **options)
+
+
+# Input size, and how many units there are. A ResNet has one entry block with a projection (or stride) a stage, except
+# where the first stage keeps the stem's shape; inverted residuals add their input where stride is 1 and the channels
+# stay; transformers, mixers and ConvNeXts always do.
+COUNTS = {
+    "torchvision:resnet18": (64, 8 - 3),
+    "torchvision:resnet34": (64, 16 - 3),
+    "torchvision:resnet50": (64, 16 - 4),
+    "torchvision:resnet101": (64, 33 - 4),
+    "torchvision:resnext50_32x4d": (64, 16 - 4),
+    "torchvision:regnet_y_400mf": (64, 16 - 4),
+    "torchvision:convnext_tiny": (64, 3 + 3 + 9 + 3),
+    "torchvision:vit_b_16": (224, 12),
+    "torchvision:mobilenet_v2": (64, 17 - 7),
+    "torchvision:mobilenet_v3_large": (64, 15 - 5),
+    "torchvision:mnasnet1_0": (64, 17 - 7),
+    "torchvision:efficientnet_b0": (64, 16 - 7),
+    "torchvision:swin_t": (64, 2 + 2 + 6 + 2),
+    "torchvision:densenet121": (64, 0),
+    "torchvision:shufflenet_v2_x1_0": (64, 0),
+    "torchvision:vgg11_bn": (64, 0),
+    "timm:resnet18": (64, 8 - 3),
+    "timm:resnet50": (64, 16 - 4),
+    "timm:res2net50_26w_4s": (64, 16 - 4),
+    "timm:regnety_004": (64, 16 - 4),
+    "timm:regnetx_008": (64, 16 - 4),
+    "timm:convnext_tiny": (64, 3 + 3 + 9 + 3),
+    "timm:vit_tiny_patch16_224": (224, 12),
+    "timm:mobilenetv3_small_100": (64, 11 - 5),
+    "timm:mixer_s16_224": (224, 8),
+    "timm:resmlp_12_224": (224, 12),
+    "timm:poolformer_s12": (64, 2 + 2 + 6 + 2),
+    "timm:swinv2_tiny_window8_256": (256, 2 + 2 + 6 + 2),
+    "cifar-resnet:20": (32, 9 - 2),
+    "cifar-resnet:32": (32, 15 - 2),
+    "cifar-resnet:44": (32, 21 - 2),
+    "cifar-resnet:56": (32, 27 - 2),
+    "cifar-resnet:110": (32, 54 - 2),
+}
+
+
+@pytest.mark.parametrize("spec", COUNTS)
+def test_how_many_units_known_networks_have(spec):
+    size, count = COUNTS[spec]
+    network = build(spec, seed=0, num_classes=10).module
+    discovery = found(network, size=size)
+    assert len(discovery.units) == count
+    assert len({unit.path for unit in discovery.units}) == count
+    assert not any(unit.relu for unit in discovery.units)  # what comes in has been through a ReLU, or is free
+
+
+def test_entry_blocks_and_containers_are_refused_with_a_reason():
+    discovery = found(build("torchvision:resnet18", seed=0).module, size=64)
+    assert [unit.path for unit in discovery.units] == ["layer1.0", "layer1.1", "layer2.1", "layer3.1", "layer4.1"]
+    assert {row.path: row.reason for row in discovery.rejected} == {f"layer{n}.0": "shape" for n in (2, 3, 4)}
+    assert discovery.stages == {f"layer{n}": 2 for n in (1, 2, 3, 4)}
+    convnext = build("timm:convnext_atto", seed=0).module
+    outer = {row.path: row.reason for row in found(convnext, size=32).rejected}
+    assert outer["stages.0"] == "contains units"  # without a down-sampling it passes the probe as a whole
+    whole = found(convnext, size=32, stages=True)
+    assert "stages.0" in {unit.path for unit in whole.units}
+
+
+class Residual(nn.Module):
+    """x + F(x), or what `after` makes of it."""
+
+    def __init__(self, branch, after=lambda x: x):
+        super().__init__()
+        self.branch, self.after = branch, after
+
+    def forward(self, x):
+        return self.after(x + self.branch(x.clone() if isinstance(self.branch[0], nn.ReLU) else x))
+
+
+def conv(channels=4):
+    return nn.Conv2d(channels, channels, 3, padding=1)
+
+
+class Stem(nn.Module):
+    """A stem, blocks in a Sequential, and a head."""
+
+    def __init__(self, *blocks, positive=False):
+        super().__init__()
+        self.stem, self.blocks, self.positive = nn.Conv2d(3, 4, 1), nn.Sequential(*blocks), positive
+
+    def forward(self, images):
+        x = self.stem(images)
+        return self.blocks(x.relu() if self.positive else x).mean((2, 3))
+
+
+def reasons(network, **options):
+    return {row.path: row.reason for row in found(network, **options).rejected}
+
+
+def test_a_unit_that_begins_in_place():
+    unit = Residual(nn.Sequential(nn.ReLU(inplace=True), conv()))
+    assert [u.shortcut for u in found(Stem(unit)).units] == ["identity"]
+
+
+def test_a_post_activation_block_is_replaced_by_a_relu_where_its_input_may_be_negative():
+    def block():
+        return Residual(nn.Sequential(conv()), torch.relu)
+
+    (signed,) = found(Stem(block())).units
+    assert signed.shortcut == "identity+relu" and signed.relu
+    (positive,) = found(Stem(block(), positive=True)).units
+    assert positive.shortcut == "identity+relu" and not positive.relu
+
+
+class PostNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.norm = nn.Linear(8, 8), nn.LayerNorm(8)
+
+    def forward(self, x):
+        return self.norm(x + self.linear(x))
+
+
+class Projection(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.main, self.short = conv(), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        return self.main(x) + self.short(x)
+
+
+class Gate(nn.Module):
+    """x * 2 sigmoid(f(x)): open at zero parameters, but no shortcut."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = conv()
+
+    def forward(self, x):
+        return x * (2 * torch.sigmoid(self.gate(x)))
+
+
+@pytest.mark.parametrize(
+    ("block", "reason"),
+    [
+        (PostNorm, "no identity shortcut"),
+        (Projection, "no identity shortcut"),
+        (Gate, "fx-disagrees"),
+        (lambda: nn.Sequential(nn.Conv2d(4, 5, 1), nn.ReLU()), "shape"),
+    ],
+)
+def test_what_looks_like_a_unit_and_is_none(block, reason):
+    network = Stem(block())
+    assert not found(network).units and reasons(network) == {"blocks.0": reason}
+
+
+def test_calls_inputs_and_parameters_that_rule_a_unit_out():
+    class Twice(Stem):
+        def forward(self, images):
+            return super().forward(images) + self.blocks(self.stem(images)).mean((2, 3))
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = conv()
+
+        def forward(self, x, y):
+            return x + self.conv(y)
+
+    class Pairs(Stem):
+        def forward(self, images):
+            x = self.stem(images)
+            for block in self.blocks:
+                x = block(x, x)
+            return x.mean((2, 3))
+
+    shared = Residual(nn.Sequential(conv()))
+    other = Residual(nn.Sequential(conv()))
+    other.branch[0].weight = shared.branch[0].weight
+    assert set(reasons(Twice(Residual(nn.Sequential(conv())))).values()) == {"calls≠1"}
+    assert set(reasons(Pairs(Two())).values()) == {"inputs≠1"}
+    assert set(reasons(Stem(shared, other)).values()) == {"shared parameters with another module"}
+
+
+def test_with_shape_as_the_rule_any_unit_that_keeps_it_counts():
+    assert [unit.shortcut for unit in found(Stem(Projection()), valid="shape").units] == ["none"]
+
+
+def test_the_network_is_left_as_it_is():
+    network = build("cifar-resnet:8", seed=0).module.train()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    discover(network, torch.randn(2, 3, 32, 32))
+    assert all(module.training for module in network.modules())
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+
+
+def test_patterns_and_room_in_stages():
+    units = [Unit(f"a.{n}", "a") for n in (0, 1, 2)] + [Unit("b.1", "b")]
+    assert [u.path for u in narrow(units, ["a.*"], [])] == ["b.1"]
+    assert [u.path for u in narrow(units, ["a.1"], ["a.?"])] == ["a.0", "a.2"]
+    with pytest.raises(ValueError, match=r"'c\.\*' matches no unit"):
+        narrow(units, [], ["c.*"])
+    stages = {"a": 3, "b": 2}
+    assert most_removable(stages, units, 1) == {"a": 2, "b": 1}
+    assert most_removable(stages, units, 0) == {"a": 3, "b": 1}
+    assert [u.path for u in spare({"a": 1, "b": 2}, units, 1)] == ["b.1"]
