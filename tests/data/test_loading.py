@@ -144,6 +144,10 @@ def test_few_shot_takes_each_class_and_names_an_empty_one(pictures):
 def test_templates(tmp_path):
     assert choose_templates(None, ("x {}",)) == ("x {}",)
     assert choose_templates("a {}. | the {}.", ()) == ("a {}.", "the {}.")
+    assert choose_templates("coop", ("x {}",)) == ("x {}",)
+    assert choose_templates("simple", ("x {}",)) == ("a photo of a {}.",)
+    many = choose_templates("imagenet80", ("x {}",))
+    assert len(set(many)) == 80 and "itap of a {}." in many and all(text.count("{}") == 1 for text in many)
     (tmp_path / "t.txt").write_text("one {}\n\ntwo {}\n")
     assert choose_templates(str(tmp_path / "t.txt"), ()) == ("one {}", "two {}")
     assert captions(("cat", "dog"), ("a {}", "the {}")) == ["a cat", "the cat", "a dog", "the dog"]
