@@ -112,7 +112,7 @@ def paired_bars(
     level: float | None = None,
 ) -> None:
     """Bars side by side in each group, with their values; `errors` are (below, above); `level` is a dashed line."""
-    figure, axes = _figure(5.6, 3.4)
+    figure, axes = _figure(max(5.6, 0.9 * len(groups)), 3.4)
     place = np.arange(len(groups))
     width = 0.8 / len(bars)
     for index, (name, heights) in enumerate(bars.items()):
@@ -128,7 +128,9 @@ def paired_bars(
     axes.set(title=title, ylabel=ylabel)
     axes.margins(y=0.15)
     axes.grid(axis="x", visible=False)
-    axes.legend(ncols=len(bars), loc="upper left", bbox_to_anchor=(0, -0.12))
+    axes.legend(
+        ncols=len(bars), loc="upper left", bbox_to_anchor=(0, -0.12 - 0.06 * max(group.count("\n") for group in groups))
+    )
     _write(figure, path)
 
 
