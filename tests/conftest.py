@@ -106,6 +106,16 @@ def few_images(monkeypatch):
 
 
 @pytest.fixture
+def quick_figures(monkeypatch):
+    """Jobs of prune-tokens time two passes and draw two points of the curve: what they measure is tested elsewhere."""
+    from effvl_cli.engines.prune_tokens import job, latency
+
+    timed, few = latency.interleaved_latency, {"max_passes": 2, "min_passes": 2, "warmup": 1}
+    monkeypatch.setattr(latency, "interleaved_latency", lambda arms, device: timed(arms, device, **few))
+    monkeypatch.setattr(job, "CURVE", (1.0, 0.5))
+
+
+@pytest.fixture
 def image_folder(tmp_path) -> Path:
     """Two colours in ImageFolder layout: 12 training, 4 validation and 6 test images a class."""
     root = tmp_path / "pictures"

@@ -94,8 +94,9 @@ def _stable_sort(rows: Any, stable: bool | None = None, dim: int = -1, descendin
     """`aten.sort.stable`, which the exporter lacks: of equal elements TopK puts the one with the lower index first."""
     from onnxscript import opset18
 
-    count = opset18.Gather(opset18.Shape(rows), opset18.Constant(value_ints=[dim]))
-    return opset18.TopK(rows, count, axis=dim, largest=int(descending), sorted=1)
+    ops: Any = opset18
+    count = ops.Gather(ops.Shape(rows), ops.Constant(value_ints=[dim]))
+    return ops.TopK(rows, count, axis=dim, largest=int(descending), sorted=1)
 
 
 def session(path: Path, threads: int | None = None) -> Any:

@@ -205,20 +205,11 @@ def test_a_timm_tower_is_exported(tmp_path):
 # --- bench ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    """Two passes of each arm."""
-    timed = latency.interleaved_latency
-    monkeypatch.setattr(
-        latency, "interleaved_latency", lambda arms, device: timed(arms, device, max_passes=2, min_passes=2, warmup=1)
-    )
-
-
 def bench(effvl, made, *more):
     return effvl("prune-tokens", "bench", made / "predictor", *more)
 
 
-def test_bench_times_every_arm_beside_the_dense_tower(made, effvl, report, quick):
+def test_bench_times_every_arm_beside_the_dense_tower(made, effvl, report, quick_figures):
     outcome = bench(effvl, made, "--selector", "predictor,tome,random", "--keep", "0.6,0.3", "--batch-size", "1,4")
     assert outcome.code == 0, outcome.err
     [folder] = Path("runs/prune-tokens-bench").iterdir()
@@ -243,7 +234,7 @@ def test_bench_times_every_arm_beside_the_dense_tower(made, effvl, report, quick
     assert np.asarray(Image.open(folder / "plots" / "latency.png").convert("RGB")).std() > 10
 
 
-def test_bench_of_one_arm_warns_at_batch_1_and_skips_what_does_not_fit(made, effvl, report, quick, monkeypatch):
+def test_bench_of_one_arm_warns_at_batch_1_and_skips_what_does_not_fit(made, effvl, report, quick_figures, monkeypatch):
     times = {1: (1.0, 0.98), 2: (1.0, 0.5)}
 
     def canned(arms, device):
@@ -270,7 +261,7 @@ def test_bench_of_one_arm_warns_at_batch_1_and_skips_what_does_not_fit(made, eff
     assert not any("gains nothing" in text for text in report("fast").warnings)
 
 
-def test_end_to_end_decodes_and_encodes_texts_in_every_pass(made, effvl, few_images, quick, monkeypatch):
+def test_end_to_end_decodes_and_encodes_texts_in_every_pass(made, effvl, few_images, quick_figures, monkeypatch):
     calls = {"images": 0, "texts": 0}
     decode, encode = latency.eval_images, latency.zero_shot_classifier
 

@@ -17,7 +17,7 @@ METRICS = {
 
 
 @pytest.fixture
-def job(effvl, few_images, miniature):
+def job(effvl, few_images, quick_figures, miniature):
     def run(*more, verb=()):
         defaults = (
             []

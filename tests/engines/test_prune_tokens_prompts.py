@@ -113,7 +113,7 @@ def test_options_that_do_not_fit_are_refused_at_once(effvl, options, message):
     assert outcome.code == 2 and message in outcome.error
 
 
-def test_a_file_of_openai_and_a_folder_need_one_command(effvl, image_folder, report, miniature):
+def test_a_file_of_openai_and_a_folder_need_one_command(effvl, quick_figures, image_folder, report, miniature):
     half = {key: value.half() for key, value in network.build("tiny:clip-32px", seed=1).module.state_dict().items()}
     scalars = {"input_resolution": torch.tensor(32), "context_length": torch.tensor(16), "vocab_size": torch.tensor(9)}
     torch.save({**half, **scalars}, "ViT.pt")

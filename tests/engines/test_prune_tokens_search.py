@@ -233,7 +233,7 @@ def test_budgets_are_for_keepset_alone(effvl, pictures):
     assert outcome.code == 2 and "--predictor-keeps is for --predictor-loss keepset" in outcome.error
 
 
-def test_a_predictor_of_labels_is_warned_of(effvl, pictures, miniature, report):
+def test_a_predictor_of_labels_is_warned_of(effvl, quick_figures, pictures, miniature, report):
     few = ("--shots", 4, "--num-golden", 2, "--prompts", "none", "--predictor-epochs", 1, "--predictor-batch-size", 4)
     outcome = effvl("prune-tokens", *pictures, *few, "--scorer", "label", "--out", "run")
     assert outcome.code == 0, outcome.err

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from effvl_cli.engines.prune_tokens import job, pictures
+from effvl_cli.engines.prune_tokens import pictures
 
 SELECTORS = ("predictor", "golden", "cls-attn", "evit", "tome", "random", "grid", "center", "norm", "taylor")
 
@@ -69,9 +69,7 @@ def test_every_selector_at_every_number_of_patches(trained, effvl, report, monke
     assert [point[0] for point in cost["tome"]] == [found["tome", k]["macs"] / dense for k in (45, 20)]
 
 
-def test_the_runs_number_of_patches_is_taken_over_or_replaced(effvl, few_images, report, monkeypatch):
-    monkeypatch.setattr(job, "BATCHES", (1,))
-    monkeypatch.setattr(job, "CURVE", (0.5,))
+def test_the_runs_number_of_patches_is_taken_over_or_replaced(effvl, few_images, quick_figures, report):
     assert effvl("prune-tokens", *SMALL, "--num-keep", 30, "--out", "run").code == 0
     rows = report("run").technique["results"]
     assert {row["K"] for row in rows} == {64, 30}

@@ -61,14 +61,8 @@ def test_a_mean_drop_counts_the_seven_alike():
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_the_arms_run_in_miniature(effvl, few_images, image_folder, report, monkeypatch, table):
+def test_the_arms_run_in_miniature(effvl, few_images, image_folder, report, quick_figures, monkeypatch, table):
     """One of each kind, on two classes and the shipped model, which a test may put in the place of the paper's."""
-    from effvl_cli.engines.prune_tokens import job, latency
-
-    monkeypatch.setattr(job, "CURVE", (0.5,))
-    timed = latency.interleaved_latency
-    few = {"max_passes": 1, "min_passes": 1, "warmup": 0}
-    monkeypatch.setattr(latency, "interleaved_latency", lambda arms, device: timed(arms, device, **few))
     monkeypatch.chdir(ROOT)
     out = image_folder.parent / "out"
     small = (*("--shots", 2, "--predictor-epochs", 1, "--predictor-batch-size", 4), *("--tune-epochs", 1))

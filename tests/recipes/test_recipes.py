@@ -67,7 +67,7 @@ def kinds():
 
 
 @pytest.mark.parametrize("path", kinds(), ids=name)
-def test_a_recipe_runs_in_miniature(effvl, few_images, image_folder, report, path):
+def test_a_recipe_runs_in_miniature(effvl, few_images, quick_figures, image_folder, report, path):
     recipe = read_recipe(path)
     more = list(SMALL[recipe.command])
     if recipe.command == "pretrain":
