@@ -47,7 +47,7 @@ def _key(here: Setup, recipe: Recipe) -> dict[str, object]:
     config = here.config
     return {
         "format": FORMAT,
-        "model": here.network.name,
+        "model": [here.network.name, here.network.edits],
         "from": here.network.weights_sha256,
         "data": here.train.fingerprint(),
         "recipe": [recipe.epochs, recipe.lr, recipe.batch_size, recipe.warmup],

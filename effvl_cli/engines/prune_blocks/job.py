@@ -30,12 +30,13 @@ table = summary.steps
 def run(config: PruneBlocksConfig, run: Run) -> None:
     """Remove what hurts least, and measure on the test split."""
     here = _open(config, run)
-    if baseline.wanted(config):
-        baseline.prepare(here)
-    setup.note_leaks(here)
     state = surgery.start(here)
     stages = Stages(run)
     pruning = Pruning(here, stages, state)
+    pruning.check()
+    if baseline.wanted(config):
+        baseline.prepare(here)
+    setup.note_leaks(here)
     found = pruning.run()
     final = stages.once("final", lambda: figures(here, found.state.module))
     run.report.technique.update(steps=found.steps, stopped=found.stopped)

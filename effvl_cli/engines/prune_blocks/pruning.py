@@ -48,27 +48,35 @@ class Pruning:
         self.ranking: list[str] = []  # original paths by the first scoring, for --rescore once
         self.steps: list[dict[str, Any]] = []
 
+    def check(self) -> None:
+        """Refuse what cannot be done before anything is trained or scored.
+
+        Raises:
+            UsageError: a target that cannot be met.
+            ModelError: nothing can be removed.
+        """
+        here, state = self.here, self.start
+        self.allowed = candidates.permitted(here, state.origins)
+        found = candidates.find(here, state.module, state.origins, self.allowed)
+        candidates.refuse_none(here, found)
+        here.run.report.technique.update(candidates.describe(found))
+        self._check_targets(found)
+
     def run(self) -> Result:
         """Prune, and fine-tune at the end.
 
         Raises:
-            UsageError: a target that cannot be met.
-            ModelError: nothing can be removed, or the network is no better than chance.
+            ModelError: the network is no better than chance.
         """
-        here = self.here
-        allowed = candidates.permitted(here, self.start.origins)
-        state = self.start
-        found = candidates.find(here, state.module, state.origins, allowed)
-        candidates.refuse_none(here, found)
-        here.run.report.technique.update(candidates.describe(found))
+        here, state = self.here, self.start
+        found = candidates.find(here, state.module, state.origins, self.allowed)
         self.candidates = found.candidates
-        self._check_targets(found)
         self.baseline = self.stages.once("baseline", lambda: figures(here, here.module))
         baseline.check_better_than_chance(here, self.baseline["score"]["top1"])
         stopped: Stopped = "target_reached"
         while not self._reached(state):
             if self.steps:
-                found = candidates.find(here, state.module, state.origins, allowed)
+                found = candidates.find(here, state.module, state.origins, self.allowed)
             if not found.candidates:
                 stopped = "exhausted"
                 break

@@ -1,0 +1,289 @@
+"""The job and its verbs through the real command, on few digits and a small ResNet."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from effvl_cli.core.checkpoint import load_model, read_manifest
+from effvl_cli.data import digits
+from effvl_cli.models import network as networks
+from tests.processes import ENVIRONMENT
+
+METRICS = {
+    *("top1_baseline", "top1_pruned", "top5_baseline", "top5_pruned", "loss_baseline", "loss_pruned"),
+    *("top1_before_ft", "top1_before_ft_mean", "top1_after_ft", "top1_after_ft_mean"),
+    *("params_pruned", "params_removed", "macs_pruned", "macs_removed", "latency_ratio"),
+    *("scoring_speedup", "scoring_bit_equal", "scoring_mac_ratio"),
+}
+MODEL = ("--model", "cifar-resnet:20,width=4", "--latency-batch-size", 2)
+SMALL = (*MODEL, "--baseline-epochs", 3, "--finetune-epochs", 1, "--final-epochs", 1)
+
+
+@pytest.fixture
+def job(effvl):
+    def run(*more, verb=(), small=SMALL, code=0):
+        outcome = effvl("prune-blocks", *verb, *(() if verb else small), *more)
+        assert outcome.code == code, outcome.err
+        return outcome
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of the job, whose network the verbs work on."""
+    from effvl_cli.cli.app import main
+
+    root = tmp_path_factory.mktemp("blocks")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setenv("EFFVL_CACHE", str(root / "cache"))
+        assert main([str(a) for a in ("prune-blocks", *SMALL, "--out", root / "run")]) == 0
+    return root / "run"
+
+
+ELSEWHERE = """
+import importlib.abc, json, runpy, sys
+class Blocked(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "effvl_cli":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Blocked())
+import torch
+images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(7))
+found = [runpy.run_path("rebuild.py")["build"](), torch.export.load("model.pt2").module()]
+with torch.no_grad():
+    print(json.dumps([model(images).tolist() for model in found]))
+assert "effvl_cli" not in sys.modules
+"""
+
+
+def test_the_job_reports_draws_and_leaves_what_others_can_load(trained, report):
+    done = report(trained)
+    assert done.status == "completed" and set(done.metrics) == METRICS
+    values = {name: metric.value for name, metric in done.metrics.items()}
+    assert values["scoring_bit_equal"] == 1 and values["top1_baseline"] > 0.3
+    assert done.metrics["top1_pruned"].n == 450
+    technique = done.technique
+    steps = technique["steps"]
+    assert [row["k"] for row in steps] == [1, 2] and technique["stopped"] == "target_reached"
+    # 3n - 2 of the 3n blocks of a ResNet-(6n + 2): those but the entries of stages 2 and 3
+    assert [row["path"] for row in technique["valid_units"]] == [
+        *("layer1.0", "layer1.1", "layer1.2", "layer2.1", "layer2.2", "layer3.1", "layer3.2"),
+    ]
+    # width 4: two 3x3 convolutions and two batch norms
+    blocks = {"layer1": 2 * 4 * 4 * 9 + 4 * 4, "layer2": 2 * 8 * 8 * 9 + 4 * 8, "layer3": 2 * 16 * 16 * 9 + 4 * 16}
+    assert [row["params"] for row in technique["valid_units"]] == [
+        blocks[row["stage"]] for row in technique["valid_units"]
+    ]
+    assert {row["macs"] for row in technique["valid_units"]} == {2 * 4 * 4 * 9 * 32 * 32}
+    gone = sum(blocks[removal["original_path"].partition(".")[0]] for row in steps for removal in row["removed"])
+    whole = networks.build("cifar-resnet:20,width=4", seed=0).module
+    total = sum(parameter.numel() for parameter in whole.parameters())
+    assert values["params_pruned"] == total - gone == steps[-1]["params"]
+    for row in steps:
+        importance = {unit["path_original"]: unit for unit in row["importance"]}
+        best = min(importance.values(), key=lambda unit: (unit["impact_acc"], unit["impact_loss"]))
+        assert row["removed"][0]["original_path"] == best["path_original"]
+        assert best["ci95"][0] <= best["impact_acc"] <= best["ci95"][1] and best["n_used"] == row["score_images"]
+        assert row["latency"] is None and row["ft"]["epochs"] == 1
+    assert technique["leak"] == technique["holdout_seen_by_pretraining"] == 0
+    for name in ("importance", "accuracy", "pareto"):
+        assert (trained / "plots" / f"{name}.png").stat().st_size > 5000
+    assert len((trained / "table.csv").read_text().splitlines()) == 3
+
+
+def test_the_result_loads_where_effvl_cannot_be_imported(trained):
+    network = networks.load(None, str(trained), default="", kind="classifier").module.eval()
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(7))
+    with torch.no_grad():
+        expected = network(images)
+    out = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE], cwd=trained, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert out.returncode == 0, out.stderr
+    for logits in json.loads(out.stdout):
+        assert torch.equal(torch.tensor(logits), expected)
+
+
+def test_a_damaged_checkpoint_is_refused(trained, tmp_path, effvl):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["edits"][0]["kind"] = "blocks painted"
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    outcome = effvl("prune-blocks", "score", copy, "--out", "a")
+    assert outcome.code == 4 and "blocks painted" in outcome.error
+    shutil.copy(trained / "manifest.json", copy)
+    weights = bytearray((copy / "checkpoint.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (copy / "checkpoint.safetensors").write_bytes(weights)
+    outcome = effvl("prune-blocks", "score", copy, "--out", "b")
+    assert outcome.code == 4, outcome.err
+
+
+def test_score_apply_bench_and_export_work_on_a_run(job, trained, report, workdir):
+    scored = job(trained, "--out", "s", verb=("score",)).out
+    assert "the first row would go first" in scored and len(report("s").technique["importance"]) == 5
+    applied = job(
+        *(trained, "--units", "0", "--finetune-epochs", 0, "--final-epochs", 0, "--latency-batch-size", 1),
+        *("--out", "a"),
+        verb=("apply",),
+    )
+    assert "step" in applied.out
+    edits = read_manifest(Path("a"))["edits"]
+    assert [removal["step"] for removal in edits[0]["args"]] == [1, 2, 3]
+    first = report("s").technique["importance"][0]
+    assert edits[0]["args"][-1]["original_path"] == first["path_original"]
+    # without fine-tuning what is measured is what was scored
+    impact = report("a").technique["steps"][0]
+    assert impact["top1_score_before_ft"] == pytest.approx(
+        report("s").metrics["top1_score"].value - first["impact_acc"]
+    )
+    job(trained, "--batch-size", "1", "--out", "b", verb=("bench",))
+    done = report("b")
+    assert {row["runtime"] for row in done.technique["bench"]} == {"torch", "onnxruntime"}
+    assert set(done.metrics) == {"mac_ratio", "latency_ratio_b1", "onnx_latency_ratio_b1"}
+    assert done.metrics["mac_ratio"].value == pytest.approx(1 - report(trained).metrics["macs_removed"].value)
+    assert Path("b/pareto.csv").read_text().startswith("step,params,macs,top1,latency_torch,latency_ort\n0,")
+    job(trained, "--out", "e", verb=("export",))
+    assert {path.name for path in Path("e").iterdir()} >= {"model.onnx", "model.pt2", "rebuild.py"}
+    one, other = (load_model(folder / "checkpoint.safetensors")[0] for folder in (trained, Path("e")))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_the_images_that_score_are_never_trained_on_and_always_the_same(job, report):
+    ids = [set(digits.build("", split).ids) for split in ("train", "val", "test")]
+    assert not (ids[0] & ids[1] or ids[0] & ids[2] or ids[1] & ids[2])
+    digest = []
+    for seed in (0, 0, 1):
+        job("--score-size", 3, "--seed", seed, "--remove", 1, "--baseline-epochs", 1, "--force", "--fresh", "--out", "r",
+            small=MODEL)  # fmt: skip
+        digest.append(report("r").technique["ids_sha256"])
+        assert report("r").technique["steps"][0]["score_images"] == 30
+    assert digest[0] == digest[1] != digest[2]
+
+
+def test_a_fall_that_is_too_large_is_taken_back(job, report, trained):
+    weights = ("--weights", trained, "--data", "digits", "--latency-batch-size", 1)
+    job(*weights, "--remove", 2, "--max-drop", 0.0, "--finetune-epochs", 0, "--final-epochs", 0, "--out", "r",
+        small=())  # fmt: skip
+    done = report("r")
+    if done.technique["stopped"] == "max_drop":
+        assert done.technique["steps"][-1]["rejected"]
+    kept = [row for row in done.technique["steps"] if not row.get("rejected")]
+    limit = done.technique["steps"][-1]["top1_score_after_ft"]
+    assert len(load_edits("r")) == 2 + len(kept) and (not kept or limit >= 0)
+
+
+def load_edits(folder):
+    return read_manifest(Path(folder))["edits"][0]["args"]
+
+
+CRITERIA = ("random", "l1", "bn-scale", "block-influence", "sr-init", "cka")
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_proxies_choose_by_their_number(criterion, job, report, trained):
+    job(trained, "--criterion", criterion, "--score-size", 2, "--out", "r", verb=("score",))
+    rows = report("r").technique["importance"]
+    assert report("r").technique["order"][0] == min(range(len(rows)), key=lambda k: rows[k]["importance"])
+    assert all(row["impact_acc"] is None and row["ci95"] is None for row in rows)  # unknown is null, not 0
+
+
+def test_scores_from_a_file(job, report, trained):
+    names = [row["path_original"] for row in _scores(job, report, trained)]
+    values = [0.5, 0.1, 0.3, 0.4, 0.2]
+    Path("s.json").write_text(json.dumps(dict(zip(names, values, strict=True))))
+    job(trained, "--criterion", "file:s.json", "--out", "r", verb=("score",))
+    assert report("r").technique["order"] == [1, 4, 2, 3, 0]
+    Path("s.json").write_text("{}")
+    assert "has no value for" in job(trained, "--criterion", "file:s.json", "--out", "q", verb=("score",), code=3).error
+
+
+def _scores(job, report, trained):
+    job(trained, "--score-size", 2, "--out", "scores", verb=("score",))
+    return report("scores").technique["importance"]
+
+
+WRONG = {
+    "no target": (("--data", "{folder}", "--baseline-epochs", 1), 2, "nothing says how much to remove"),
+    "share": (("--target-params", 1.5), 2, "target-params"),
+    "count": (("--remove", 9, "--force", "--baseline-epochs", 1), 2, "at most 6 units"),
+    "unreachable": (
+        ("--target-macs", 0.99, "--force", "--baseline-epochs", 1), 2, "of the multiply-adds can be removed",
+    ),
+    "metric": (("--metric", "top5"), 2, "metric"),
+    "criterion": (("--criterion", "l2"), 2, "'l2'"),
+    "score size": (("--score-size", 5000, "--force", "--baseline-epochs", 1), 2, "--score-size is 5000"),
+    "leak": (("--score-split", "test"), 2, "--allow-test-leak"),
+    "race": (("--race", "bound", "--criterion", "l1"), 2, "--race bound needs --criterion direct"),
+    "pattern": (("--only", "layer9.*", "--force", "--baseline-epochs", 1), 2, "'layer9.*' matches no unit"),
+    "no unit": (("--model", "torchvision:vgg11_bn", "--remove", 1, "--baseline-epochs", 1), 4, "no removable block"),
+    "chance": (("--baseline-epochs", 1, "--baseline-lr", 1e-9), 4, "chance is 10.0%"),
+    "half": (("--unit", "half", "--force", "--baseline-epochs", 1), 4, "no ViT blocks"),
+    "weights": (("--weights", "nothing.safetensors"), 4, "nothing.safetensors"),
+    "filtered": (("--min-per-stage", 3, "--force", "--baseline-epochs", 1, "--only", "layer1.0"), 4, "no removable"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_requests(name, effvl, image_folder):
+    words, code, part = WRONG[name]
+    words = [str(word).replace("{folder}", f"folder:{image_folder}") for word in words]
+    model = () if "--model" in words else MODEL[:2]
+    outcome = effvl("prune-blocks", *model, *words, "--out", "r")
+    assert (outcome.code, part in outcome.error) == (code, True), outcome.err
+
+
+def test_weights_of_other_classes_or_networks(effvl, trained, image_folder, report):
+    line = ("prune-blocks", "--weights", trained, "--data", f"folder:{image_folder}", "--remove", 1)
+    outcome = effvl(*line, "--out", "a")
+    assert outcome.code == 3 and "tell 10 classes apart, and the data have 2" in outcome.error
+    outcome = effvl("prune-blocks", "--weights", trained, "--model", "cifar-resnet:20", "--out", "b")
+    assert outcome.code == 4 and "not of --model cifar-resnet:20" in outcome.error
+    short = ("--baseline-epochs", 2, "--baseline-batch-size", 8, "--finetune-epochs", 0, "--final-epochs", 0)
+    outcome = effvl(*line, "--new-head", "--force", *short, "--latency-batch-size", 1, "--out", "c")
+    assert outcome.code == 0, outcome.err
+    assert report("c").technique["baseline"]["epochs"] == 2
+    torch.save({"fc.weight": torch.zeros(2, 2)}, "w.pt")
+    outcome = effvl("prune-blocks", "--model", "cifar-resnet:14", "--weights", "w.pt", "--out", "d")
+    assert outcome.code == 4 and "missing" in outcome.error
+
+
+def test_apply_refuses_what_is_no_block(effvl, trained):
+    for units, part in (("", "names no block"), ("9", "'9'"), ("layer2.0", "no removable"), ("0,0", "a second time")):
+        words = ("--units", units) if units else ()
+        outcome = effvl("prune-blocks", "apply", trained, *words, "--out", "r")
+        assert outcome.code == 2 and part in outcome.error, outcome.err
+
+
+def test_verbs_need_a_run(effvl, workdir, trained):
+    for verb in ("score", "apply", "bench", "export"):
+        outcome = effvl("prune-blocks", verb, "--out", "r")
+        assert outcome.code == 3 and "effvl prune-blocks" in outcome.error
+    outcome = effvl("prune-blocks", "score", trained, "--weights", trained, "--out", "r")
+    assert outcome.code == 2 and "Give one of them" in outcome.error
+
+
+def test_leaked_scores_are_marked_everywhere(job, report, trained):
+    outcome = job(
+        *("--weights", trained, "--score-split", "test", "--allow-test-leak", "--score-size", 2, "--remove", 1),
+        *("--finetune-epochs", 0, "--final-epochs", 0, "--latency-batch-size", 1, "--out", "r"),
+        small=(),
+    )
+    assert report("r").technique["leak"] == 1 and "LEAKED" in outcome.out
+    assert any("LEAK" in text for text in report("r").warnings)
+
+
+def test_a_dry_run_shows_units_and_cost(effvl):
+    outcome = effvl("prune-blocks", "--model", "cifar-resnet:20", "--dry-run")
+    assert outcome.code == 0 and "7 removable, 2 rejected" in outcome.out
+    assert "291.6 MMACs naively, 167.8 shared (1.74x)" in outcome.out
+    assert not Path("runs").exists()
