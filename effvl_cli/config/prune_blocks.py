@@ -190,6 +190,8 @@ class _OnNetwork(_OnRun, RunOptions, ModelOptions):
     """A verb on the network of RUN, or on --weights, of any source."""
 
     panel: ClassVar[str] = "Data"
+    run_optional: ClassVar[bool] = True
+    alternatives: ClassVar[tuple[str, ...]] = ("run", "weights")
 
     data: Annotated[
         str | None, Doc("data set: NAME or NAME:ARGUMENT, see `effvl list datasets` (default: that of RUN)")

@@ -61,9 +61,9 @@ def scoring() -> bool:
     share = seconds["shared"] / seconds["naive"]
     good = share <= ALLOWED and equal
     print(
-        f"scoring ResNet-56, {len(units)} blocks, {scorers['shared'].sharing}: "
-        f"naive {seconds['naive'] / ROUNDS:.2f} s, shared {seconds['shared'] / ROUNDS:.2f} s of {BATCH} images: {share:.3f} of it, multiply-adds imply "
-        f"{1 / implied:.3f}, allowed {ALLOWED}; bit-equal: {equal}   {'PASS' if good else 'FAIL'}",
+        f"scoring ResNet-56, {len(units)} blocks, {scorers['shared'].sharing}, {BATCH} images: "
+        f"naive {seconds['naive'] / ROUNDS:.2f} s, shared {seconds['shared'] / ROUNDS:.2f} s: {share:.3f} of it, "
+        f"multiply-adds imply {1 / implied:.3f}, allowed {ALLOWED}; bit-equal: {equal}   {'PASS' if good else 'FAIL'}",
         flush=True,
     )
     return good
@@ -114,7 +114,8 @@ def counters(spec: str) -> bool:
     good = ours == (theirs, params)
     print(
         f"{spec:26} MACs {ours[0]:>13,} ours {theirs:>13,} torch-pruning ({int(everything):,} with norms, "
-        f"activations and pooling)   parameters {ours[1]:>10,} ours {int(params):>10,} torch-pruning   {'PASS' if good else 'FAIL'}",
+        f"activations and pooling)   parameters {ours[1]:>10,} ours {int(params):>10,} torch-pruning   "
+        f"{'PASS' if good else 'FAIL'}",
         flush=True,
     )
     return good

@@ -23,6 +23,10 @@ SMALL = {
         *("--predictor-batch-size", 8),
     ),
     "pretrain": ("--batch-size", 8),
+    "prune-blocks apply": (
+        *("--weights", "none", "--finetune-epochs", 1, "--final-epochs", 0, "--finetune-batch-size", 8),
+        *("--latency-batch-size", 1),
+    ),
 }
 
 
@@ -35,7 +39,7 @@ METRICS = {
         *("gain_over_random", "gain_over_cls_attn"),
     ),
     "prune-blocks": (
-        *("top1", "top1_before_ft_mean", "scoring_bit_equal", "scoring_speedup", "scoring_mac_ratio"),
+        *("top1", "top1_pruned", "top1_before_ft_mean", "scoring_bit_equal", "scoring_speedup", "scoring_mac_ratio"),
         *("tau_top1", "tau_loss"),
     ),
     "pretrain": ("knn20", "knn20_raw_pixels", "knn20_random_init", "compressed_stages", "bias2_growth_patch8"),
@@ -144,3 +148,23 @@ def test_a_tables_arms_run_in_miniature(effvl, image_folder, report, path, workd
         assert "knn20" in figures or "compressed_stages" in figures
     names = {arm.replace("-", "_").replace(".", "_") for arm in sweep.read_sweep(path).arms}
     assert all(text.split(".knn20")[0] in names for text in recipe.claims)
+
+
+@pytest.mark.parametrize("path", [p for p in SWEEPS if "prune-blocks" in p.name], ids=name)
+def test_arms_of_block_removal_run_in_miniature(effvl, image_folder, report, path, workdir):
+    """The training and one arm that builds on it; another network, so that blocks named by path are left out."""
+    shutil.copytree(ROOT / "recipes", "recipes")
+    recipe = sweep.read_sweep(path)
+    first = next(arm for arm in recipe.arms if arm.startswith("direct"))
+    data = {"data": f"folder:{image_folder}"}
+    train = recipe.arms["train"] | data | {"model": "cifar-resnet:20,width=4", "batch-size": "8"}
+    train |= {"steps": "2"} if "epochs" not in recipe.arms["train"] and "cifar" in path.name else {"epochs": "1"}
+    lengths = {"finetune-epochs": "1", "final-epochs": "1", "finetune-batch-size": "8", "score-size": "2"}
+    config = {key: value for key, value in recipe.config.items() if key != "finetune-steps"}
+    config |= data | lengths | {"latency-batch-size": "1", "force": "true"}
+    small = dataclasses.replace(recipe, config=config, arms={"train": train, first: recipe.arms[first]}, arm_seeds={})
+    for run in sweep.plan(dataclasses.replace(small, seeds=(0,)), Path("out")):
+        outcome = effvl(*run.arguments)
+        assert outcome.code == 0, outcome.err
+    figures = report("out/" + first + "-seed0").metrics
+    assert figures["params_removed"].value >= float(recipe.arms[first].get("target-params", 0))

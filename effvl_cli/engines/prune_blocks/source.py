@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from effvl_cli.core import checkpoint
-from effvl_cli.core.errors import ModelError, UsageError
+from effvl_cli.core.errors import ModelError
 from effvl_cli.core.report import Report, read_report
 from effvl_cli.core.run import REPORT, Run, find_run
 from effvl_cli.engines.prune_blocks import setup
@@ -18,12 +18,10 @@ def open_network(config: Any, run: Run) -> Setup:
     """Data and network of a verb.
 
     Raises:
-        UsageError: both RUN and --weights, or --weights without --data where they do not say what they are for.
+        UsageError: --weights without --data where they do not say what they are for.
         DataError: neither, and no completed run.
         ModelError: what was given holds no network.
     """
-    if config.weights is not None and config.run is not None:
-        raise UsageError(f"both RUN {config.run} and --weights {config.weights}", "Give one of them")
     weights = config.weights or str(find_run(TECHNIQUE, config.run))
     return setup.build(config, run, weights=weights, model=config.model, data=config.data)
 
