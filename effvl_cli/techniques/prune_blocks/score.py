@@ -1,10 +1,13 @@
-"""Direct scoring: every unit is left out once, and the network's answers are compared (arXiv 2312.16904).
+"""Direct scoring: every unit, or set of units, is left out once, and the answers are compared (arXiv 2312.16904).
 
 Candidates share their beginning. They are run in the order of their units: the forward pass of a candidate gets the
 outputs of all parts before its unit from the passes before it, and the parts between the last candidate's unit and its
 own are computed and kept on the way. So a part before a unit is computed once for all of them, by the same kernels from
 the same tensors as without sharing, and the logits are equal bit for bit. The pass itself is the network's own
 `forward`, with the parts' replaced.
+
+Sets of units are the leaves of a tree of decisions, to keep or to skip each unit in turn: what two sets have in common
+before they part is computed once.
 
 Two ways to keep outputs:
 
@@ -16,7 +19,10 @@ In a chain the older outputs are replaced by NaN without storage: were one used 
 B images, C classes, n units.
 """
 
-from collections.abc import Sequence
+import bisect
+import itertools
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
@@ -41,7 +47,7 @@ _ORDER: dict[str, tuple[Literal["chain", "replay"], ...]] = {
 
 @dataclass(frozen=True)
 class BatchScores:
-    """Scores of one batch; row 0 is the network itself, row 1 + k the network without the k-th candidate.
+    """Scores of one batch; row 0 is the network itself, row 1 + k the network without the k-th candidate's units.
 
     Attributes:
         correct: (1 + n, B) bool, the largest logit is the label's; the lowest class of equal ones counts.
@@ -59,7 +65,7 @@ class DivergedError(RuntimeError):
 
 
 class Scorer:
-    """Scores a network without each of its units, batch by batch.
+    """Scores a network without each of its units, or without each of some sets of them, batch by batch.
 
     The first batch is also scored without sharing, for the network itself and the first and last candidate; where the
     logits differ in a bit, the next way is tried, and at last nothing is shared. Equality needs the same kernels in
@@ -69,6 +75,7 @@ class Scorer:
         network: what is scored, in evaluation mode.
         units: removable modules, at least one, none within another.
         sharing: "auto" tries a chain, then replay.
+        sets: indices of the units of each candidate; default each unit alone.
 
     Attributes:
         sharing: what is in use; before the first batch, what was asked for.
@@ -78,13 +85,20 @@ class Scorer:
         ValueError: no units, or no such sharing.
     """
 
-    def __init__(self, network: nn.Module, units: Sequence[Unit], sharing: Sharing = "auto") -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        units: Sequence[Unit],
+        sharing: Sharing = "auto",
+        sets: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         if not units:
             raise ValueError("there are no units to score")
         if sharing not in get_args(Sharing):
             raise ValueError(f"sharing {sharing!r} is not one of {', '.join(get_args(Sharing))}")
         self.network = network
         self.units = list(units)
+        self.sets = [(index,) for index in range(len(units))] if sets is None else [tuple(s) for s in sets]
         self.sharing = sharing
         self.reason = ""
         self._untried = _ORDER[sharing]
@@ -101,7 +115,7 @@ class Scorer:
         Raises:
             ValueError: a unit is not called exactly once.
         """
-        chosen = list(range(len(self.units))) if active is None else list(active)
+        chosen = list(range(len(self.sets))) if active is None else list(active)
         with evaluating(self.network), torch.autocast(images.device.type, enabled=False):
             logits = self._logits(images, chosen)
             loss = torch.stack([F.cross_entropy(row, labels, reduction="none") for row in logits])
@@ -160,7 +174,7 @@ class Scorer:
         """One whole pass for each row; None is the network itself."""
         found = []
         for row in rows:
-            with bypassed(self.network, [] if row is None else [self.units[row]]):
+            with bypassed(self.network, [] if row is None else [self.units[index] for index in self.sets[row]]):
                 found.append(self.network(images).float())
         return found
 
@@ -168,10 +182,11 @@ class Scorer:
         assert self._trace is not None
         numbers = self._trace.positions
         sweep = _Sweep(self.network, self._trace, images, chain=self.sharing == "chain")
+        skips = {row: {numbers[index]: self.units[index] for index in self.sets[row]} for row in active}
         with patched(sweep.forwards()):
-            in_order = sorted(active, key=lambda index: numbers[index])
-            found = {index: sweep.without(numbers[index], self.units[index]) for index in in_order}
-            return [sweep.whole(), *(found[index] for index in active)]
+            in_order = sorted(active, key=lambda row: [*sorted(skips[row]), math.inf])  # longer sets first
+            found = {row: sweep.without(skips[row]) for row in in_order}
+            return [sweep.without({}), *(found[row] for row in active)]
 
 
 class _Sweep:
@@ -189,25 +204,25 @@ class _Sweep:
         self.trace = trace
         self.images = images
         self.chain = chain
-        self._kept: list[Any] = []  # outputs of the calls before the frontier
+        self._levels: list[list[Any]] = [[]]  # outputs from call 0 on, then from each skipped call on
         self._next = 0  # number of the next call of this pass
-        self._skipped: int | None = None
-        self._unit: Unit | None = None
+        self._skips: dict[int, Unit] = {}
+        self._path: list[int] = []  # numbers of the skipped calls, ascending
 
     def forwards(self) -> dict[nn.Module, Forward]:
         """For `patched`, while the passes run."""
         return {module: partial(self._call, module, module.forward) for module in set(self.trace.modules)}
 
-    def without(self, position: int, unit: Unit) -> Tensor:
-        """Logits (B, C) without the unit of a call; positions must rise from pass to pass."""
-        return self._run(position, unit)
+    def without(self, skips: Mapping[int, Unit]) -> Tensor:
+        """Logits (B, C) without the units of some calls.
 
-    def whole(self) -> Tensor:
-        """Logits (B, C) of the network itself; last."""
-        return self._run(None, None)
-
-    def _run(self, skipped: int | None, unit: Unit | None) -> Tensor:
-        self._next, self._skipped, self._unit = 0, skipped, unit
+        Sets come in the order of their calls' numbers, a set after all that begin with it; so the empty one is last.
+        """
+        path = sorted(skips)
+        pairs = zip(path, self._path, strict=False)
+        same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        self._levels = [*self._levels[: same + 1], *([] for _ in path[same:])]
+        self._next, self._skips, self._path = 0, dict(skips), path
         logits = self.network(self.images).float()
         if self._next != len(self.trace.modules):
             raise DivergedError("not all parts are called each time")
@@ -218,22 +233,24 @@ class _Sweep:
         self._next += 1
         if number >= len(self.trace.modules) or self.trace.modules[number] is not module:
             raise DivergedError("the parts are not called in the same order each time")
-        if number < len(self._kept):
-            output = self._kept[number]
-        elif number == self._skipped:
-            assert self._unit is not None
-            output = _skip(self._unit, *args, **kwargs)
+        depth = bisect.bisect_right(self._path, number)
+        level = self._levels[depth]
+        place = number - (self._path[depth - 1] if depth else 0)
+        if place < len(level):
+            output = level[place]
         else:
-            output = forward(*args, **kwargs)
-            if self._skipped is not None and number < self._skipped:
-                self._keep(number, output)
+            unit = self._skips.get(number)
+            output = _skip(unit, *args, **kwargs) if unit else forward(*args, **kwargs)
+            if depth < len(self._path):
+                self._keep(level, number, output)
         return output.clone() if number in self.trace.overwritten else output
 
-    def _keep(self, number: int, output: Any) -> None:
-        if self.chain and number >= self.trace.chain_from:
-            oldest = 0 if number == self.trace.chain_from else number - 1
-            self._kept[oldest:] = [_without_storage(value) for value in self._kept[oldest:]]
-        self._kept.append(output)
+    def _keep(self, level: list[Any], number: int, output: Any) -> None:
+        """Keep an output; in a chain, those before it on its level lose their storage, and other levels' do not."""
+        if self.chain and number >= self.trace.chain_from and level:
+            oldest = 0 if number == self.trace.chain_from else len(level) - 1
+            level[oldest:] = [_without_storage(value) for value in level[oldest:]]
+        level.append(output)
 
 
 def _skip(unit: Unit, *args: Any, **kwargs: Any) -> Tensor:

@@ -377,3 +377,47 @@ def test_bad_requests():
     network.run = lambda x: network.blocks[0](network.blocks[0](x))
     with pytest.raises(ValueError, match=r"blocks\.0 is called 2 times"):
         Scorer(network, units[:1]).batch(_images(2), _labels(2))
+
+
+def _sets(count):
+    """Pairs, single units, and three at once, in no order."""
+    pairs = [(i, j) for i in range(count) for j in range(i)]
+    return [*pairs[::-1], *((i,) for i in range(count)), (0, 2, count - 1)]
+
+
+@pytest.mark.parametrize("sharing", SHARED)
+def test_sets_of_units_are_scored_like_whole_passes(resnet, sharing):
+    network, units = resnet(20)
+    images, labels, sets = _images(8), _labels(8), _sets(len(units))
+    naive = Scorer(network, units, "off", sets).batch(images, labels)
+    scorer = Scorer(network, units, sharing, sets)
+    shared = scorer.batch(images, labels)
+    assert scorer.sharing == sharing and torch.equal(naive.loss, shared.loss)
+    some = [3, 0, 21, 25]
+    assert torch.equal(scorer.batch(images, labels, some).loss, naive.loss[[0, *(1 + k for k in some)]])
+    singles = Scorer(network, units, "off").batch(images, labels)
+    assert torch.equal(naive.loss[22:29], singles.loss[1:])
+
+
+@pytest.mark.parametrize("sharing", SHARED)
+def test_what_two_sets_have_in_common_is_computed_once(resnet, sharing):
+    """All pairs: each edge of the tree of decisions, a prefix of decisions and a kept unit, costs one call."""
+    network, units = resnet(20)
+    sets = [(i, j) for j in range(7) for i in range(j)]
+    scorer = Scorer(network, units, sharing, sets)
+    scorer.batch(_images(2), _labels(2))
+    counts = []
+    for module in {m for m in network.modules() if type(m).__name__ == "BasicBlock"}:
+        module.register_forward_hook(lambda *call: counts.append(1))
+    for module in [m for m in network.modules() if type(m).__name__ == "BasicBlock"]:
+        module.conv1.register_forward_hook(lambda *call: counts.append(0))
+    scorer.batch(_images(2), _labels(2))
+    places = [0, 1, 2, 4, 5, 7, 8]  # of the units among the nine blocks
+    paths = [frozenset(places[index] for index in pair) for pair in sets] + [frozenset()]
+    edges = {
+        (tuple(sorted(p for p in path if p < block)), block)
+        for path in paths
+        for block in range(9)
+        if block not in path
+    }
+    assert counts.count(0) == len(edges) < 9 * len(paths) / 2
