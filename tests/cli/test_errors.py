@@ -25,7 +25,7 @@ from PIL import Image
         ("pretrain clip", 2, ["unknown verb 'clip'", "search, eval"]),
         ("prune-tokens evl", 2, ["unknown verb 'evl'", "'eval'"]),
         ("prune", 2, ["unknown command 'prune'", "Did you mean 'prune-tokens'"]),
-        ("help", 2, ["unknown command 'help'", "pretrain, prune-tokens, list"]),
+        ("help", 2, ["unknown command 'help'", "pretrain, prune-tokens, prune-blocks, list"]),
         ("prune-token", 2, ["unknown command 'prune-token'", "'prune-tokens'"]),
         ("--keep 1", 2, ["--keep", "before"]),
         ("prune-tokens --model ViT-B-17", 2, ["unknown --model 'ViT-B-17'", "ViT-B-1"]),
