@@ -68,7 +68,9 @@ class ScoreOptions(SplitOptions):
     tie: Annotated[Literal["exact", "loss-ci"], Doc("loss-ci: units not told apart by top1 are ranked by loss")] = (
         "exact"
     )
-    normalise: Annotated[Literal["none", "macs", "params"], Doc("divide the impact by what the removal saves")] = "none"
+    normalise: Annotated[
+        Literal["none", "macs", "params", "latency"], Doc("divide the impact by what the removal saves")
+    ] = "none"
     score_batch_size: Annotated[Positive, Doc("scored images per step")] = 256
     force: Annotated[bool, Doc("go on with a network that is hardly better than chance")] = False
     sharing: Annotated[
@@ -94,6 +96,13 @@ class TargetOptions:
         None
     )
     blocks_per_step: Annotated[Positive, Doc("units removed between two fine-tunings")] = 1
+    search: Annotated[
+        Literal["single", "pairs", "beam"],
+        Doc("score units alone; or --blocks-per-step 2 as all pairs; or sets of any size, the 8 best grown by one"),
+    ] = "single"
+    lookahead: Annotated[
+        str | None, Doc("M:E, fine-tune the M best candidates E epochs each, and go on with the best of them")
+    ] = None
     rescore: Annotated[Literal["every", "once"], Doc("score before each removal, or at the start only")] = "every"
 
 

@@ -163,8 +163,8 @@ def test_the_images_that_score_are_never_trained_on_and_always_the_same(job, rep
     assert not (ids[0] & ids[1] or ids[0] & ids[2] or ids[1] & ids[2])
     digest = []
     for seed in (0, 0, 1):
-        job("--score-size", 3, "--seed", seed, "--remove", 1, "--baseline-epochs", 1, "--force", "--fresh", "--out", "r",
-            small=MODEL)  # fmt: skip
+        words = ("--score-size", 3, "--seed", seed, "--remove", 1, "--baseline-epochs", 1, "--force", "--fresh")
+        job(*words, "--out", "r", small=MODEL)
         digest.append(report("r").technique["ids_sha256"])
         assert report("r").technique["steps"][0]["score_images"] == 30
     assert digest[0] == digest[1] != digest[2]
@@ -288,3 +288,73 @@ def test_a_dry_run_shows_units_and_cost(effvl):
     assert outcome.code == 0 and "7 removable, 2 rejected" in outcome.out
     assert "291.4 MMACs naively, 168.0 shared (1.73x)" in outcome.out  # 8 F - 7 u, F = 40,551,040, u = 4,718,592
     assert not Path("runs").exists()
+
+
+def quick(trained, *more):
+    """Removal from a trained network without fine-tuning."""
+    return (
+        *("--weights", trained, "--score-size", 3, "--finetune-epochs", 0, "--final-epochs", 0),
+        *("--latency-batch-size", 1, "--out", "r", *more),
+    )
+
+
+@pytest.mark.parametrize("search", ["pairs", "beam"])
+def test_sets_of_blocks_are_scored_and_go_together(search, job, report, trained):
+    job(*quick(trained, "--search", search, "--blocks-per-step", 2, "--remove", 2), small=())
+    (step,) = report("r").technique["steps"]
+    pairs = step["importance"]
+    names = [row["path_original"] for row in pairs]
+    assert all(name.count("+") == 1 for name in names) and len(set(names)) == len(names)
+    best = min(pairs, key=lambda row: (row["impact_acc"], row["impact_loss"]))
+    assert "+".join(removal["original_path"] for removal in step["removed"]) == best["path_original"]
+    if search == "pairs":
+        singles = sorted({name for row in names for name in row.split("+")})
+        stages = [name.partition(".")[0] for name in singles]
+        whole = len(singles) * (len(singles) - 1) // 2
+        barred = sum(
+            stages.count(stage) == 2 for stage in set(stages)
+        )  # where two of three blocks are left, one may go
+        assert whole - barred <= len(pairs) <= whole
+
+
+def test_a_lookahead_goes_on_with_the_candidate_that_recovers_best(job, report, trained):
+    job(*quick(trained, "--lookahead", "2:0.1", "--remove", 1), small=())
+    (step,) = report("r").technique["steps"]
+    tried = step["lookahead"]
+    assert len(tried) == 2
+    best = max(tried, key=lambda row: (row["top1"], -row["loss"]))
+    assert step["removed"][0]["original_path"] == best["path_original"]
+    assert step["top1_score_after_ft"] == pytest.approx(best["top1"])  # its weights, and no further training
+
+
+def test_impacts_over_latency(job, report, trained):
+    job(*quick(trained, "--normalise", "latency", "--remove", 1), small=())
+    assert len(report("r").technique["steps"]) == 1
+
+
+def test_halves_of_a_vit_go_one_by_one(effvl, report, image_folder):
+    line = ("prune-blocks", "--data", f"folder:{image_folder}", "--model", "timm:test_vit", "--unit", "half", "--force")
+    short = ("--baseline-epochs", 1, "--baseline-batch-size", 8, "--finetune-epochs", 0, "--final-epochs", 0)
+    outcome = effvl(*line, *short, "--remove", 1, "--latency-batch-size", 1, "--out", "r")
+    assert outcome.code == 0, outcome.err
+    units = [row["path"] for row in report("r").technique["valid_units"]]
+    assert units and all(path.endswith(("_attention", "_mlp")) for path in units)
+    network = networks.load(None, "r", default="", kind="classifier")
+    assert [edit["kind"] for edit in network.edits] == ["halves", "blocks removed"]
+    assert (Path("r") / "model.pt2").is_file() and not (Path("r") / "rebuild.py").exists()
+    assert any("split in halves" in text for text in report("r").warnings)
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (("--search", "pairs"), "--blocks-per-step 2"),
+        (("--search", "beam", "--blocks-per-step", 2, "--rescore", "once"), "--rescore every"),
+        (("--lookahead", "2"), "Write M:E"),
+        (("--lookahead", "2:0"), "E above 0"),
+        (("--lookahead", "2:1", "--blocks-per-step", 2), "Remove one unit at a time"),
+    ],
+)
+def test_searches_that_cannot_be(words, part, effvl):
+    outcome = effvl("prune-blocks", *MODEL, *words, "--out", "r")
+    assert outcome.code == 2 and part in outcome.error

@@ -6,6 +6,7 @@ from effvl_cli.core.checkpoint import digest
 from effvl_cli.core.errors import ModelError, UsageError
 from effvl_cli.engines.prune_blocks import training
 from effvl_cli.engines.prune_blocks.setup import Setup
+from effvl_cli.engines.prune_blocks.stages import Stages
 from effvl_cli.engines.prune_blocks.training import Recipe
 
 PHASE = "baseline"
@@ -19,7 +20,7 @@ def wanted(config: object) -> bool:
     return getattr(config, "weights", None) in (None, "none") or bool(getattr(config, "new_head", False))
 
 
-def prepare(here: Setup) -> None:
+def prepare(here: Setup, stages: Stages) -> None:
     """Train the original network in place, unless a run with these very options has done so."""
     config = here.config
     epochs = config.baseline_epochs or (EMBEDDED_EPOCHS if here.data == EMBEDDED else None)
@@ -35,7 +36,7 @@ def prepare(here: Setup) -> None:
         here.module.load_state_dict(known)
         here.run.log(f"{here.network.name} trained before with these options: taken from the cache")
     else:
-        training.train(here, here.module, recipe, PHASE)
+        stages.phase(PHASE, here.module, lambda: training.train(here, here.module, recipe, PHASE))
         if distributed.is_main():
             entry.save("weights", here.module.state_dict())
     distributed.barrier()

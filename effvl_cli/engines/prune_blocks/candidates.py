@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,40 @@ class Candidate:
     def saving(self) -> Saving:
         """Its size and place."""
         return Saving(self.unit.stage, self.params, self.macs)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Candidates that are scored, and go, together; mostly one.
+
+    Attributes:
+        members: indices of the candidates.
+        path: of their units, joined by +.
+        original: of the same, in the original network.
+        stage: of the same.
+        params: that their removal saves.
+        macs: the same, of one image.
+    """
+
+    members: tuple[int, ...]
+    path: str
+    original: str
+    stage: str
+    params: int
+    macs: int
+
+    @classmethod
+    def of(cls, candidates: Sequence[Candidate], members: Sequence[int]) -> "Choice":
+        """Of some candidates."""
+        chosen = [candidates[index] for index in members]
+        return cls(
+            tuple(members),
+            "+".join(candidate.unit.path for candidate in chosen),
+            "+".join(candidate.original for candidate in chosen),
+            "+".join(candidate.unit.stage for candidate in chosen),
+            sum(candidate.params for candidate in chosen),
+            sum(candidate.macs for candidate in chosen),
+        )
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,14 @@ from effvl_cli.config.prune_blocks import CRITERIA
 from effvl_cli.core import seeds
 from effvl_cli.core.errors import DataError, ModelError, UsageError
 from effvl_cli.core.registry import nearest
-from effvl_cli.engines.prune_blocks.candidates import Candidate
+from effvl_cli.engines.prune_blocks import latency
+from effvl_cli.engines.prune_blocks.candidates import Candidate, Choice, Found
 from effvl_cli.engines.prune_blocks.removals import Outcomes, score_removals, scores_file
 from effvl_cli.engines.prune_blocks.setup import Setup
 from effvl_cli.techniques.prune_blocks import criteria, statistics
 
 FILE = "file:"
+BEAM = 8  # sets that --search beam grows
 
 
 def check_criterion(criterion: str) -> None:
@@ -33,53 +35,78 @@ def check_criterion(criterion: str) -> None:
     raise UsageError(f"--criterion is {criterion!r}", hint)
 
 
-def measure(here: Setup, module: nn.Module, candidates: Sequence[Candidate], step: int) -> dict[str, Any]:
-    """Importance of every candidate.
+def measure(here: Setup, module: nn.Module, found: Found, step: int, count: int = 1) -> dict[str, Any]:
+    """Importance of every candidate, or of every set of `count` of them where --search asks for sets.
 
     Returns:
-        `rows`: a mapping for each candidate, as in the report. `order`: candidates, the first to go first. Then
-        `seconds`, `images`, and `sharing` with its `reason`, of direct scoring.
+        `rows`: a mapping for each candidate or set, as in the report; `sets`: the candidates of each. `order`: indices
+        of these, the first to go first. Then `seconds`, `images`, and `sharing` with its `reason`, of direct scoring.
 
     Raises:
         ModelError: a criterion that does not suit the units.
         NumericalError: the network gives NaN, or does not fit into the memory.
     """
     started = time.monotonic()
-    config = here.config
+    config, candidates = here.config, found.candidates
+    choices = [Choice.of(candidates, (index,)) for index in range(len(candidates))]
     if config.criterion == "direct":
-        units = [candidate.unit for candidate in candidates]
-        outcomes = score_removals(here, module, units, scores_file(here, step))
-        found = _direct(here, candidates, outcomes)
+        if getattr(config, "search", "single") == "pairs" and count == 2:
+            choices = grow(found, choices)
+        scored = _direct(here, module, candidates, choices, step)
+        if getattr(config, "search", "single") == "beam":
+            for _ in range(1, count):
+                choices = grow(found, [choices[index] for index in scored["order"][:BEAM]])
+                scored = _direct(here, module, candidates, choices, step)
     else:
         try:
             values = _proxy(here, module, candidates, step)
         except ValueError as error:
             raise ModelError(f"--criterion {config.criterion}: {error}", "Choose another criterion") from error
-        found = _by_value(here, candidates, values)
-    return {**found, "seconds": time.monotonic() - started}
+        scored = _by_value(here, module, candidates, choices, values)
+    return {**scored, "sets": [list(choice.members) for choice in choices], "seconds": time.monotonic() - started}
+
+
+def grow(found: Found, choices: Sequence[Choice]) -> list[Choice]:
+    """Every set of candidates that has one more than a given one and leaves each stage what it has to keep; as they
+    are, where there is none."""
+    candidates = found.candidates
+    sets = {tuple(sorted({*choice.members, index})) for choice in choices for index in range(len(candidates))}
+    larger = [members for members in sorted(sets) if len(members) > len(choices[0].members)]
+    fitting = [members for members in larger if _fits(found, members)]
+    return [Choice.of(candidates, members) for members in fitting] or list(choices)
+
+
+def _fits(found: Found, members: Sequence[int]) -> bool:
+    stages = [found.candidates[index].unit.stage for index in members]
+    return all(stages.count(stage) <= found.room[stage] for stage in stages)
 
 
 # --- direct ----------------------------------------------------------------------------------------------------------
 
 
-def _direct(here: Setup, candidates: Sequence[Candidate], outcomes: Outcomes) -> dict[str, Any]:
+def _direct(
+    here: Setup, module: nn.Module, candidates: Sequence[Candidate], choices: Sequence[Choice], step: int
+) -> dict[str, Any]:
+    sets = [choice.members for choice in choices]
+    units = [candidate.unit for candidate in candidates]
+    outcomes = score_removals(here, module, units, scores_file(here, step, len(sets[0])), sets)
     by_accuracy, by_loss = _impacts(outcomes)
     finite = [not bool(nan) for nan in outcomes.nan[1:]]
-    full = [k for k in range(len(candidates)) if outcomes.used[1 + k] == len(outcomes.order)]
-    dropped = [k for k in range(len(candidates)) if k not in full]
+    full = [k for k in range(len(choices)) if outcomes.used[1 + k] == len(outcomes.order)]
+    dropped = [k for k in range(len(choices)) if k not in full]
     order = [
-        *_rank(here, candidates, by_accuracy, by_loss, full, outcomes),
+        *_rank(here, choices, by_accuracy, by_loss, full, outcomes, _savings(here, module, candidates, choices)),
         *sorted(dropped, key=lambda k: (-int(outcomes.used[1 + k]), by_accuracy[k])),
     ]
     tied = statistics.tied_with_best(outcomes.correct[1:].bool(), order[0])
     rows = []
-    for k, candidate in enumerate(candidates):
+    for k, choice in enumerate(choices):
         used = int(outcomes.used[1 + k])
         interval = statistics.accuracy_interval(
             outcomes.correct[0, :used].bool(), outcomes.correct[1 + k, :used].bool()
         )
         rows.append(
-            _row(candidate)
+            _row(choice)
             | {
                 "importance": by_accuracy[k] if here.config.metric == "top1" else by_loss[k],
                 "impact_acc": by_accuracy[k],
@@ -111,22 +138,39 @@ def _impacts(outcomes: Outcomes) -> tuple[list[float], list[float]]:
 
 def _rank(
     here: Setup,
-    candidates: Sequence[Candidate],
+    choices: Sequence[Choice],
     by_accuracy: Sequence[float],
     by_loss: Sequence[float],
     chosen: Sequence[int],
     outcomes: Outcomes,
+    savings: Sequence[float] | None,
 ) -> list[int]:
     """The candidates that have seen all images, the first to go first."""
     config = here.config
     accuracy, loss = [by_accuracy[k] for k in chosen], [by_loss[k] for k in chosen]
     impact, other = (accuracy, loss) if config.metric == "top1" else (loss, accuracy)
-    macs, params = [candidates[k].macs for k in chosen], [candidates[k].params for k in chosen]
-    order = statistics.rank(impact, other, macs, params, config.normalise)
+    macs, params = [choices[k].macs for k in chosen], [choices[k].params for k in chosen]
+    saved = None if savings is None else [savings[k] for k in chosen]
+    order = statistics.rank(impact, other, macs, params, saved)
     if config.tie == "loss-ci":
         correct = outcomes.correct[torch.tensor([1 + k for k in chosen])].bool()
         order = statistics.break_ties_by_loss(order, statistics.tied_with_best(correct, order[0]), loss)
     return [chosen[k] for k in order]
+
+
+def _savings(
+    here: Setup, module: nn.Module, candidates: Sequence[Candidate], choices: Sequence[Choice]
+) -> list[float] | None:
+    """What --normalise divides by; the latency is of one image, and a set saves what its members save."""
+    match here.config.normalise:
+        case "macs":
+            return [float(choice.macs) for choice in choices]
+        case "params":
+            return [float(choice.params) for choice in choices]
+        case "latency":
+            saved = latency.saved(here, module, [candidate.unit for candidate in candidates])
+            return [sum(saved[index] for index in choice.members) for choice in choices]
+    return None
 
 
 # --- proxies ---------------------------------------------------------------------------------------------------------
@@ -175,13 +219,20 @@ def _from_file(path: Path, candidates: Sequence[Candidate]) -> list[float]:
         raise DataError(f"--criterion file:{path} has no value for {error}", "Give one for each unit") from error
 
 
-def _by_value(here: Setup, candidates: Sequence[Candidate], values: Sequence[float]) -> dict[str, Any]:
-    macs, params = [c.macs for c in candidates], [c.params for c in candidates]
-    order = statistics.rank(values, [0.0] * len(values), macs, params, here.config.normalise)
+def _by_value(
+    here: Setup,
+    module: nn.Module,
+    candidates: Sequence[Candidate],
+    choices: Sequence[Choice],
+    values: Sequence[float],
+) -> dict[str, Any]:
+    macs, params = [c.macs for c in choices], [c.params for c in choices]
+    savings = _savings(here, module, candidates, choices)
+    order = statistics.rank(values, [0.0] * len(values), macs, params, savings)
     unknown = dict.fromkeys(("impact_acc", "impact_loss", "ci95", "tied_with_best", "n_used", "nan"))
-    rows = [_row(c) | {"importance": value} | unknown for c, value in zip(candidates, values, strict=True)]
+    rows = [_row(c) | {"importance": value} | unknown for c, value in zip(choices, values, strict=True)]
     return {"rows": rows, "order": order, "images": None, "sharing": None, "reason": ""}
 
 
-def _row(candidate: Candidate) -> dict[str, Any]:
-    return {"path_original": candidate.original, "path": candidate.unit.path, "stage": candidate.unit.stage}
+def _row(choice: Choice) -> dict[str, Any]:
+    return {"path_original": choice.original, "path": choice.path, "stage": choice.stage}

@@ -35,7 +35,7 @@ def run(config: PruneBlocksConfig, run: Run) -> None:
     pruning = Pruning(here, stages, state)
     pruning.check()
     if baseline.wanted(config):
-        baseline.prepare(here)
+        baseline.prepare(here, stages)
     setup.note_leaks(here)
     found = pruning.run()
     final = stages.once("final", lambda: figures(here, found.state.module))
@@ -94,6 +94,12 @@ def check_options(config: Any) -> None:
     check_split(config)
     if config.race != "none" and config.criterion != "direct":
         raise UsageError(f"--race {config.race} needs --criterion direct", "Leave --race out")
+    search, together = getattr(config, "search", "single"), getattr(config, "blocks_per_step", 1)
+    if search != "single" and (config.criterion != "direct" or config.rescore == "once"):
+        raise UsageError(f"--search {search} needs --criterion direct and --rescore every", "Leave --search out")
+    if (search == "pairs" and together != 2) or (search == "beam" and together < 2):
+        wanted = "2" if search == "pairs" else "2 or more"
+        raise UsageError(f"--search {search} with --blocks-per-step {together}", f"Give --blocks-per-step {wanted}")
 
 
 def check_split(config: Any) -> None:

@@ -10,10 +10,12 @@ from torch import nn
 from effvl_cli.core import distributed
 from effvl_cli.core.measure import interleaved_latency, ratio
 from effvl_cli.engines.prune_blocks.setup import Setup
-from effvl_cli.techniques.prune_blocks.surgery import Removal, apply_removals
+from effvl_cli.techniques.prune_blocks.surgery import Removal, apply_removals, bypassed
+from effvl_cli.techniques.prune_blocks.unit import Unit
 
 ORIGINAL = "original"
 PER_ARM_SECONDS = 5.0
+PER_UNIT_SECONDS = 1.0
 
 
 def along_steps(module: nn.Module, removals: Sequence[Removal]) -> dict[str, nn.Module]:
@@ -49,6 +51,22 @@ def measure(here: Setup, networks: Mapping[str, nn.Module], batches: Sequence[in
                 here.run.warn(f"latency at batch {batch} left out: out of memory")
             progress.update(done)
     return rows
+
+
+def saved(here: Setup, module: nn.Module, units: Sequence[Unit]) -> list[float]:
+    """Milliseconds that one image needs less without each unit; not below 0."""
+    image = here.noise(1)
+
+    def without(skipped: list[Unit]) -> Callable[[], Any]:
+        def call() -> Any:
+            with bypassed(module, skipped):
+                return module(image)
+
+        return call
+
+    arms = {"": without([])} | {unit.path: without([unit]) for unit in units}
+    times = interleaved_latency(arms, here.run.device, seconds=PER_UNIT_SECONDS)
+    return [max(0.0, times[""].median_ms - times[unit.path].median_ms) for unit in units]
 
 
 def rows_of(

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from effvl_cli.core.measure import interleaved_latency, ratio
-from effvl_cli.engines.prune_blocks import baseline, candidates, importance, targets
+from effvl_cli.engines.prune_blocks import baseline, candidates, importance, lookahead, targets
 from effvl_cli.engines.prune_blocks.candidates import Candidate, Found
+from effvl_cli.engines.prune_blocks.lookahead import Lookahead, Trial
 from effvl_cli.engines.prune_blocks.setup import Setup
 from effvl_cli.engines.prune_blocks.stages import Stages
 from effvl_cli.engines.prune_blocks.step import figures, finetune, settle, size_of
@@ -45,6 +46,7 @@ class Pruning:
         self.here, self.stages, self.start = here, stages, start
         self.original = size_of(here, here.module)
         self.targets = Targets.of(here.config, here.data)
+        self.lookahead = Lookahead.of(here.config)
         self.ranking: list[str] = []  # original paths by the first scoring, for --rescore once
         self.steps: list[dict[str, Any]] = []
 
@@ -131,11 +133,19 @@ class Pruning:
         """One round; what an earlier attempt finished of it is taken from there."""
         k, here, config = len(self.steps) + 1, self.here, self.here.config
         number = k + max((removal.step for removal in self.start.removals), default=0)
-        scored = self.stages.once(f"step {k} scores", lambda: self._score(state, found, k))
-        picked = self._pick(scored, found, self._removed(state))
+        count = self.targets.at_most(self._removed(state), config.blocks_per_step)
+        scored = self.stages.once(f"step {k} scores", lambda: self._score(state, found, k, count))
+        picked = self._pick(scored, found, count)
+        tried: list[Trial] = []
+        if self.lookahead:
+            tried = lookahead.try_out(
+                here, self.stages, state, self._shortlist(scored, found), self.lookahead, k, number
+            )
+            picked = [min(tried, key=lambda trial: trial.rank).candidate]
         here.run.log(f"step {k}: removing {', '.join(candidate.original for candidate in picked)}")
         pruned = cut(here, state, picked, step=number)
-        row = settle(here, self.stages, pruned, k=k, count=len(picked), original=self.original)
+        tuned = next((trial.module for trial in tried if trial.candidate in picked), None)
+        row = settle(here, self.stages, pruned, k=k, count=len(picked), original=self.original, tuned=tuned)
         direct = config.criterion == "direct"
         row |= {
             "importance": scored["rows"],
@@ -145,27 +155,33 @@ class Pruning:
             "bit_exact": int(config.race == "none") if direct else None,
             "score_seconds": scored["seconds"],
             "score_images": scored["images"],
+            "lookahead": [trial.row() for trial in tried],
             "latency": self._latency(pruned) if self.targets.latency is not None else None,
         }
         return pruned, row
 
-    def _score(self, state: State, found: Found, k: int) -> dict[str, Any]:
+    def _score(self, state: State, found: Found, k: int, count: int) -> dict[str, Any]:
         if self.here.config.rescore == "once" and k > 1:
             places = {c.original: index for index, c in enumerate(found.candidates)}
             order = [places[name] for name in self.ranking if name in places]
             return {"rows": [], "order": order, "seconds": 0.0, "images": 0, "sharing": None, "reason": ""}
-        scored = importance.measure(self.here, state.module, found.candidates, k)
+        scored = importance.measure(self.here, state.module, found, k, count)
         if scored["reason"]:
             self.here.run.warn(f"step {k}: less is shared between candidates: {scored['reason']}")
         return scored
 
-    def _pick(self, scored: dict[str, Any], found: Found, removed: int) -> list[Candidate]:
+    def _pick(self, scored: dict[str, Any], found: Found, count: int) -> list[Candidate]:
+        if self.here.config.search != "single":
+            return [found.candidates[index] for index in scored["sets"][scored["order"][0]]]
         if not self.ranking:
             self.ranking = [found.candidates[index].original for index in scored["order"]]
         stages = [candidate.unit.stage for candidate in found.candidates]
-        count = self.targets.at_most(removed, self.here.config.blocks_per_step)
         picked = targets.spread_over_stages(scored["order"], stages, found.room, count)
         return [found.candidates[index] for index in picked]
+
+    def _shortlist(self, scored: dict[str, Any], found: Found) -> list[Candidate]:
+        assert self.lookahead is not None
+        return [found.candidates[index] for index in scored["order"][: self.lookahead.candidates]]
 
     def _finish(self, state: State) -> State:
         config = self.here.config

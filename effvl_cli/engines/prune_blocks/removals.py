@@ -22,9 +22,10 @@ from effvl_cli.techniques.prune_blocks.unit import Unit
 SAVE_EVERY = 20  # batches
 
 
-def scores_file(here: Setup, step: int) -> Path:
-    """Where the scores of every image in a step are kept."""
-    return here.run.folder / "scores" / f"step_{step}.safetensors"
+def scores_file(here: Setup, step: int, size: int = 1) -> Path:
+    """Where the scores of every image in a step are kept, without sets of `size` units."""
+    name = f"step_{step}" + (f"_sets_of_{size}" if size > 1 else "")
+    return here.run.folder / "scores" / f"{name}.safetensors"
 
 
 @dataclass
@@ -69,8 +70,10 @@ class _TooLargeError(Exception):
     """A batch does not fit into the device's memory."""
 
 
-def score_removals(here: Setup, module: nn.Module, units: Sequence[Unit], path: Path) -> Outcomes:
-    """Leave out every unit in turn; results that an earlier attempt saved at `path` are not made again.
+def score_removals(
+    here: Setup, module: nn.Module, units: Sequence[Unit], path: Path, sets: Sequence[Sequence[int]]
+) -> Outcomes:
+    """Leave out every set of units in turn; results that an earlier attempt saved at `path` are not made again.
 
     Raises:
         NumericalError: the network itself gives NaN, or one image at a time does not fit into the memory.
@@ -78,7 +81,7 @@ def score_removals(here: Setup, module: nn.Module, units: Sequence[Unit], path: 
     size = here.config.score_batch_size
     while True:
         try:
-            found = _Scoring(here, module, units, path, size).run()
+            found = _Scoring(here, module, units, path, sets, size).run()
         except _TooLargeError:
             if size == 1:
                 raise NumericalError("out of memory with one image", "Use --device cpu, or smaller images") from None
@@ -92,12 +95,20 @@ def score_removals(here: Setup, module: nn.Module, units: Sequence[Unit], path: 
 
 
 class _Scoring:
-    def __init__(self, here: Setup, module: nn.Module, units: Sequence[Unit], path: Path, size: int) -> None:
+    def __init__(
+        self,
+        here: Setup,
+        module: nn.Module,
+        units: Sequence[Unit],
+        path: Path,
+        sets: Sequence[Sequence[int]],
+        size: int,
+    ) -> None:
         config = here.config
         self.here, self.path, self.size = here, path, size
-        self.scorer = Scorer(module, units, config.sharing)
-        self.race = Race(here, len(units))
-        self.outcomes = Outcomes.empty(self.race.order, 1 + len(units))
+        self.scorer = Scorer(module, units, config.sharing, sets)
+        self.race = Race(here, len(sets))
+        self.outcomes = Outcomes.empty(self.race.order, 1 + len(sets))
         self.done = 0  # batches that are in `outcomes`
 
     def run(self) -> Outcomes:

@@ -21,7 +21,7 @@ def run(config: ScoreConfig, run: Run) -> None:
     before = here.accuracy(state.module, here.scoring)
     baseline.check_better_than_chance(here, before["top1"])
     run.report.metric("top1_score", before["top1"], split=here.scoring.source.split, n=len(here.scoring))
-    scored = importance.measure(here, state.module, found.candidates, 1)
+    scored = importance.measure(here, state.module, found, 1)
     technique.update(
         importance=scored["rows"],
         order=scored["order"],

@@ -1,26 +1,67 @@
-"""Figures of finished stages, kept in the run folder so that a resumed run does not make them again."""
+"""What stages of a run have come to, kept in its folder so that a resumed run does not make it again."""
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
+from torch import nn
+
 from effvl_cli.core import distributed
+from effvl_cli.core.checkpoint import StepFolders
 from effvl_cli.core.files import write_json
+from effvl_cli.core.loop import Fitted
 from effvl_cli.core.run import Run
 
 
 class Stages:
-    """Names of stages and their JSON values, in `checkpoints/stages.json`."""
+    """Names of stages and their JSON values, in `checkpoints/stages.json`.
+
+    Records of work that a killed attempt began and this one repeats are taken out of metrics.jsonl: the file knows how
+    long that was when the newest value was stored, and a phase of training when its newest checkpoint was.
+    """
 
     def __init__(self, run: Run) -> None:
-        self.path = run.folder / "checkpoints" / "stages.json"
+        self.run, self.folder = run, run.folder / "checkpoints"
+        self.path = self.folder / "stages.json"
         found = json.loads(self.path.read_text()) if distributed.is_main() and self.path.is_file() else {}
-        self.values: dict[str, Any] = distributed.broadcast_json(found)
+        found = distributed.broadcast_json(found)
+        self.values: dict[str, Any] = found.get("values", {})
+        self._records = int(found.get("records", 0))
+        self._repeats = True  # whether records of an earlier attempt may stand behind those of finished work
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         """The value of a stage; made, and stored, if no attempt has done so."""
         if name not in self.values:
+            self._forget()
             self.values[name] = distributed.broadcast_json(make())
             if distributed.is_main():
-                write_json(self.path, self.values)
+                write_json(self.path, {"values": self.values, "records": self.run.record_offset()})
         return self.values[name]
+
+    def phase(self, name: str, module: nn.Module, train: Callable[[], Fitted]) -> float:
+        """Train a module in place, unless an attempt has finished that: then its weights are loaded.
+
+        Returns:
+            Seconds that the training took.
+        """
+        folders = StepFolders(self.folder / name)
+        done = self.values.get(f"{name} trained")
+        if done:
+            module.load_state_dict(folders.load(done["step"]).model)
+            module.eval().requires_grad_(False)
+            self.run.resumed(name, done["steps"])
+            return float(done["seconds"])
+        if not distributed.any_flag(len(folders.steps())):
+            self._forget()
+        self._repeats = False
+        began = time.monotonic()
+        fitted = train()
+        step = fitted.steps if fitted.best_step is None else fitted.best_step
+        known = {"step": step, "steps": fitted.steps, "seconds": time.monotonic() - began}
+        return float(self.once(f"{name} trained", lambda: known)["seconds"])
+
+    def _forget(self) -> None:
+        if self._repeats:
+            self.run.rewind_records(self._records)
+        self._repeats = False

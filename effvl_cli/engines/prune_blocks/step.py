@@ -1,6 +1,5 @@
 """What follows a removal, in the loop and in `apply`: statistics, fine-tuning, figures."""
 
-import time
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,16 @@ def figures(here: Setup, module: nn.Module) -> dict[str, dict[str, float]]:
     return {"score": here.accuracy(module, here.scoring), "test": here.accuracy(module, here.test)}
 
 
-def settle(here: Setup, stages: Stages, pruned: State, *, k: int, count: int, original: Size) -> dict[str, Any]:
+def settle(
+    here: Setup,
+    stages: Stages,
+    pruned: State,
+    *,
+    k: int,
+    count: int,
+    original: Size,
+    tuned: nn.Module | None = None,
+) -> dict[str, Any]:
     """Estimate statistics, fine-tune in place and measure, in one step.
 
     Args:
@@ -39,6 +47,7 @@ def settle(here: Setup, stages: Stages, pruned: State, *, k: int, count: int, or
         k: number of the step in this run.
         count: of its removals.
         original: size of the network that the run began with.
+        tuned: the same network after some training, to go on from.
 
     Returns:
         The step's row of the report, without what chose the units.
@@ -47,12 +56,14 @@ def settle(here: Setup, stages: Stages, pruned: State, *, k: int, count: int, or
     removed = pruned.removals[-count:]
     before = stages.once(f"step {k} before", lambda: figures(here, pruned.module))
     recalibrated = _recalibrate(here, stages, pruned.module, k)
+    if tuned is not None:
+        pruned.module.load_state_dict(tuned.state_dict())
     recipe = Recipe(config.finetune_epochs, config.finetune_lr, config.finetune_batch_size, steps=config.finetune_steps)
-    tuned = finetune(here, stages, pruned.module, f"step-{k}", recipe)
+    trained = finetune(here, stages, pruned.module, f"step-{k}", recipe)
     after = stages.once(f"step {k} after", lambda: figures(here, pruned.module))
     size = size_of(here, pruned.module)
     names = [removal.original_path for removal in removed]
-    here.run.record("step", k=k, removed=names, before=before, after=after)
+    stages.once(f"step {k} recorded", lambda: here.run.record("step", k=k, removed=names, before=before, after=after))
     return {
         "k": k,
         "removed": [removal.to_dict() for removal in removed],
@@ -65,8 +76,8 @@ def settle(here: Setup, stages: Stages, pruned: State, *, k: int, count: int, or
         "macs": size.macs,
         "params_removed": 1 - size.params / original.params,
         "macs_removed": 1 - size.macs / original.macs,
-        "ft": tuned,
-        "checkpoint": f"checkpoints/step-{k}" if tuned else None,
+        "ft": trained,
+        "checkpoint": f"checkpoints/step-{k}" if trained else None,
     }
 
 
@@ -74,10 +85,8 @@ def finetune(here: Setup, stages: Stages, module: nn.Module, phase: str, recipe:
     """Train in place; None where there is nothing to train for."""
     if not (recipe.steps or recipe.epochs):
         return None
-    started = time.monotonic()
-    training.train(here, module, recipe, phase, teacher=here.module if training.needs_teacher(here.config) else None)
-    elapsed = time.monotonic() - started
-    seconds = stages.once(f"{phase} seconds", lambda: elapsed)
+    teacher = here.module if training.needs_teacher(here.config) else None
+    seconds = stages.phase(phase, module, lambda: training.train(here, module, recipe, phase, teacher=teacher))
     length = {"steps": recipe.steps} if recipe.steps else {"epochs": recipe.epochs}
     return {**length, "lr": recipe.lr, "seconds": seconds}
 

@@ -71,7 +71,9 @@ class ClassifierTask(Task):
         return {f"{name}_score": value for name, value in found.items()}
 
 
-def train(here: Setup, module: nn.Module, recipe: Recipe, phase: str, *, teacher: nn.Module | None = None) -> None:
+def train(
+    here: Setup, module: nn.Module, recipe: Recipe, phase: str, *, teacher: nn.Module | None = None
+) -> loop.Fitted:
     """Train `module` in place; a phase that an earlier attempt began or finished goes on from there."""
     config = here.config
     sampler = EpochSampler(len(here.train), _divisible(recipe.batch_size), config.seed)
@@ -101,8 +103,9 @@ def train(here: Setup, module: nn.Module, recipe: Recipe, phase: str, *, teacher
     with contextlib.ExitStack() as hooks:
         for features in task.features:
             hooks.enter_context(features)
-        loop.fit(task, optimizers, lambda start: _batches(here, sampler, start), here.run, plan)
+        fitted = loop.fit(task, optimizers, lambda start: _batches(here, sampler, start), here.run, plan)
     module.eval().requires_grad_(False)
+    return fitted
 
 
 def _divisible(batch_size: int) -> int:

@@ -7,12 +7,11 @@ order of the images nor on the number of processes.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Normalise = Literal["none", "macs", "params"]
 Z95 = 1.959963984540054
 Z80 = 0.8416212335729143  # 80 % of a normal distribution lie below
 FEWEST_DISCORDANT = 25  # below, the normal approximation of a paired difference is poor
@@ -149,7 +148,7 @@ def rank(
     other: Sequence[float],
     macs_saved: Sequence[int],
     params_saved: Sequence[int],
-    normalise: Normalise = "none",
+    savings: Sequence[float] | None = None,
 ) -> list[int]:
     """Order in which units should go, first = first.
 
@@ -161,13 +160,12 @@ def rank(
         other: by the other one.
         macs_saved: multiply-adds that each removal saves.
         params_saved: parameters that it saves.
-        normalise: "macs" or "params" divide the impact by that saving. Where the impact is not positive, a quotient
+        savings: divide the impact by these. Where the impact is not positive, a quotient
             would put small savings first: those units go before all others, larger savings first.
     """
-    savings = {"none": [1] * len(impact), "macs": macs_saved, "params": params_saved}[normalise]
 
     def price(index: int) -> tuple[bool, float]:
-        if normalise == "none":
+        if savings is None:
             return False, impact[index]
         if impact[index] <= 0:
             return False, -savings[index]

@@ -127,17 +127,17 @@ def test_equals_are_ordered_by_the_other_measure_then_savings_then_position():
 
 def test_candidates_without_a_number_go_last():
     assert rank([NAN, 0.3, 0.1, -5.0], [0, 0, 0, NAN], [1] * 4, [1] * 4) == [2, 1, 3, 0]
-    assert rank([NAN, 0.3], [0, 0], [1] * 2, [1] * 2, "macs") == [1, 0]
+    assert rank([NAN, 0.3], [0, 0], [1] * 2, [1] * 2, [1, 1]) == [1, 0]
     assert rank([0.1, 0.3], [math.inf, 0], [1] * 2, [1] * 2) == [1, 0]
 
 
 def test_impacts_over_savings():
     # By quotient 0.1, 0.05, 0.2; and no harm at all: the larger saving first, whatever the impact.
     impact, params = [0.2, 0.2, 0.2, 0.0, -0.1, -0.3], [2, 4, 1, 5, 9, 5]
-    assert rank(impact, [0.0] * 6, [1] * 6, params, "params") == [4, 5, 3, 1, 0, 2]
-    assert rank(impact, [0.0] * 6, params, [1] * 6, "macs") == [4, 5, 3, 1, 0, 2]
+    assert rank(impact, [0.0] * 6, [1] * 6, params, params) == [4, 5, 3, 1, 0, 2]
+    assert rank(impact, [0.0] * 6, params, [1] * 6, params) == [4, 5, 3, 1, 0, 2]
     assert rank(impact, [0.0] * 6, [1] * 6, params) == [5, 4, 3, 1, 0, 2]
-    assert rank([0.2, 0.1], [0.0] * 2, [5, 0], [1] * 2, "macs") == [0, 1]  # nothing saved: infinitely dear
+    assert rank([0.2, 0.1], [0.0] * 2, [5, 0], [1] * 2, [5, 0]) == [0, 1]  # nothing saved: infinitely dear
 
 
 def test_ties_broken_by_loss():

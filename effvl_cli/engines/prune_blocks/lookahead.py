@@ -1,0 +1,101 @@
+"""Candidates that are really fine-tuned for a while before one of them is chosen: immediate harm need not last."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from effvl_cli.core.errors import UsageError
+from effvl_cli.data.sampler import EpochSampler
+from effvl_cli.engines.prune_blocks.candidates import Candidate
+from effvl_cli.engines.prune_blocks.setup import Setup
+from effvl_cli.engines.prune_blocks.stages import Stages
+from effvl_cli.engines.prune_blocks.step import finetune
+from effvl_cli.engines.prune_blocks.surgery import State, cut
+from effvl_cli.engines.prune_blocks.training import Recipe
+
+
+@dataclass(frozen=True)
+class Lookahead:
+    """How many candidates, and for how many epochs each."""
+
+    candidates: int
+    epochs: float
+
+    @classmethod
+    def of(cls, config: Any) -> "Lookahead | None":
+        """From --lookahead M:E; None where there is nothing to look ahead to.
+
+        Raises:
+            UsageError: it cannot be read, or more than one unit goes at a time.
+        """
+        if config.lookahead is None:
+            return None
+        first, _, second = config.lookahead.partition(":")
+        try:
+            found = cls(int(first), float(second))
+        except ValueError as error:
+            raise UsageError(f"--lookahead is {config.lookahead}", "Write M:E, e.g. 3:0.5") from error
+        if found.candidates < 1 or not 0 < found.epochs < float("inf"):
+            raise UsageError(f"--lookahead is {config.lookahead}", "M is at least 1, and E above 0")
+        if config.blocks_per_step != 1:
+            raise UsageError(
+                f"--lookahead with --blocks-per-step {config.blocks_per_step}", "Remove one unit at a time"
+            )
+        return found if found.candidates > 1 else None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate, the network that was fine-tuned without it, and how it then does on the images that score."""
+
+    candidate: Candidate
+    module: nn.Module
+    figures: dict[str, float]
+    metric: str
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Lower is better."""
+        wrong, loss = 1 - self.figures["top1"], self.figures["loss"]
+        return (wrong, loss) if self.metric == "top1" else (loss, wrong)
+
+    def row(self) -> dict[str, Any]:
+        """For the report."""
+        return {"path_original": self.candidate.original, **self.figures}
+
+
+def try_out(
+    here: Setup,
+    stages: Stages,
+    state: State,
+    shortlist: Sequence[Candidate],
+    plan: Lookahead,
+    k: int,
+    number: int,
+) -> list[Trial]:
+    """Fine-tune the network without each candidate, by the same data in the same order.
+
+    Args:
+        here: data and options.
+        stages: what earlier attempts have finished.
+        state: the network.
+        shortlist: the candidates.
+        plan: for how long.
+        k: number of the step in this run.
+        number: of the step, for removals.
+    """
+    config = here.config
+    sampler = EpochSampler(len(here.train), config.finetune_batch_size, config.seed)
+    steps = max(1, round(plan.epochs * sampler.steps_per_epoch))
+    recipe = Recipe(0, config.finetune_lr, config.finetune_batch_size, steps=steps)
+    trials = []
+    for candidate in shortlist:
+        module = cut(here, state, [candidate], step=number).module
+        phase = f"step-{k}-without-{candidate.original}"
+        finetune(here, stages, module, phase, recipe)
+        figures = stages.once(f"{phase} figures", partial(here.accuracy, module, here.scoring))
+        trials.append(Trial(candidate, module, figures, config.metric))
+    return trials

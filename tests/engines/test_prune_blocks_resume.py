@@ -1,0 +1,86 @@
+"""Interrupted anywhere, a run ends with the bits of an uninterrupted one; on two processes it finds the same scores."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from effvl_cli.core.checkpoint import load_model
+from effvl_cli.data import digits
+from effvl_cli.engines.prune_blocks import pruning, removals
+from tests.processes import run as launch
+
+LINE = (
+    *("prune-blocks", "--model", "cifar-resnet:14,width=4", "--baseline-epochs", 1, "--baseline-batch-size", 128),
+    *("--finetune-batch-size", 256, "--final-epochs", 1, "--save-every", 2, "--force", "--score-size", 6),
+    *("--score-batch-size", 8, "--latency-batch-size", 1),
+)
+
+
+class KilledError(Exception):
+    """Stands for the end of the process: nothing in memory is used again."""
+
+
+def dying(monkeypatch, owner, name, *, calls):
+    """Let a function work so many times, and then end everything."""
+    function, count = getattr(owner, name), iter(range(10_000))
+
+    def mortal(*args, **options):
+        result = function(*args, **options)
+        if next(count) == calls - 1:
+            raise KilledError
+        return result
+
+    monkeypatch.setattr(owner, name, mortal)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    from effvl_cli.cli.app import main
+
+    root = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setenv("EFFVL_CACHE", str(root / "cache"))
+        patch.setattr(removals, "SAVE_EVERY", 2)
+        assert main([str(a) for a in (*LINE, "--out", root / "run")]) == 0
+    return root / "run"
+
+
+@pytest.mark.parametrize("place", ["scoring", "surgery", "fine-tuning"])
+def test_a_run_that_died_ends_with_the_same_bits(place, whole, effvl, report, workdir, monkeypatch):
+    monkeypatch.setattr(removals, "SAVE_EVERY", 2)
+    with monkeypatch.context() as patch:
+        if place == "scoring":
+            dying(patch, removals._Scoring, "_merge", calls=2)
+        elif place == "surgery":
+            dying(patch, pruning, "cut", calls=1)
+        else:
+            images = len(digits.build("", "train"))
+            dying(patch, torch.optim.SGD, "step", calls=images // 128 + images // 256 + 3)  # in the second fine-tuning
+        assert effvl(*LINE, "--out", "run").code == 1
+    outcome = effvl(*LINE, "--out", "run")
+    assert outcome.code == 0, outcome.err
+    assert report("run").resume.count == 1
+    one, other = (load_model(folder / "checkpoint.safetensors")[0] for folder in (whole, Path("run")))
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    assert (whole / "metrics.jsonl").read_bytes() == Path("run/metrics.jsonl").read_bytes()
+    first, then = (report(folder).metrics for folder in (whole, "run"))
+    varying = {"latency_ratio", "scoring_speedup"}
+    assert all(then[name] == metric for name, metric in first.items() if name not in varying)
+    steps = [
+        [removal for row in report(folder).technique["steps"] for removal in row["removed"]]
+        for folder in (whole, "run")
+    ]
+    assert steps[0] == steps[1]
+
+
+def test_two_processes_find_the_same_scores(whole, workdir):
+    line = ("prune-blocks", "score", whole, "--score-batch-size", 7, "--force")
+    launch(*line, "--out", "one")
+    launch(*line, "--out", "two", processes=2)
+    one, two = (load_file(Path(name) / "scores" / "step_1.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys() and one["loss"].abs().sum() > 0
+    for key in ("order", "correct", "loss", "nan", "used"):
+        assert torch.equal(one[key], two[key]), key
