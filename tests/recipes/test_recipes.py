@@ -76,7 +76,8 @@ def test_a_recipe_runs_in_miniature(effvl, few_images, quick_figures, image_fold
     more = list(SMALL[recipe.command])
     if recipe.command == "pretrain":
         more += ["--steps", 3] if "steps" in recipe.config else ["--epochs", 1]
-    if "folder:" in recipe.config.get("data", "") or recipe.config.get("weights") == "openai":
+    foreign = recipe.config.get("weights") == "openai" or recipe.command.startswith("prune-blocks")
+    if "folder:" in recipe.config.get("data", "") or foreign:
         more += ["--data", f"folder:{image_folder}"]
     if recipe.config.get("weights") == "openai":
         more += ["--model", "tiny:clip", "--weights", "none"]
