@@ -164,7 +164,7 @@ def test_the_images_that_score_are_never_trained_on_and_always_the_same(job, rep
     digest = []
     for seed in (0, 0, 1):
         words = ("--score-size", 3, "--seed", seed, "--remove", 1, "--baseline-epochs", 1, "--force", "--fresh")
-        job(*words, "--out", "r", small=MODEL)
+        job(*words, "--out", "r", *("--finetune-epochs", 0, "--final-epochs", 0), small=MODEL)
         digest.append(report("r").technique["ids_sha256"])
         assert report("r").technique["steps"][0]["score_images"] == 30
     assert digest[0] == digest[1] != digest[2]
