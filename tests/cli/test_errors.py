@@ -19,7 +19,7 @@ from PIL import Image
         ("prune-tokens --download --no-download", 2, ["--download is given twice"]),
         ("sweep a.yaml --out x --out y", 2, ["--out is given twice"]),
         ("prune-tokens --keep=", 2, ["--keep is empty", "a number"]),
-        ("prune-tokens --no-keep 0.4", 2, ["--no-keep", "Did you mean", "'keep'"]),
+        ("prune-tokens --no-keep 0.4", 2, ["--no-keep", "Did you mean 'num-keep' or 'keep'?"]),
         ("prune-tokens -k 0.4", 2, ["option -k"]),
         ("prune-tokens --keep", 2, ["--keep", "requires an argument"]),
         ("pretrain clip", 2, ["unknown verb 'clip'", "search, eval"]),
