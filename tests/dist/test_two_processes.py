@@ -11,7 +11,7 @@ from effvl_cli.core.checkpoint import load_model
 from tests.processes import run
 
 SGD = ("--optimizer", "sgd", "--lr", 0.05, "--weight-decay", 1e-3, "--batch-size", 8)
-INVARIANCE = (*SGD, "--num-bank", 16, "--schedule", "0.5:patch=8;1:keep=0.5", "--budget", 300)
+INVARIANCE = (*SGD, "--num-bank", 16, "--schedule", "0.5:patch=8;1:keep=0.5")
 
 
 def weights(folder):
@@ -33,9 +33,9 @@ def varied_folder(image_folder):
     return image_folder
 
 
-@pytest.mark.parametrize("method", ["simclr", "mocov3", "dino"])
-def test_invariance_methods(effvl, report, varied_folder, method):
-    line = ("pretrain", "--method", method, *INVARIANCE, "--data", f"folder:{varied_folder}")
+@pytest.mark.parametrize(("method", "budget"), [("simclr", 70), ("mocov3", 40), ("dino", 70)])  # a few steps
+def test_invariance_methods(effvl, report, varied_folder, method, budget):
+    line = ("pretrain", "--method", method, *INVARIANCE, "--budget", budget, "--data", f"folder:{varied_folder}")
     if method == "dino":
         line = (*line, "--prototypes", 16, "--local-crops", 1)
     assert effvl(*line, "--out", "one").code == 0
@@ -43,7 +43,7 @@ def test_invariance_methods(effvl, report, varied_folder, method):
     assert_equal(weights("one"), weights("two"))
     assert report("two").environment["distributed"]["world_size"] == 2
     steps = [report(name).technique["arms"]["train"]["steps"] for name in ("one", "two")]
-    assert steps[0] == steps[1] >= 3
+    assert steps[0] == steps[1] and 3 <= steps[0] <= 6
 
 
 @pytest.mark.parametrize(
