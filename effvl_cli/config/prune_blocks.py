@@ -79,6 +79,13 @@ class ScoreOptions(SplitOptions):
     race: Annotated[
         Literal["none", "halving", "bound"], Doc("drop hopeless candidates early: halves, or by a confidence bound")
     ] = "none"
+    score_bn: Annotated[
+        Literal["keep", "recal"],
+        Doc("recal: score each removal with batch-norm statistics of --bn-recal training images behind it"),
+    ] = "keep"
+    score_stack: Annotated[
+        Positive, Doc("candidates that run as one larger batch, for GPUs; above 1 no longer equal bit for bit")
+    ] = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +138,14 @@ class FinetuneOptions:
     select: Annotated[
         Literal["last", "best"], Doc("result of a fine-tuning: its last or best state, on the scorers")
     ] = "last"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecalOptions:
+    """Batch norm without the unit that has gone."""
+
+    panel: ClassVar[str] = "Scoring"
+
     bn_recal: Annotated[
         Count, Doc("training images that re-estimate batch-norm statistics after a removal; 0: none")
     ] = 0
@@ -174,6 +189,7 @@ class PruneBlocksConfig(
     MeasureOptions,
     BaselineOptions,
     FinetuneOptions,
+    RecalOptions,
     ScoreOptions,
     UnitOptions,
     TargetOptions,
@@ -210,12 +226,12 @@ class _OnNetwork(_OnRun, RunOptions, ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig(_OnNetwork, ScoreOptions, UnitOptions):
+class ScoreConfig(_OnNetwork, RecalOptions, ScoreOptions, UnitOptions):
     """Importance of every block of RUN's network, or of --weights; removes nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ApplyConfig(_OnNetwork, SaveOptions, MeasureOptions, FinetuneOptions, SplitOptions, UnitOptions):
+class ApplyConfig(_OnNetwork, SaveOptions, MeasureOptions, FinetuneOptions, RecalOptions, SplitOptions, UnitOptions):
     """Remove the named blocks of RUN's network, or of --weights, without scoring; fine-tune."""
 
     panel: ClassVar[str] = "Units"

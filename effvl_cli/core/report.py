@@ -207,10 +207,12 @@ class Draft:
         name = str(path.relative_to(folder)) if folder else path.name
         self._artifacts[name] = Artifact(path=name, sha256=sha256(path), bytes=path.stat().st_size)
 
-    def warn(self, text: str) -> None:
-        """Keep a warning, once."""
-        if text not in self.warnings:
-            self.warnings.append(text)
+    def warn(self, text: str) -> bool:
+        """Keep a warning; False for one that is known."""
+        if text in self.warnings:
+            return False
+        self.warnings.append(text)
+        return True
 
     def reference(self, reference: Mapping[str, Any] | None) -> None:
         """Published figures to stand beside ours: the recipe's `reference.expected`."""

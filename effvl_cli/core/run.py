@@ -100,9 +100,9 @@ class Run:
                 file.write(f"{stamp} {text}\n")
 
     def warn(self, text: str) -> None:
-        """A warning, kept in the report."""
-        self.report.warn(text)
-        self.log(f"warning: {text}")
+        """A warning, kept in the report and shown once."""
+        if self.report.warn(text):
+            self.log(f"warning: {text}")
 
     def record(self, event: str, **fields: Any) -> None:
         """A line of metrics.jsonl; no times or rates, so that a resumed run writes the same bytes."""

@@ -1,6 +1,9 @@
 """Models of open_clip, by the names of its model configurations."""
 
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +40,8 @@ def build(name: str, *, num_classes: int | None = None) -> Network:
         raise UsageError(f"unknown open_clip model {name!r}", hint)
     try:
         tokenize = open_clip.get_tokenizer(name)
-        module = open_clip.create_model(name, pretrained=None, pretrained_hf=False, device="cpu")
+        with _quiet():
+            module = open_clip.create_model(name, pretrained=None, pretrained_hf=False, device="cpu")
     except ImportError as error:
         package = error.name or "transformers"
         raise MissingPackageError(
@@ -55,6 +59,17 @@ def build(name: str, *, num_classes: int | None = None) -> Network:
         fetch=lambda tag, download: _fetch(name, tag, download),
         adapt=adapt,
     )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without open_clip's warning of random weights: ours are loaded later, and the report says which."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def preprocess_of(module: nn.Module) -> Preprocess:

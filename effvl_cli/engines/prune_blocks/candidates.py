@@ -12,8 +12,16 @@ from effvl_cli.core.errors import ModelError, UsageError
 from effvl_cli.core.measure import count_macs, count_parameters
 from effvl_cli.engines.prune_blocks.setup import Setup
 from effvl_cli.engines.prune_blocks.targets import Saving
-from effvl_cli.techniques.prune_blocks.cost import Cost, cost_model, measure_costs
-from effvl_cli.techniques.prune_blocks.discover import Discovery, Rejected, discover, most_removable, narrow, spare
+from effvl_cli.techniques.prune_blocks.cost import PartMacs, cost_model, measure_costs
+from effvl_cli.techniques.prune_blocks.discover import (
+    Discovery,
+    Rejected,
+    discover,
+    most_removable,
+    narrow,
+    spare,
+    with_relus,
+)
 from effvl_cli.techniques.prune_blocks.unit import Unit
 
 SHOWN = 4  # paths of each reason in an error
@@ -83,13 +91,20 @@ class Found:
         candidates: in the order of their calls.
         room: how many units each stage can lose.
         rejected: modules that are no units.
-        cost: of scoring all candidates directly.
+        parts: multiply-adds of the network's parts; None where there is no candidate.
     """
 
     candidates: tuple[Candidate, ...]
     room: dict[str, int]
     rejected: tuple[Rejected, ...]
-    cost: Cost | None
+    parts: PartMacs | None
+
+    def cost(self, sets: Sequence[Sequence[int]] | None = None) -> dict[str, Any] | None:
+        """Of scoring all candidates directly, or sets of them, for the report."""
+        if self.parts is None:
+            return None
+        found = cost_model(*self.parts, sets)
+        return {"naive_macs": found.naive, "cached_macs": found.cached, "ratio": found.ratio}
 
 
 def permitted(here: Setup, origins: Mapping[str, str]) -> frozenset[str]:
@@ -106,7 +121,8 @@ def permitted(here: Setup, origins: Mapping[str, str]) -> frozenset[str]:
     config = here.config
     found = _discover(here, here.module)
     if not found.units:
-        raise _none(here, found.rejected)
+        why = reasons(found.rejected) or "none of its modules is one of a series of blocks"
+        raise _none(here, found.rejected, why)
     originally = [dataclasses.replace(unit, path=origins.get(unit.path, unit.path)) for unit in found.units]
     try:
         units = narrow(originally, config.protect, config.only)
@@ -115,7 +131,9 @@ def permitted(here: Setup, origins: Mapping[str, str]) -> frozenset[str]:
     return frozenset(unit.path for unit in units)
 
 
-def find(here: Setup, module: nn.Module, origins: Mapping[str, str], allowed: frozenset[str]) -> Found:
+def find(
+    here: Setup, module: nn.Module, origins: Mapping[str, str], allowed: frozenset[str], *, look: bool = True
+) -> Found:
     """Units of a network that may go.
 
     Args:
@@ -123,6 +141,7 @@ def find(here: Setup, module: nn.Module, origins: Mapping[str, str], allowed: fr
         module: original or pruned network.
         origins: original paths of units whose path has changed.
         allowed: original paths of those that the patterns let go.
+        look: also at the first scoring images, which may reach a unit with other signs than noise does.
     """
     found = _discover(here, module)
     units = tuple(unit for unit in found.units if origins.get(unit.path, unit.path) in allowed)
@@ -130,12 +149,14 @@ def find(here: Setup, module: nn.Module, origins: Mapping[str, str], allowed: fr
     units = spare(found.stages, units, here.config.min_per_stage)
     if not units:
         return Found((), room, found.rejected, None)
+    if look:
+        units = with_relus(module, units, here.first_images())
     parts = measure_costs(module, units, here.noise(1), count_macs)
     candidates = tuple(
         Candidate(unit, origins.get(unit.path, unit.path), count_parameters(module.get_submodule(unit.path)), macs)
         for unit, macs in zip(units, parts.saved, strict=True)
     )
-    return Found(candidates, room, found.rejected, cost_model(*parts))
+    return Found(candidates, room, found.rejected, parts)
 
 
 def _discover(here: Setup, module: nn.Module) -> Discovery:
@@ -149,13 +170,13 @@ def refuse_none(here: Setup, found: Found) -> None:
         ModelError: there is no candidate.
     """
     if not found.candidates:
-        raise _none(here, found.rejected)
+        raise _none(here, found.rejected, f"the options keep all of them; {reasons(found.rejected)}".rstrip("; "))
 
 
-def _none(here: Setup, rejected: tuple[Rejected, ...]) -> ModelError:
+def _none(here: Setup, rejected: tuple[Rejected, ...], why: str) -> ModelError:
     here.run.report.technique["rejected"] = [vars(row) for row in rejected]
     return ModelError(
-        f"{here.network.name} has no removable {here.config.unit}: {reasons(rejected) or 'all are filtered'}",
+        f"{here.network.name} has no removable {here.config.unit}: {why}",
         "Choose a network with identity shortcuts, or see --valid, --protect, --only and --min-per-stage",
     )
 
@@ -186,6 +207,5 @@ def describe(found: Found) -> dict[str, Any]:
             for index, c in enumerate(found.candidates)
         ],
         "rejected": [vars(row) for row in found.rejected],
-        "cost_model": found.cost
-        and {"naive_macs": found.cost.naive, "cached_macs": found.cost.cached, "ratio": found.cost.ratio},
+        "cost_model": found.cost(),
     }

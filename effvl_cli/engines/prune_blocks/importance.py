@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from effvl_cli.config.prune_blocks import CRITERIA
-from effvl_cli.core import seeds
+from effvl_cli.core import distributed, seeds
 from effvl_cli.core.errors import DataError, ModelError, UsageError
 from effvl_cli.core.registry import nearest
 from effvl_cli.engines.prune_blocks import latency
@@ -18,9 +18,11 @@ from effvl_cli.engines.prune_blocks.candidates import Candidate, Choice, Found
 from effvl_cli.engines.prune_blocks.removals import Outcomes, score_removals, scores_file
 from effvl_cli.engines.prune_blocks.setup import Setup
 from effvl_cli.techniques.prune_blocks import criteria, statistics
+from effvl_cli.techniques.prune_blocks.unit import Unit
 
 FILE = "file:"
 BEAM = 8  # sets that --search beam grows
+DRAWS = 5  # of new parameters, by --criterion sr-init
 
 
 def check_criterion(criterion: str) -> None:
@@ -51,7 +53,7 @@ def measure(here: Setup, module: nn.Module, found: Found, step: int, count: int 
     choices = [Choice.of(candidates, (index,)) for index in range(len(candidates))]
     if config.criterion == "direct":
         if getattr(config, "search", "single") == "pairs" and count == 2:
-            choices = grow(found, choices)
+            choices = pairs(found)
         scored = _direct(here, module, candidates, choices, step)
         if getattr(config, "search", "single") == "beam":
             for _ in range(1, count):
@@ -63,7 +65,14 @@ def measure(here: Setup, module: nn.Module, found: Found, step: int, count: int 
         except ValueError as error:
             raise ModelError(f"--criterion {config.criterion}: {error}", "Choose another criterion") from error
         scored = _by_value(here, module, candidates, choices, values)
-    return {**scored, "sets": [list(choice.members) for choice in choices], "seconds": time.monotonic() - started}
+    sets = [list(choice.members) for choice in choices]
+    cost = found.cost(sets) if config.criterion == "direct" else None
+    return {**scored, "sets": sets, "cost_model": cost, "seconds": time.monotonic() - started}
+
+
+def pairs(found: Found) -> list[Choice]:
+    """Every two candidates that may go together."""
+    return grow(found, [Choice.of(found.candidates, (index,)) for index in range(len(found.candidates))])
 
 
 def grow(found: Found, choices: Sequence[Choice]) -> list[Choice]:
@@ -189,9 +198,7 @@ def _proxy(here: Setup, module: nn.Module, candidates: Sequence[Candidate], step
         "bn-scale": lambda: criteria.bn_scale(module, units),
         "block-influence": lambda: criteria.block_influence(module, units, _images(here)),
         "cka": lambda: criteria.cka(module, units, _images(here)),
-        "sr-init": lambda: criteria.sr_init(
-            module, units, lambda: here.accuracy(module, here.scoring)["top1"], generator
-        ),
+        "sr-init": lambda: _sr_init(here, module, units, generator),
     }
     return named[config.criterion]()
 
@@ -200,6 +207,19 @@ def _images(here: Setup) -> Iterator[Tensor]:
     """The scoring images, normalised, in batches; each process takes all, so that all find the same."""
     for pixels in here.scoring.pixels.split(here.config.score_batch_size):
         yield here.network.preprocess.normalise(pixels.to(here.run.device))
+
+
+def _sr_init(here: Setup, module: nn.Module, units: Sequence[Unit], generator: torch.Generator) -> list[float]:
+    """Mean fall of accuracy; batches are shared among the processes, and their counts are whole numbers."""
+    split, size = here.scoring, here.config.score_batch_size
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(size * distributed.world().rank, len(split), size * distributed.world().size):
+            pixels, labels = (rows[start : start + size].to(here.run.device) for rows in (split.pixels, split.labels))
+            yield here.network.preprocess.normalise(pixels), labels
+
+    right = distributed.add_up(criteria.sr_init(module, units, batches, generator, draws=DRAWS))
+    return ((right[0] - right[1:]) / (DRAWS * len(split))).tolist()
 
 
 def _from_file(path: Path, candidates: Sequence[Candidate]) -> list[float]:

@@ -56,9 +56,13 @@ def preview(config: PruneBlocksConfig) -> Table:
     """What `--dry-run` shows beside the options: the units and what scoring them costs."""
     here = _open(config, unopened("prune-blocks", config))
     state = surgery.start(here)
-    found = candidates.find(here, state.module, state.origins, candidates.permitted(here, state.origins))
+    allowed = candidates.permitted(here, state.origins)
+    found = candidates.find(here, state.module, state.origins, allowed, look=False)
     candidates.refuse_none(here, found)
-    return summary.units(here.network.name, candidates.describe(found))
+    described = candidates.describe(found)
+    if config.search == "pairs":
+        described["cost_of_pairs"] = found.cost([choice.members for choice in importance.pairs(found)])
+    return summary.units(here.network.name, described)
 
 
 def _open(config: PruneBlocksConfig, run: Run) -> Setup:
@@ -94,12 +98,31 @@ def check_options(config: Any) -> None:
     check_split(config)
     if config.race != "none" and config.criterion != "direct":
         raise UsageError(f"--race {config.race} needs --criterion direct", "Leave --race out")
+    if config.score_bn == "recal" and not config.bn_recal:
+        raise UsageError("--score-bn recal without --bn-recal", "Say how many training images: --bn-recal 512")
+    _check_passes(config)
     search, together = getattr(config, "search", "single"), getattr(config, "blocks_per_step", 1)
     if search != "single" and (config.criterion != "direct" or config.rescore == "once"):
         raise UsageError(f"--search {search} needs --criterion direct and --rescore every", "Leave --search out")
     if (search == "pairs" and together != 2) or (search == "beam" and together < 2):
         wanted = "2" if search == "pairs" else "2 or more"
         raise UsageError(f"--search {search} with --blocks-per-step {together}", f"Give --blocks-per-step {wanted}")
+
+
+def _check_passes(config: Any) -> None:
+    """Refuse ways of scoring that exclude each other."""
+    search = getattr(config, "search", "single")
+    if config.score_bn == "recal" and search != "single":
+        raise UsageError(f"--score-bn recal with --search {search}", "Score units one by one: --search single")
+    if config.score_stack > 1:
+        others = {"--search": search != "single", "--score-bn": config.score_bn != "keep"}
+        clash = next((name for name, given in others.items() if given), None)
+        if clash:
+            raise UsageError(f"--score-stack {config.score_stack} with {clash}", "Leave one of them out")
+        if config.sharing in ("replay", "off"):
+            raise UsageError(
+                f"--score-stack {config.score_stack} with --sharing {config.sharing}", "Give --sharing auto or chain"
+            )
 
 
 def check_split(config: Any) -> None:

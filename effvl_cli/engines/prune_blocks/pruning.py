@@ -13,9 +13,11 @@ from effvl_cli.engines.prune_blocks.step import figures, finetune, settle, size_
 from effvl_cli.engines.prune_blocks.surgery import State, cut
 from effvl_cli.engines.prune_blocks.targets import Targets
 from effvl_cli.engines.prune_blocks.training import Recipe
+from effvl_cli.techniques.prune_blocks.score import STACKED
 
 Stopped = Literal["target_reached", "max_drop", "exhausted"]
 PER_STEP_SECONDS = 2.0  # of latency measurement, where it is a target
+UNSCORED: dict[str, Any] = {"rows": [], "seconds": 0.0, "images": 0, "sharing": None, "reason": "", "cost_model": None}
 
 
 @dataclass
@@ -152,7 +154,9 @@ class Pruning:
             "criterion": config.criterion,
             "metric": config.metric,
             "sharing": scored["sharing"],
-            "bit_exact": int(config.race == "none") if direct else None,
+            "score_bn": config.score_bn if direct else None,
+            "bit_exact": int(config.race == "none" and scored["sharing"] != STACKED) if direct else None,
+            "cost_model": scored["cost_model"],
             "score_seconds": scored["seconds"],
             "score_images": scored["images"],
             "lookahead": [trial.row() for trial in tried],
@@ -164,7 +168,7 @@ class Pruning:
         if self.here.config.rescore == "once" and k > 1:
             places = {c.original: index for index, c in enumerate(found.candidates)}
             order = [places[name] for name in self.ranking if name in places]
-            return {"rows": [], "order": order, "seconds": 0.0, "images": 0, "sharing": None, "reason": ""}
+            return UNSCORED | {"order": order}
         scored = importance.measure(self.here, state.module, found, k, count)
         if scored["reason"]:
             self.here.run.warn(f"step {k}: less is shared between candidates: {scored['reason']}")

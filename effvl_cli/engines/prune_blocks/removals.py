@@ -3,7 +3,7 @@
 N images, n candidates. Row 0 of every table is the network itself, row 1 + k the network without the k-th candidate.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from effvl_cli.core import distributed
-from effvl_cli.core.errors import NumericalError
+from effvl_cli.core.errors import ModelError, NumericalError
 from effvl_cli.core.files import write_bytes
 from effvl_cli.engines.prune_blocks.race import Race
 from effvl_cli.engines.prune_blocks.setup import Setup
+from effvl_cli.techniques.prune_blocks.recalibrate import recalibrated
 from effvl_cli.techniques.prune_blocks.score import Scorer
 from effvl_cli.techniques.prune_blocks.unit import Unit
 
@@ -79,9 +80,10 @@ def score_removals(
         NumericalError: the network itself gives NaN, or one image at a time does not fit into the memory.
     """
     size = here.config.score_batch_size
+    buffers = _statistics(here, module, units)
     while True:
         try:
-            found = _Scoring(here, module, units, path, sets, size).run()
+            found = _Scoring(here, module, units, path, sets, size, buffers).run()
         except _TooLargeError:
             if size == 1:
                 raise NumericalError("out of memory with one image", "Use --device cpu, or smaller images") from None
@@ -94,6 +96,21 @@ def score_removals(
         return found
 
 
+def _statistics(here: Setup, module: nn.Module, units: Sequence[Unit]) -> list[dict[str, Tensor]] | None:
+    """Batch-norm statistics behind each unit without it, where --score-bn asks for them; each process finds the same.
+
+    Raises:
+        ModelError: the network has no batch norm.
+    """
+    if here.config.score_bn != "recal":
+        return None
+    here.run.log(f"batch-norm statistics without each of {len(units)} units")
+    try:
+        return recalibrated(module, units, here.recalibration)
+    except ValueError as error:
+        raise ModelError(f"--score-bn recal: {error}", "Give --score-bn keep") from error
+
+
 class _Scoring:
     def __init__(
         self,
@@ -103,10 +120,11 @@ class _Scoring:
         path: Path,
         sets: Sequence[Sequence[int]],
         size: int,
+        buffers: Sequence[Mapping[str, Tensor]] | None,
     ) -> None:
         config = here.config
         self.here, self.path, self.size = here, path, size
-        self.scorer = Scorer(module, units, config.sharing, sets)
+        self.scorer = Scorer(module, units, config.sharing, sets, buffers=buffers, stack=config.score_stack)
         self.race = Race(here, len(sets))
         self.outcomes = Outcomes.empty(self.race.order, 1 + len(sets))
         self.done = 0  # batches that are in `outcomes`

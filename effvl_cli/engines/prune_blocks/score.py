@@ -26,6 +26,7 @@ def run(config: ScoreConfig, run: Run) -> None:
         importance=scored["rows"],
         order=scored["order"],
         sharing=scored["sharing"],
+        score_bn=config.score_bn if config.criterion == "direct" else None,
         score_seconds=scored["seconds"],
         score_images=scored["images"],
     )

@@ -104,6 +104,25 @@ class Setup:
         source = self._open("test")
         return self._decode(source, np.arange(len(source)), on_bad=self.config.on_bad)
 
+    def first_images(self) -> Tensor:
+        """(B, 3, H, W) the first of those that score, normalised, on the device."""
+        size = getattr(self.config, "score_batch_size", BATCH)
+        return self.network.preprocess.normalise(self.scoring.pixels[:size].to(self.run.device))
+
+    @cached_property
+    def recalibration(self) -> list[Tensor]:
+        """Batches (B, 3, H, W) of --bn-recal training images, normalised, on the device; the same each time."""
+        order = torch.randperm(len(self.train), generator=seeds.generator(self.config.seed, "bn-recal"))
+        places = np.sort(order[: self.config.bn_recal].numpy())
+        pixels, _ = eval_images(
+            self.train,
+            self.network.preprocess,
+            places,
+            workers=loader_workers(self.config.workers, self.run.device.type),
+            on_bad=self.config.on_bad,
+        )
+        return [self.network.preprocess.normalise(part.to(self.run.device)) for part in pixels.split(BATCH)]
+
     def accuracy(self, module: nn.Module, split: Split) -> dict[str, float]:
         """`top1`, `top5`, `loss` of a network on a split, the same on every process.
 

@@ -2,16 +2,13 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from effvl_cli.core import seeds
 from effvl_cli.core.measure import count_macs, count_parameters
-from effvl_cli.data.loader import eval_images, loader_workers
 from effvl_cli.engines.prune_blocks import training
-from effvl_cli.engines.prune_blocks.setup import BATCH, Setup
+from effvl_cli.engines.prune_blocks.setup import Setup
 from effvl_cli.engines.prune_blocks.stages import Stages
 from effvl_cli.engines.prune_blocks.surgery import State
 from effvl_cli.engines.prune_blocks.targets import Size
@@ -93,20 +90,9 @@ def finetune(here: Setup, stages: Stages, module: nn.Module, phase: str, recipe:
 
 def _recalibrate(here: Setup, stages: Stages, module: nn.Module, k: int) -> float | None:
     """Estimate batch-norm statistics anew; top-1 on the scoring images after that."""
-    count = here.config.bn_recal
-    if not count:
+    if not here.config.bn_recal:
         return None
     with torch.no_grad():
-        update_bn(iter(recalibration_images(here, count)), module)
+        update_bn(iter(here.recalibration), module)
     module.eval()
     return float(stages.once(f"step {k} recal", lambda: here.accuracy(module, here.scoring)["top1"]))
-
-
-def recalibration_images(here: Setup, count: int) -> list[torch.Tensor]:
-    """Some training images, normalised, in batches on the device; the same each time."""
-    order = torch.randperm(len(here.train), generator=seeds.generator(here.config.seed, "bn-recal"))
-    workers = loader_workers(here.config.workers, here.run.device.type)
-    places = np.sort(order[:count].numpy())
-    pixels, _ = eval_images(here.train, here.network.preprocess, places, workers=workers, on_bad=here.config.on_bad)
-    normalise = here.network.preprocess.normalise
-    return [normalise(part.to(here.run.device)) for part in pixels.split(BATCH)]

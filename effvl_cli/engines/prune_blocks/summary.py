@@ -60,13 +60,14 @@ def units(name: str, described: Mapping[str, Any]) -> Table:
         (u["index"], u["path"], u["stage"], u["shortcut"], f"{u['params']:,}", f"{u['macs'] / 1e6:.2f}")
         for u in described["valid_units"]
     )
-    cost, count = described["cost_model"], len(described["rejected"])
-    notes = (
-        f"{len(rows)} removable, {count} rejected",
-        f"scoring one image: {cost['naive_macs'] / 1e6:.1f} MMACs naively, {cost['cached_macs'] / 1e6:.1f} shared "
-        f"({times(cost['ratio'])})",
-    )
-    return Table(f"blocks of {name}", UNITS, rows, notes)
+    costs = {"unit": described["cost_model"], "pair": described.get("cost_of_pairs")}
+    notes = [f"{len(rows)} removable, {len(described['rejected'])} rejected"] + [
+        f"scoring each {what}, for one image: {cost['naive_macs'] / 1e6:.1f} MMACs naively, "
+        f"{cost['cached_macs'] / 1e6:.1f} shared ({times(cost['ratio'])})"
+        for what, cost in costs.items()
+        if cost
+    ]
+    return Table(f"blocks of {name}", UNITS, rows, tuple(notes))
 
 
 def scores(report: Report) -> Table:

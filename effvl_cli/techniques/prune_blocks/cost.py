@@ -6,6 +6,9 @@ A network is a stem, chain units (removable or not) and a head. Leaving out each
     cached   F + sum_i (h + sum of the u_k after i)
 
 with F = s + h + sum of the u_k. For many equal units that are all removable the ratio tends to 2.
+
+Sets of units are leaves of a tree of decisions, to keep or to skip each unit in turn. Shared scoring computes a unit
+once for each series of decisions before it that some set makes, and the head once for each set.
 """
 
 from collections.abc import Callable, Sequence
@@ -58,19 +61,32 @@ class PartMacs(NamedTuple):
         return [self.units[index] for index in self.removable]
 
 
-def cost_model(stem: int, head: int, unit_macs: Sequence[int], removable: Sequence[int]) -> Cost:
-    """Cost of scoring each removable unit once.
+def cost_model(
+    stem: int,
+    head: int,
+    unit_macs: Sequence[int],
+    removable: Sequence[int],
+    sets: Sequence[Sequence[int]] | None = None,
+) -> Cost:
+    """Cost of scoring each removable unit once, or each of some sets of them.
 
     Args:
         stem: s.
         head: h.
         unit_macs: u_j of the chain, in order.
         removable: indices into it.
+        sets: indices into `removable` of each candidate, all different; default each alone.
     """
+    singles = [(place,) for place in range(len(removable))]
+    paths = [tuple(sorted(removable[place] for place in chosen)) for chosen in (singles if sets is None else sets)]
     total = stem + head + sum(unit_macs)
-    naive = total + sum(total - unit_macs[index] for index in removable)
-    cached = total + sum(head + sum(unit_macs[index + 1 :]) for index in removable)
-    return Cost(naive, cached)
+    naive = total + sum(total - sum(unit_macs[index] for index in path) for path in paths)
+    ends: dict[tuple[int, ...], int] = {path: len(unit_macs) for path in [(), *paths]}
+    for path in paths:  # what its beginnings compute up to the unit where it leaves them
+        for depth, index in enumerate(path):
+            ends[path[:depth]] = max(ends.get(path[:depth], 0), index)
+    computed = sum(sum(unit_macs[(path[-1] + 1 if path else 0) : end]) for path, end in ends.items())
+    return Cost(naive, stem + computed + head * (1 + len(paths)))
 
 
 class _Again(nn.Module):

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .containers import evaluating
+from .score import Scorer
 from .trace import Forward, first_input, patched
 from .unit import Unit
 
@@ -161,46 +162,41 @@ def _watch(network: nn.Module, units: Sequence[Unit], images: Tensor, observe: O
 def sr_init(
     network: nn.Module,
     units: Sequence[Unit],
-    accuracy: Callable[[], float],
+    batches: Callable[[], Iterable[tuple[Tensor, Tensor]]],
     generator: torch.Generator,
     draws: int = 5,
-) -> list[float]:
-    """Mean fall of accuracy when a unit's parameters are drawn anew (SR-init, arXiv 2303.07677).
+) -> Tensor:
+    """How many images are answered rightly when a unit's parameters are drawn anew (SR-init, arXiv 2303.07677).
 
-    The statistics of its norms stay. So do parameters of modules that do not know how to draw them.
+    The importance of unit k is the fall of accuracy, (row 0 - row 1 + k) / (draws * images). The statistics of its
+    norms stay. So do parameters of modules that do not know how to draw them.
 
     Args:
-        network: its parameters are changed for a while.
+        network: in evaluation mode while it is looked at.
         units: to judge.
-        accuracy: of the network as it is now.
+        batches: images (B, 3, H, W) and labels (B,); gone through once for each draw.
         generator: on the CPU.
         draws: per unit, at least 1.
+
+    Returns:
+        (1 + n,) int64 sums over all draws; row 0 is the network as it is.
     """
-    whole = accuracy()
-    return [
-        whole - sum(_redrawn(network.get_submodule(unit.path), accuracy, generator) for _ in range(draws)) / draws
-        for unit in units
-    ]
+    numbers = torch.randint(2**62, (len(units), draws), generator=generator).T.tolist()
+    modules = [network.get_submodule(unit.path) for unit in units]
+    counts = torch.zeros(1 + len(units), dtype=torch.int64)
+    for row in numbers:
+        fresh = [_fresh(module, seed).forward for module, seed in zip(modules, row, strict=True)]
+        scorer = Scorer(network, units, stand_ins=fresh)
+        for images, labels in batches():
+            counts += scorer.batch(images, labels).correct.sum(1).cpu()
+    return counts
 
 
-@torch.no_grad()
-def _redrawn(module: nn.Module, accuracy: Callable[[], float], generator: torch.Generator) -> float:
-    """Accuracy with new parameters in a module."""
-    parameters = list(module.parameters())
-    kept = [parameter.clone() for parameter in parameters]
-    try:
-        for parameter, fresh in zip(parameters, _fresh(module, generator).parameters(), strict=True):
-            parameter.copy_(fresh)
-        return accuracy()
-    finally:
-        for parameter, value in zip(parameters, kept, strict=True):
-            parameter.copy_(value)
-
-
-def _fresh(module: nn.Module, generator: torch.Generator) -> nn.Module:
-    """A copy with parameters as at its construction, drawn on the CPU so that a seed means the same everywhere."""
-    fresh = copy.deepcopy(module).cpu()
-    seed = int(torch.randint(2**62, (), generator=generator))
+def _fresh(module: nn.Module, seed: int) -> nn.Module:
+    """A copy in evaluation mode with parameters as at its construction and its buffers as they are; drawn on the CPU so
+    that a seed means the same everywhere."""
+    fresh = copy.deepcopy(module).cpu().eval()
+    buffers = {name: buffer.clone() for name, buffer in fresh.named_buffers()}
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         for part in fresh.modules():
@@ -208,4 +204,6 @@ def _fresh(module: nn.Module, generator: torch.Generator) -> nn.Module:
             reset = getattr(part, "reset_parameters", None) or getattr(part, "_reset_parameters", None)
             if reset is not None:
                 reset()
-    return fresh
+    for name, buffer in fresh.named_buffers():
+        buffer.copy_(buffers[name])
+    return fresh.requires_grad_(False).to(next(module.parameters()).device)

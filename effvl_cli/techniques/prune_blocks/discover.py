@@ -4,7 +4,7 @@ import fnmatch
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .containers import evaluating, runs_children
 from .shortcut import find_shortcut
 from .surgery import SurgeryError, take_out
+from .trace import Forward, first_input, patched
 from .unit import Unit
 
 Valid = Literal["identity", "shape"]
@@ -200,6 +201,31 @@ def _misfit(calls: Sequence[_Call]) -> str:
     if call.source.dtype != call.result.dtype or not call.source.is_floating_point():
         return "dtype"
     return ""
+
+
+def with_relus(network: nn.Module, units: Sequence[Unit], images: Tensor) -> tuple[Unit, ...]:
+    """The units as they are, but a ReLU takes the place of those that end in one and get a negative input.
+
+    Discovery has looked at the inputs that its images lead to; other images may lead to negative ones.
+
+    Args:
+        network: whose units they are.
+        units: found in it.
+        images: (B, 3, H, W) real ones.
+    """
+    negative: set[str] = set()
+
+    def look(unit: Unit, forward: Forward, *args: Any, **kwargs: Any) -> Any:
+        if bool((first_input(args, kwargs) < 0).any()):
+            negative.add(unit.path)
+        return forward(*args, **kwargs)
+
+    open_ones = [unit for unit in units if unit.shortcut == "identity+relu" and not unit.relu]
+    modules = {unit: network.get_submodule(unit.path) for unit in open_ones}
+    if open_ones:
+        with evaluating(network), patched({m: partial(look, unit, m.forward) for unit, m in modules.items()}):
+            network(images)
+    return tuple(replace(unit, relu=True) if unit.path in negative else unit for unit in units)
 
 
 def narrow(units: Sequence[Unit], protect: Sequence[str], only: Sequence[str]) -> tuple[Unit, ...]:

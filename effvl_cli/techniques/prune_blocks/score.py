@@ -9,35 +9,37 @@ the same tensors as without sharing, and the logits are equal bit for bit. The p
 Sets of units are the leaves of a tree of decisions, to keep or to skip each unit in turn: what two sets have in common
 before they part is computed once.
 
+Mostly nothing takes a unit's place; another module may, and norms behind it may have other statistics.
+
 Two ways to keep outputs:
 
     chain   only the newest one; for networks where each part sees the output of the part before and nothing else
     replay  those of all parts before the frontier; for any network that calls its parts in a fixed order
 
 In a chain the older outputs are replaced by NaN without storage: were one used after all, the answers would be NaN.
+Several candidates of a chain can also run as one larger batch: faster on a GPU, and no longer equal bit for bit.
 
 B images, C classes, n units.
 """
 
-import bisect
-import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .containers import evaluating
-from .surgery import bypassed
-from .trace import Forward, Trace, first_input, patched
+from .sweep import Buffers, DivergedError, StackedSweep, Sweep, run
+from .trace import Forward, Trace, passing_on, patched
 from .unit import Unit
 
 Sharing = Literal["auto", "chain", "replay", "off"]
-_ORDER: dict[str, tuple[Literal["chain", "replay"], ...]] = {
+STACKED = "stack"
+STACK_TOLERANCE = 1e-3  # of logits, relative above 1
+_ORDER: dict[str, tuple[str, ...]] = {
     "auto": ("chain", "replay"),
     "chain": ("chain",),
     "replay": ("replay",),
@@ -60,10 +62,6 @@ class BatchScores:
     nan: Tensor
 
 
-class DivergedError(RuntimeError):
-    """The parts were called in another order than before."""
-
-
 class Scorer:
     """Scores a network without each of its units, or without each of some sets of them, batch by batch.
 
@@ -76,9 +74,13 @@ class Scorer:
         units: removable modules, at least one, none within another.
         sharing: "auto" tries a chain, then replay.
         sets: indices of the units of each candidate; default each unit alone.
+        stand_ins: what is called in the place of each unit; default what is left of it when it is removed.
+        buffers: of each candidate, those that differ from the network's; of modules called after its only unit.
+        stack: candidates that run as one larger batch where the network is a chain; more than 1 only for single units
+            without `buffers`. Their logits may then differ by `STACK_TOLERANCE`.
 
     Attributes:
-        sharing: what is in use; before the first batch, what was asked for.
+        sharing: what is in use, also "stack"; before the first batch, what was asked for.
         reason: why it is not the first choice, or empty.
 
     Raises:
@@ -91,6 +93,10 @@ class Scorer:
         units: Sequence[Unit],
         sharing: Sharing = "auto",
         sets: Sequence[Sequence[int]] | None = None,
+        *,
+        stand_ins: Sequence[Forward] | None = None,
+        buffers: Sequence[Buffers] | None = None,
+        stack: int = 1,
     ) -> None:
         if not units:
             raise ValueError("there are no units to score")
@@ -99,9 +105,12 @@ class Scorer:
         self.network = network
         self.units = list(units)
         self.sets = [(index,) for index in range(len(units))] if sets is None else [tuple(s) for s in sets]
-        self.sharing = sharing
+        self.stand_ins = [passing_on(unit) for unit in units] if stand_ins is None else list(stand_ins)
+        self.buffers: Sequence[Buffers] = [{} for _ in self.sets] if buffers is None else buffers
+        self.stack = stack
+        self.sharing: str = sharing
         self.reason = ""
-        self._untried = _ORDER[sharing]
+        self._untried = ((STACKED,) if stack > 1 else ()) + _ORDER[sharing]
         self._trace: Trace | None = None
 
     def batch(self, images: Tensor, labels: Tensor, active: Sequence[int] | None = None) -> BatchScores:
@@ -146,7 +155,8 @@ class Scorer:
         for way in self._untried:
             self.sharing = way
             found, reason = self._attempt(images, active)
-            if found and not all(_same(found[row], logits) for row, logits in zip(probes, expected, strict=True)):
+            same = _close if way == STACKED else _same
+            if found and not all(same(found[row], logits) for row, logits in zip(probes, expected, strict=True)):
                 reason = "other logits than without sharing"
             if not reason:
                 self.reason, self._untried = "; ".join(reasons), ()
@@ -158,7 +168,7 @@ class Scorer:
     def _attempt(self, images: Tensor, active: list[int]) -> tuple[list[Tensor], str]:
         """Logits, or why there are none."""
         assert self._trace is not None
-        if self.sharing == "chain" and not self._trace.is_chain:
+        if self.sharing != "replay" and not self._trace.is_chain:
             return [], "some part between units does not see the output of the part before and nothing else"
         try:
             return self._shared(images, active), ""
@@ -174,98 +184,43 @@ class Scorer:
         """One whole pass for each row; None is the network itself."""
         found = []
         for row in rows:
-            with bypassed(self.network, [] if row is None else [self.units[index] for index in self.sets[row]]):
-                found.append(self.network(images).float())
+            chosen = [] if row is None else self.sets[row]
+            forwards = {self.network.get_submodule(self.units[index].path): self.stand_ins[index] for index in chosen}
+            with patched(forwards):
+                found.append(run(self.network, images, {} if row is None else self.buffers[row]))
         return found
 
     def _shared(self, images: Tensor, active: list[int]) -> list[Tensor]:
         assert self._trace is not None
         numbers = self._trace.positions
-        sweep = _Sweep(self.network, self._trace, images, chain=self.sharing == "chain")
-        skips = {row: {numbers[index]: self.units[index] for index in self.sets[row]} for row in active}
+        stand_ins = {row: {numbers[index]: self.stand_ins[index] for index in self.sets[row]} for row in active}
+        in_order = sorted(active, key=lambda row: [*sorted(stand_ins[row]), math.inf])  # longer sets first
+        if self.sharing == STACKED:
+            return self._stacked(images, active, in_order)
+        sweep = Sweep(self.network, self._trace, images, chain=self.sharing == "chain")
         with patched(sweep.forwards()):
-            in_order = sorted(active, key=lambda row: [*sorted(skips[row]), math.inf])  # longer sets first
-            found = {row: sweep.without(skips[row]) for row in in_order}
-            return [sweep.without({}), *(found[row] for row in active)]
+            found = {row: sweep.without(stand_ins[row], self.buffers[row]) for row in in_order}
+            return [sweep.without({}, {}), *(found[row] for row in active)]
 
-
-class _Sweep:
-    """Passes over one batch, with the outputs that they share.
-
-    Args:
-        network: in evaluation mode.
-        trace: of it.
-        images: the batch.
-        chain: keep no more than the newest output.
-    """
-
-    def __init__(self, network: nn.Module, trace: Trace, images: Tensor, *, chain: bool) -> None:
-        self.network = network
-        self.trace = trace
-        self.images = images
-        self.chain = chain
-        self._levels: list[list[Any]] = [[]]  # outputs from call 0 on, then from each skipped call on
-        self._next = 0  # number of the next call of this pass
-        self._skips: dict[int, Unit] = {}
-        self._path: list[int] = []  # numbers of the skipped calls, ascending
-
-    def forwards(self) -> dict[nn.Module, Forward]:
-        """For `patched`, while the passes run."""
-        return {module: partial(self._call, module, module.forward) for module in set(self.trace.modules)}
-
-    def without(self, skips: Mapping[int, Unit]) -> Tensor:
-        """Logits (B, C) without the units of some calls.
-
-        Sets come in the order of their calls' numbers, a set after all that begin with it; so the empty one is last.
-        """
-        path = sorted(skips)
-        pairs = zip(path, self._path, strict=False)
-        same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-        self._levels = [*self._levels[: same + 1], *([] for _ in path[same:])]
-        self._next, self._skips, self._path = 0, dict(skips), path
-        logits = self.network(self.images).float()
-        if self._next != len(self.trace.modules):
-            raise DivergedError("not all parts are called each time")
-        return logits
-
-    def _call(self, module: nn.Module, forward: Forward, *args: Any, **kwargs: Any) -> Any:
-        number = self._next
-        self._next += 1
-        if number >= len(self.trace.modules) or self.trace.modules[number] is not module:
-            raise DivergedError("the parts are not called in the same order each time")
-        depth = bisect.bisect_right(self._path, number)
-        level = self._levels[depth]
-        place = number - (self._path[depth - 1] if depth else 0)
-        if place < len(level):
-            output = level[place]
-        else:
-            unit = self._skips.get(number)
-            output = _skip(unit, *args, **kwargs) if unit else forward(*args, **kwargs)
-            if depth < len(self._path):
-                self._keep(level, number, output)
-        return output.clone() if number in self.trace.overwritten else output
-
-    def _keep(self, level: list[Any], number: int, output: Any) -> None:
-        """Keep an output; in a chain, those before it on its level lose their storage, and other levels' do not."""
-        if self.chain and number >= self.trace.chain_from and level:
-            oldest = 0 if number == self.trace.chain_from else len(level) - 1
-            level[oldest:] = [_without_storage(value) for value in level[oldest:]]
-        level.append(output)
-
-
-def _skip(unit: Unit, *args: Any, **kwargs: Any) -> Tensor:
-    """What takes the place of a removed unit."""
-    x = first_input(args, kwargs)
-    return x.relu() if unit.relu else x
-
-
-def _without_storage(value: Any) -> Any:
-    """NaN of the same shape and type, for floating-point tensors."""
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return value.new_full((), torch.nan).expand(value.shape)
-    return value
+    def _stacked(self, images: Tensor, active: list[int], in_order: list[int]) -> list[Tensor]:
+        assert self._trace is not None
+        found: dict[int, Tensor] = {}
+        sweep = StackedSweep(self.network, self._trace, images)
+        with patched(sweep.forwards()):
+            for start in range(0, len(in_order), self.stack):
+                rows = in_order[start : start + self.stack]
+                indices = [self.sets[row][0] for row in rows]
+                logits = sweep.beside({self._trace.positions[index]: self.stand_ins[index] for index in indices})
+                found |= dict(zip(rows, logits, strict=True))
+            return [*sweep.beside({}), *(found[row] for row in active)]
 
 
 def _same(first: Tensor, second: Tensor) -> bool:
     """Equal bits: NaN is equal to itself."""
     return torch.equal(first.contiguous().view(torch.int32), second.contiguous().view(torch.int32))
+
+
+def _close(first: Tensor, second: Tensor) -> bool:
+    """Equal up to rounding, NaN to itself."""
+    limit = STACK_TOLERANCE * second.abs().clamp(min=1)
+    return bool((((first - second).abs() <= limit) | (first.isnan() & second.isnan())).all())

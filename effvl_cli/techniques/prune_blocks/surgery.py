@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .containers import delete_child, evaluating, runs_children, split_path
 from .depth import drop_rates, respace
-from .trace import first_input, patched
+from .trace import passing_on, patched
 from .unit import Unit
 
 Mode = Literal["delete", "identity", "relu"]
@@ -78,13 +78,7 @@ class Pruned:
 def bypassed(network: nn.Module, units: Sequence[Unit]) -> Iterator[None]:
     """Let units return their input, or a ReLU of it where one must take their place."""
 
-    def skip(*args: Any, **kwargs: Any) -> Any:
-        return first_input(args, kwargs)
-
-    def rectify(*args: Any, **kwargs: Any) -> Any:
-        return torch.relu(first_input(args, kwargs))
-
-    with patched({network.get_submodule(unit.path): rectify if unit.relu else skip for unit in units}):
+    with patched({network.get_submodule(unit.path): passing_on(unit) for unit in units}):
         yield
 
 

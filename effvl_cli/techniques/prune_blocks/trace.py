@@ -34,6 +34,16 @@ def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     return args[0] if args else next(iter(kwargs.values()))
 
 
+def passing_on(unit: Unit) -> Forward:
+    """What takes the place of a removed unit: its input, or a ReLU of it where one is needed."""
+
+    def stand_in(*args: Any, **kwargs: Any) -> Tensor:
+        x: Tensor = first_input(args, kwargs)
+        return x.relu() if unit.relu else x
+
+    return stand_in
+
+
 def parts(network: nn.Module, units: Sequence[Unit]) -> list[nn.Module]:
     """The units, and all that is called beside them or beside a container of theirs: the stem, other blocks, the head.
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from effvl_cli.models.network import build
-from effvl_cli.techniques.prune_blocks.discover import discover, most_removable, narrow, spare
+from effvl_cli.techniques.prune_blocks.discover import discover, most_removable, narrow, spare, with_relus
 from effvl_cli.techniques.prune_blocks.unit import Unit
 
 
@@ -23,20 +23,35 @@ COUNTS = {
     "torchvision:resnet50": (64, 16 - 4),
     "torchvision:resnet101": (64, 33 - 4),
     "torchvision:resnext50_32x4d": (64, 16 - 4),
+    "torchvision:wide_resnet50_2": (64, 16 - 4),
     "torchvision:regnet_y_400mf": (64, 16 - 4),
+    "torchvision:regnet_x_800mf": (64, 16 - 4),
     "torchvision:convnext_tiny": (64, 3 + 3 + 9 + 3),
     "torchvision:vit_b_16": (224, 12),
     "torchvision:mobilenet_v2": (64, 17 - 7),
     "torchvision:mobilenet_v3_large": (64, 15 - 5),
     "torchvision:mnasnet1_0": (64, 17 - 7),
     "torchvision:efficientnet_b0": (64, 16 - 7),
+    "torchvision:efficientnet_v2_s": (64, 40 - 5),
     "torchvision:swin_t": (64, 2 + 2 + 6 + 2),
+    "torchvision:swin_v2_t": (64, 2 + 2 + 6 + 2),
+    "torchvision:maxvit_t": (224, 3 * (2 + 2 + 5 + 2) - 4),
     "torchvision:densenet121": (64, 0),
     "torchvision:shufflenet_v2_x1_0": (64, 0),
     "torchvision:vgg11_bn": (64, 0),
     "timm:resnet18": (64, 8 - 3),
     "timm:resnet50": (64, 16 - 4),
     "timm:res2net50_26w_4s": (64, 16 - 4),
+    "timm:seresnext26d_32x4d": (64, 8 - 4),
+    "timm:nfnet_l0": (64, 12 - 4),
+    "timm:hrnet_w18_small": (64, 2 * 2 + 3 * 2 + 4 * 2),
+    "timm:ghostnet_100": (64, 16 - 5),
+    "timm:mobilevit_xxs": (64, (1 + 2) + (2 + 4 + 3)),  # inverted residuals, and the transformers' blocks
+    "timm:edgenext_xx_small": (64, 2 + 2 + 6 + 2),
+    "timm:pvt_v2_b0": (64, 2 + 2 + 2 + 2),
+    "timm:levit_128s": (224, 2 + 3 + 4),
+    "timm:cait_xxs24_224": (224, 24),
+    "timm:repvgg_a0": (64, 0),  # its identity branch is a norm
     "timm:regnety_004": (64, 16 - 4),
     "timm:regnetx_008": (64, 16 - 4),
     "timm:convnext_tiny": (64, 3 + 3 + 9 + 3),
@@ -120,6 +135,24 @@ def test_a_post_activation_block_is_replaced_by_a_relu_where_its_input_may_be_ne
     assert signed.shortcut == "identity+relu" and signed.relu
     (positive,) = found(Stem(block(), positive=True)).units
     assert positive.shortcut == "identity+relu" and not positive.relu
+
+
+def test_real_images_may_show_a_negative_input_that_noise_did_not():
+    class Shifted(Stem):
+        """Positive before the blocks unless an image is bright."""
+
+        def forward(self, images):
+            shift = images.mean((1, 2, 3), keepdim=True).clamp(min=1) - 1
+            return self.blocks(self.stem(images).relu() - shift).mean((2, 3))
+
+    network = Shifted(Residual(nn.Sequential(conv()), torch.relu), Residual(nn.Sequential(conv()), torch.relu))
+    units = found(network).units
+    assert [unit.relu for unit in units] == [False, False]
+    assert with_relus(network, units, torch.rand(3, 3, 8, 8)) == units
+    bright = with_relus(network, units, torch.rand(3, 3, 8, 8) + 5)
+    assert [unit.relu for unit in bright] == [True, False]  # the first block's ReLU is before the second
+    assert [unit.path for unit in bright] == ["blocks.0", "blocks.1"]
+    assert not any("forward" in module.__dict__ for module in network.modules())
 
 
 class PostNorm(nn.Module):

@@ -1,11 +1,15 @@
+import itertools
+
 import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from effvl_cli.core.measure import count_macs, count_parameters
 from effvl_cli.models.cifar_resnet import CifarResNet
 from effvl_cli.techniques.prune_blocks.cost import Cost, PartMacs, cost_model, measure_costs
+from effvl_cli.techniques.prune_blocks.score import Scorer
 from effvl_cli.techniques.prune_blocks.unit import Unit
 
 # Valid units, parameters, multiply-adds, costs in forward passes: hand counts of the networks.
@@ -59,6 +63,28 @@ def test_all_units_of_a_resnet_save_the_same(name, saved):
 def test_the_formula_by_hand():
     # F = 2 + 3 + 16; without unit 0 or 2: 21 - 5 and 21 - 4; shared: each head again, and what lies after.
     assert cost_model(2, 3, (5, 7, 4), (0, 2)) == Cost(21 + 16 + 17, 21 + (3 + 7 + 4) + (3 + 0))
+
+
+def test_the_formula_of_sets_by_hand():
+    # A chain of 5, 7, 4, 3 between a stem of 2 and a head of 3; F = 24. Without {0, 2}: 15; {0, 3}: 16; {2}: 20.
+    # Shared: 2 + 19 once; without 0, 7 + 4 for both pairs; then 3 of {0, 2}; 3 of {2}; and a head for each of the four.
+    found = cost_model(2, 3, (5, 7, 4, 3), (0, 2, 3), [(0, 1), (2, 0), (1,)])
+    assert found == Cost(24 + 15 + 16 + 20, 2 + 19 + (7 + 4) + 3 + 3 + 4 * 3)
+    singles = [(0,), (1,), (2,)]
+    assert cost_model(2, 3, (5, 7, 4, 3), (0, 2, 3), singles) == cost_model(2, 3, (5, 7, 4, 3), (0, 2, 3))
+
+
+@pytest.mark.parametrize("sharing", ["chain", "replay", "off"])
+def test_scoring_all_pairs_costs_what_the_model_says(resnet, sharing):
+    network, units = resnet(20, width=4)
+    pairs = [*itertools.combinations(range(len(units)), 2), (3,), (0, 2, 5)]
+    scorer = Scorer(network, units, sharing, pairs)
+    images, labels = torch.randn(2, 3, 32, 32), torch.zeros(2, dtype=torch.int64)
+    scorer.batch(images, labels)
+    with FlopCounterMode(display=False) as counter:
+        scorer.batch(images, labels)
+    cost = cost_model(*measure_costs(network, units, images[:1], count_macs), pairs)
+    assert counter.get_total_flops() == 2 * 2 * (cost.naive if sharing == "off" else cost.cached)
 
 
 def test_the_ratio_of_many_equal_units_tends_to_two():
