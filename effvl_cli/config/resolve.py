@@ -32,7 +32,7 @@ ALIASES = {
     "gpu": "device",
 }
 HEADER = ("effvl", "command", "description", "reference", "config", "run")
-SWEEP = ("arms", "seeds", "claims", "pictures")
+SWEEP = ("arms", "baseline", "seeds", "claims", "pictures")
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ class Recipe:
     seeds: tuple[int, ...] = ()
     arm_seeds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Of the arms that have seeds of their own."""
+    baseline: str = ""
+    """The arm that the others are compared with; the first one where it is empty."""
     claims: tuple[str, ...] = ()
     pictures: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
@@ -284,12 +286,15 @@ def read_recipe(path: Path) -> Recipe:
             raise UsageError(f"{key} in {path} is no mapping", f"Write {key}: and one option a line below it")
     if not content.get("command"):
         raise UsageError(f"{path} has no command", "Add e.g. `command: prune-tokens`")
-    for key in ("command", "description"):
+    for key in ("command", "description", "baseline"):
         if not isinstance(content.get(key, ""), str):
             raise UsageError(f"{key} in {path} is no text", f"Write {key}: and words on one line")
     config = _options(content.get("config"), "config", path)
     arms = {name: _options(arm, f"arm {name!r}", path) for name, arm in (content.get("arms") or {}).items()}
     arm_seeds = {name: _seeds(arm.pop("seeds").split(","), path) for name, arm in arms.items() if "seeds" in arm}
+    baseline = content.get("baseline") or ""
+    if baseline and baseline not in arms:
+        raise UsageError(f"baseline in {path} is {baseline!r}, which is no arm", f"Give one of {', '.join(arms)}")
     pictures = {
         name: _options(words, f"picture {name!r}", path) for name, words in (content.get("pictures") or {}).items()
     }
@@ -303,6 +308,7 @@ def read_recipe(path: Path) -> Recipe:
         arms=arms,
         seeds=_seeds(_listed(content.get("seeds"), "seeds", path), path),
         arm_seeds=arm_seeds,
+        baseline=baseline,
         claims=tuple(_listed(content.get("claims"), "claims", path)),
         pictures=pictures,
     )

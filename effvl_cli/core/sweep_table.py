@@ -14,6 +14,8 @@ from effvl_cli.core.errors import DataError, ModelError, UsageError
 from effvl_cli.core.report import Comparison, Metric, Report, compare, read_report
 from effvl_cli.core.table import Cell, Table, percent, points
 
+MOST_COLUMNS = 9  # of a table with a row for each figure
+
 
 @dataclass(frozen=True)
 class _Group:
@@ -125,12 +127,12 @@ def _sweep_tables(path: Path) -> list[Table]:
         _means(recipe.description or str(path), listed, notes),
         *_published(listed, recipe.reference.get("expected") or ()),
         *_claims(recipe, groups),
-        *_differences(listed),
+        *_differences(groups[recipe.baseline or next(iter(groups))], listed),
     ]
 
 
 def _means(title: str, groups: Sequence[_Group], notes: tuple[str, ...]) -> Table:
-    """A row for each figure, a column for each group: mean ± standard error over seeds."""
+    """Mean ± standard error over seeds of each figure in each group."""
     rows: list[tuple[Cell, ...]] = [
         (name, *(_mean_cell(list(group.metrics(name).values())) for group in groups)) for name in _names(groups)
     ]
@@ -143,13 +145,27 @@ def _means(title: str, groups: Sequence[_Group], notes: tuple[str, ...]) -> Tabl
     spread = "± is the figure's own standard error"
     if max(counts) > 1:
         spread = "± is the standard error over seeds" + (", with one seed the figure's own" if 1 in counts else "")
+    if _is_wide(columns, rows):
+        return _turned(Table(title, columns, (*rows, ("seeds", *counts)), (spread, *notes)))
     seeds = ", ".join(f"{group.name}: {len(group.reports)}" for group in groups)
     return Table(title, columns, tuple(rows), (f"seeds: {seeds}; {spread}", *notes))
 
 
-def _differences(groups: Sequence[_Group]) -> list[Table]:
-    """Each arm less the first, seed by seed."""
-    first, *others = groups
+def _is_wide(columns: Sequence[str], rows: Sequence[Any]) -> bool:
+    return len(columns) > max(MOST_COLUMNS, len(rows))
+
+
+def _turned(table: Table) -> Table:
+    """Columns as rows; those without a value are left out."""
+    names, *columns = zip(*table.rows, strict=True)
+    rows = [(name, *cells) for name, cells in zip(table.columns[1:], columns, strict=True)]
+    shown = tuple(row for row in rows if any(cell is not None for cell in row[1:]))
+    return replace(table, columns=("arm", *names), rows=shown)
+
+
+def _differences(first: _Group, groups: Sequence[_Group]) -> list[Table]:
+    """Each arm less one of them, seed by seed."""
+    others = [group for group in groups if group is not first]
     rows: list[tuple[Cell, ...]] = []
     for name in _names([first]):
         base = first.metrics(name)
@@ -159,7 +175,8 @@ def _differences(groups: Sequence[_Group]) -> list[Table]:
     if not rows:
         return []
     title = f"differences to {first.name}, paired by seed (percentages in points)"
-    return [Table(title, ("figure", *(other.name for other in others)), tuple(rows))]
+    table = Table(title, ("figure", *(other.name for other in others)), tuple(rows))
+    return [_turned(table) if _is_wide(table.columns, rows) else table]
 
 
 def _published(groups: Sequence[_Group], expected: Sequence[Mapping[str, Any]]) -> list[Table]:

@@ -196,6 +196,32 @@ def test_means_spreads_and_claims_by_hand(file, workdir):
     assert verdicts.rows[1][:3] == ("FAIL", "half.top1 > 0.9", "-0.0800")
 
 
+def test_arms_are_compared_with_the_baseline_that_the_sweep_names(file, workdir):
+    for arm, top1 in (("half", 0.8), ("all", 0.9)):
+        finished(workdir / f"runs/sweeps/s/{arm}-seed0", 0, top1)
+    file.write_text(SWEEP + "baseline: all\n")
+    differences = tabulate([file])[-1]
+    assert differences.title.startswith("differences to all") and differences.columns == ("figure", "half", "look")
+    assert differences.rows[0] == ("top1", "-10.0", None)
+    file.write_text(SWEEP + "baseline: whole\n")
+    with pytest.raises(UsageError, match=r"baseline .* is 'whole', which is no arm.*") as error:
+        tabulate([file])
+    assert "half, all, look" in error.value.hint
+
+
+def test_many_arms_are_rows(workdir):
+    arms = "".join(f"  a{i}: {{shots: {i}}}\n" for i in range(1, 12))
+    (workdir / "s.yaml").write_text(f"effvl: 1\ncommand: prune-tokens\narms:\n{arms}seeds: [0]\n")
+    for i in range(1, 11):
+        finished(workdir / f"runs/sweeps/s/a{i}-seed0", 0, i / 20)
+    means, differences = tabulate([workdir / "s.yaml"])
+    assert means.columns == ("arm", "top1", "ratio", "seeds")
+    assert means.rows[0] == ("a1", "5.0 ± 2.00", "0.1", 1) and means.rows[10] == ("a11", None, None, 0)
+    assert means.notes == ("± is the figure's own standard error", "a11: 1 run(s) not completed")
+    assert differences.columns == ("arm", "top1", "ratio") and len(differences.rows) == 9
+    assert differences.rows[0] == ("a2", "+5.0", "+0.1")
+
+
 def test_one_seed_shows_the_figures_own_error_and_says_so(file, workdir):
     file.write_text(SWEEP.replace("[0, 1]", "[0]").replace("- half.top1 > 0.9", "- look.top1 > 0.9"))
     finished(workdir / "runs/sweeps/s/half-seed0", 0, 0.8)
