@@ -3,6 +3,8 @@
 import json
 import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -23,9 +25,32 @@ class World:
     launcher: str = "single"
 
 
+_apart = False
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Let this process work for itself for a while: it is the only one that it knows of, and takes part in nothing.
+
+    What is written then must have a name that no other process writes.
+    """
+    global _apart
+    before, _apart = _apart, True
+    try:
+        yield
+    finally:
+        _apart = before
+
+
+def _joined() -> bool:
+    return dist.is_initialized() and not _apart
+
+
 def world() -> World:
     """Read torchrun's variables, else those of srun with more than one task, else a single process."""
     env = os.environ
+    if _apart:
+        return World()
     if "RANK" in env and "WORLD_SIZE" in env:
         return World(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0)), "torchrun")
     if int(env.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in env:
@@ -88,29 +113,29 @@ def _collective_device() -> torch.device:
 
 def barrier() -> None:
     """Wait for every process."""
-    if dist.is_initialized():
+    if _joined():
         any_flag(0)  # a reduction: works alike on gloo and nccl
 
 
 def any_flag(value: int) -> int:
     """The largest `value` over the processes."""
-    if not dist.is_initialized():
+    if not _joined():
         return value
     flag = torch.tensor([value], device=_collective_device())
     dist.all_reduce(flag, op=dist.ReduceOp.MAX)
     return int(flag)
 
 
-def broadcast_json(value: Any) -> Any:
-    """Rank 0's value on every rank; plain JSON, so that nothing is unpickled."""
-    if not dist.is_initialized():
+def broadcast_json(value: Any, source: int = 0) -> Any:
+    """One rank's value on every rank; plain JSON, so that nothing is unpickled."""
+    if not _joined():
         return value
     data = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=_collective_device())
     length = torch.tensor([len(data)], device=data.device)
-    dist.broadcast(length, 0)
-    if not is_main():
+    dist.broadcast(length, source)
+    if world().rank != source:
         data = torch.empty(int(length), dtype=torch.uint8, device=length.device)
-    dist.broadcast(data, 0)
+    dist.broadcast(data, source)
     return json.loads(bytes(data.cpu().tolist()).decode())
 
 
@@ -127,7 +152,7 @@ def gather_rows(local: torch.Tensor, total: int) -> torch.Tensor:
         local: (len(shard(total)), ...) this process's rows.
         total: number of rows over all processes.
     """
-    if not dist.is_initialized():
+    if not _joined():
         return local
     here = world()
     sizes = [(r + 1) * total // here.size - r * total // here.size for r in range(here.size)]
@@ -169,14 +194,14 @@ def gather_with_gradient(rows: torch.Tensor) -> torch.Tensor:
     Returns:
         (world size * B, D).
     """
-    if not dist.is_initialized():
+    if not _joined():
         return rows
     return _Gather.apply(rows)
 
 
 def share_buffers(module: torch.nn.Module) -> None:
     """Give every process the first one's buffers, e.g. the running statistics of batch norm."""
-    if not dist.is_initialized():
+    if not _joined():
         return
     device = _collective_device()
     for buffer in module.buffers():
@@ -191,7 +216,7 @@ def add_up(rows: torch.Tensor) -> torch.Tensor:
     Args:
         rows: of one shape on every process.
     """
-    if not dist.is_initialized():
+    if not _joined():
         return rows
     total = rows.detach().to(_collective_device(), copy=True)
     dist.all_reduce(total)

@@ -287,6 +287,10 @@ def test_a_dry_run_shows_units_and_cost(effvl):
     outcome = effvl("prune-blocks", "--model", "cifar-resnet:20", "--dry-run")
     assert outcome.code == 0 and "7 removable, 2 rejected" in outcome.out
     assert "291.4 MMACs naively, 168.0 shared (1.73x)" in outcome.out  # 8 F - 7 u, F = 40,551,040, u = 4,718,592
+    assert "each pair" not in outcome.out
+    words = ("--search", "pairs", "--blocks-per-step", 2, "--min-per-stage", 0, "--dry-run")
+    outcome = effvl("prune-blocks", "--model", "cifar-resnet:20", *words)
+    assert "scoring each pair, for one image: 693.9 MMACs naively" in outcome.out  # 22 F - 42 u
     assert not Path("runs").exists()
 
 
@@ -327,6 +331,52 @@ def test_a_lookahead_goes_on_with_the_candidate_that_recovers_best(job, report, 
     assert step["top1_score_after_ft"] == pytest.approx(best["top1"])  # its weights, and no further training
 
 
+def test_scores_with_statistics_of_batch_norm_without_the_unit(job, report, trained):
+    """Of the units that are scored alone, against a network that really lost one and was recalibrated."""
+    words = ("--score-bn", "recal", "--bn-recal", 40, "--score-size", 5)
+    job(trained, *words, "--out", "s", verb=("score",))
+    job(trained, "--score-size", 5, "--out", "plain", verb=("score",))
+    scored, plain = report("s").technique, report("plain").technique
+    assert scored["score_bn"] == "recal" and plain["score_bn"] == "keep" and scored["sharing"] == "chain"
+    assert [r["impact_loss"] for r in scored["importance"]] != [r["impact_loss"] for r in plain["importance"]]
+    short = ("--finetune-epochs", 0, "--final-epochs", 0, "--latency-batch-size", 1)
+    job(*words, "--weights", trained, "--remove", 1, *short, "--out", "r", small=())
+    (step,) = report("r").technique["steps"]
+    assert step["score_bn"] == "recal" and step["bit_exact"] == 1
+    row = next(r for r in step["importance"] if r["path_original"] == step["removed"][0]["original_path"])
+    assert row["impact_acc"] == min(r["impact_acc"] for r in step["importance"])
+    first = next(r for r in scored["importance"] if r["path_original"] == row["path_original"])
+    assert first["impact_loss"] == row["impact_loss"]
+
+
+def test_stacked_candidates_are_chosen_from_alike_and_marked(job, report, trained):
+    job(*quick(trained, "--score-stack", 3, "--remove", 1), small=())
+    (step,) = report("r").technique["steps"]
+    assert (step["sharing"], step["bit_exact"]) == ("stack", 0)
+    job(*quick(trained, "--remove", 1, "--fresh"), small=())
+    (plain,) = report("r").technique["steps"]
+    assert (plain["sharing"], plain["bit_exact"]) == ("chain", 1) and plain["removed"] == step["removed"]
+    for one, other in zip(step["importance"], plain["importance"], strict=True):
+        assert one["impact_acc"] == other["impact_acc"]
+        assert one["impact_loss"] == pytest.approx(other["impact_loss"], abs=1e-4)
+
+
+def test_a_fresh_start_leaves_nothing_of_the_run_before(job, report, trained):
+    job(*quick(trained, "--remove", 2), small=())
+    assert {path.name for path in Path("r/scores").iterdir()} == {"step_1.safetensors", "step_2.safetensors"}
+    assert {path.name for path in Path("r").iterdir()} >= {"table.csv", "model.pt2", "rebuild.py", "plots"}
+    outcome = job(*quick(trained, "--remove", 1, "--criterion", "random"), small=(), code=2)
+    assert "--fresh" in outcome.err
+    job(*quick(trained, "--remove", 1, "--criterion", "random", "--max-drop", 0.0, "--fresh"), small=())
+    assert not Path("r/scores").exists()
+    done = report("r")
+    assert done.resume.count == 0 and len(done.technique["steps"]) == 1
+    listed = {artifact.path for artifact in done.artifacts}
+    assert {"table.csv", "model.pt2", "rebuild.py"} <= listed
+    for path in ("table.csv", "model.pt2", "rebuild.py", "plots/pareto.png"):
+        assert Path("r", path).exists() == (path in listed), path
+
+
 def test_impacts_over_latency(job, report, trained):
     job(*quick(trained, "--normalise", "latency", "--remove", 1), small=())
     assert len(report("r").technique["steps"]) == 1
@@ -353,6 +403,11 @@ def test_halves_of_a_vit_go_one_by_one(effvl, report, image_folder):
         (("--lookahead", "2"), "Write M:E"),
         (("--lookahead", "2:0"), "E above 0"),
         (("--lookahead", "2:1", "--blocks-per-step", 2), "Remove one unit at a time"),
+        (("--score-bn", "recal"), "--bn-recal 512"),
+        (("--score-bn", "recal", "--bn-recal", 9, "--search", "pairs", "--blocks-per-step", 2), "--search single"),
+        (("--score-stack", 2, "--sharing", "off"), "--sharing auto or chain"),
+        (("--score-stack", 2, "--score-bn", "recal", "--bn-recal", 9), "Leave one of them out"),
+        (("--score-stack", 2, "--search", "pairs", "--blocks-per-step", 2), "Leave one of them out"),
     ],
 )
 def test_searches_that_cannot_be(words, part, effvl):

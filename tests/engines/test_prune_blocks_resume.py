@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from effvl_cli.core.checkpoint import load_model
 from effvl_cli.data import digits
 from effvl_cli.engines.prune_blocks import pruning, removals
+from tests.processes import KILL, some, stop_when
 from tests.processes import run as launch
 
 LINE = (
@@ -74,6 +75,39 @@ def test_a_run_that_died_ends_with_the_same_bits(place, whole, effvl, report, wo
         for folder in (whole, "run")
     ]
     assert steps[0] == steps[1]
+
+
+LOOK = (
+    *("prune-blocks", "--model", "cifar-resnet:14,width=4", "--baseline-epochs", 1, "--baseline-batch-size", 128),
+    *("--lookahead", "3:0.2", "--remove", 1, "--finetune-epochs", 0, "--final-epochs", 0, "--score-size", 6, "--force"),
+    *("--finetune-batch-size", 30, "--save-every", 2, "--latency-batch-size", 1),
+)
+
+
+def test_two_processes_share_the_candidates_of_a_lookahead_and_find_the_same(workdir, report):
+    for name, processes in (("one", 1), ("two", 2)):
+        launch(*LOOK, "--out", name, processes=processes)
+    steps = [report(name).technique["steps"][0] for name in ("one", "two")]
+    assert len(steps[0]["lookahead"]) == 3 and steps[0]["lookahead"] == steps[1]["lookahead"]
+    one, two = (load_model(Path(name) / "checkpoint.safetensors")[0] for name in ("one", "two"))
+    assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+    trained = {path.name for path in Path("two/checkpoints").glob("step-1-without-*")}
+    assert trained == {f"step-1-without-{row['path_original']}" for row in steps[1]["lookahead"]}
+
+
+def test_a_lookahead_that_was_killed_goes_on_where_it_was(workdir, report, monkeypatch):
+    launch(*LOOK, "--out", "one")
+    monkeypatch.setenv("EFFVL_CACHE", str(workdir / "other"))  # where the baseline is not, so that both train it
+    begun = sorted(Path("one/checkpoints").glob("step-1-without-*"), key=lambda path: path.stat().st_mtime)
+    folder = Path("two/checkpoints") / begun[1].name  # of the second candidate
+    code, _ = stop_when(some(folder, "step-*"), KILL, *LOOK, "--out", "two")
+    assert code == -KILL
+    launch(*LOOK, "--out", "two")
+    one, two = (load_model(Path(name) / "checkpoint.safetensors")[0] for name in ("one", "two"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert report("one").technique["steps"][0]["lookahead"] == report("two").technique["steps"][0]["lookahead"]
+    assert Path("one/metrics.jsonl").read_bytes() == Path("two/metrics.jsonl").read_bytes()
+    assert report("two").resume.count == 1
 
 
 def test_two_processes_find_the_same_scores(whole, workdir):

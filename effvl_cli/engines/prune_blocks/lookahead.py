@@ -1,18 +1,23 @@
-"""Candidates that are really fine-tuned for a while before one of them is chosen: immediate harm need not last."""
+"""Candidates that are really fine-tuned for a while before one of them is chosen: immediate harm need not last.
+
+The processes share the candidates, each trained by one alone: the result does not depend on how many there are.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor
 
+from effvl_cli.core.checkpoint import StepFolders
 from effvl_cli.core.errors import UsageError
 from effvl_cli.data.sampler import EpochSampler
+from effvl_cli.engines.prune_blocks import training
 from effvl_cli.engines.prune_blocks.candidates import Candidate
 from effvl_cli.engines.prune_blocks.setup import Setup
 from effvl_cli.engines.prune_blocks.stages import Stages
-from effvl_cli.engines.prune_blocks.step import finetune
+from effvl_cli.engines.prune_blocks.step import teacher_of
 from effvl_cli.engines.prune_blocks.surgery import State, cut
 from effvl_cli.engines.prune_blocks.training import Recipe
 
@@ -49,10 +54,17 @@ class Lookahead:
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate, the network that was fine-tuned without it, and how it then does on the images that score."""
+    """A candidate, where the network that was fine-tuned without it lies, and how it does on the images that score.
+
+    Attributes:
+        candidate: what was removed.
+        weights: folder and step of the checkpoint after that.
+        figures: `top1`, `top5`, `loss`.
+        metric: which of these decides.
+    """
 
     candidate: Candidate
-    module: nn.Module
+    weights: tuple[Path, int]
     figures: dict[str, float]
     metric: str
 
@@ -61,6 +73,11 @@ class Trial:
         """Lower is better."""
         wrong, loss = 1 - self.figures["top1"], self.figures["loss"]
         return (wrong, loss) if self.metric == "top1" else (loss, wrong)
+
+    def load(self) -> dict[str, Tensor]:
+        """The weights."""
+        folder, step = self.weights
+        return dict(StepFolders(folder).load(step).model)
 
     def row(self) -> dict[str, Any]:
         """For the report."""
@@ -91,11 +108,16 @@ def try_out(
     sampler = EpochSampler(len(here.train), config.finetune_batch_size, config.seed)
     steps = max(1, round(plan.epochs * sampler.steps_per_epoch))
     recipe = Recipe(0, config.finetune_lr, config.finetune_batch_size, steps=steps)
+    phases = [f"step-{k}-without-{candidate.original}" for candidate in shortlist]
+
+    def tried(place: int) -> dict[str, float]:
+        module = cut(here, state, [shortlist[place]], step=number).module
+        fitted = training.train(here, module, recipe, phases[place], teacher=teacher_of(here))
+        last = fitted.steps if fitted.best_step is None else fitted.best_step
+        return {**here.accuracy(module, here.scoring), "step": last}
+
     trials = []
-    for candidate in shortlist:
-        module = cut(here, state, [candidate], step=number).module
-        phase = f"step-{k}-without-{candidate.original}"
-        finetune(here, stages, module, phase, recipe)
-        figures = stages.once(f"{phase} figures", partial(here.accuracy, module, here.scoring))
-        trials.append(Trial(candidate, module, figures, config.metric))
+    for candidate, phase, found in zip(shortlist, phases, stages.side_by_side(phases, tried), strict=True):
+        figures = {name: found[name] for name in ("top1", "top5", "loss")}
+        trials.append(Trial(candidate, (stages.folder / phase, int(found["step"])), figures, config.metric))
     return trials

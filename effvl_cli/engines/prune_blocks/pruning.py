@@ -146,7 +146,7 @@ class Pruning:
             picked = [min(tried, key=lambda trial: trial.rank).candidate]
         here.run.log(f"step {k}: removing {', '.join(candidate.original for candidate in picked)}")
         pruned = cut(here, state, picked, step=number)
-        tuned = next((trial.module for trial in tried if trial.candidate in picked), None)
+        tuned = next((trial.load() for trial in tried if trial.candidate in picked), None)
         row = settle(here, self.stages, pruned, k=k, count=len(picked), original=self.original, tuned=tuned)
         direct = config.criterion == "direct"
         row |= {

@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -38,6 +39,32 @@ class Stages:
             if distributed.is_main():
                 write_json(self.path, {"values": self.values, "records": self.run.record_offset()})
         return self.values[name]
+
+    def side_by_side(self, names: Sequence[str], make: Callable[[int], Mapping[str, float]]) -> list[dict[str, float]]:
+        """Numbers of several stages, which the processes share among them, each for itself.
+
+        Args:
+            names: of the stages, each with a folder of its own below `folder` for what it keeps on its way.
+            make: gets the place of a stage in `names`, on one process, which is then `apart`.
+        """
+        size, rank = distributed.world().size, distributed.world().rank
+        for start in range(0, len(names), size):
+            together = [name for name in names[start : start + size]]
+            if not all(name in self.values for name in together):
+                self._make(together, start, rank, make)
+        return [self.values[name] for name in names]
+
+    def _make(self, together: Sequence[str], start: int, rank: int, make: Callable[[int], Mapping[str, float]]) -> None:
+        """One stage on each of the first processes; then all tell the others."""
+        found: dict[str, float] = {}
+        if rank < len(together):
+            if not StepFolders(self.folder / together[rank]).steps():
+                self._forget()
+            self._repeats = False
+            with distributed.apart():
+                found = dict(make(start + rank))
+        for place, name in enumerate(together):
+            self.once(name, partial(distributed.broadcast_json, found, place))
 
     def phase(self, name: str, module: nn.Module, train: Callable[[], Fitted]) -> float:
         """Train a module in place, unless an attempt has finished that: then its weights are loaded.

@@ -1,5 +1,6 @@
 """What follows a removal, in the loop and in `apply`: statistics, fine-tuning, figures."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ def settle(
     k: int,
     count: int,
     original: Size,
-    tuned: nn.Module | None = None,
+    tuned: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, Any]:
     """Estimate statistics, fine-tune in place and measure, in one step.
 
@@ -44,7 +45,7 @@ def settle(
         k: number of the step in this run.
         count: of its removals.
         original: size of the network that the run began with.
-        tuned: the same network after some training, to go on from.
+        tuned: weights of the same network after some training, to go on from.
 
     Returns:
         The step's row of the report, without what chose the units.
@@ -54,7 +55,7 @@ def settle(
     before = stages.once(f"step {k} before", lambda: figures(here, pruned.module))
     recalibrated = _recalibrate(here, stages, pruned.module, k)
     if tuned is not None:
-        pruned.module.load_state_dict(tuned.state_dict())
+        pruned.module.load_state_dict(tuned)
     recipe = Recipe(config.finetune_epochs, config.finetune_lr, config.finetune_batch_size, steps=config.finetune_steps)
     trained = finetune(here, stages, pruned.module, f"step-{k}", recipe)
     after = stages.once(f"step {k} after", lambda: figures(here, pruned.module))
@@ -82,10 +83,15 @@ def finetune(here: Setup, stages: Stages, module: nn.Module, phase: str, recipe:
     """Train in place; None where there is nothing to train for."""
     if not (recipe.steps or recipe.epochs):
         return None
-    teacher = here.module if training.needs_teacher(here.config) else None
+    teacher = teacher_of(here)
     seconds = stages.phase(phase, module, lambda: training.train(here, module, recipe, phase, teacher=teacher))
     length = {"steps": recipe.steps} if recipe.steps else {"epochs": recipe.epochs}
     return {**length, "lr": recipe.lr, "seconds": seconds}
+
+
+def teacher_of(here: Setup) -> nn.Module | None:
+    """The original network, where fine-tuning looks at it."""
+    return here.module if training.needs_teacher(here.config) else None
 
 
 def _recalibrate(here: Setup, stages: Stages, module: nn.Module, k: int) -> float | None:
