@@ -99,6 +99,8 @@ def _draw_curves(axes: Any, series: Mapping[str, Sequence[Point]]) -> None:
         style = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
         style["linestyle"] = DASHES[place // len(COLOURS) % len(DASHES)]
         axes.errorbar(x, y, yerr=error, label=name, markersize=4, linewidth=1.4, capsize=2, **style)
+    if all(float(point[0]).is_integer() for points in series.values() for point in points):
+        axes.xaxis.get_major_locator().set_params(integer=True)  # no half steps
 
 
 def paired_bars(

@@ -38,7 +38,7 @@ def run(config: ApplyConfig, run: Run) -> None:
     run.report.technique.update(steps=steps, stopped="target_reached")
     outcome.record(here, before, final, steps, *outcome.sizes(here, state))
     result.write_table(here, steps)
-    outcome.draw(here, before, steps, original, outcome.time(here, start, state, stages))
+    outcome.draw(here, before, final, steps, original, outcome.time(here, start, state, stages))
     result.save(here, state)
 
 

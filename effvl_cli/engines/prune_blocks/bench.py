@@ -78,10 +78,9 @@ def _call(session: Any, images: Tensor) -> Callable[[], Any]:
 def _pareto(here: Setup, folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Cost and accuracy of the run's steps, with these latencies."""
     technique = source.report_of(folder).technique
-    steps = technique["steps"]
-    known = technique["pareto"][0]
-    size = {"params": known["params"], "macs": known["macs"]}
-    points = pictures.pareto_points(steps, {"test": {"top1": known["top1"]}}, size, rows)
+    first, last = technique["pareto"][0], technique["pareto"][-1]
+    size = {"params": first["params"], "macs": first["macs"]}
+    points = pictures.pareto_points(technique["steps"], first["top1"], last["top1"], size, rows)
     here.run.report.technique["pareto"] = points
     pictures.pareto(here.run, points)
     if distributed.is_main():

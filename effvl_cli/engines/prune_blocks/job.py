@@ -48,7 +48,7 @@ def run(config: PruneBlocksConfig, run: Run) -> None:
     if found.steps:
         gone = [removal["original_path"] for removal in found.steps[0]["removed"]]
         pictures.importance(run, found.steps[0]["importance"], config.criterion, gone)
-    outcome.draw(here, pruning.baseline, found.steps, sizes[0], rows)
+    outcome.draw(here, pruning.baseline, final, found.steps, sizes[0], rows)
     result.save(here, found.state)
 
 

@@ -52,12 +52,18 @@ def time(here: Setup, start: State, state: State, stages: Stages) -> list[dict[s
 
 
 def draw(
-    here: Setup, before: Figures, steps: Sequence[dict[str, Any]], original: Size, bench: Sequence[dict[str, Any]]
+    here: Setup,
+    before: Figures,
+    final: Figures,
+    steps: Sequence[dict[str, Any]],
+    original: Size,
+    bench: Sequence[dict[str, Any]],
 ) -> None:
     """Accuracy along the steps, and against what the network costs."""
-    pictures.along_steps(here.run, steps, before)
+    ends = before["test"]["top1"], final["test"]["top1"]
+    pictures.along_steps(here.run, steps, *ends)
     size = {"params": original.params, "macs": original.macs}
-    here.run.report.technique["pareto"] = pictures.pareto_points(steps, before, size, bench)
+    here.run.report.technique["pareto"] = pictures.pareto_points(steps, *ends, size, bench)
     pictures.pareto(here.run, here.run.report.technique["pareto"])
 
 

@@ -9,6 +9,7 @@ from effvl_cli.engines.prune_blocks.latency import ORIGINAL
 
 MOST_SHOWN = 60  # units
 TIMED_BATCH = 1
+FINAL = "final"
 
 
 def importance(run: Run, rows: Sequence[Mapping[str, Any]], criterion: str, marked: Sequence[str]) -> None:
@@ -33,33 +34,49 @@ def importance(run: Run, rows: Sequence[Mapping[str, Any]], criterion: str, mark
     run.report.artifact(path, run.folder)
 
 
-def along_steps(run: Run, steps: Sequence[Mapping[str, Any]], baseline: Mapping[str, Any]) -> None:
-    """Accuracy before and after fine-tuning, at each step."""
+def along_steps(run: Run, steps: Sequence[Mapping[str, Any]], before: float, after: float) -> None:
+    """Test top-1 before and after the fine-tuning of each step, between that of the original and of the result."""
     if not distributed.is_main() or not steps:
         return
-    first = [(0.0, 100 * baseline["test"]["top1"], 0.0)]
+    first = [(0.0, 100 * before, 0.0)]
     series = {
         name: first + [(float(row["k"]), 100 * row[key], 0.0) for row in steps]
         for name, key in (("fine-tuned", "top1_test_after_ft"), ("just removed", "top1_test_before_ft"))
     }
+    kept = _kept(steps)
+    if kept and after != kept[-1]["top1_test_after_ft"]:
+        series["after the final fine-tuning"] = [(float(kept[-1]["k"]), 100 * after, 0.0)]
     path = run.folder / "plots" / "accuracy.png"
     plots.curves(path, series, title="Accuracy along the steps", xlabel="step", ylabel="test top-1 %")
     run.report.artifact(path, run.folder)
 
 
+def _kept(steps: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [row for row in steps if not row.get("rejected")]
+
+
 def pareto_points(
     steps: Sequence[Mapping[str, Any]],
-    baseline: Mapping[str, Any],
+    before: float,
+    after: float,
     original: Mapping[str, int],
     bench: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    """A row for the original network and for each step: cost and accuracy; None where nothing was measured."""
+    """Cost and accuracy of the original network, of each step, and of the result where it was trained once more.
+
+    Args:
+        steps: as in the report.
+        before: test top-1 of the original network.
+        after: the same of the result.
+        original: `params` and `macs` of the original network.
+        bench: measured latencies; None stands where there is none.
+    """
 
     def latency(name: str, runtime: str) -> float | None:
         found = (r["median_ms"] for r in bench if (r["network"], r["runtime"]) == (name, runtime) and r["batch"] == 1)
         return next(found, None)
 
-    rows = [{"step": 0, **original, "top1": baseline["test"]["top1"]}]
+    rows: list[dict[str, Any]] = [{"step": 0, **original, "top1": before}]
     rows += [
         {
             "step": row["removed"][0]["step"],
@@ -67,8 +84,7 @@ def pareto_points(
             "macs": row["macs"],
             "top1": row["top1_test_after_ft"],
         }
-        for row in steps
-        if not row.get("rejected")
+        for row in _kept(steps)
     ]
     for row in rows:
         name = f"step {row['step']}" if row["step"] else ORIGINAL
@@ -76,7 +92,7 @@ def pareto_points(
             f"latency_{short}": latency(name, runtime)
             for short, runtime in (("torch", "torch"), ("ort", "onnxruntime"))
         }
-    return rows
+    return rows if after == rows[-1]["top1"] else [*rows, rows[-1] | {"step": FINAL, "top1": after}]
 
 
 def pareto(run: Run, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -97,7 +113,7 @@ def pareto(run: Run, rows: Sequence[Mapping[str, Any]]) -> None:
     plots.fronts(
         path,
         {label: found for label, found in points.items() if found},
-        title="Cost and accuracy of each step (0: the original network)",
+        title="Cost and accuracy of each step (0: the original network; final: trained once more)",
         ylabel="test top-1 %",
     )
     run.report.artifact(path, run.folder)
