@@ -81,7 +81,7 @@ class ScoreOptions(SplitOptions):
     ] = "none"
     score_bn: Annotated[
         Literal["keep", "recal"],
-        Doc("recal: score each removal with batch-norm statistics of --bn-recal training images behind it"),
+        Doc("recal: score each removal with batch-norm statistics estimated anew without the unit, see --bn-recal"),
     ] = "keep"
     score_stack: Annotated[
         Positive, Doc("candidates that run as one larger batch, for GPUs; above 1 no longer equal bit for bit")

@@ -118,3 +118,16 @@ def test_two_processes_find_the_same_scores(whole, workdir):
     assert one.keys() == two.keys() and one["loss"].abs().sum() > 0
     for key in ("order", "correct", "loss", "nan", "used"):
         assert torch.equal(one[key], two[key]), key
+
+
+def test_scoring_that_was_killed_goes_on_with_the_next_batch(whole, workdir, report):
+    line = ("prune-blocks", "score", whole, "--score-batch-size", 1, "--force")
+    launch(*line, "--out", "one")
+    path = Path("two/scores/step_1.safetensors")
+    code, _ = stop_when(path.exists, KILL, *line, "--out", "two")
+    assert code == -KILL and 0 < load_file(path)["done"] < 60  # of 60 images, saved every 20
+    launch(*line, "--out", "two")
+    assert report("two").resume.count == 1
+    one, two = (load_file(Path(name) / "scores" / "step_1.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+    assert report("one").technique["importance"] == report("two").technique["importance"]
