@@ -60,7 +60,7 @@ def _run(command: Command, resolved: Resolved, invocation: Invocation, console: 
         torch.use_deterministic_algorithms(True)
     engine = importlib.import_module(command.engine)
     recipe = resolved.recipe.path if resolved.recipe else None
-    opening = Opening(command.title, config, recipe, invocation.argv, invocation.fresh)
+    opening = Opening(command.title, config, recipe, invocation.argv, invocation.fresh, resolved.inherited)
     opened = open_run(opening, device, progress=console.progress, echo=console.log)
     if isinstance(opened, Report):
         console.log("finished before with these options; this is the stored result (--fresh runs it again)")

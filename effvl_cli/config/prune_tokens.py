@@ -105,6 +105,11 @@ class SearchOptions(_Checked):
         """What no single option can say."""
         super().__post_init__()
         by_class = self.scorer in ("label", "maxconf")
+        if self.block_stride > self.block:
+            raise ValueError(
+                f"--block-stride is {self.block_stride}, and windows of --block {self.block} would leave patches out. "
+                f"Give 1 to {self.block}"
+            )
         if self.score_space != "log" and not by_class:
             raise ValueError(f"--score-space is {self.score_space}, which is for --scorer label or maxconf")
         if self.maxconf_anchor != "each" and self.scorer != "maxconf":
@@ -152,6 +157,11 @@ class PredictorOptions(_Checked):
     def __post_init__(self) -> None:
         """What no single option can say."""
         super().__post_init__()
+        width = PredictorOptions.predictor_width
+        if self.predictor_width != width and self.predictor != "mixer":
+            raise ValueError(
+                f"--predictor-width is {self.predictor_width}, which is for --predictor mixer. Leave it out, or {width}"
+            )
         if self.predictor_keeps and self.predictor_loss != "keepset":
             raise ValueError(f"--predictor-keeps is for --predictor-loss keepset, and it is {self.predictor_loss}")
 
@@ -193,6 +203,16 @@ class TuneOptions(_Checked):
                 f"--prompts {self.prompts} need labels: the dense tower says nothing about texts. "
                 "Give --tune-objective ce or ce+distill, or --prompts visual"
             )
+        counts = {
+            "text": ("num_text_tokens", TuneOptions.num_text_tokens, has_text or self.prompts == "none"),
+            "visual": ("num_visual_tokens", TuneOptions.num_visual_tokens, self.prompts != "text"),
+        }
+        for tower, (name, usual, used) in counts.items():
+            if getattr(self, name) != usual and not used:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} is {getattr(self, name)}, and --prompts {self.prompts} has none in "
+                    f"the {tower} tower. Leave it out, or {usual}"
+                )
         if self.prompts == "coupled" and self.num_visual_tokens != self.num_text_tokens:
             raise ValueError(
                 f"--prompts coupled maps each text token to a visual one, and --num-visual-tokens is "

@@ -75,6 +75,8 @@ class Resolved:
     config: Any
     origins: Mapping[str, str]
     recipe: Recipe | None = None
+    inherited: Mapping[str, str] = field(default_factory=dict)
+    """Options of the earlier run that this command does not have, for commands that start from this one's run."""
 
 
 def resolve(
@@ -108,8 +110,11 @@ def resolve(
         values.update(found)
         origins.update(dict.fromkeys(found, origin))
 
+    inherited: dict[str, str] = {}
     if base is not None:
-        earlier = {key.replace("-", "_"): value for key, value in base.config.items()}
+        stored = {**(base.run.get("inherited") or {}), **base.config}
+        earlier = {key.replace("-", "_"): value for key, value in stored.items()}
+        inherited = {key: value for key, value in stored.items() if key.replace("-", "_") not in known}
         kept = {name: earlier[name] for name in earlier if name in known and name not in {"out", "name", "run"}}
         take(kept, f"run {Path(base.path).parent}")
     found = None
@@ -122,7 +127,7 @@ def resolve(
     if base is not None and "run" in known:  # however it was named, as a checkpoint file or not at all
         values["run"] = str(Path(base.path).parent)
         origins["run"] = "newest run" if origins["run"] == "default" else origins["run"]
-    return Resolved(validate(config, values, origins), origins, found)
+    return Resolved(validate(config, values, origins), origins, found, inherited)
 
 
 def _displaced(alternatives: tuple[str, ...], found: Mapping[str, Any]) -> list[str]:

@@ -49,3 +49,15 @@ def top_k(logits: Tensor, labels: Tensor, k: int) -> Tensor:
     """(n,) 0/1: whether the label is among the k largest logits (n, C)."""
     k = min(k, logits.shape[1])
     return (logits.topk(k, dim=1).indices == labels[:, None]).any(1).float()
+
+
+def mean_per_class(correct: Tensor, labels: Tensor) -> float:
+    """Mean over the classes that occur of the mean of their samples.
+
+    Args:
+        correct: (n,) 0/1.
+        labels: (n,) int64.
+    """
+    _, inverse, counts = labels.unique(return_inverse=True, return_counts=True)
+    sums = counts.new_zeros(len(counts)).double().index_add(0, inverse, correct.double())
+    return float((sums / counts).mean())

@@ -165,6 +165,7 @@ class Opening:
     recipe: str | None = None
     argv: tuple[str, ...] = ()
     fresh: bool = False
+    inherited: Mapping[str, str] = field(default_factory=dict)
 
 
 def open_run(
@@ -302,7 +303,8 @@ def _prepare(run: Run, opening: Opening, inputs: Mapping[str, str], identity: st
         "command": opening.command,
         "description": "resolved options of a run",
         "config": resolve.to_yaml_mapping(opening.config),
-        "run": {"command_line": shlex.join(opening.argv), "inputs": dict(inputs), "identity": identity},
+        "run": {"command_line": shlex.join(opening.argv), "inputs": dict(inputs), "identity": identity}
+        | ({"inherited": dict(opening.inherited)} if opening.inherited else {}),
     }
     write_text(run.folder / CONFIG, resolve.dump_yaml(header))
     write_json(run.folder / ENVIRONMENT, {"attempt": run.attempt, **environment(run.device)})

@@ -109,6 +109,8 @@ def build(dataset: Published, argument: str, split: str, *, root: Path | None = 
     source.expected = dataset.counts[SPLITS.index(split)]
     if split not in lists.same:
         source.remark = f"not CoOp's division ({divided_by}): not comparable with published figures"
+    elif len(items) != source.expected:
+        source.remark = f"{len(items)} of {source.expected} images: not comparable with published figures"
     return source
 
 

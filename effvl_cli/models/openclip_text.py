@@ -24,8 +24,11 @@ def text_blocks(model: nn.Module, name: str) -> Sequence[nn.Module]:
     return list(transformer.resblocks)
 
 
+Tokenize = Callable[[Sequence[str]], Tensor]
+
+
 def prompt_template(
-    tokenize: Callable[[Sequence[str]], Tensor], templates: Sequence[str], count: int
+    tokenize: Tokenize, templates: Sequence[str], count: int, classes: Sequence[str] = ()
 ) -> tuple[str, int]:
     """The words around a class name whose first `count` tokens prompts can replace.
 
@@ -33,14 +36,30 @@ def prompt_template(
         tokenize: texts to (C, T) int64.
         templates: the data set's own, by preference.
         count: tokens that must stand before the class name.
+        classes: names that have to fit behind them.
 
     Returns:
         The first template with so many, else "a photo of a {}." with as many fillers as it takes, and the position of
         its first word: 1 behind a start token, 0 where the tokenizer has none.
 
     Raises:
-        UsageError: the context is too short.
+        UsageError: the context is too short, for all names or for some.
     """
+    template, first = _roomy(tokenize, templates, count)
+    cut = _cut_off(tokenize, template, classes)
+    if cut:
+        most = count
+        while most and _cut_off(tokenize, _roomy(tokenize, templates, most)[0], classes):
+            most -= 1
+        raise UsageError(
+            f"--num-text-tokens {count} leave no room for {len(cut)} class names ({', '.join(cut[:3])})",
+            f"Give 1 to {most}" if most else "Use --prompts visual",
+        )
+    return template, first
+
+
+def _roomy(tokenize: Tokenize, templates: Sequence[str], count: int) -> tuple[str, int]:
+    """A template with `count` tokens before the name, and the place of the first."""
     first = _common(tokenize, "{}")
     padded = (FALLBACK.replace("{}", f"{_FILLER} " * more + "{}") for more in range(count + 1))
     for template in (*templates, *padded):
@@ -50,7 +69,15 @@ def prompt_template(
     raise UsageError(f"--num-text-tokens {count} do not fit a text of {context} tokens", "Give fewer")
 
 
-def _common(tokenize: Callable[[Sequence[str]], Tensor], template: str) -> int:
+def _cut_off(tokenize: Tokenize, template: str, classes: Sequence[str]) -> list[str]:
+    """Names whose end the tokenizer does not see: a further letter there changes nothing."""
+    if not classes:
+        return []
+    texts, longer = (tokenize([template.format(name + more) for name in classes]) for more in ("", "x"))
+    return [name for name, same in zip(classes, (texts == longer).all(1).tolist(), strict=True) if same]
+
+
+def _common(tokenize: Tokenize, template: str) -> int:
     """Leading tokens that do not depend on the class name."""
     one, other = tokenize([template.format("x"), template.format("7")])
     same = (one == other).long().cumprod(0)

@@ -18,6 +18,7 @@ from effvl_cli.techniques.prune_tokens.tower import PrunedVision, num_keep
 
 KIND = "prune-tokens"
 CLASS_WEIGHTS = "class_weights"
+MANIFEST = ("fields", "base", "ranking", "predictor", "prompts", "keep")  # what every one holds
 
 
 def load_pruned(path: str | Path, *, weights: str | None = None, download: bool = False) -> Any:
@@ -70,11 +71,27 @@ def read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     state, manifest = checkpoint.load_model(file)
     if manifest.get("kind") != KIND:
         raise ModelError(f"{file.parent} holds {manifest.get('kind')!r}, not a run of prune-tokens")
+    missing = [name for name in MANIFEST if name not in manifest]
+    if missing:
+        raise ModelError(f"the manifest of {file.parent} lacks {', '.join(missing)}", "Make the run anew")
     return state, manifest
 
 
 def modules_of(state: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> tuple[Predictor | None, Prompts | None]:
-    """The predictor and the prompts, frozen and in evaluation mode, each if it is there."""
+    """The predictor and the prompts, frozen and in evaluation mode, each if it is there.
+
+    Raises:
+        ModelError: the manifest describes none, or others than the tensors.
+    """
+    try:
+        return _described(state, manifest)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"the manifest beside the checkpoint is damaged: {type(error).__name__} {error}", "Make the run anew"
+        ) from error
+
+
+def _described(state: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> tuple[Predictor | None, Prompts | None]:
     fields, predictor, prompts = manifest["fields"], None, None
     if manifest["predictor"]:
         predictor = make_predictor(
@@ -95,7 +112,14 @@ def describe_prompts(prompts: Prompts, *, any_keep: bool) -> dict[str, Any]:
     """What a manifest says of prompts, and whether they were tuned for any keep rate."""
     visual, text = prompts.visual, prompts.text
     return {
-        "visual": {"num_tokens": visual.num_tokens, "depth": visual.depth, "start": visual.start} if visual else None,
+        "visual": {
+            "num_tokens": visual.num_tokens,
+            "depth": visual.depth,
+            "start": visual.start,
+            "pre_norm": visual.pre_norm,
+        }
+        if visual
+        else None,
         "text": {
             "num_tokens": text.num_tokens,
             "depth": text.depth,
@@ -118,10 +142,11 @@ def _empty_prompts(about: Mapping[str, Any], width: int) -> Prompts:
         text = TextPrompts(torch.zeros(*sizes), first=about["text"]["first"], template=about["text"]["template"])
     if about["visual"] is None:
         return Prompts(None, text)
-    start, empty = about["visual"]["start"], torch.zeros(about["visual"]["depth"], width)
+    visual = about["visual"]
+    empty, place = torch.zeros(visual["depth"], width), {"start": visual["start"], "pre_norm": visual["pre_norm"]}
     if about["coupled"] and text is not None:
-        return Prompts(CoupledPrompts(text, empty, start=start))
-    return Prompts(VisualPrompts(empty, about["visual"]["num_tokens"], start=start), text)
+        return Prompts(CoupledPrompts(text, empty, **place))
+    return Prompts(VisualPrompts(empty, visual["num_tokens"], **place), text)
 
 
 def _fill(module: nn.Module, state: Mapping[str, Tensor], prefix: str) -> None:

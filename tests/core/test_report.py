@@ -82,6 +82,11 @@ def test_accuracy_figures_by_hand():
     assert metrics.top_k(logits, torch.tensor([1, 1]), 2).tolist() == [1, 1]
 
 
+def test_the_mean_over_classes_weighs_each_class_alike():
+    correct, labels = torch.tensor([1, 1, 0, 0, 1]), torch.tensor([7, 7, 7, 2, 2])
+    assert metrics.mean_per_class(correct, labels) == pytest.approx((2 / 3 + 1 / 2) / 2)
+
+
 def test_cache_is_keyed_by_content_and_survives_damage(tmp_path):
     cache, warnings = Cache(tmp_path), []
     entry = cache.entry("rankings", {"layer": 1, "grid": [2, 2]})

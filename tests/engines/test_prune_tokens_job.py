@@ -217,7 +217,8 @@ def test_the_manifest_says_what_it_belongs_to(job):
     }
     assert manifest["predictor"] == {"kind": "mixer", "width": 64}
     assert manifest["prompts"] == {
-        "visual": {"num_tokens": 2, "depth": 2, "start": 0},  # as deep as the text tower that they are mapped from
+        # as deep as the text tower that they are mapped from
+        "visual": {"num_tokens": 2, "depth": 2, "start": 0, "pre_norm": False},
         "text": {"num_tokens": 2, "depth": 2, "width": 64, "first": 1, "template": "a photo of a {}."},
         "coupled": True,
         "any_keep": False,

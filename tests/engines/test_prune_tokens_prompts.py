@@ -82,7 +82,7 @@ def test_prompts_from_another_block(base, effvl, report):
     outcome = effvl("prune-tokens", "tune", base, *WHOLE, *options)
     assert outcome.code == 0, outcome.err
     about = read_manifest(Path("late"))["prompts"]
-    assert about["visual"] == {"num_tokens": 2, "depth": 2, "start": 2}
+    assert about["visual"] == {"num_tokens": 2, "depth": 2, "start": 2, "pre_norm": False}
     assert (about["text"]["num_tokens"], about["text"]["depth"]) == (5, 2)
     assert about["text"]["template"] == "a small photo of a {}."  # of shape-captions's own, the first with five words
     outcome = effvl("prune-tokens", "tune", base, "--shots", 2, "--prompt-start", 4, "--out", "later")
@@ -101,9 +101,59 @@ def test_prompts_before_the_pruning(effvl, few_images, report):
     assert any("prompts from block 1 on" in text for text in report("early").warnings)
 
 
+def test_a_job_with_prompts_from_block_0_trains_the_predictor_on_what_they_make(
+    effvl, few_images, quick_figures, report
+):
+    options = ("--shots", 2, "--layer", 1, "--prompt-start", 0, "--num-golden", 0, "--predictor-epochs", 3)
+    quick = ("--predictor-batch-size", 8, "--tune-epochs", 1, "--tune-batch-size", 60)
+    outcome = effvl("prune-tokens", *options, *quick, "--out", "run")
+    assert outcome.code == 0, outcome.err
+    assert {path.name for path in Path("run/checkpoints").iterdir()} == {"predictor", "tuning", "predictor-prompted"}
+    manifest = read_manifest(Path("run"))
+    assert manifest["prompts"]["visual"] | {"depth": 0} == {"num_tokens": 2, "depth": 0, "start": 0, "pre_norm": True}
+    rows = {row["selector"]: row for row in report("run").technique["results"]}
+
+    # By hand: block 0 has 64 patches, the three others 38, CLS everywhere, two prompts everywhere when tuned.
+    def block(rows):
+        return rows * (4 * 64**2 + 2 * 64 * 128) + 2 * rows**2 * 64
+
+    ends, mixer = 64 * 192 * 64 + 64 * 64, 2 * 65 * 64 * 32 + 2 * 65 * 64 * 256 + 64 * 64
+    assert rows["predictor"]["macs"] == ends + block(65) + 3 * block(39) + mixer
+    assert rows["predictor+tuned"]["macs"] == ends + block(67) + 3 * block(41) + mixer
+    again = effvl("prune-tokens", "eval", "run", "--selector", "random", "--num-golden", 0, "--out", "eval")
+    assert again.code == 0, again.err  # the saved predictor is the one that knows the prompts
+    assert report("eval").metrics["top1_predictor_tuned"] == report("run").metrics["top1_predictor_tuned"]
+    exported = effvl("prune-tokens", "export", "run", "--format", "state", "--out", "state")
+    assert exported.code == 0, exported.err
+    assert report("state").metrics["cosine_state"].value == pytest.approx(1, abs=1e-6)
+
+
+def test_prompts_belong_to_a_number_of_patches_and_cost_nothing_else_where_all_are_kept(base, effvl, report):
+    assert effvl("prune-tokens", "tune", base, *WHOLE, "--prompts", "visual", "--keep", 0.6, "--out", "tuned").code == 0
+    options = ("--selector", "predictor", "--num-golden", 0)
+    assert effvl("prune-tokens", "eval", "tuned", *options, "--num-keep", 38, "--out", "same").code == 0
+    assert "top1_predictor_tuned" in report("same").metrics  # 0.6 * 64 patches are 38
+    assert effvl("prune-tokens", "eval", "tuned", *options, "--num-keep", 39, "--out", "other").code == 0
+    assert "top1_predictor_tuned" not in report("other").metrics
+    mixed = ("--prompts", "visual", "--tune-keeps", "mix", "--keep", 1.0, "--out", "whole")
+    assert effvl("prune-tokens", "tune", base, *WHOLE, *mixed).code == 0
+    rows = {row["selector"]: row for row in report("whole").technique["results"]}
+    assert rows["predictor"]["macs"] == rows["dense"]["macs"]  # none runs
+    assert rows["predictor+tuned"]["macs"] == 64 * 192 * 64 + 4 * (67 * 32_768 + 2 * 67**2 * 64) + 64 * 64
+
+
+def test_text_prompts_that_leave_no_room_for_the_names_are_refused(base, effvl):
+    outcome = effvl("prune-tokens", "tune", base, "--prompts", "text", "--num-text-tokens", 13, "--out", "r")
+    assert outcome.code == 2 and "--num-text-tokens 13 leave no room for" in outcome.error
+    assert outcome.error.endswith("Give 1 to 10")  # 16 - start, end and the four tokens of "yellow triangle"
+    assert effvl("prune-tokens", "tune", base, *WHOLE, "--prompts", "text", "--num-text-tokens", 10).code == 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (("--prompts", "visual", "--num-text-tokens", 4), "--num-text-tokens is 4, and --prompts visual has none"),
+        (("--prompts", "text", "--num-visual-tokens", 4), "--num-visual-tokens is 4, and --prompts text has none"),
         (("--prompts", "text", "--tune-objective", "distill"), "--prompts text need labels"),
         (("--prompts", "coupled", "--num-text-tokens", 3), "--num-visual-tokens is 2, --num-text-tokens 3"),
     ],

@@ -168,18 +168,37 @@ def test_gradients_of_a_tower_that_pools_patches_are_refused(effvl, pictures, mo
     assert outcome.code == 4 and "reads its embedding off patches" in outcome.error
 
 
+def test_steps_in_a_row_keep_the_options_of_the_search(effvl, few_images, report):
+    """tune has no options of the search, and what starts from its run still knows them."""
+    search = ("--block", 2, "--group", 30, "--rank-until", 0.6)
+    assert effvl("prune-tokens", "rank", "--shots", 1, *search, "--out", "ranked").code == 0
+    short = ("--predictor-epochs", 1, "--predictor-batch-size", 8)
+    assert effvl("prune-tokens", "predict", "ranked", *short, "--out", "base").code == 0
+    tune = ("--tune-epochs", 1, "--tune-batch-size", 30, "--prompts", "visual")
+    assert effvl("prune-tokens", "tune", "base", *tune, "--out", "tuned").code == 0
+    golden = ("--selector", "golden", "--num-golden", 2, "--keep", 0.5)
+    outcome = effvl("prune-tokens", "eval", "tuned", *golden, "--out", "eval")
+    assert outcome.code == 0, outcome.err
+    outcome = effvl("prune-tokens", "predict", "tuned", *short, "--out", "again")
+    assert outcome.code == 0, outcome.err
+    found = report("again").technique["ranking"]
+    assert (found["block"], found["stride"], found["group"], found["searched_now"]) == (2, 1, 30, 0)
+    outcome = effvl("prune-tokens", "predict", "tuned", *short, "--group", 10, "--out", "other")
+    assert outcome.code == 4 and "group: 30 there, 10 here" in outcome.error
+
+
 def test_an_audit_compares_with_the_exact_search(rank, effvl):
     done = rank("--audit", "--scorer", "taylor", "--group", 30, "--rank-until", 0.8)
     rows = {row["search"]: row for row in done.technique["ranking"]["audit"]}
     assert list(rows) == ["exact greedy", "this search", "one shot", "10 a round"]
     exact = rows["exact greedy"]
     assert exact["tau"] == 1 and exact["overlap"] == {"51": 1, "38": 1, "26": 1} and exact["images"] == 6
-    assert exact["passes"] == 6 * (sum(range(53, 65)) + 52)  # one by one from 64 to 52, and those 52
-    assert rows["10 a round"]["passes"] == 6 * (64 + 54 + 52) and rows["one shot"]["passes"] == 6 * 64
+    assert exact["passes"] == 6 * (sum(range(21, 65)) + 20)  # one by one from 64 to 20, and those 20
+    assert rows["10 a round"]["passes"] == 6 * (64 + 54 + 44 + 34 + 24 + 20) and rows["one shot"]["passes"] == 6 * 64
     assert rows["this search"]["passes"] == 6 * 2 * 35
     assert rows["one shot"]["tau"] < 1
     assert (
-        "10 a round: 170 passes an image"
+        "10 a round: 240 passes an image"
         in effvl("table", "run").out + effvl("prune-tokens", "rank", "--recipe", "run/config.yaml", "--out", "run").out
     )
 

@@ -1,12 +1,18 @@
 """Selectors side by side through the real command, on few images."""
 
+import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from effvl_cli.config.prune_tokens import EvalConfig
 from effvl_cli.engines.prune_tokens import pictures
+from effvl_cli.engines.prune_tokens.evaluation import asked_for
+from tests.data import layouts
 
 SELECTORS = ("predictor", "golden", "cls-attn", "evit", "tome", "random", "grid", "center", "norm", "taylor")
 
@@ -67,6 +73,74 @@ def test_every_selector_at_every_number_of_patches(trained, effvl, report, monke
     assert list(cost) == [name for name in accuracy if name not in ("golden (oracle)", "taylor")]
     assert accuracy["random"][1] == (20 / 64, 100 * found["random", 20]["top1"], 100 * found["random", 20]["se"])
     assert [point[0] for point in cost["tome"]] == [found["tome", k]["macs"] / dense for k in (45, 20)]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_every_selector_scores_in_full_precision_whatever_the_tower_runs_in(precision, trained, effvl, report):
+    half = ("--precision", precision, "--selector", ",".join(SELECTORS), "--keep", 0.5, "--num-golden", 4)
+    outcome = effvl("prune-tokens", "eval", "run", *half, "--out", "half")
+    assert outcome.code == 0, outcome.err
+    rows = report("half").technique["results"]
+    assert [row["selector"] for row in rows[2:]] == list(SELECTORS)
+    assert all(row["cosine"] > 0.2 for row in rows)
+
+
+def test_each_selector_is_measured_once_and_shown_where_it_belongs(trained, effvl, report):
+    twice = ("--selector", "random,predictor,random", "--keep", "0.5,0.5", "--num-golden", 0)
+    outcome = effvl("prune-tokens", "eval", "run", *twice, "--out", "eval")
+    assert outcome.code == 0, outcome.err
+    assert [row["selector"] for row in report("eval").technique["results"]] == ["dense", "random", "predictor"]
+    lines = [line.split()[0] for line in outcome.out.splitlines() if line.startswith(("dense", "random", "predictor"))]
+    assert lines == ["dense", "predictor", "random"]
+    assert report("eval").metrics["mac_ratio"].value < 1
+
+
+def test_without_a_class_token_the_default_leaves_out_what_reads_it():
+    shape = SimpleNamespace(num_prefix=0)
+    default = SimpleNamespace(config=EvalConfig(run="r"), shape=shape)
+    assert asked_for(default) == ["predictor", "tome", "grid", "random"]
+    asked = SimpleNamespace(config=EvalConfig(run="r", selector=("evit", "random")), shape=shape)
+    assert asked_for(asked) == ["evit", "random"]  # and is refused by name
+
+
+def test_other_data_need_test_images_alone(trained, effvl, report, image_folder, tmp_path):
+    validation = tmp_path / "imagenet" / "images" / "val"
+    for number, folder in enumerate(sorted((image_folder / "test").iterdir())):
+        shutil.copytree(folder, validation / f"n0000000{number}")
+    (tmp_path / "imagenet" / "classnames.txt").write_text("n00000000 blue thing\nn00000001 red thing\n")
+    words = ("--data", "imagenet", "--data-root", tmp_path, "--selector", "predictor,golden", "--keep", 0.5)
+    outcome = effvl("prune-tokens", "eval", "run", *words, "--num-golden", 3, "--out", "eval")
+    assert outcome.code == 0, outcome.err
+    assert report("eval").metrics["top1_golden"].n == 3 and report("eval").metrics["top1_predictor"].n == 12
+
+
+def test_aircraft_is_averaged_over_classes_too(trained, effvl, report, tmp_path):
+    layouts.fgvc_aircraft(tmp_path / "fgvc_aircraft")
+    words = ("--data", "fgvc_aircraft", "--data-root", tmp_path, "--selector", "predictor", "--keep", 0.5)
+    outcome = effvl("prune-tokens", "eval", "run", *words, "--out", "eval")
+    assert outcome.code == 0, outcome.err
+    done = report("eval")
+    for name in ("dense", "predictor"):
+        row = next(row for row in done.technique["results"] if row["selector"] == name)
+        assert done.metrics[f"top1_{name}_per_class"].value == row["top1_per_class"]
+
+
+def test_a_damaged_manifest_is_refused_in_one_line(trained, effvl):
+    path = Path("run/manifest.json")
+    whole = json.loads(path.read_text())
+    for number, (damage, part) in enumerate(
+        (
+            (lambda m: m.pop("fields"), "lacks fields"),
+            (lambda m: m["fields"].pop("patches"), "of other settings"),
+            (lambda m: m["predictor"].update(kind="mixed"), "damaged"),
+            (lambda m: m.update(predictor={"width": 64}), "damaged"),
+        )
+    ):
+        broken = json.loads(json.dumps(whole))
+        damage(broken)
+        path.write_text(json.dumps(broken))
+        outcome = effvl("prune-tokens", "eval", "run", "--selector", "random", "--num-golden", 0, "--out", f"e{number}")
+        assert outcome.code == 4 and part in outcome.error, outcome.err
 
 
 def test_the_runs_number_of_patches_is_taken_over_or_replaced(effvl, few_images, quick_figures, report):

@@ -15,6 +15,7 @@ from effvl_cli.models.network import CHECKPOINT
 from effvl_cli.models.pruned import CLASS_WEIGHTS, KIND, describe_prompts, modules_of, read
 from effvl_cli.techniques.prune_tokens.predictor import Predictor
 from effvl_cli.techniques.prune_tokens.prompts import Prompts
+from effvl_cli.techniques.prune_tokens.tower import num_keep
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,12 @@ class Artefact:
         return self.prompts is not None and self.manifest["prompts"]["any_keep"]
 
     def tuned_for(self, keeps: Sequence[float]) -> list[float]:
-        """Those of some keep rates that the prompts were tuned for: one, or any."""
+        """Those of some keep rates that the prompts were tuned for: one number of patches, or any."""
         if self.prompts is None:
             return []
-        return [keep for keep in keeps if self.any_keep or keep == self.manifest["keep"]]
+        patches = self.manifest["fields"]["patches"]
+        tuned = num_keep(self.manifest["keep"], patches)
+        return [keep for keep in keeps if self.any_keep or num_keep(keep, patches) == tuned]
 
 
 def save(

@@ -9,7 +9,7 @@ from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
 from effvl_cli.core.table import Cell, Table, times
 from effvl_cli.engines.prune_tokens import artefact, latency, pictures, setup
-from effvl_cli.engines.prune_tokens.evaluation import arm, refuse_missing
+from effvl_cli.engines.prune_tokens.evaluation import arm, asked_for, refuse_missing
 from effvl_cli.engines.prune_tokens.job import tower_summary
 
 
@@ -18,11 +18,12 @@ def run(config: BenchConfig, run: Run) -> None:
     here = setup.build(config, run)
     run.report.technique["tower"] = tower_summary(here)
     saved = artefact.load(here, Path(str(config.run)))
-    for name in config.selector:
+    names = asked_for(here)
+    for name in names:
         refuse_missing(name, here, saved.predictor)
     arms = [
         latency.Arm(name, keep, arm(here, name, keep, saved.predictor))
-        for name, keep in itertools.product(config.selector, here.config.keep)
+        for name, keep in itertools.product(names, dict.fromkeys(here.config.keep))
     ]
     rows = latency.measure(
         here,

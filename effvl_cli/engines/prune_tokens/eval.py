@@ -1,6 +1,7 @@
 """`effvl prune-tokens eval`: accuracy of selectors at keep rates."""
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ from effvl_cli.core.run import Run
 from effvl_cli.engines.prune_tokens import artefact, pictures, setup, summary
 from effvl_cli.engines.prune_tokens.evaluation import (
     arm,
+    asked_for,
     embed,
     prune,
     record,
     record_controls,
+    record_mac_ratio,
     refuse_missing,
     result,
     selector_of,
@@ -30,16 +33,17 @@ def run(config: EvalConfig, run: Run) -> None:
     """Every selector at every keep rate, on the same test images; RUN's prompts at the rates they were tuned for."""
     here = setup.build(config, run)
     run.report.technique["tower"] = tower_summary(here)
-    keeps: tuple[float, ...] = here.config.keep
+    keeps: tuple[float, ...] = tuple(dict.fromkeys(here.config.keep))
+    names = asked_for(here)
     saved = artefact.load(here, Path(str(config.run)))
-    _refuse_early(here, saved)
+    _refuse_early(here, names, saved)
     test = here.images("test")
     dense = embed(here, test)
     record(here, result(here, "dense", 1.0, test, dense, dense))
-    searched = golden(here, test, dense) if "golden" in config.selector else None
+    searched = golden(here, test, dense) if "golden" in names else None
     rows: list[dict[str, Any]] = []
-    with run.progress("selectors", len(config.selector) * len(keeps)) as progress:
-        for name, keep in itertools.product(config.selector, keeps):
+    with run.progress("selectors", len(names) * len(keeps)) as progress:
+        for name, keep in itertools.product(names, keeps):
             images, reference = test, dense
             if name == "golden" and searched:
                 images, selector, reference = searched
@@ -56,19 +60,21 @@ def run(config: EvalConfig, run: Run) -> None:
         rows.append(result(here, "predictor+tuned", keep, test, pruned, dense, saved.prompts))
         record(here, rows[-1], _metric("predictor_tuned", keep, keeps))
     record_controls(here, test, dense)
+    if len(keeps) == 1:
+        record_mac_ratio(here, names[0], keeps[0])
     accuracy, note = float(here.accuracy(dense, test.labels).mean()), f"{len(test)} test images"
     pictures.accuracy_curve(here, rows, accuracy, note)
     pictures.cost_curve(here, rows, accuracy, note)
 
 
-def _refuse_early(here: setup.Setup, saved: artefact.Artefact) -> None:
+def _refuse_early(here: setup.Setup, names: Sequence[str], saved: artefact.Artefact) -> None:
     """Before anything is measured, what the last selector of a list could find missing."""
-    for name in here.config.selector:
+    for name in names:
         refuse_missing(name, here, saved.predictor)
-    if "golden" in here.config.selector:
+    if "golden" in names:
         if not here.config.num_golden:
             raise UsageError("--num-golden is 0, and selector golden searches test images", "Give 1 or more")
-        refuse_other_ranking(here, saved.manifest["ranking"])
+        refuse_other_ranking(here, saved.manifest["ranking"], of_other_data=True)
 
 
 def _metric(name: str, keep: float, keeps: tuple[float, ...]) -> str:

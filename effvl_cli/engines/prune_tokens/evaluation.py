@@ -1,6 +1,6 @@
 """Accuracy of dense and pruned towers on the same images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from effvl_cli.core.errors import ModelError, NumericalError, UsageError
-from effvl_cli.core.metrics import mcnemar, paired_difference, standard_error, top_k, wilson
+from effvl_cli.core.metrics import mcnemar, mean_per_class, paired_difference, standard_error, top_k, wilson
 from effvl_cli.engines.inference import over_images
 from effvl_cli.engines.prune_tokens.setup import Images, Setup
 from effvl_cli.engines.prune_tokens.texts import with_prompts
@@ -29,6 +29,7 @@ from effvl_cli.techniques.prune_tokens.tower import NonFiniteError, PrunedVision
 ORACLES = frozenset({"golden"})  # know what no deployed selector can
 OFFLINE = frozenset({"taylor"})  # cost more than they save
 CLS_ARMS = frozenset({"cls-attn", "evit"})
+PER_CLASS = frozenset({"caltech101", "fgvc_aircraft"})  # data sets whose papers average over classes
 
 
 def selector_of(name: str, setup: Setup, predictor: Selector | None) -> Selector:
@@ -52,6 +53,17 @@ def selector_of(name: str, setup: Setup, predictor: Selector | None) -> Selector
     selector = made[name]()
     assert selector is not None
     return selector
+
+
+def possible(setup: Setup, names: Sequence[str]) -> list[str]:
+    """Those selectors that the tower can have: without a CLS token there is no attention of it."""
+    return [name for name in dict.fromkeys(names) if setup.shape.num_prefix or name not in CLS_ARMS]
+
+
+def asked_for(setup: Setup) -> list[str]:
+    """The selectors of --selector, each once; of its default, those that the tower can have."""
+    names = setup.config.selector
+    return possible(setup, names) if names == type(setup.config).selector else list(dict.fromkeys(names))
 
 
 def refuse_missing(name: str, setup: Setup, predictor: Selector | None) -> None:
@@ -152,7 +164,7 @@ def result(
     labels, tuned = images.labels, with_prompts(setup, prompts)
     correct, reference = tuned.accuracy(embedding, labels), setup.accuracy(dense, labels)
     difference, spread = paired_difference(correct, reference)
-    macs = macs_of(setup, name, keep, prompts.num_rows if prompts else 0)
+    macs = macs_of(setup, name, keep, prompts)
     same = tuned.predictions(embedding) == setup.predictions(dense)
     row = {
         "selector": name,
@@ -163,6 +175,7 @@ def result(
         "templates": len(setup.templates),
         "top1": float(correct.mean()),
         "top5": float(top_k(embedding @ tuned.classifier.cpu(), labels, 5).mean()),
+        "top1_per_class": mean_per_class(correct, labels),
         "se": standard_error(correct) if name == "dense" else spread,
         "delta": difference,
         "ci95": list(wilson(int(correct.sum()), len(images))),
@@ -175,16 +188,17 @@ def result(
     return row | {"merges": list(merges(setup, keep))} if name == "tome" else row
 
 
-def macs_of(setup: Setup, name: str, keep: float, prompts: int = 0) -> int:
-    """Multiply-adds of an image through the pruned tower, its selector included."""
+def macs_of(setup: Setup, name: str, keep: float, prompts: Prompts | None = None) -> int:
+    """Multiply-adds of an image through the pruned tower, its selector included; none runs where all is kept."""
     shape = setup.shape
     kept = num_keep(keep, shape.num_patches)
-    if name == "dense" or (kept == shape.num_patches and not prompts):
-        return shape.dense()
+    rows, start = (prompts.num_rows, prompts.start) if prompts else (0, None)
+    if name == "dense" or kept == shape.num_patches:
+        return shape.pruned(shape.num_patches, setup.layer, rows, start)
     if name == "tome":
         return shape.merged(merges(setup, keep), setup.layer, setup.tower.num_heads)
     if name.startswith("predictor"):
-        return shape.pruned(kept, setup.layer, prompts) + setup.run.report.technique["predictor"]["macs"]
+        return shape.pruned(kept, setup.layer, rows, start) + setup.run.report.technique["predictor"]["macs"]
     if name == "evit":
         return shape.pruned(kept, setup.layer, 1) + shape.evit()
     selector = {
@@ -201,6 +215,14 @@ def record(setup: Setup, row: dict[str, Any], metric: str | None = None) -> None
     technique.setdefault("results", []).append(row)
     name = metric or f"top1_{row['selector'].replace('-', '_').replace('+', '_')}"
     setup.run.report.metric(name, row["top1"], split="test", n=row["n"], se=row["se"])
+    if setup.config.data in PER_CLASS:
+        setup.run.report.metric(f"{name}_per_class", row["top1_per_class"], split="test", n=row["n"])
+
+
+def record_mac_ratio(setup: Setup, name: str, keep: float, prompts: Prompts | None = None) -> None:
+    """Multiply-adds of a pruned tower over the dense one's as a metric."""
+    ratio = macs_of(setup, name, keep, prompts) / setup.shape.dense()
+    setup.run.report.metric("mac_ratio", ratio, unit="ratio", higher_is_better=False)
 
 
 def record_gain(setup: Setup, name: str, better: Tensor, worse: Tensor, labels: Tensor) -> None:

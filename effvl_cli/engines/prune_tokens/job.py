@@ -1,6 +1,5 @@
 """The whole job: rank, train the predictor, tune prompts, evaluate, time, draw."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -9,7 +8,7 @@ from effvl_cli.config.prune_tokens import PruneTokensConfig
 from effvl_cli.core import distributed
 from effvl_cli.core.run import Run
 from effvl_cli.engines.prune_tokens import artefact, evaluation, latency, pictures, setup, summary
-from effvl_cli.engines.prune_tokens.evaluation import arm, embed, prune, refuse_missing, result, selector_of
+from effvl_cli.engines.prune_tokens.evaluation import arm, embed, possible, prune, refuse_missing, result, selector_of
 from effvl_cli.engines.prune_tokens.oracle import golden
 from effvl_cli.engines.prune_tokens.predictor import train_predictor
 from effvl_cli.engines.prune_tokens.search import rank_training
@@ -30,13 +29,17 @@ def run(config: PruneTokensConfig, run: Run) -> None:
     here = setup.build(config, run)
     check_prompts(here)
     run.report.technique["tower"] = tower_summary(here)
-    for name in _possible(here, tuple(evaluation.CLS_ARMS)):
+    for name in possible(here, tuple(evaluation.CLS_ARMS)):
         refuse_missing(name, here, None)
     training, ranked = rank_training(here)
     predictor = train_predictor(here, training, ranked.rank)
     prompts = tune_prompts(here, training, predictor) if config.prompts != "none" else None
-    artefact.save(here, predictor, prompts)
-    _evaluate(here, predictor, prompts)
+    tuned = predictor
+    if prompts and prompts.start is not None and prompts.start < here.layer:
+        run.log(f"prompts from block {prompts.start} on change what the predictor reads: it is trained anew on that")
+        tuned = train_predictor(here, training, ranked.rank, prompts)
+    artefact.save(here, tuned, prompts)
+    _evaluate(here, predictor, tuned, prompts)
 
 
 def tower_summary(here: Setup) -> dict[str, Any]:
@@ -45,13 +48,8 @@ def tower_summary(here: Setup) -> dict[str, Any]:
     return {"N": shape.num_patches, "D": shape.width, "L": shape.depth, "P": shape.num_prefix, "layer": here.layer}
 
 
-def _possible(here: Setup, names: Sequence[str]) -> list[str]:
-    """Those that the tower can have: without a CLS token there is no attention of it."""
-    return [name for name in names if here.shape.num_prefix or name not in evaluation.CLS_ARMS]
-
-
-def _evaluate(here: Setup, predictor: Any, prompts: Any) -> None:
-    config, report = here.config, here.run.report
+def _evaluate(here: Setup, predictor: Any, tuned: Any, prompts: Any) -> None:
+    config = here.config
     test = here.images("test")
     dense = embed(here, test)
     evaluation.record(here, result(here, "dense", 1.0, test, dense, dense))
@@ -60,20 +58,19 @@ def _evaluate(here: Setup, predictor: Any, prompts: Any) -> None:
         pruned = embed(here, some, prune(here, selector, config.keep))
         evaluation.record(here, result(here, "golden", config.keep, some, pruned, reference))
     embeddings: dict[str, Tensor] = {}
-    for name in _possible(here, ARMS):
+    for name in possible(here, ARMS):
         if name == "predictor+tuned" and prompts is None:
             continue
         added = prompts if name == "predictor+tuned" else None
-        vision = prune(here, predictor, config.keep, added) if added else arm(here, name, config.keep, predictor)
+        vision = prune(here, tuned, config.keep, added) if added else arm(here, name, config.keep, predictor)
         embeddings[name] = embed(here, test, vision)
         evaluation.record(here, result(here, name, config.keep, test, embeddings[name], dense, added))
         here.run.check_stop()
-    for other in _possible(here, ("random", "cls-attn")):
+    for other in possible(here, ("random", "cls-attn")):
         name = f"gain_over_{other.replace('-', '_')}"
         evaluation.record_gain(here, name, embeddings["predictor"], embeddings[other], test.labels)
     evaluation.record_controls(here, test, dense)
-    macs = evaluation.macs_of(here, "predictor", config.keep) / here.shape.dense()
-    report.metric("mac_ratio", macs, unit="ratio", higher_is_better=False)
+    evaluation.record_mac_ratio(here, "predictor", config.keep)
     _time(here, predictor)
     _draw(here, predictor, test)
 
@@ -91,7 +88,7 @@ def _time(here: Setup, predictor: Any) -> None:
 
 def _draw(here: Setup, predictor: Any, test: Images) -> None:
     """The curve is drawn on validation images: the test split serves the table alone."""
-    names = _possible(here, ("predictor", "cls-attn", "random"))
+    names = possible(here, ("predictor", "cls-attn", "random"))
     selectors = {name: selector_of(name, here, predictor) for name in names}
     pictures.kept_patches(here, test.take(pictures.spread(len(test), SHOWN)), selectors, [here.config.keep])
     validation = here.validation()

@@ -22,6 +22,7 @@ from effvl_cli.techniques.prune_tokens.losses import (
     random_pairs,
 )
 from effvl_cli.techniques.prune_tokens.predictor import Predictor, dropped_overlap, kendall_tau, make_predictor
+from effvl_cli.techniques.prune_tokens.prompts import Prompts
 from effvl_cli.techniques.prune_tokens.tower import PrunedVision, num_keep
 
 VALIDATION_SHARE = 10  # one ranked image in so many
@@ -56,8 +57,15 @@ class PredictorTask(loop.Task):
         return figures
 
 
-def train_predictor(setup: Setup, images: Images, ranks: Tensor) -> Predictor:
-    """Train on nine tenths of the ranked images; the epoch that overlaps best with the ranking of the rest is kept."""
+def train_predictor(setup: Setup, images: Images, ranks: Tensor, prompts: Prompts | None = None) -> Predictor:
+    """Train on nine tenths of the ranked images; the epoch that overlaps best with the ranking of the rest is kept.
+
+    Args:
+        setup: tower and options.
+        images: that were ranked.
+        ranks: (M, N).
+        prompts: that are in the tower when it reads the states.
+    """
     config, run = setup.config, setup.run
     if len(images) < FEW:
         run.warn(f"only {len(images)} ranked images: the predictor will be poor; give more --shots")
@@ -76,7 +84,7 @@ def train_predictor(setup: Setup, images: Images, ranks: Tensor) -> Predictor:
             width=config.predictor_width,
         )
     module.to(run.device)
-    inputs = _inputs(setup, images, module).to(run.device)
+    inputs = _inputs(setup, images, module, prompts).to(run.device)
     training, validation = split(images.labels, config.seed)
     kept = num_keep(config.keep, shape.num_patches)
     loss = _loss(config, shape.num_patches)
@@ -86,7 +94,7 @@ def train_predictor(setup: Setup, images: Images, ranks: Tensor) -> Predictor:
     plan = loop.Plan(
         steps=steps,
         rate=lambda step: optim.cosine(step, steps, floor=FINAL_RATE),
-        phase="predictor",
+        phase="predictor-prompted" if prompts else "predictor",
         eval_every=steps_per_epoch,
         save_every=config.save_every,
         log_every=config.log_every,
@@ -110,7 +118,8 @@ def train_predictor(setup: Setup, images: Images, ranks: Tensor) -> Predictor:
         "trained_on": len(training),
         "seconds": fitted.seconds,
     }
-    _record_validation(setup, module)
+    if prompts is None:
+        _record_validation(setup, module)
     return module
 
 
@@ -178,11 +187,15 @@ def _stream(config: Any, training: Tensor) -> tuple[Any, int]:
     return batches, sampler.steps_per_epoch
 
 
-def _inputs(setup: Setup, images: Images, module: Predictor) -> Tensor:
+def _inputs(setup: Setup, images: Images, module: Predictor, prompts: Prompts | None) -> Tensor:
     """(M, ...) float16: what the predictor reads, for every ranked image."""
-    vision = PrunedVision(setup.tower, layer=setup.layer, num_keep=setup.shape.num_patches, selector=_Nothing())
+    shape, visual = setup.shape, prompts.visual if prompts else None
+    vision = PrunedVision(
+        setup.tower, layer=setup.layer, num_keep=shape.num_patches, selector=_Nothing(), prompts=visual
+    )
+    rows = shape.num_prefix + shape.num_patches
     return over_images(
-        lambda x, _: module.inputs(vision.states(x)),
+        lambda x, _: module.inputs(vision.states(x)[:, :rows]),
         images.pixels,
         setup.network.preprocess,
         setup.run,

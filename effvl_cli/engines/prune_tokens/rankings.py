@@ -45,6 +45,9 @@ class Ranked:
             "searched_now": self.searched,
             "passes": self.passes,
             "scorer": setup.config.scorer,
+            "block": setup.config.block,
+            "stride": setup.config.block_stride,
+            "group": setup.config.group,
             "seconds": self.seconds,
             "candidate_tokens": self.candidate_tokens,
             "fields": key_of(setup, "train"),
@@ -221,13 +224,20 @@ def _candidate_tokens(setup: Setup) -> int:
     return auto_candidate_tokens(memory, setup.shape.width, ratio, cpu=device.type == "cpu")
 
 
-def refuse_other_ranking(setup: Setup, saved: dict[str, Any]) -> None:
+def refuse_other_ranking(setup: Setup, saved: dict[str, Any], *, of_other_data: bool = False) -> None:
     """Compare an earlier run's ranking key with this run's.
+
+    Args:
+        setup: this run's.
+        saved: the key of the earlier one.
+        of_other_data: whether it may have ranked other images, of other classes.
 
     Raises:
         ModelError: they differ; every differing field is listed.
     """
     here = key_of(setup, "train")
+    if of_other_data:
+        here = {name: value for name, value in here.items() if name not in ("data", "classifier")}
     differing = [
         f"{name}: {saved.get(name)!r} there, {here[name]!r} here" for name in here if saved.get(name) != here[name]
     ]

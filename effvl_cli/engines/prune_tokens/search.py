@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from effvl_cli.config.prune_tokens import SearchOptions
 from effvl_cli.core import sweep
 from effvl_cli.core.errors import DataError
 from effvl_cli.engines.prune_tokens.rankings import Ranked, rank_images
@@ -43,7 +44,12 @@ def _audit(setup: Setup, images: Images) -> list[dict[str, Any]]:
     """Overlap and rank correlation of cheaper searches with the one that removes patch by patch."""
     config = setup.config
     some = images.take(torch.linspace(0, len(images) - 1, min(AUDITED, len(images))).long().unique())
-    exact = replace(config, scorer="feature" if config.scorer == "taylor" else config.scorer, group=1, shortlist=0)
+    exact = replace(
+        config,
+        scorer="feature" if config.scorer == "taylor" else config.scorer,
+        **{"block": 1, "block_stride": 1, "group": 1, "shortlist": 0},
+        rank_until=min(config.rank_until, SearchOptions.rank_until),
+    )
     searches = {
         "exact greedy": exact,
         "this search": config,

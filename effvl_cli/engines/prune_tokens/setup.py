@@ -1,5 +1,6 @@
 """What every stage of prune-tokens works with: the network, its tower, the data and the class weights."""
 
+import contextlib
 import dataclasses
 import hashlib
 from dataclasses import dataclass
@@ -149,7 +150,7 @@ def build(config: Any, run: Run) -> Setup:
     _check_window(getattr(config, "block", 1), tower.grid)
     if tower.pools_mean:
         run.warn(f"{network.name} averages its patches: the scale of its features shifts when some are dropped")
-    source = load(config.data, "train", root=config.data_root, seed=0)
+    source = _any_split(config)
     if not source.classes:
         raise UsageError(
             f"--data {config.data} has no class labels", "prune-tokens measures classification: give labels"
@@ -169,6 +170,16 @@ def build(config: Any, run: Run) -> Setup:
         classifier,
         logit_scale_value(network.module).float(),
     )
+
+
+def _any_split(config: Any) -> ImageSource:
+    """The training images, or where there are none the test images: they know the same classes."""
+    try:
+        return load(config.data, "train", root=config.data_root, seed=0)
+    except DataError:
+        with contextlib.suppress(DataError):
+            return load(config.data, "test", root=config.data_root, seed=0)
+        raise
 
 
 def _shares(config: Any, num_patches: int) -> Any:

@@ -28,7 +28,7 @@ def check_prompts(setup: Setup) -> None:
         ModelError: the text tower takes no prompts.
     """
     config, network = setup.config, setup.network
-    start = _start(setup)
+    start = prompt_start(setup)
     if start >= setup.shape.depth:
         raise UsageError(
             f"--prompt-start is {start}, and {network.name} has {setup.shape.depth} blocks",
@@ -36,9 +36,7 @@ def check_prompts(setup: Setup) -> None:
         )
     if config.prompts in ("text", "independent", "coupled"):
         text_blocks(network.module, network.name)
-        prompt_template(network.tokenize, setup.templates, config.num_text_tokens)
-    if config.prompts not in ("none", "text") and start < setup.layer:
-        setup.run.warn(f"prompts from block {start} on change what the predictor reads before block {setup.layer}")
+        prompt_template(network.tokenize, setup.templates, config.num_text_tokens, setup.classes)
 
 
 def initial_prompts(setup: Setup, images: Images, selector: Selector, kept: int) -> Prompts:
@@ -47,28 +45,29 @@ def initial_prompts(setup: Setup, images: Images, selector: Selector, kept: int)
     text = None if config.prompts == "visual" else _text_prompts(setup)
     if config.prompts == "text":
         return Prompts(None, text).to(device)
-    start = _start(setup)
+    start = prompt_start(setup)
     depth = min(config.prompt_depth, text.depth) if text and config.prompts == "coupled" else config.prompt_depth
     mean = _mean_states(setup, images, selector, kept, start=start, depth=depth)
     noise = seeds.generator(config.seed, "prompts")
+    pre_norm = config.prompt_start == 0  # asked for: MaPLe's placement
     if text is None or config.prompts == "independent":
-        visual = VisualPrompts(mean, config.num_visual_tokens, start=start, generator=noise)
+        visual = VisualPrompts(mean, config.num_visual_tokens, start=start, generator=noise, pre_norm=pre_norm)
         return Prompts(visual, text).to(device)
     text = TextPrompts(text.tokens.detach()[: len(mean)], first=text.first, template=text.template)
-    return Prompts(CoupledPrompts(text, mean, start=start, generator=noise)).to(device)
+    return Prompts(CoupledPrompts(text, mean, start=start, generator=noise, pre_norm=pre_norm)).to(device)
 
 
 def _text_prompts(setup: Setup) -> TextPrompts:
     """The words before the class names, as the text tower itself has them in its blocks."""
     config, network = setup.config, setup.network
     blocks = text_blocks(network.module, network.name)[: config.prompt_depth]
-    template, first = prompt_template(network.tokenize, setup.templates, config.num_text_tokens)
+    template, first = prompt_template(network.tokenize, setup.templates, config.num_text_tokens, setup.classes)
     texts = class_texts(setup, template)
     states = context_states(network.module.encode_text, blocks, texts, first=first, num_tokens=config.num_text_tokens)
     return TextPrompts(states, first=first, template=template)
 
 
-def _start(setup: Setup) -> int:
+def prompt_start(setup: Setup) -> int:
     """First block with visual prompts."""
     given = setup.config.prompt_start
     return setup.layer if given is None else given

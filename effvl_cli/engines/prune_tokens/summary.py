@@ -5,6 +5,7 @@ from typing import Any
 from effvl_cli.core.report import Report
 from effvl_cli.core.table import Cell, Table, percent, points, times
 
+FIRST = ("dense", "golden", "predictor", "predictor+tuned")
 COLUMNS = (
     *("selector", "keep", "patches", "top-1 %", "95 %", "± dense", "SE", "agree %", "cosine"),
     *("MMACs", "MFLOPs", "MACs", "n"),
@@ -20,9 +21,14 @@ def results(report: Report) -> Table:
     return Table(
         f"{report.command}: {name} on {report.data[0].name if report.data else ''}",
         COLUMNS,
-        tuple(_cells(row, dense) for row in rows if row["selector"] != "dense-golden"),
+        tuple(_cells(row, dense) for row in sorted(rows, key=_place) if row["selector"] != "dense-golden"),
         tuple(note for note in notes if note),
     )
+
+
+def _place(row: dict[str, Any]) -> int:
+    """What is compared with comes first, then ours, then the others in the order in which they were asked for."""
+    return FIRST.index(row["selector"]) if row["selector"] in FIRST else len(FIRST)
 
 
 def _cells(row: dict[str, Any], dense: dict[str, Any] | None) -> tuple[Cell, ...]:

@@ -6,9 +6,9 @@ from effvl_cli.config.prune_tokens import TuneConfig
 from effvl_cli.core.errors import ModelError
 from effvl_cli.core.run import Run
 from effvl_cli.engines.prune_tokens import artefact, setup, summary
-from effvl_cli.engines.prune_tokens.evaluation import embed, prune, record, result
+from effvl_cli.engines.prune_tokens.evaluation import embed, prune, record, record_mac_ratio, result
 from effvl_cli.engines.prune_tokens.job import tower_summary
-from effvl_cli.engines.prune_tokens.start import check_prompts
+from effvl_cli.engines.prune_tokens.start import check_prompts, prompt_start
 from effvl_cli.engines.prune_tokens.tuning import tune_prompts
 
 table = summary.results
@@ -18,6 +18,11 @@ def run(config: TuneConfig, run: Run) -> None:
     """Tune, then measure with and without the prompts."""
     here = setup.build(config, run)
     check_prompts(here)
+    if prompt_start(here) < here.layer and config.prompts != "text":
+        run.warn(
+            f"prompts from block {prompt_start(here)} on change what the predictor reads before block {here.layer}; "
+            "`effvl prune-tokens` trains it anew on that, tune does not"
+        )
     run.report.technique["tower"] = tower_summary(here)
     before = artefact.load(here, Path(str(config.run)))
     if before.predictor is None:
@@ -30,3 +35,4 @@ def run(config: TuneConfig, run: Run) -> None:
     for name, added in (("predictor", None), ("predictor+tuned", prompts)):
         pruned = embed(here, test, prune(here, before.predictor, keep, added))
         record(here, result(here, name, keep, test, pruned, dense, added))
+    record_mac_ratio(here, "predictor+tuned", keep, prompts)

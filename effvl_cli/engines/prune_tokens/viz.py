@@ -8,7 +8,7 @@ from effvl_cli.core.run import Run
 from effvl_cli.core.table import Table
 from effvl_cli.data import load
 from effvl_cli.engines.prune_tokens import artefact, pictures, setup
-from effvl_cli.engines.prune_tokens.evaluation import selector_of
+from effvl_cli.engines.prune_tokens.evaluation import asked_for, selector_of
 from effvl_cli.techniques.prune_tokens.tower import Selector
 
 MAPPED = 512  # test images whose kept patches are averaged
@@ -19,7 +19,7 @@ def run(config: VizConfig, run: Run) -> None:
     here = setup.build(config, run)
     keeps = here.config.keep
     saved = artefact.load(here, Path(str(config.run)))
-    selectors: dict[str, Selector] = {name: selector_of(name, here, saved.predictor) for name in config.selector}
+    selectors: dict[str, Selector] = {name: selector_of(name, here, saved.predictor) for name in asked_for(here)}
     source = load(config.data, "test", root=config.data_root)
     images = here.images("test", pictures.spread(len(source), max(MAPPED, config.num_images)).numpy())
     shown = images.take(pictures.spread(len(images), config.num_images))

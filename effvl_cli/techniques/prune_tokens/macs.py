@@ -65,11 +65,19 @@ class TowerShape:
         """The whole tower."""
         return self.pruned(self.num_patches, 0)
 
-    def pruned(self, num_keep: int, layer: int, num_prompts: int = 0) -> int:
-        """The tower with K patches and `num_prompts` further rows from block `layer` on; without the selector."""
-        before = self.num_prefix + self.num_patches
-        after = self.num_prefix + num_keep + num_prompts
-        blocks = layer * self.block(before) + (self.depth - layer) * self.block(after)
+    def pruned(self, num_keep: int, layer: int, num_prompts: int = 0, prompt_start: int | None = None) -> int:
+        """The tower with K patches from block `layer` on; without the selector.
+
+        Args:
+            num_keep: K.
+            layer: p.
+            num_prompts: further rows.
+            prompt_start: first block that has them; default p.
+        """
+        start = layer if prompt_start is None else prompt_start
+        patches = [self.num_patches if index < layer else num_keep for index in range(self.depth)]
+        further = [num_prompts if index >= start else 0 for index in range(self.depth)]
+        blocks = sum(self.block(self.num_prefix + n + v) for n, v in zip(patches, further, strict=True))
         return self.embed + blocks + self.projection
 
     def merged(self, schedule: Sequence[int], layer: int, num_heads: int) -> int:

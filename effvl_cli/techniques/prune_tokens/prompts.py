@@ -106,6 +106,7 @@ class CoupledPrompts(_Inserted):
         start: first block with prompts.
         generator: of the weights. None: zeros, for maps whose values are loaded.
         noise: see `VisualPrompts`.
+        pre_norm: see `_Inserted`.
 
     Raises:
         ValueError: `init` has another depth than `text`.
@@ -119,6 +120,7 @@ class CoupledPrompts(_Inserted):
         start: int,
         generator: torch.Generator | None = None,
         noise: float = 0.02,
+        pre_norm: bool = False,
     ) -> None:
         super().__init__()
         self.depth, width = init.shape
@@ -134,6 +136,7 @@ class CoupledPrompts(_Inserted):
         self.bias = nn.Parameter(init.float().clone())
         self.num_tokens = text.num_tokens
         self.start = start
+        self.pre_norm = pre_norm
 
     def rows(self, level: int) -> Tensor:
         """See `_Inserted`."""
@@ -167,6 +170,11 @@ class Prompts(nn.Module):
     def num_rows(self) -> int:
         """v: rows that the image tower carries besides its own."""
         return 0 if self.visual is None else self.visual.num_tokens
+
+    @property
+    def start(self) -> int | None:
+        """First block of the image tower with these rows."""
+        return None if self.visual is None else self.visual.start
 
 
 def _size(states: Tensor) -> Tensor:

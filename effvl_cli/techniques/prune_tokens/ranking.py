@@ -123,9 +123,9 @@ def removal_windows(grid: tuple[int, int], side: int, stride: int) -> Tensor:
         (windows, N) bool, in raster order.
 
     Raises:
-        ValueError: the window is larger than the grid, or a number is below 1.
+        ValueError: the window is larger than the grid, or the stride than the window, or a number is below 1.
     """
-    if not 1 <= side <= min(grid) or stride < 1:
+    if not 1 <= side <= min(grid) or not 1 <= stride <= side:
         raise ValueError(f"windows of side {side} and stride {stride} do not fit a grid of {grid[0]} x {grid[1]}")
     tops, lefts = (sorted({*range(0, size - side + 1, stride), size - side}) for size in grid)
     windows = torch.zeros(len(tops), len(lefts), *grid, dtype=torch.bool)

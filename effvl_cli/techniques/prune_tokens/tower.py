@@ -297,9 +297,10 @@ class PrunedVision(WrappedTower):
         if self.num_keep == self.num_patches:
             return None
         rows = self.tower.num_prefix + self.num_patches
-        context = Context(self.tower, self.layer, ids, None if previous is None else previous[:, :rows])
+        own = next(self.tower.module.parameters()).dtype  # autocast may have made the states of another type
+        before = None if previous is None else previous[:, :rows].to(own)
         with torch.autocast(states.device.type, enabled=False):
-            scores = self.selector.score(states[:, :rows], context)
+            scores = self.selector.score(states[:, :rows].to(own), Context(self.tower, self.layer, ids, before))
         if not torch.compiler.is_exporting():
             require_finite(scores, ids)
         return scores

@@ -337,7 +337,7 @@ def test_windows_cover_every_patch(grid, side, stride, count):
     assert (windows.sum(1) == side**2).all()
 
 
-@pytest.mark.parametrize(("side", "stride"), [(0, 1), (4, 1), (2, 0)])
+@pytest.mark.parametrize(("side", "stride"), [(0, 1), (4, 1), (2, 0), (2, 3)])
 def test_windows_that_do_not_fit_are_refused(side, stride):
     with pytest.raises(ValueError, match="3 x 5"):
         removal_windows((3, 5), side, stride)
