@@ -79,6 +79,7 @@ class ScoreOptions(SplitOptions):
     race: Annotated[
         Literal["none", "halving", "bound"], Doc("drop hopeless candidates early: halves, or by a confidence bound")
     ] = "none"
+    loss_clip: Annotated[float, Gt(0), Doc("--race bound with --metric loss: larger losses count as this")] = 8.0
     score_bn: Annotated[
         Literal["keep", "recal"],
         Doc("recal: score each removal with batch-norm statistics estimated anew without the unit, see --bn-recal"),
@@ -177,7 +178,10 @@ class MeasureOptions:
 class _Data(DataOptions):
     """The embedded data of this command."""
 
-    data: Annotated[str, Doc("data set: NAME or NAME:ARGUMENT, see `effvl list datasets`")] = EMBEDDED
+    data: Annotated[
+        str | None,
+        Doc("data set: NAME or NAME:ARGUMENT, see `effvl list datasets` (default: that of --weights, else digits)"),
+    ] = None  # type: ignore[assignment]  # of the shared option
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,11 +6,11 @@ from effvl_cli.config.prune_blocks import ApplyConfig
 from effvl_cli.core.errors import UsageError
 from effvl_cli.core.registry import nearest
 from effvl_cli.core.run import Run
-from effvl_cli.engines.prune_blocks import candidates, outcome, result, setup, source, summary, surgery
+from effvl_cli.engines.prune_blocks import candidates, outcome, result, setup, source, summary, surgery, training
 from effvl_cli.engines.prune_blocks.candidates import Candidate, Found
 from effvl_cli.engines.prune_blocks.job import check_split
 from effvl_cli.engines.prune_blocks.stages import Stages
-from effvl_cli.engines.prune_blocks.step import figures, finetune, settle, size_of
+from effvl_cli.engines.prune_blocks.step import UNCHOSEN, figures, finetune, settle, size_of
 from effvl_cli.engines.prune_blocks.training import Recipe
 
 table = summary.steps
@@ -26,11 +26,12 @@ def run(config: ApplyConfig, run: Run) -> None:
     candidates.refuse_none(here, found)
     run.report.technique.update(candidates.describe(found))
     picked = _picked(config.units, found)
+    training.check(here, baseline=False)
     stages, original = Stages(run), size_of(here, start.module)
     before = stages.once("baseline", lambda: figures(here, here.module))
     number = 1 + max((removal.step for removal in start.removals), default=0)
     state = surgery.cut(here, start, picked, step=number)
-    steps = [settle(here, stages, state, k=1, count=len(picked), original=original)]
+    steps = [UNCHOSEN | settle(here, stages, state, k=1, count=len(picked), original=original)]
     finetune(
         here, stages, state.module, "final", Recipe(config.final_epochs, config.final_lr, config.finetune_batch_size)
     )

@@ -80,7 +80,10 @@ def _pareto(here: Setup, folder: Path, rows: Sequence[Mapping[str, Any]]) -> Non
     technique = source.report_of(folder).technique
     first, last = technique["pareto"][0], technique["pareto"][-1]
     size = {"params": first["params"], "macs": first["macs"]}
-    points = pictures.pareto_points(technique["steps"], first["top1"], last["top1"], size, rows)
+    steps = technique["steps"]
+    before = min((removal["step"] for step in steps for removal in step["removed"]), default=1) - 1
+    start = f"step {before}" if before else latency.ORIGINAL  # RUN itself may have begun with a pruned network
+    points = pictures.pareto_points(steps, first["top1"], last["top1"], size, rows, start)
     here.run.report.technique["pareto"] = points
     pictures.pareto(here.run, points)
     if distributed.is_main():

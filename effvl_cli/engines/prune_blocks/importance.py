@@ -1,6 +1,7 @@
 """How much each candidate matters by the chosen criterion, and the order in which candidates go."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from effvl_cli.techniques.prune_blocks.unit import Unit
 
 FILE = "file:"
 BEAM = 8  # sets that --search beam grows
+LOOKING = frozenset({"block-influence", "cka", "sr-init"})  # proxies that look at the images
 DRAWS = 5  # of new parameters, by --criterion sr-init
 
 
@@ -67,7 +69,8 @@ def measure(here: Setup, module: nn.Module, found: Found, step: int, count: int 
         scored = _by_value(here, module, candidates, choices, values)
     sets = [list(choice.members) for choice in choices]
     cost = found.cost(sets) if config.criterion == "direct" else None
-    return {**scored, "sets": sets, "cost_model": cost, "seconds": time.monotonic() - started}
+    seconds = time.monotonic() - started + scored.pop("seconds_before", 0.0)
+    return {**scored, "sets": sets, "cost_model": cost, "seconds": seconds}
 
 
 def pairs(found: Found) -> list[Choice]:
@@ -103,26 +106,29 @@ def _direct(
     finite = [not bool(nan) for nan in outcomes.nan[1:]]
     full = [k for k in range(len(choices)) if outcomes.used[1 + k] == len(outcomes.order)]
     dropped = [k for k in range(len(choices)) if k not in full]
+    by_metric = by_accuracy if here.config.metric == "top1" else by_loss
     order = [
         *_rank(here, choices, by_accuracy, by_loss, full, outcomes, _savings(here, module, candidates, choices)),
-        *sorted(dropped, key=lambda k: (-int(outcomes.used[1 + k]), by_accuracy[k])),
+        *sorted(dropped, key=lambda k: (-int(outcomes.used[1 + k]), by_metric[k])),
     ]
     tied = statistics.tied_with_best(outcomes.correct[1:].bool(), order[0])
     rows = []
     for k, choice in enumerate(choices):
         used = int(outcomes.used[1 + k])
-        interval = statistics.accuracy_interval(
-            outcomes.correct[0, :used].bool(), outcomes.correct[1 + k, :used].bool()
-        )
+        own, whole, best = (outcomes.correct[row, :used].bool() for row in (1 + k, 0, 1 + order[0]))
+        losses = statistics.loss_interval(outcomes.loss[1 + k, :used], outcomes.loss[0, :used]) if used > 1 else None
         rows.append(
             _row(choice)
             | {
-                "importance": by_accuracy[k] if here.config.metric == "top1" else by_loss[k],
+                "importance": _known(by_metric[k]),
                 "impact_acc": by_accuracy[k],
-                "impact_loss": by_loss[k] if finite[k] else None,
-                "ci95": list(interval),
+                "impact_loss": _known(by_loss[k]),
+                "ci95": list(statistics.accuracy_interval(whole, own)),
+                "ci95_loss": list(losses) if losses and finite[k] else None,
+                "ci95_to_chosen": list(statistics.accuracy_interval(best, own)),
                 "tied_with_best": tied[k] and k in full,
                 "n_used": used,
+                "eliminated_at": None if k in full else used,
                 "nan": int(not finite[k]),
             }
         )
@@ -130,8 +136,28 @@ def _direct(
         "rows": rows,
         "order": order,
         "images": int(outcomes.used[0]),
+        "images_needed": _images_needed(outcomes.correct[1:].bool(), [k for k in order if k in full]),
         "sharing": outcomes.sharing,
         "reason": outcomes.reason,
+        "seconds_before": outcomes.seconds_before,
+    }
+
+
+def _known(value: float) -> float | None:
+    """None for NaN and infinities, which JSON has not."""
+    return value if math.isfinite(value) else None
+
+
+def _images_needed(correct: Tensor, order: Sequence[int]) -> dict[str, int | None] | None:
+    """Images that would tell the chosen candidate from the next one, and that give their gap to half a point."""
+    if len(order) < 2:
+        return None
+    chosen, other = (correct[k] for k in order[:2])
+    gap = float(chosen.float().mean() - other.float().mean())
+    discordant = float((chosen != other).float().mean())
+    return {
+        "to_separate": statistics.images_for_power(discordant, gap) if gap else None,
+        "to_half_a_point": statistics.images_for_half_width(discordant, 0.005),
     }
 
 
@@ -230,7 +256,10 @@ def _from_file(path: Path, candidates: Sequence[Candidate]) -> list[float]:
     """
     try:
         found = json.loads(path.read_text())
-        return [float(found[candidate.original]) for candidate in candidates]
+        values = [float(found[candidate.original]) for candidate in candidates]
+        if not all(map(math.isfinite, values)):
+            raise ValueError("a value is not finite")
+        return values
     except (OSError, UnicodeDecodeError, ValueError, TypeError) as error:
         raise DataError(
             f"--criterion file:{path} cannot be read: {error}", 'Write {"layer1.1": 0.02, ...}, lower goes first'
@@ -249,9 +278,15 @@ def _by_value(
     macs, params = [c.macs for c in choices], [c.params for c in choices]
     savings = _savings(here, module, candidates, choices)
     order = statistics.rank(values, [0.0] * len(values), macs, params, savings)
-    unknown = dict.fromkeys(("impact_acc", "impact_loss", "ci95", "tied_with_best", "n_used", "nan"))
-    rows = [_row(c) | {"importance": value} | unknown for c, value in zip(choices, values, strict=True)]
-    return {"rows": rows, "order": order, "images": None, "sharing": None, "reason": ""}
+    unknown = dict.fromkeys(
+        (
+            *("impact_acc", "impact_loss", "ci95", "ci95_loss", "ci95_to_chosen"),
+            *("tied_with_best", "n_used", "eliminated_at", "nan"),
+        )
+    )
+    rows = [_row(c) | {"importance": _known(value)} | unknown for c, value in zip(choices, values, strict=True)]
+    images = len(here.scoring) if here.config.criterion in LOOKING else None
+    return {"rows": rows, "order": order, "images": images, "images_needed": None, "sharing": None, "reason": ""}
 
 
 def _row(choice: Choice) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from effvl_cli.config.prune_blocks import PruneBlocksConfig
+from effvl_cli.config.prune_blocks import EMBEDDED, PruneBlocksConfig
 from effvl_cli.core.errors import UsageError
 from effvl_cli.core.run import Run, unopened
 from effvl_cli.core.table import Table
@@ -18,11 +18,13 @@ from effvl_cli.engines.prune_blocks import (
     stability,
     summary,
     surgery,
+    training,
 )
 from effvl_cli.engines.prune_blocks.pruning import Pruning
 from effvl_cli.engines.prune_blocks.setup import Setup
 from effvl_cli.engines.prune_blocks.stages import Stages
 from effvl_cli.engines.prune_blocks.step import figures
+from effvl_cli.models import network as networks
 
 table = summary.steps
 
@@ -34,6 +36,7 @@ def run(config: PruneBlocksConfig, run: Run) -> None:
     stages = Stages(run)
     pruning = Pruning(here, stages, state)
     pruning.check()
+    training.check(here, baseline=baseline.wanted(config))
     if baseline.wanted(config):
         baseline.prepare(here, stages)
     setup.note_leaks(here)
@@ -47,7 +50,7 @@ def run(config: PruneBlocksConfig, run: Run) -> None:
     rows = outcome.time(here, state, found.state, stages)
     if found.steps:
         gone = [removal["original_path"] for removal in found.steps[0]["removed"]]
-        pictures.importance(run, found.steps[0]["importance"], config.criterion, gone)
+        pictures.importance(run, found.steps[0]["importance"], config.criterion, [*gone, "+".join(gone)])
     outcome.draw(here, pruning.baseline, final, found.steps, sizes[0], rows)
     result.save(here, found.state)
 
@@ -68,7 +71,8 @@ def preview(config: PruneBlocksConfig) -> Table:
 def _open(config: PruneBlocksConfig, run: Run) -> Setup:
     check_options(config)
     weights = "none" if config.weights is None else config.weights
-    return setup.build(config, run, weights=weights, model=config.model, data=config.data)
+    data = config.data or networks.manifest_of(weights).get("data") or EMBEDDED
+    return setup.build(config, run, weights=weights, model=config.model, data=data)
 
 
 def _compare_scoring(here: Setup, pruning: Pruning, stages: Stages) -> None:
@@ -96,8 +100,14 @@ def check_options(config: Any) -> None:
     """
     importance.check_criterion(config.criterion)
     check_split(config)
-    if config.race != "none" and config.criterion != "direct":
-        raise UsageError(f"--race {config.race} needs --criterion direct", "Leave --race out")
+    if config.criterion != "direct":
+        _refuse_unused(config)
+    if config.race != "none" and config.normalise != "none":
+        raise UsageError(
+            f"--race {config.race} with --normalise {config.normalise}: a race drops by impact alone", "Leave one out"
+        )
+    if config.tie == "loss-ci" and config.metric == "loss":
+        raise UsageError("--tie loss-ci with --metric loss", "It breaks ties of --metric top1: leave one out")
     if config.score_bn == "recal" and not config.bn_recal:
         raise UsageError("--score-bn recal without --bn-recal", "Say how many training images: --bn-recal 512")
     _check_passes(config)
@@ -107,6 +117,14 @@ def check_options(config: Any) -> None:
     if (search == "pairs" and together != 2) or (search == "beam" and together < 2):
         wanted = "2" if search == "pairs" else "2 or more"
         raise UsageError(f"--search {search} with --blocks-per-step {together}", f"Give --blocks-per-step {wanted}")
+
+
+def _refuse_unused(config: Any) -> None:
+    """Options of direct scoring that another criterion would pass over."""
+    for name, usual in (("race", "none"), ("score_bn", "keep"), ("score_stack", 1), ("tie", "exact")):
+        if getattr(config, name) != usual:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option} {getattr(config, name)} needs --criterion direct", f"Leave {option} out")
 
 
 def _check_passes(config: Any) -> None:

@@ -20,6 +20,7 @@ from effvl_cli.engines.prune_blocks.stages import Stages
 from effvl_cli.engines.prune_blocks.step import teacher_of
 from effvl_cli.engines.prune_blocks.surgery import State, cut
 from effvl_cli.engines.prune_blocks.training import Recipe
+from effvl_cli.techniques.prune_blocks.recalibrate import recalibrate
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,8 @@ def try_out(
 
     def tried(place: int) -> dict[str, float]:
         module = cut(here, state, [shortlist[place]], step=number).module
+        if config.bn_recal:
+            recalibrate(module, here.recalibration)
         fitted = training.train(here, module, recipe, phases[place], teacher=teacher_of(here))
         last = fitted.steps if fitted.best_step is None else fitted.best_step
         return {**here.accuracy(module, here.scoring), "step": last}

@@ -17,8 +17,10 @@ def importance(run: Run, rows: Sequence[Mapping[str, Any]], criterion: str, mark
     if not distributed.is_main() or not rows:
         return
     measured = rows[0]["impact_acc"] is not None
+    known = [row for row in rows if row["importance"] is not None]
+    least = sorted(known, key=lambda row: row["importance"])[:MOST_SHOWN]
     values = {}
-    for row in rows[:MOST_SHOWN]:
+    for row in (row for row in known if row in least):
         if measured:
             values[row["path_original"]] = tuple(100 * v for v in (row["impact_acc"], *row["ci95"]))
         else:
@@ -61,6 +63,7 @@ def pareto_points(
     after: float,
     original: Mapping[str, int],
     bench: Sequence[Mapping[str, Any]],
+    first: str = ORIGINAL,
 ) -> list[dict[str, Any]]:
     """Cost and accuracy of the original network, of each step, and of the result where it was trained once more.
 
@@ -70,6 +73,7 @@ def pareto_points(
         after: the same of the result.
         original: `params` and `macs` of the original network.
         bench: measured latencies; None stands where there is none.
+        first: name of the original network in it.
     """
 
     def latency(name: str, runtime: str) -> float | None:
@@ -87,7 +91,7 @@ def pareto_points(
         for row in _kept(steps)
     ]
     for row in rows:
-        name = f"step {row['step']}" if row["step"] else ORIGINAL
+        name = f"step {row['step']}" if row["step"] else first
         row |= {
             f"latency_{short}": latency(name, runtime)
             for short, runtime in (("torch", "torch"), ("ort", "onnxruntime"))

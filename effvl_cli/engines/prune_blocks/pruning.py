@@ -17,7 +17,10 @@ from effvl_cli.techniques.prune_blocks.score import STACKED
 
 Stopped = Literal["target_reached", "max_drop", "exhausted"]
 PER_STEP_SECONDS = 2.0  # of latency measurement, where it is a target
-UNSCORED: dict[str, Any] = {"rows": [], "seconds": 0.0, "images": 0, "sharing": None, "reason": "", "cost_model": None}
+UNSCORED: dict[str, Any] = {
+    **{"rows": [], "reason": ""},
+    **dict.fromkeys(("seconds", "images", "images_needed", "sharing", "cost_model")),
+}
 
 
 @dataclass
@@ -157,6 +160,7 @@ class Pruning:
             "score_bn": config.score_bn if direct else None,
             "bit_exact": int(config.race == "none" and scored["sharing"] != STACKED) if direct else None,
             "cost_model": scored["cost_model"],
+            "images_needed": scored["images_needed"],
             "score_seconds": scored["seconds"],
             "score_images": scored["images"],
             "lookahead": [trial.row() for trial in tried],

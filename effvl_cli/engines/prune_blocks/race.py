@@ -9,7 +9,6 @@ from effvl_cli.core import seeds
 from effvl_cli.engines.prune_blocks.setup import Setup
 from effvl_cli.techniques.prune_blocks.racing import (
     BOUND_EVERY,
-    LOSS_CLIP,
     bound,
     halve,
     halving_rounds,
@@ -34,6 +33,7 @@ class Race:
         labels, config = here.scoring.labels, here.config
         total = len(labels)
         self.kind, self.metric, self.candidates = config.race, config.metric, candidates
+        self.clip = config.loss_clip
         self.picks = getattr(config, "blocks_per_step", 1)
         self.active = list(range(candidates))
         self.order = torch.arange(total)
@@ -74,10 +74,10 @@ class Race:
 
     def _bound(self, correct: Tensor, loss: Tensor) -> list[int]:
         top1 = self.metric == "top1"
-        values = ~correct[1:] if top1 else loss[1:].clamp(max=LOSS_CLIP)
+        values = ~correct[1:] if top1 else loss[1:].clamp(max=self.clip)
         return bound(
             values,
-            span=2.0 if top1 else 2 * LOSS_CLIP,
+            span=2.0 if top1 else 2 * self.clip,
             candidates=self.candidates,
             checks=len(self._checks),
             picks=self.picks,

@@ -3,11 +3,13 @@
 N images, n candidates. Row 0 of every table is the network itself, row 1 + k the network without the k-th candidate.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -39,7 +41,9 @@ class Outcomes:
         loss: (1 + n, N) float32.
         nan: (1 + n,) uint8.
         used: (1 + n,) int64 columns that were scored.
-        sharing: how, and why not otherwise.
+        sharing: how.
+        reason: why not otherwise.
+        seconds_before: that earlier attempts spent.
     """
 
     order: Tensor
@@ -49,6 +53,7 @@ class Outcomes:
     used: Tensor
     sharing: str = ""
     reason: str = ""
+    seconds_before: float = 0.0
 
     @classmethod
     def empty(cls, order: Tensor, rows: int) -> "Outcomes":
@@ -128,6 +133,7 @@ class _Scoring:
         self.race = Race(here, len(sets))
         self.outcomes = Outcomes.empty(self.race.order, 1 + len(sets))
         self.done = 0  # batches that are in `outcomes`
+        self.began, self.scored = time.monotonic(), False
 
     def run(self) -> Outcomes:
         self._restore()
@@ -147,8 +153,13 @@ class _Scoring:
                         raise _TooLargeError
                     self._merge(number + 1)
                     self.here.run.check_stop()
-        self.outcomes.sharing, self.outcomes.reason = self.scorer.sharing, self.scorer.reason
+        self._note_sharing()
         return self.outcomes
+
+    def _note_sharing(self) -> None:
+        """How this attempt shares; what an earlier one has saved stays where this one has scored nothing."""
+        if self.scored or not self.outcomes.sharing:
+            self.outcomes.sharing, self.outcomes.reason = self.scorer.sharing, self.scorer.reason
 
     def _columns(self, number: int) -> slice:
         return slice(number * self.size, min((number + 1) * self.size, len(self.here.scoring)))
@@ -159,6 +170,7 @@ class _Scoring:
         device, split = self.here.run.device, self.here.scoring
         images = self.here.network.preprocess.normalise(split.pixels[places].to(device))
         found = self.scorer.batch(images, split.labels[places].to(device), self.race.active)
+        self.scored = True
         rows = torch.tensor([0, *(1 + k for k in self.race.active)])
         self.outcomes.correct[rows, columns] = found.correct.cpu().to(torch.uint8)
         self.outcomes.loss[rows, columns] = found.loss.cpu()
@@ -182,8 +194,12 @@ class _Scoring:
         self.done = done
         self.race.advance(ours.correct, ours.loss, columns.stop)
         if distributed.is_main():
+            self._note_sharing()
+            seconds = ours.seconds_before + time.monotonic() - self.began
             progress = {"done": torch.tensor([done]), "size": torch.tensor([self.size])}
-            write_bytes(self.path, save({**ours.tensors(), **progress, "active": torch.tensor(self.race.active)}))
+            tensors = {**ours.tensors(), **progress, "active": torch.tensor(self.race.active)}
+            about = {"sharing": ours.sharing, "reason": ours.reason, "seconds": str(seconds)}
+            write_bytes(self.path, save(tensors, about))
 
     def _restore(self) -> None:
         """Take up what was saved with batches of this size."""
@@ -193,6 +209,10 @@ class _Scoring:
             return
         for name in self.outcomes.tensors():
             setattr(self.outcomes, name, known[name])
+        with safe_open(self.path, "pt") as file:
+            about = file.metadata()
+        self.outcomes.sharing, self.outcomes.reason = about["sharing"], about["reason"]
+        self.outcomes.seconds_before = float(about["seconds"])
         self.done = int(known["done"])
         self.race.resume(known["active"].tolist(), self._columns(self.done - 1).stop)
         self.here.run.resumed("scoring", self.done)

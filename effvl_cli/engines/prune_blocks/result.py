@@ -29,6 +29,7 @@ COLUMNS = (
     "top1_score_after_ft",
     "top1_test_before_ft",
     "top1_test_after_ft",
+    "leak",
 )
 
 
@@ -87,6 +88,7 @@ def write_table(here: Setup, steps: Sequence[Mapping[str, Any]]) -> None:
     rows = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     rows.writeheader()
     for step in steps:
-        rows.writerow({**step, "removed": " ".join(row["original_path"] for row in step["removed"])})
+        leak = here.run.report.technique["leak"]
+        rows.writerow({**step, "leak": leak, "removed": " ".join(row["original_path"] for row in step["removed"])})
     write_text(here.run.folder / "table.csv", text.getvalue())
     here.run.report.artifact(here.run.folder / "table.csv")

@@ -111,7 +111,16 @@ class Setup:
 
     @cached_property
     def recalibration(self) -> list[Tensor]:
-        """Batches (B, 3, H, W) of --bn-recal training images, normalised, on the device; the same each time."""
+        """Batches (B, 3, H, W) of --bn-recal training images, normalised, on the device; the same each time.
+
+        Raises:
+            UsageError: there are not so many.
+        """
+        if self.config.bn_recal > len(self.train):
+            raise UsageError(
+                f"--bn-recal is {self.config.bn_recal}, and there are {len(self.train)} training images",
+                f"Give 1 to {len(self.train)}",
+            )
         order = torch.randperm(len(self.train), generator=seeds.generator(self.config.seed, "bn-recal"))
         places = np.sort(order[: self.config.bn_recal].numpy())
         pixels, _ = eval_images(

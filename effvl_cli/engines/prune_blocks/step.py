@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import update_bn
 
 from effvl_cli.core.measure import count_macs, count_parameters
 from effvl_cli.engines.prune_blocks import training
@@ -14,6 +13,15 @@ from effvl_cli.engines.prune_blocks.stages import Stages
 from effvl_cli.engines.prune_blocks.surgery import State
 from effvl_cli.engines.prune_blocks.targets import Size
 from effvl_cli.engines.prune_blocks.training import Recipe
+from effvl_cli.techniques.prune_blocks.recalibrate import recalibrate
+
+UNCHOSEN: dict[str, Any] = dict.fromkeys(
+    (
+        *("importance", "criterion", "metric", "sharing", "score_bn", "bit_exact", "cost_model", "images_needed"),
+        *("score_seconds", "score_images", "lookahead", "latency"),
+    )
+)
+"""What is unknown of a step whose units were named."""
 
 
 def size_of(here: Setup, module: nn.Module) -> Size:
@@ -72,6 +80,7 @@ def settle(
         "top1_test_after_ft": after["test"]["top1"],
         "params": size.params,
         "macs": size.macs,
+        "flops": 2 * size.macs,
         "params_removed": 1 - size.params / original.params,
         "macs_removed": 1 - size.macs / original.macs,
         "ft": trained,
@@ -98,7 +107,5 @@ def _recalibrate(here: Setup, stages: Stages, module: nn.Module, k: int) -> floa
     """Estimate batch-norm statistics anew; top-1 on the scoring images after that."""
     if not here.config.bn_recal:
         return None
-    with torch.no_grad():
-        update_bn(iter(here.recalibration), module)
-    module.eval()
+    recalibrate(module, here.recalibration)
     return float(stages.once(f"step {k} recal", lambda: here.accuracy(module, here.scoring)["top1"]))

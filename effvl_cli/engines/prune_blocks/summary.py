@@ -31,8 +31,7 @@ def steps(report: Report) -> Table:
                 percent(row["top1_score_after_ft"]),
             )
         )
-    leak = "LEAKED, no result: " if technique.get("leak") else ""
-    title = f"{leak}prune-blocks: {report.model.name if report.model else ''} on {report.data[0].name}"
+    title = f"{_leak(report)}prune-blocks: {report.model.name if report.model else ''} on {report.data[0].name}"
     before, after = metrics["top1_baseline"].value, metrics["top1_pruned"].value
     change = points(after - before) if before is not None and after is not None else None
     notes = [
@@ -40,10 +39,15 @@ def steps(report: Report) -> Table:
         f"n = {metrics['top1_baseline'].n}",
         f"parameters - {percent(metrics['params_removed'].value)} %, multiply-adds - "
         f"{percent(metrics['macs_removed'].value)} %, latency at batch 1 {times(metrics['latency_ratio'].value)}",
+        f"FLOPs are twice the multiply-adds: {2 * (metrics['macs_pruned'].value or 0) / 1e6:.1f} M at the end",
         _scoring(report),
         f"stopped: {technique['stopped'].replace('_', ' ')}",
     ]
     return Table(title, STEPS, tuple(rows), tuple(note for note in notes if note))
+
+
+def _leak(report: Report) -> str:
+    return "LEAKED, no result: " if report.technique.get("leak") else ""
 
 
 def _scoring(report: Report) -> str:
@@ -75,13 +79,14 @@ def scores(report: Report) -> Table:
     technique = report.technique
     found: Sequence[Mapping[str, Any]] = technique["importance"]
     rows = tuple(_score(index, found[index], technique["metric"]) for index in technique["order"])
-    title = f"importance by {technique['criterion']}: {report.model.name if report.model else ''}"
+    title = f"{_leak(report)}importance by {technique['criterion']}: {report.model.name if report.model else ''}"
     return Table(title, SCORES, rows, ("the first row would go first",))
 
 
 def _score(index: int, row: Mapping[str, Any], metric: str) -> tuple[Cell, ...]:
     if row["impact_acc"] is None:
-        return (index, row["path_original"], f"{row['importance']:.4g}", None, None, None, None)
+        value = row["importance"]
+        return (index, row["path_original"], None if value is None else f"{value:.4g}", None, None, None, None)
     low, high = row["ci95"]
     loss = row["impact_loss"]
     return (

@@ -16,6 +16,7 @@ from effvl_cli.techniques.prune_blocks.halves import split_halves
 from effvl_cli.techniques.prune_blocks.surgery import Removal, SurgeryError, original_paths, prune
 
 VERIFIED_BATCH = 4
+HALVED = 1e-4  # relative and absolute error of the logits of halves, which add in another order
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,39 @@ def start(here: Setup) -> State:
     """
     network = here.network
     if here.config.unit == "half" and {"kind": edits.HALVES} not in network.edits:
-        if not split_halves(network.module):
-            raise ModelError(
-                f"--unit half: {network.name} has no ViT blocks that can be split", "Leave it out, or choose a ViT"
-            )
-        network.edits = [*network.edits, {"kind": edits.HALVES}]
+        _split(here)
     removals = tuple(edits.removals_of(network.edits))
     base = _built(here, [edit for edit in network.edits if edit["kind"] == edits.HALVES])
     return State(network.module, removals, original_paths(base, removals))
+
+
+def _split(here: Setup) -> None:
+    """Split the blocks of the network, in place.
+
+    Raises:
+        ModelError: there are none, or their halves do not make the network.
+    """
+    network, images = here.network, here.noise(VERIFIED_BATCH)
+    if edits.removals_of(network.edits):
+        raise ModelError(
+            f"--unit half: whole blocks of {network.name} were removed before",
+            "Begin with --unit half, or leave it out",
+        )
+    with torch.no_grad():
+        expected = network.module(images)
+        reason = "" if split_halves(network.module) else "it has none"
+        if not reason:
+            try:
+                same = torch.allclose(network.module(images), expected, rtol=HALVED, atol=HALVED)
+                reason = "" if same else "their halves give other logits"
+            except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                reason = f"their halves cannot be run: {str(error).splitlines()[0]}"
+    if reason:
+        raise ModelError(
+            f"--unit half: {network.name} has no ViT blocks that can be split ({reason})",
+            "Leave it out, or choose a plain ViT",
+        )
+    network.edits = [*network.edits, {"kind": edits.HALVES}]
 
 
 def cut(here: Setup, state: State, picked: Sequence[Candidate], *, step: int) -> State:

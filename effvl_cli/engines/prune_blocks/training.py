@@ -1,6 +1,7 @@
 """Training of the original network and fine-tuning of pruned ones."""
 
 import contextlib
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,13 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from effvl_cli.core import distributed, loop, optim
-from effvl_cli.core.errors import UsageError
+from effvl_cli.core.errors import ModelError, UsageError
 from effvl_cli.core.loop import StepOutput, Task
 from effvl_cli.data.loader import Batch, loader_workers, train_batches
 from effvl_cli.data.sampler import EpochSampler
 from effvl_cli.data.transforms import augment
 from effvl_cli.engines.prune_blocks.setup import Setup
 from effvl_cli.techniques.prune_blocks.distill import PooledFeatures, distillation_loss, mimic_loss
+from effvl_cli.techniques.prune_blocks.recalibrate import recalibrate
 
 WARMUP = 0.1  # share of the training of an original network
 
@@ -106,6 +108,33 @@ def train(
         fitted = loop.fit(task, optimizers, lambda start: _batches(here, sampler, start), here.run, plan)
     module.eval().requires_grad_(False)
     return fitted
+
+
+def check(here: Setup, *, baseline: bool) -> None:
+    """Refuse what training could not do, before anything is scored.
+
+    Args:
+        here: data and options.
+        baseline: whether the original network is trained too.
+
+    Raises:
+        UsageError: a batch larger than the data, or --bn-recal of more images than there are.
+        ModelError: --bn-recal without batch norm.
+    """
+    config, count = here.config, len(here.train)
+    trains = config.finetune_epochs or config.finetune_steps or config.final_epochs or getattr(config, "lookahead", "")
+    for name, used in (("finetune_batch_size", trains), ("baseline_batch_size", baseline)):
+        if used and getattr(config, name) > count:
+            raise UsageError(
+                f"--{name.replace('_', '-')} is {getattr(config, name)}, and there are {count} training images",
+                f"Give 1 to {count}",
+            )
+    if config.bn_recal:
+        images = here.recalibration[0][:2]
+        try:
+            recalibrate(copy.deepcopy(here.module), [images])
+        except ValueError as error:
+            raise ModelError(f"--bn-recal: {error}", "Leave it out") from error
 
 
 def _divisible(batch_size: int) -> int:

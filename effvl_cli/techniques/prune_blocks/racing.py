@@ -16,7 +16,6 @@ from torch import Tensor
 FIRST_ROUND = 512  # images before the first halving
 BOUND_EVERY = 256  # images between two looks at the bounds
 DELTA = 0.05
-LOSS_CLIP = 8.0
 
 
 def stratified_order(labels: Tensor, generator: torch.Generator) -> Tensor:

@@ -33,13 +33,7 @@ def recalibrated(network: nn.Module, units: Sequence[Unit], batches: Iterable[Te
     Raises:
         ValueError: the network has no batch norm with statistics.
     """
-    norms: dict[str, nn.Module] = {
-        path: module
-        for path, module in network.named_modules()
-        if isinstance(module, _BatchNorm) and module.track_running_stats
-    }
-    if not norms:
-        raise ValueError("the network has no batch norm with statistics")
+    norms = _norms(network)
     behind: list[list[str]] = []
     found: list[dict[str, Tensor]] = []
     for images in batches:
@@ -49,6 +43,35 @@ def recalibrated(network: nn.Module, units: Sequence[Unit], batches: Iterable[Te
         for unit, paths, buffers in zip(units, behind, found, strict=True):
             with evaluating(network), bypassed(network, [unit]), _estimating([norms[path] for path in paths]):
                 functional_call(network, buffers, (images,))
+    return found
+
+
+def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Estimate the statistics of all batch norms anew, in place; nothing else is in training mode meanwhile.
+
+    Args:
+        network: whose norms they are.
+        batches: at least one, images (B, 3, H, W).
+
+    Raises:
+        ValueError: the network has no batch norm with statistics.
+    """
+    norms = list(_norms(network).values())
+    with evaluating(network), _estimating(norms):
+        for norm in norms:
+            norm.reset_running_stats()  # type: ignore[operator]
+        for images in batches:
+            network(images)
+
+
+def _norms(network: nn.Module) -> dict[str, nn.Module]:
+    found: dict[str, nn.Module] = {
+        path: module
+        for path, module in network.named_modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats
+    }
+    if not found:
+        raise ValueError("the network has no batch norm with statistics")
     return found
 
 

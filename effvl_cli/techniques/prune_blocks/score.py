@@ -155,7 +155,7 @@ class Scorer:
         for way in self._untried:
             self.sharing = way
             found, reason = self._attempt(images, active)
-            same = _close if way == STACKED else _same
+            same = _close if way == STACKED else same_bits
             if found and not all(same(found[row], logits) for row, logits in zip(probes, expected, strict=True)):
                 reason = "other logits than without sharing"
             if not reason:
@@ -215,7 +215,7 @@ class Scorer:
             return [*sweep.beside({}), *(found[row] for row in active)]
 
 
-def _same(first: Tensor, second: Tensor) -> bool:
+def same_bits(first: Tensor, second: Tensor) -> bool:
     """Equal bits: NaN is equal to itself."""
     return torch.equal(first.contiguous().view(torch.int32), second.contiguous().view(torch.int32))
 
