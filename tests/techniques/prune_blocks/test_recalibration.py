@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from effvl_cli.techniques.prune_blocks.recalibrate import recalibrated
+from effvl_cli.techniques.prune_blocks.recalibrate import recalibrate, recalibrated
 from effvl_cli.techniques.prune_blocks.score import Scorer
 from effvl_cli.techniques.prune_blocks.surgery import bypassed
 
@@ -87,3 +87,25 @@ def test_a_network_without_batch_norm_is_refused():
     network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.GroupNorm(1, 3))
     with pytest.raises(ValueError, match="no batch norm"):
         recalibrated(network, [], _batches(2))
+
+
+class Dropping(nn.Module):
+    """Half of the features are dropped in training mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.drop, self.norm = nn.Conv2d(3, 4, 1), nn.Dropout(0.5), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.norm(self.drop(self.conv(x))).mean((2, 3))
+
+
+def test_the_whole_network_is_recalibrated_with_its_norms_alone_in_training_mode():
+    network, batches = Dropping().eval(), _batches(8, 5)
+    with torch.no_grad():
+        inputs = [network.conv(images) for images in batches]
+    recalibrate(network, batches)
+    mean = torch.stack([x.mean((0, 2, 3)) for x in inputs]).mean(0)
+    torch.testing.assert_close(network.norm.running_mean, mean)
+    torch.testing.assert_close(network.norm.running_var, torch.stack([x.var((0, 2, 3)) for x in inputs]).mean(0))
+    assert network.norm.momentum == 0.1 and not network.norm.training and network.norm.num_batches_tracked == 2
