@@ -212,8 +212,13 @@ def eval_images(
         DataError: unreadable images, or more than fit into half of the machine's memory.
     """
     height, width = preprocess.size
-    if len(indices) * 3 * height * width > MEMORY_SHARE * physical_memory():
-        raise DataError(f"{len(indices)} images of {width}x{height} px do not fit into memory", "Take fewer")
+    needed, room = len(indices) * 3 * height * width, MEMORY_SHARE * physical_memory()
+    if needed > room:
+        raise DataError(
+            f"{len(indices)} images of {width}x{height} px take {needed / 1e9:.0f} GB, and half of the memory is "
+            f"{room / 1e9:.0f} GB",
+            "Use a machine with more memory, a network with smaller images, or a folder with fewer images",
+        )
     if isinstance(source, BatchSource) and len(indices):
         made = source.images(indices[:1])[0]
         if made.shape[:2] == preprocess.size:

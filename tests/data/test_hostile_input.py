@@ -222,7 +222,7 @@ def test_more_than_one_percent_unreadable_ends_the_run(monkeypatch):
 
 def test_a_split_that_does_not_fit_into_memory_is_refused_before_it_is_read():
     huge = Preprocess(size=(2**20, 2**20), mean=(0.5,) * 3, std=(0.5,) * 3)
-    with pytest.raises(DataError, match="do not fit into memory"):
+    with pytest.raises(DataError, match="GB, and half of the memory is"):
         eval_images(_Made(), huge, np.arange(300))
 
 
