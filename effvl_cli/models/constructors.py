@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
-from torchvision.models import ConvNeXt, MobileNetV2, ResNet, VisionTransformer
+from torchvision.models import ConvNeXt, EfficientNet, MobileNetV2, RegNet, ResNet, VisionTransformer
+from torchvision.models.efficientnet import MBConv
 from torchvision.ops import StochasticDepth
 
 from effvl_cli.core.errors import ModelError
@@ -151,11 +152,64 @@ def _mobilenet(module: Any) -> Code:
     )
 
 
+def _efficientnet(module: Any) -> Code:
+    stages = list(module.features.children())[1:-1]
+    rows = "".join(f"            {_inverted_residuals(stage)},\n" for stage in stages)
+    norm = module.features[0][1]
+    rates = [part.p for part in module.modules() if isinstance(part, StochasticDepth)]
+    drop = round(rates[-1] * len(rates) / max(1, len(rates) - 1), 9)  # the last of n blocks has n - 1 n-ths of it
+    return Code(
+        f"EfficientNet(\n        [\n{rows}        ],\n        dropout={module.classifier[0].p},\n"
+        f"        stochastic_depth_prob={drop},\n        num_classes={module.num_classes},\n"
+        f"        norm_layer=partial(nn.BatchNorm2d, eps={norm.eps}, momentum={norm.momentum}),\n"
+        f"        last_channel={module.features[-1][0].out_channels},\n    )",
+        [
+            "from functools import partial",
+            "from torchvision.models.efficientnet import EfficientNet, FusedMBConvConfig, MBConvConfig",
+        ],
+    )
+
+
+def _inverted_residuals(stage: Any) -> str:
+    """The configuration of a stage of EfficientNet: expansion, kernel, stride, channels before and after, blocks."""
+    block = stage[0].block
+    convolutions = [part for part in block.modules() if isinstance(part, nn.Conv2d)]
+    first, last = convolutions[0], block[-1][0]
+    spatial = next(conv for conv in convolutions if conv.kernel_size[0] > 1)
+    grown = spatial.out_channels if isinstance(stage[0], MBConv) or len(block) > 1 else first.in_channels
+    sizes = (grown // first.in_channels, spatial.kernel_size[0], spatial.stride[0])
+    return f"{type(stage[0]).__name__}Config{(*sizes, first.in_channels, last.out_channels, len(stage))}"
+
+
+def _regnet(module: Any) -> Code:
+    stages = [list(stage.children()) for stage in module.trunk_output.children()]
+    entries = [stage[0].f for stage in stages]
+    widths = [f.c[0].out_channels for f in entries]
+    inner = [f.b[0].out_channels for f in entries]
+    options = {
+        "depths": [len(stage) for stage in stages],
+        "widths": widths,
+        "group_widths": [n // f.b[0].groups for n, f in zip(inner, entries, strict=True)],
+        "bottleneck_multipliers": [n / width for n, width in zip(inner, widths, strict=True)],
+        "strides": [f.b[0].stride[0] for f in entries],
+    }
+    if hasattr(entries[0], "se"):  # squeezed to a share of the channels before the block; the second has the first's
+        options["se_ratio"] = round(entries[1].se.fc1.out_channels / widths[0], 2)
+    rows = "".join(f"            {key}={value},\n" for key, value in options.items())
+    return Code(
+        f"RegNet(\n        BlockParams(\n{rows}        ),\n        num_classes={module.num_classes},\n"
+        f"        stem_width={module.stem[0].out_channels},\n    )",
+        ["from torchvision.models.regnet import BlockParams, RegNet"],
+    )
+
+
 _FAMILIES: dict[type, Callable[[Any], Code]] = {
     ResNet: _resnet,
     VisionTransformer: _vit,
     ConvNeXt: _convnext,
     MobileNetV2: _mobilenet,
+    EfficientNet: _efficientnet,
+    RegNet: _regnet,
 }
 
 

@@ -91,11 +91,11 @@ FAMILIES = {
     "timm:resnet18": (None, ["layer1.0"], "num_classes=4, layers=[1, 2, 2, 2])"),
     "timm:convnext_atto": (None, ["stages.2.blocks.1"], "num_classes=4, depths=[2, 2, 5, 2])"),
     "timm:regnety_002": (None, ["s4.b3"], 'delete_child(network.get_submodule("s4"), "b3")'),
-    "torchvision:regnet_x_400mf": (
-        None,
-        ["trunk_output.block3.block3-1"],
-        'delete_child(network.get_submodule("trunk_output.block3"), "block3-1")',
-    ),
+    "torchvision:regnet_x_400mf": (None, ["trunk_output.block3.block3-1"], "depths=[1, 2, 6, 12],"),
+    "torchvision:regnet_y_400mf": (None, ["trunk_output.block4.block4-2"], "se_ratio=0.25,"),
+    "torchvision:efficientnet_b0": (None, ["features.2.1", "features.6.2"], "MBConvConfig(6, 3, 2, 16, 24, 1),"),
+    "torchvision:efficientnet_v2_s": (None, ["features.1.1"], "FusedMBConvConfig(1, 3, 1, 24, 24, 1),"),
+    "torchvision:shufflenet_v2_x0_5": (None, ["stage3.2"], 'delete_child(network.get_submodule("stage3"), "2")'),
 }
 
 
