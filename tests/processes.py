@@ -33,9 +33,9 @@ def run(*arguments: object, processes: int = 1, code: int = 0, timeout: float = 
     return output
 
 
-def stop_when(condition: Callable[[], bool], number: int, *arguments: object) -> tuple[int, str]:
+def stop_when(condition: Callable[[], bool], number: int, *arguments: object, processes: int = 1) -> tuple[int, str]:
     """Start, send a signal once the condition holds, and return exit code and output."""
-    process = start(*arguments)
+    process = start(*arguments, processes=processes)
     deadline = time.monotonic() + 200
     while not condition():
         if process.poll() is not None or time.monotonic() > deadline:

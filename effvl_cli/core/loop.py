@@ -308,7 +308,10 @@ class _Loop:
         self.best = (best[0], int(best[1])) if best else None
         self.figures, self.bad_steps = saved.state["figures"], saved.state["bad_steps"]
         self.step = self.resumed_at = saved.step
-        self.run.rewind_records(saved.state["records"])
+        if self.step < self.plan.steps:
+            self.run.rewind_records(saved.state["records"])
+        else:  # records of later work may follow
+            self.run.settle_records(saved.state["records"])
         self.run.log(f"{self.plan.phase}: going on from step {saved.step} of {self.plan.steps}")
 
 

@@ -84,6 +84,8 @@ class Run:
     progress_factory: ProgressFactory = silent_progress
     echo: Callable[[str], None] = lambda text: None
     _records: IO[bytes] | None = None
+    _settled: int | None = None
+    """Bytes of the records of finished work, until a resumed run writes its first one."""
     _lock: IO[str] | None = None
     _started: float = field(default_factory=time.monotonic)
 
@@ -105,20 +107,35 @@ class Run:
             self.log(f"warning: {text}")
 
     def record(self, event: str, **fields: Any) -> None:
-        """A line of metrics.jsonl; no times or rates, so that a resumed run writes the same bytes."""
+        """A line of metrics.jsonl; no times or rates, so that a resumed run writes the same bytes.
+
+        The first line of a resumed run takes the place of those that earlier attempts wrote of unfinished work.
+        """
         if self._records is not None:
+            if self._settled is not None:
+                self.rewind_records(self._settled)
             self._records.write((json.dumps({"event": event, **fields}) + "\n").encode())
             self._records.flush()
 
-    def record_offset(self) -> int:
-        """Bytes of metrics.jsonl so far."""
-        return self._records.tell() if self._records is not None else 0
+    def record_offset(self) -> int | None:
+        """Bytes of metrics.jsonl that count so far; None where this process writes none."""
+        if self._records is None:
+            return None
+        return self._records.tell() if self._settled is None else self._settled
 
-    def rewind_records(self, offset: int) -> None:
-        """Forget the records of steps that a resume repeats."""
-        if self._records is not None:
-            self._records.truncate(offset)
-            self._records.seek(offset)
+    def settle_records(self, offset: int | None) -> None:
+        """Work that an earlier attempt finished has its records before `offset`: they stay."""
+        if self._settled is not None and offset is not None:
+            self._settled = max(self._settled, offset)
+
+    def rewind_records(self, offset: int | None) -> None:
+        """Forget the records of steps that a resume repeats; never makes the file longer."""
+        if self._records is not None and offset is not None:
+            self._records.seek(0, 2)
+            kept = min(offset, self._records.tell())
+            self._records.truncate(kept)
+            self._records.seek(kept)
+            self._settled = None
 
     def resumed(self, phase: str, steps: int) -> None:
         """Count work that an earlier attempt did and this one does not repeat."""
@@ -311,6 +328,7 @@ def _prepare(run: Run, opening: Opening, inputs: Mapping[str, str], identity: st
     (run.folder / RECORDS).touch()
     run._records = (run.folder / RECORDS).open("r+b")
     run._records.seek(0, 2)
+    run._settled = 0 if run.attempt > 1 else None
 
 
 def input_digests(config: Any) -> dict[str, str]:

@@ -143,7 +143,10 @@ def _empty_prompts(about: Mapping[str, Any], width: int) -> Prompts:
     if about["visual"] is None:
         return Prompts(None, text)
     visual = about["visual"]
-    empty, place = torch.zeros(visual["depth"], width), {"start": visual["start"], "pre_norm": visual["pre_norm"]}
+    empty, place = (
+        torch.zeros(visual["depth"], width),
+        {"start": visual["start"], "pre_norm": visual.get("pre_norm", False)},
+    )
     if about["coupled"] and text is not None:
         return Prompts(CoupledPrompts(text, empty, **place))
     return Prompts(VisualPrompts(empty, visual["num_tokens"], **place), text)

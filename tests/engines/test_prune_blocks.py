@@ -406,8 +406,8 @@ def test_halves_of_a_vit_go_one_by_one(effvl, report, image_folder):
         (("--score-bn", "recal"), "--bn-recal 512"),
         (("--score-bn", "recal", "--bn-recal", 9, "--search", "pairs", "--blocks-per-step", 2), "--search single"),
         (("--score-stack", 2, "--sharing", "off"), "--sharing auto or chain"),
-        (("--score-stack", 2, "--score-bn", "recal", "--bn-recal", 9), "Leave one of them out"),
-        (("--score-stack", 2, "--search", "pairs", "--blocks-per-step", 2), "Leave one of them out"),
+        (("--score-stack", 2, "--score-bn", "recal", "--bn-recal", 9), "Give --score-stack 1"),
+        (("--score-stack", 2, "--search", "pairs", "--blocks-per-step", 2), "Give --score-stack 1"),
     ],
 )
 def test_searches_that_cannot_be(words, part, effvl):

@@ -1,5 +1,7 @@
 """Interrupted anywhere, a run ends with the bits of an uninterrupted one; on two processes it finds the same scores."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from safetensors.torch import load_file
 from effvl_cli.core.checkpoint import load_model
 from effvl_cli.data import digits
 from effvl_cli.engines.prune_blocks import pruning, removals
-from tests.processes import KILL, some, stop_when
+from tests.processes import ENVIRONMENT, KILL, TERM, some, stop_when
 from tests.processes import run as launch
 
 LINE = (
@@ -131,3 +133,54 @@ def test_scoring_that_was_killed_goes_on_with_the_next_batch(whole, workdir, rep
     one, two = (load_file(Path(name) / "scores" / "step_1.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
     assert report("one").technique["importance"] == report("two").technique["importance"]
+
+
+def test_two_processes_stop_together_and_one_goes_on(workdir, report):
+    """The first process's candidate keeps its records; those of the second's, which it did not write, are not known."""
+    line = (*LOOK, "--log-every", 1)
+    for name in ("zero", "one"):  # the second takes the baseline from the cache, as the next run does
+        launch(*line, "--out", name)
+    folder = Path("two/checkpoints")
+    begun = some(folder, "step-1-without-*/step-*", 2)
+    code, output = stop_when(begun, TERM, *line, "--out", "two", processes=2)
+    assert code != 0 and "internal error" not in output
+    launch(*line, "--out", "two")
+    steps = [report(name).technique["steps"][0] for name in ("one", "two")]
+    assert steps[0]["lookahead"] == steps[1]["lookahead"]
+    one, two = (Path(name, "metrics.jsonl").read_text() for name in ("one", "two"))
+    first = f'"phase": "step-1-without-{steps[0]["lookahead"][0]["path_original"]}"'
+    lines = [[line for line in text.splitlines() if first in line] for text in (one, two)]
+    assert lines[0] == lines[1] and "\0" not in two
+
+
+FAILING = """
+import sys
+from pathlib import Path
+import torch
+from effvl_cli.core import distributed
+from effvl_cli.core.errors import DataError, EffvlError
+from effvl_cli.engines.prune_blocks.stages import Stages
+class Run:
+    folder = Path(sys.argv[1])
+    def settle_records(self, offset): pass
+    def stop_signal(self): return 0
+def make(place):
+    if place == 1:
+        raise DataError("broken", "Mend it")
+    return {"x": 1.0}
+distributed.start(torch.device("cpu"))
+try:
+    Stages(Run()).side_by_side(["a", "b"], make)
+except EffvlError as error:
+    print(f"rank {distributed.world().rank}: {type(error).__name__} {error.message};", flush=True)
+distributed.stop()
+"""
+
+
+def test_a_process_that_fails_on_its_own_ends_the_others_with_one_line(workdir):
+    Path("failing.py").write_text(FAILING)
+    two = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "failing.py", "run")
+    done = subprocess.run(two, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "rank 1: DataError broken;" in done.stdout
+    assert "rank 0: DistributedError another process failed;" in done.stdout

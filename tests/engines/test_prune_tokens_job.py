@@ -215,7 +215,7 @@ def test_the_manifest_says_what_it_belongs_to(job):
         "prefix": 1,
         "width": 64,
     }
-    assert manifest["predictor"] == {"kind": "mixer", "width": 64}
+    assert manifest["predictor"] == {"kind": "mixer", "width": 64, "prompted": False}
     assert manifest["prompts"] == {
         # as deep as the text tower that they are mapped from
         "visual": {"num_tokens": 2, "depth": 2, "start": 0, "pre_norm": False},

@@ -111,6 +111,7 @@ def test_a_job_with_prompts_from_block_0_trains_the_predictor_on_what_they_make(
     assert {path.name for path in Path("run/checkpoints").iterdir()} == {"predictor", "tuning", "predictor-prompted"}
     manifest = read_manifest(Path("run"))
     assert manifest["prompts"]["visual"] | {"depth": 0} == {"num_tokens": 2, "depth": 0, "start": 0, "pre_norm": True}
+    assert manifest["predictor"]["prompted"] and {"predictor", "predictor_prompted"} <= set(report("run").technique)
     rows = {row["selector"]: row for row in report("run").technique["results"]}
 
     # By hand: block 0 has 64 patches, the three others 38, CLS everywhere, two prompts everywhere when tuned.
@@ -123,6 +124,7 @@ def test_a_job_with_prompts_from_block_0_trains_the_predictor_on_what_they_make(
     again = effvl("prune-tokens", "eval", "run", "--selector", "random", "--num-golden", 0, "--out", "eval")
     assert again.code == 0, again.err  # the saved predictor is the one that knows the prompts
     assert report("eval").metrics["top1_predictor_tuned"] == report("run").metrics["top1_predictor_tuned"]
+    assert any("alone it may do worse" in text for text in report("eval").warnings)
     exported = effvl("prune-tokens", "export", "run", "--format", "state", "--out", "state")
     assert exported.code == 0, exported.err
     assert report("state").metrics["cosine_state"].value == pytest.approx(1, abs=1e-6)

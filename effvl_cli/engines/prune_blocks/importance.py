@@ -60,7 +60,9 @@ def measure(here: Setup, module: nn.Module, found: Found, step: int, count: int 
         if getattr(config, "search", "single") == "beam":
             for _ in range(1, count):
                 choices = grow(found, [choices[index] for index in scored["order"][:BEAM]])
+                before = scored["seconds_before"]
                 scored = _direct(here, module, candidates, choices, step)
+                scored["seconds_before"] += before
     else:
         try:
             values = _proxy(here, module, candidates, step)

@@ -107,7 +107,7 @@ def check_options(config: Any) -> None:
             f"--race {config.race} with --normalise {config.normalise}: a race drops by impact alone", "Leave one out"
         )
     if config.tie == "loss-ci" and config.metric == "loss":
-        raise UsageError("--tie loss-ci with --metric loss", "It breaks ties of --metric top1: leave one out")
+        raise UsageError("--tie loss-ci with --metric loss", "It breaks ties of --metric top1: give --tie exact")
     if config.score_bn == "recal" and not config.bn_recal:
         raise UsageError("--score-bn recal without --bn-recal", "Say how many training images: --bn-recal 512")
     _check_passes(config)
@@ -124,19 +124,19 @@ def _refuse_unused(config: Any) -> None:
     for name, usual in (("race", "none"), ("score_bn", "keep"), ("score_stack", 1), ("tie", "exact")):
         if getattr(config, name) != usual:
             option = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{option} {getattr(config, name)} needs --criterion direct", f"Leave {option} out")
+            raise UsageError(f"{option} {getattr(config, name)} needs --criterion direct", f"Give {option} {usual}")
 
 
 def _check_passes(config: Any) -> None:
     """Refuse ways of scoring that exclude each other."""
     search = getattr(config, "search", "single")
     if config.score_bn == "recal" and search != "single":
-        raise UsageError(f"--score-bn recal with --search {search}", "Score units one by one: --search single")
+        raise UsageError(f"--score-bn recal with --search {search}", "Give --search single or --score-bn keep")
     if config.score_stack > 1:
         others = {"--search": search != "single", "--score-bn": config.score_bn != "keep"}
         clash = next((name for name, given in others.items() if given), None)
         if clash:
-            raise UsageError(f"--score-stack {config.score_stack} with {clash}", "Leave one of them out")
+            raise UsageError(f"--score-stack {config.score_stack} with {clash}", "Give --score-stack 1")
         if config.sharing in ("replay", "off"):
             raise UsageError(
                 f"--score-stack {config.score_stack} with --sharing {config.sharing}", "Give --sharing auto or chain"

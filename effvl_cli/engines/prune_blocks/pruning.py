@@ -159,8 +159,8 @@ class Pruning:
             "sharing": scored["sharing"],
             "score_bn": config.score_bn if direct else None,
             "bit_exact": int(config.race == "none" and scored["sharing"] != STACKED) if direct else None,
-            "cost_model": scored["cost_model"],
-            "images_needed": scored["images_needed"],
+            "cost_model": scored.get("cost_model"),  # runs that an older version began have neither
+            "images_needed": scored.get("images_needed"),
             "score_seconds": scored["seconds"],
             "score_images": scored["images"],
             "lookahead": [trial.row() for trial in tried],

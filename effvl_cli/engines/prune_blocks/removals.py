@@ -210,9 +210,9 @@ class _Scoring:
         for name in self.outcomes.tensors():
             setattr(self.outcomes, name, known[name])
         with safe_open(self.path, "pt") as file:
-            about = file.metadata()
-        self.outcomes.sharing, self.outcomes.reason = about["sharing"], about["reason"]
-        self.outcomes.seconds_before = float(about["seconds"])
+            about = file.metadata() or {}  # an older version wrote none
+        self.outcomes.sharing, self.outcomes.reason = about.get("sharing", ""), about.get("reason", "")
+        self.outcomes.seconds_before = float(about.get("seconds", 0))
         self.done = int(known["done"])
         self.race.resume(known["active"].tolist(), self._columns(self.done - 1).stop)
         self.here.run.resumed("scoring", self.done)

@@ -130,7 +130,8 @@ class Setup:
             workers=loader_workers(self.config.workers, self.run.device.type),
             on_bad=self.config.on_bad,
         )
-        return [self.network.preprocess.normalise(part.to(self.run.device)) for part in pixels.split(BATCH)]
+        parts = [part for part in pixels.split(BATCH) if len(part) > 1 or len(pixels) == 1]  # one has no deviation
+        return [self.network.preprocess.normalise(part.to(self.run.device)) for part in parts]
 
     def accuracy(self, module: nn.Module, split: Split) -> dict[str, float]:
         """`top1`, `top5`, `loss` of a network on a split, the same on every process.

@@ -10,6 +10,7 @@ from torch import nn
 
 from effvl_cli.core import distributed
 from effvl_cli.core.checkpoint import StepFolders
+from effvl_cli.core.errors import DistributedError, Interrupted, Preempted
 from effvl_cli.core.files import write_json
 from effvl_cli.core.loop import Fitted
 from effvl_cli.core.run import Run
@@ -28,13 +29,11 @@ class Stages:
         found = json.loads(self.path.read_text()) if distributed.is_main() and self.path.is_file() else {}
         found = distributed.broadcast_json(found)
         self.values: dict[str, Any] = found.get("values", {})
-        self._records = int(found.get("records", 0))
-        self._repeats = True  # whether records of an earlier attempt may stand behind those of finished work
+        run.settle_records(int(found.get("records") or 0))
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         """The value of a stage; made, and stored, if no attempt has done so."""
         if name not in self.values:
-            self._forget()
             self.values[name] = distributed.broadcast_json(make())
             if distributed.is_main():
                 write_json(self.path, {"values": self.values, "records": self.run.record_offset()})
@@ -55,14 +54,23 @@ class Stages:
         return [self.values[name] for name in names]
 
     def _make(self, together: Sequence[str], start: int, rank: int, make: Callable[[int], Mapping[str, float]]) -> None:
-        """One stage on each of the first processes; then all tell the others."""
+        """One stage on each of the first processes; then all tell the others, also that they failed or have to stop."""
         found: dict[str, float] = {}
+        failure: Exception | None = None
         if rank < len(together):
-            if not StepFolders(self.folder / together[rank]).steps():
-                self._forget()
-            self._repeats = False
             with distributed.apart():
-                found = dict(make(start + rank))
+                try:
+                    found = dict(make(start + rank))
+                except Exception as error:
+                    failure = error
+        stop = self.run.stop_signal() if isinstance(failure, Interrupted | Preempted) else 0
+        worst = distributed.meet(int(failure is not None) + stop)
+        if failure is not None:
+            raise failure
+        if worst > 1:
+            self.run.stop(worst - 1)
+        if worst:
+            raise DistributedError("another process failed", "Its own message says why")
         for place, name in enumerate(together):
             self.once(name, partial(distributed.broadcast_json, found, place))
 
@@ -79,16 +87,8 @@ class Stages:
             module.eval().requires_grad_(False)
             self.run.resumed(name, done["steps"])
             return float(done["seconds"])
-        if not distributed.any_flag(len(folders.steps())):
-            self._forget()
-        self._repeats = False
         began = time.monotonic()
         fitted = train()
         step = fitted.steps if fitted.best_step is None else fitted.best_step
         known = {"step": step, "steps": fitted.steps, "seconds": time.monotonic() - began}
         return float(self.once(f"{name} trained", lambda: known)["seconds"])
-
-    def _forget(self) -> None:
-        if self._repeats:
-            self.run.rewind_records(self._records)
-        self._repeats = False

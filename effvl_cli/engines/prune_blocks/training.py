@@ -129,6 +129,8 @@ def check(here: Setup, *, baseline: bool) -> None:
                 f"--{name.replace('_', '-')} is {getattr(config, name)}, and there are {count} training images",
                 f"Give 1 to {count}",
             )
+        if used:
+            _divisible(getattr(config, name))
     if config.bn_recal:
         images = here.recalibration[0][:2]
         try:

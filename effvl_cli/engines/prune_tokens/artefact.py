@@ -31,6 +31,11 @@ class Artefact:
         """Whether the prompts were tuned for any keep rate."""
         return self.prompts is not None and self.manifest["prompts"]["any_keep"]
 
+    @property
+    def prompted(self) -> bool:
+        """Whether the predictor was trained on states that the prompts had changed."""
+        return bool((self.manifest["predictor"] or {}).get("prompted"))
+
     def tuned_for(self, keeps: Sequence[float]) -> list[float]:
         """Those of some keep rates that the prompts were tuned for: one number of patches, or any."""
         if self.prompts is None:
@@ -46,13 +51,23 @@ def save(
     prompts: Prompts | None,
     *,
     ranking: dict[str, Any] | None = None,
+    prompted: bool = False,
 ) -> None:
-    """Write `checkpoint.safetensors` and its manifest into the run folder."""
+    """Write `checkpoint.safetensors` and its manifest into the run folder.
+
+    Args:
+        setup: what they belong to.
+        predictor: None where only rankings were made.
+        prompts: None without tuning.
+        ranking: key of the rankings; default that of this run.
+        prompted: whether the predictor was trained on states that the prompts had changed.
+    """
     if not distributed.is_main():
         return
     any_keep = getattr(setup.config, "tune_keeps", "fixed") == "mix"
     path = setup.run.folder / CHECKPOINT
-    manifest = write(path, setup, Artefact(predictor, prompts, {}), any_keep, ranking or key_of(setup, "train"))
+    parts = Artefact(predictor, prompts, {"predictor": {"prompted": prompted}})
+    manifest = write(path, setup, parts, any_keep, ranking or key_of(setup, "train"))
     setup.run.report.artifact(path)
     if predictor is not None:
         edit = {"layer": setup.layer, "keep": manifest["keep"], "predictor": manifest["predictor"]}
@@ -73,7 +88,9 @@ def write(path: Path, setup: Setup, parts: Artefact, any_keep: bool, ranking: di
         "fields": artefact_fields(setup),
         "base": {"weights": config.weights, "seed": config.seed},
         "ranking": ranking,
-        "predictor": {"kind": predictor.kind, "width": predictor.width} if predictor else None,
+        "predictor": {"kind": predictor.kind, "width": predictor.width, "prompted": parts.prompted}
+        if predictor
+        else None,
         "prompts": describe_prompts(parts.prompts, any_keep=any_keep) if parts.prompts else None,
         "keep": getattr(config, "keep", None),
         "classes": list(setup.classes),
@@ -100,4 +117,6 @@ def load(setup: Setup, folder: Path) -> Artefact:
     if predictor is not None:
         about = {**manifest["predictor"], "macs": predictor.macs(setup.shape.num_patches), "from": str(folder)}
         setup.run.report.technique["predictor"] = about
+        if Artefact(None, None, manifest).prompted:
+            setup.run.warn(f"the predictor of {folder} knows the states that its prompts make: alone it may do worse")
     return Artefact(predictor, prompts, manifest)

@@ -34,11 +34,11 @@ def run(config: PruneTokensConfig, run: Run) -> None:
     training, ranked = rank_training(here)
     predictor = train_predictor(here, training, ranked.rank)
     prompts = tune_prompts(here, training, predictor) if config.prompts != "none" else None
-    tuned = predictor
-    if prompts and prompts.start is not None and prompts.start < here.layer:
-        run.log(f"prompts from block {prompts.start} on change what the predictor reads: it is trained anew on that")
+    tuned, prompted = predictor, prompts is not None and prompts.start is not None and prompts.start < here.layer
+    if prompted:
+        run.log("the prompts change what the predictor reads: it is trained anew on that")
         tuned = train_predictor(here, training, ranked.rank, prompts)
-    artefact.save(here, tuned, prompts)
+    artefact.save(here, tuned, prompts, prompted=prompted)
     _evaluate(here, predictor, tuned, prompts)
 
 

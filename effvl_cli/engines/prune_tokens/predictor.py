@@ -105,7 +105,7 @@ def train_predictor(setup: Setup, images: Images, ranks: Tensor, prompts: Prompt
     module.eval().requires_grad_(False)
     with torch.no_grad():
         figures = task.evaluate()
-    run.report.technique["predictor"] = {
+    run.report.technique["predictor_prompted" if prompts else "predictor"] = {
         "kind": module.kind,
         "width": module.width,
         "params": count_parameters(module),

@@ -28,7 +28,7 @@ def run(config: TuneConfig, run: Run) -> None:
     if before.predictor is None:
         raise ModelError(f"{config.run} holds no predictor", f"Train one: effvl prune-tokens predict {config.run}")
     prompts = tune_prompts(here, here.few_shot(), before.predictor)
-    artefact.save(here, before.predictor, prompts, ranking=before.manifest["ranking"])
+    artefact.save(here, before.predictor, prompts, ranking=before.manifest["ranking"], prompted=before.prompted)
     keep, test = here.config.keep, here.images("test")
     dense = embed(here, test)
     record(here, result(here, "dense", 1.0, test, dense, dense))
