@@ -23,20 +23,8 @@ def test_killed_while_ranking_predicting_and_tuning_it_ends_with_the_same_figure
     many_images, workdir, tmp_path, report
 ):
     line = (
-        *(
-            "prune-tokens",
-            "--data",
-            f"folder:{many_images}",
-            "--shots",
-            48,
-            "--num-golden",
-            4,
-            "--save-every",
-            5,
-            "--log-every",
-            1,
-        ),
-        *("--predictor-epochs", 40, "--tune-epochs", 8, "--tune-batch-size", 8),
+        *("prune-tokens", "--data", f"folder:{many_images}", "--shots", 48, "--num-golden", 4),
+        *("--predictor-epochs", 40, "--tune-epochs", 8, "--tune-batch-size", 8, "--save-every", 5, "--log-every", 1),
     )
     run(*line, "--out", "whole", "--cache-dir", tmp_path / "whole")
     parts = (*line, "--out", "parts", "--cache-dir", tmp_path / "parts")
