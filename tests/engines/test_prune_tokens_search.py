@@ -229,7 +229,8 @@ def test_every_predictor_and_loss_runs_and_is_found_again(rank, effvl, report):
         assert done.metrics["top1_val_predictor"].split == "val" and done.metrics["top1_val_predictor"].n == 8
         about = done.technique["predictor"]
         kind = name if name in ("mlp", "linear") else "mixer"
-        assert read_manifest(Path(name))["predictor"] == {"kind": kind, "width": 64 if kind == "mixer" else None}
+        width = 64 if kind == "mixer" else None
+        assert read_manifest(Path(name))["predictor"] == {"kind": kind, "width": width, "prompted": False}
         assert about["kind"] == kind and about["loss"] == (
             dict(zip(options[::2], options[1::2], strict=True)).get("--predictor-loss", "listwise")
         )
