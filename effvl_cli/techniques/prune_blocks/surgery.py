@@ -16,7 +16,7 @@ from .unit import Unit
 
 Mode = Literal["delete", "identity", "relu"]
 _REPLACEMENTS: dict[str, type[nn.Module]] = {"identity": nn.Identity, "relu": nn.ReLU}
-_FAILURES = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)  # of a forward that misses a child
+FAILURES = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)  # of a forward that misses a child
 
 
 class SurgeryError(ValueError):
@@ -211,7 +211,7 @@ def _answers(network: nn.Module, images: Tensor, expected: Tensor) -> bool:
     try:
         with evaluating(network):
             return torch.equal(network(images), expected)
-    except _FAILURES as error:
+    except FAILURES as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         return False
