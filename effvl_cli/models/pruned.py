@@ -143,10 +143,8 @@ def _empty_prompts(about: Mapping[str, Any], width: int) -> Prompts:
     if about["visual"] is None:
         return Prompts(None, text)
     visual = about["visual"]
-    empty, place = (
-        torch.zeros(visual["depth"], width),
-        {"start": visual["start"], "pre_norm": visual.get("pre_norm", False)},
-    )
+    empty = torch.zeros(visual["depth"], width)
+    place = {"start": visual["start"], "pre_norm": visual.get("pre_norm", False)}  # which older runs do not say
     if about["coupled"] and text is not None:
         return Prompts(CoupledPrompts(text, empty, **place))
     return Prompts(VisualPrompts(empty, visual["num_tokens"], **place), text)

@@ -117,6 +117,7 @@ def load(setup: Setup, folder: Path) -> Artefact:
     if predictor is not None:
         about = {**manifest["predictor"], "macs": predictor.macs(setup.shape.num_patches), "from": str(folder)}
         setup.run.report.technique["predictor"] = about
-        if Artefact(None, None, manifest).prompted:
-            setup.run.warn(f"the predictor of {folder} knows the states that its prompts make: alone it may do worse")
-    return Artefact(predictor, prompts, manifest)
+    saved = Artefact(predictor, prompts, manifest)
+    if saved.prompted:
+        setup.run.warn(f"the predictor of {folder} knows the states that its prompts make: alone it may do worse")
+    return saved

@@ -61,7 +61,7 @@ def run(config: EvalConfig, run: Run) -> None:
         record(here, rows[-1], _metric("predictor_tuned", keep, keeps))
     record_controls(here, test, dense)
     if len(keeps) == 1:
-        record_mac_ratio(here, names[0], keeps[0])
+        record_mac_ratio(here, "predictor" if "predictor" in names else names[0], keeps[0])
     accuracy, note = float(here.accuracy(dense, test.labels).mean()), f"{len(test)} test images"
     pictures.accuracy_curve(here, rows, accuracy, note)
     pictures.cost_curve(here, rows, accuracy, note)
