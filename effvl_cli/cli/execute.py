@@ -48,7 +48,7 @@ def _run(command: Command, resolved: Resolved, invocation: Invocation, console: 
 
     from effvl_cli.core import distributed
     from effvl_cli.core.report import Report
-    from effvl_cli.core.run import Opening, open_run, resolve_device
+    from effvl_cli.core.run import RunRequest, open_run, resolve_device
 
     config = resolved.config
     device = resolve_device(config.device)
@@ -60,8 +60,8 @@ def _run(command: Command, resolved: Resolved, invocation: Invocation, console: 
         torch.use_deterministic_algorithms(True)
     engine = importlib.import_module(command.engine)
     recipe = resolved.recipe.path if resolved.recipe else None
-    opening = Opening(command.title, config, recipe, invocation.argv, invocation.fresh, resolved.inherited)
-    opened = open_run(opening, device, progress=console.progress, echo=console.log)
+    request = RunRequest(command.title, config, recipe, invocation.argv, invocation.fresh, resolved.inherited)
+    opened = open_run(request, device, progress=console.progress, echo=console.log)
     if isinstance(opened, Report):
         console.log("finished before with these options; this is the stored result (--fresh runs it again)")
         _show(opened, engine.table, console)

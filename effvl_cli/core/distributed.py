@@ -25,32 +25,32 @@ class World:
     launcher: str = "single"
 
 
-_apart = False
+_solo = False
 _patient: Any = None  # a group whose members may wait for one another for days
 
 
 @contextmanager
-def apart() -> Iterator[None]:
+def solo() -> Iterator[None]:
     """Let this process work for itself for a while: it is the only one that it knows of, and takes part in nothing.
 
     What is written then must have a name that no other process writes.
     """
-    global _apart
-    before, _apart = _apart, True
+    global _solo
+    before, _solo = _solo, True
     try:
         yield
     finally:
-        _apart = before
+        _solo = before
 
 
 def _joined() -> bool:
-    return dist.is_initialized() and not _apart
+    return dist.is_initialized() and not _solo
 
 
 def world() -> World:
     """Read torchrun's variables, else those of srun with more than one task, else a single process."""
     env = os.environ
-    if _apart:
+    if _solo:
         return World()
     if "RANK" in env and "WORLD_SIZE" in env:
         return World(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0)), "torchrun")
@@ -71,23 +71,23 @@ def start(device: torch.device) -> None:
         DistributedError: the others did not come.
     """
     global _patient
-    here = world()
-    if here.size == 1 or dist.is_initialized():
+    process = world()
+    if process.size == 1 or dist.is_initialized():
         return
-    if here.launcher == "srun":
+    if process.launcher == "srun":
         _slurm_rendezvous()
     try:
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            rank=here.rank,
-            world_size=here.size,
+            rank=process.rank,
+            world_size=process.size,
             timeout=timedelta(minutes=30),
         )
         _patient = dist.new_group(backend="gloo", timeout=timedelta(days=7))
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise DistributedError(
-            f"process {here.rank} of {here.size} cannot join the others: {reason}",
+            f"process {process.rank} of {process.size} cannot join the others: {reason}",
             "Check MASTER_ADDR and MASTER_PORT, and that every process was started",
         ) from error
 
@@ -117,10 +117,10 @@ def _collective_device() -> torch.device:
 def barrier() -> None:
     """Wait for every process."""
     if _joined():
-        any_flag(0)  # a reduction: works alike on gloo and nccl
+        all_reduce_max(0)  # a reduction: works alike on gloo and nccl
 
 
-def any_flag(value: int) -> int:
+def all_reduce_max(value: int) -> int:
     """The largest `value` over the processes."""
     if not _joined():
         return value
@@ -129,7 +129,7 @@ def any_flag(value: int) -> int:
     return int(flag)
 
 
-def meet(value: int) -> int:
+def barrier_max(value: int) -> int:
     """The largest `value` over the processes, which come when they are done with what each does for itself."""
     if not _joined():
         return value
@@ -153,8 +153,8 @@ def broadcast_json(value: Any, source: int = 0) -> Any:
 
 def shard(total: int) -> range:
     """This process's contiguous share of `total` samples; the shares differ by at most one."""
-    here = world()
-    return range(here.rank * total // here.size, (here.rank + 1) * total // here.size)
+    process = world()
+    return range(process.rank * total // process.size, (process.rank + 1) * total // process.size)
 
 
 def gather_rows(local: torch.Tensor, total: int) -> torch.Tensor:
@@ -166,8 +166,8 @@ def gather_rows(local: torch.Tensor, total: int) -> torch.Tensor:
     """
     if not _joined():
         return local
-    here = world()
-    sizes = [(r + 1) * total // here.size - r * total // here.size for r in range(here.size)]
+    process = world()
+    sizes = [(r + 1) * total // process.size - r * total // process.size for r in range(process.size)]
     device = _collective_device()
     padded = torch.zeros(max(sizes), *local.shape[1:], dtype=local.dtype, device=device)
     padded[: len(local)] = local
@@ -222,7 +222,7 @@ def share_buffers(module: torch.nn.Module) -> None:
         buffer.copy_(held)
 
 
-def add_up(rows: torch.Tensor) -> torch.Tensor:
+def all_reduce_sum(rows: torch.Tensor) -> torch.Tensor:
     """Elementwise sum over the processes, on every process; exact where all but one hold zero.
 
     Args:

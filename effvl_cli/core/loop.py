@@ -91,7 +91,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FitResult:
     """What `fit` did."""
 
     steps: int
@@ -120,7 +120,7 @@ def fit(
     batches: Callable[[int], Iterator[Any]],
     run: Run,
     plan: Plan,
-) -> Fitted:
+) -> FitResult:
     """Train to `plan.steps`, from the newest checkpoint of this phase if there is one.
 
     Args:
@@ -151,7 +151,7 @@ class _Loop:
         self.batch: Any = None
         self.began, self.data_wait = time.monotonic(), 0.0
 
-    def run_from(self, batches: Callable[[int], Iterator[Any]]) -> Fitted:
+    def run_from(self, batches: Callable[[int], Iterator[Any]]) -> FitResult:
         started = time.monotonic()
         saved = self.folders.latest(self.run.warn)
         if saved is not None:
@@ -166,7 +166,7 @@ class _Loop:
         if self.plan.best and self.best and self.best[1] != self.step:
             self.task.module.load_state_dict(self.folders.load(self.best[1]).model)
         best_step = self.best[1] if self.best else None
-        return Fitted(self.step, self.resumed_at, best_step, self.figures, time.monotonic() - started)
+        return FitResult(self.step, self.resumed_at, best_step, self.figures, time.monotonic() - started)
 
     def _train(self, stream: Iterator[Any]) -> None:
         work = self.plan.work
@@ -276,7 +276,7 @@ class _Loop:
         timed = not plan.save_every and time.monotonic() - self.saved_at >= wait
         periodic = bool(plan.save_every) and self.step % plan.save_every == 0
         wanted = improved or self.step == plan.steps or timed or periodic or self.step in plan.milestones
-        wish = distributed.any_flag(2 + stop if stop else int(wanted))
+        wish = distributed.all_reduce_max(2 + stop if stop else int(wanted))
         if wish:
             self._save()
         if wish >= 2:

@@ -150,7 +150,7 @@ def read_report(path: Path) -> Report:
         ) from error
 
 
-class Draft:
+class ReportBuilder:
     """A report that is being collected while its run lives."""
 
     def __init__(
@@ -291,7 +291,7 @@ def write(report: Report, path: Path) -> None:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Where this process runs."""
-    here = distributed.world()
+    world = distributed.world()
     cuda = device.type == "cuda"
     return {
         "python": sys.version.split()[0],
@@ -305,9 +305,9 @@ def environment(device: torch.device) -> dict[str, Any]:
             "memory_bytes": torch.cuda.get_device_properties(device).total_memory if cuda else physical_memory(),
         },
         "distributed": {
-            "world_size": here.size,
-            "backend": None if here.size == 1 else ("nccl" if cuda else "gloo"),
-            "launcher": here.launcher,
+            "world_size": world.size,
+            "backend": None if world.size == 1 else ("nccl" if cuda else "gloo"),
+            "launcher": world.launcher,
         },
         "threads": torch.get_num_threads(),
         "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,

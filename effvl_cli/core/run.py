@@ -32,7 +32,7 @@ from effvl_cli.core.cache import Cache
 from effvl_cli.core.checkpoint import MANIFEST, sha256
 from effvl_cli.core.errors import DataError, Interrupted, ModelError, Preempted, UsageError
 from effvl_cli.core.files import write_json, write_text
-from effvl_cli.core.report import Draft, Report, Status, environment, read_report
+from effvl_cli.core.report import Report, ReportBuilder, Status, environment, read_report
 from effvl_cli.core.report import write as write_report
 
 RUNS = Path("runs")
@@ -79,7 +79,7 @@ class Run:
     command: str
     device: torch.device
     cache: Cache
-    report: Draft
+    report: ReportBuilder
     attempt: int = 1
     progress_factory: ProgressFactory = silent_progress
     echo: Callable[[str], None] = lambda text: None
@@ -148,7 +148,7 @@ class Run:
 
     def check_stop(self) -> None:
         """Stop here, on every process, if any was asked to; for stages whose work is saved as it is done."""
-        wish = distributed.any_flag(self.stop_signal())
+        wish = distributed.all_reduce_max(self.stop_signal())
         if wish:
             self.stop(wish)
 
@@ -174,7 +174,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Opening:
+class RunRequest:
     """What to open: a command, its resolved options and how it was called."""
 
     command: str
@@ -186,7 +186,7 @@ class Opening:
 
 
 def open_run(
-    opening: Opening,
+    request: RunRequest,
     device: torch.device,
     *,
     progress: ProgressFactory = silent_progress,
@@ -197,17 +197,17 @@ def open_run(
     Raises:
         UsageError: the folder holds a run of other options, is in use, or is not a run folder.
     """
-    config = opening.config
+    config = request.config
     inputs = input_digests(config)
     identity = resolve.identity(config)
     if inputs:
         identity = hashlib.sha256((identity + json.dumps(inputs, sort_keys=True)).encode()).hexdigest()
-    folder = _folder(opening.command, config, identity)
+    folder = _folder(request.command, config, identity)
     answer: dict[str, Any] = {}
     lock = None
     if distributed.is_main():
         try:
-            lock, answer = _take(folder, opening, inputs)
+            lock, answer = _take(folder, request, inputs)
         except UsageError as error:
             answer = {"error": [error.message, error.hint]}
     answer = distributed.broadcast_json(answer)
@@ -217,19 +217,19 @@ def open_run(
         if lock:
             lock.close()
         return read_report(folder / REPORT)
-    draft = Draft(
-        command=opening.command,
+    report = ReportBuilder(
+        command=request.command,
         run_id=folder.name,
         seed=config.seed,
         config_sha256=identity,
-        recipe=opening.recipe,
+        recipe=request.recipe,
         device=device,
     )
-    run = Run(folder, opening.command, device, Cache(config.cache_dir), draft, answer["attempt"], progress, echo)
+    run = Run(folder, request.command, device, Cache(config.cache_dir), report, answer["attempt"], progress, echo)
     if run.attempt > 1:
         run.report.resume(run.attempt - 1, 0)
     if distributed.is_main():
-        _prepare(run, opening, inputs, identity)
+        _prepare(run, request, inputs, identity)
         run._lock = lock
     distributed.barrier()
     return run
@@ -238,8 +238,8 @@ def open_run(
 def unopened(command: str, config: Any) -> Run:
     """A run without a folder, for what looks at the options and data of one and leaves nothing."""
     device = resolve_device(config.device)
-    draft = Draft(command=command, run_id="", seed=config.seed, config_sha256="", recipe=None, device=device)
-    return Run(Path(os.devnull), command, device, Cache(config.cache_dir), draft)
+    report = ReportBuilder(command=command, run_id="", seed=config.seed, config_sha256="", recipe=None, device=device)
+    return Run(Path(os.devnull), command, device, Cache(config.cache_dir), report)
 
 
 def _folder(command: str, config: Any, identity: str) -> Path:
@@ -248,7 +248,7 @@ def _folder(command: str, config: Any, identity: str) -> Path:
     return RUNS / command.replace(" ", "-") / (config.name or identity[:8])
 
 
-def _take(folder: Path, opening: Opening, inputs: Mapping[str, str]) -> tuple[IO[str], dict[str, Any]]:
+def _take(folder: Path, request: RunRequest, inputs: Mapping[str, str]) -> tuple[IO[str], dict[str, Any]]:
     """Lock the folder and decide: new, to be continued, or finished."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).exists() and not (folder / LOCK).exists():
         raise UsageError(f"{folder} holds files that are no run's", "Give another --out")
@@ -261,14 +261,14 @@ def _take(folder: Path, opening: Opening, inputs: Mapping[str, str]) -> tuple[IO
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         raise UsageError(f"another process is working in {folder}", "Wait for it, or give another --out") from error
-    if opening.fresh:
+    if request.fresh:
         _clear(folder)
     if not (folder / CONFIG).exists():
         return lock, {"finished": False, "attempt": 1}
     old = resolve.read_recipe(folder / CONFIG)
-    _refuse_other_config(folder, old, opening, inputs)
+    _refuse_other_config(folder, old, request, inputs)
     report = folder / REPORT
-    if report.exists() and read_report(report).status == "completed" and not _grown(old.config, opening.config):
+    if report.exists() and read_report(report).status == "completed" and not _grown(old.config, request.config):
         return lock, {"finished": True}
     attempt = 1
     with contextlib.suppress(OSError, ValueError):
@@ -276,10 +276,10 @@ def _take(folder: Path, opening: Opening, inputs: Mapping[str, str]) -> tuple[IO
     return lock, {"finished": False, "attempt": attempt + 1}
 
 
-def _refuse_other_config(folder: Path, old: Any, opening: Opening, inputs: Mapping[str, str]) -> None:
-    if old.command != opening.command:
+def _refuse_other_config(folder: Path, old: Any, request: RunRequest, inputs: Mapping[str, str]) -> None:
+    if old.command != request.command:
         raise UsageError(f"{folder} holds a run of `effvl {old.command}`", "Give another --out or --name, or --fresh")
-    changed = resolve.differences(old.config, opening.config)
+    changed = resolve.differences(old.config, request.config)
     before = dict(old.run.get("inputs") or {})
     changed += [f"the content of --{name} has changed" for name in inputs if before.get(name) != inputs[name]]
     if changed:
@@ -313,15 +313,15 @@ def _clear(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _prepare(run: Run, opening: Opening, inputs: Mapping[str, str], identity: str) -> None:
+def _prepare(run: Run, request: RunRequest, inputs: Mapping[str, str], identity: str) -> None:
     """Write what describes the attempt, and open the records."""
     header = {
         "effvl": 1,
-        "command": opening.command,
+        "command": request.command,
         "description": "resolved options of a run",
-        "config": resolve.to_yaml_mapping(opening.config),
-        "run": {"command_line": shlex.join(opening.argv), "inputs": dict(inputs), "identity": identity}
-        | ({"inherited": dict(opening.inherited)} if opening.inherited else {}),
+        "config": resolve.to_yaml_mapping(request.config),
+        "run": {"command_line": shlex.join(request.argv), "inputs": dict(inputs), "identity": identity}
+        | ({"inherited": dict(request.inherited)} if request.inherited else {}),
     }
     write_text(run.folder / CONFIG, resolve.dump_yaml(header))
     write_json(run.folder / ENVIRONMENT, {"attempt": run.attempt, **environment(run.device)})

@@ -18,9 +18,9 @@ from torch_pruning.utils import count_ops_and_params
 from effvl_cli.core.measure import count_macs, count_parameters, interleaved_latency, ratio
 from effvl_cli.models.network import build
 from effvl_cli.models.onnx import INPUT, export_onnx, session
-from effvl_cli.techniques.prune_blocks.cost import cost_model, measure_costs
 from effvl_cli.techniques.prune_blocks.discover import discover
 from effvl_cli.techniques.prune_blocks.score import BatchScores, Scorer
+from effvl_cli.techniques.prune_blocks.scoring_cost import cost_model, measure_costs
 from effvl_cli.techniques.prune_blocks.surgery import original_paths, prune
 from effvl_cli.techniques.prune_blocks.unit import Unit
 

@@ -9,7 +9,7 @@ from effvl_cli.core import optim, signals
 from effvl_cli.core.cache import Cache
 from effvl_cli.core.errors import NumericalError, Preempted
 from effvl_cli.core.loop import Plan, StepOutput, Task, fit
-from effvl_cli.core.report import Draft
+from effvl_cli.core.report import ReportBuilder
 from effvl_cli.core.run import Run
 
 
@@ -52,7 +52,9 @@ def open_toy(tmp_path):
     def make(name="run"):
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
-        draft = Draft(command="toy", run_id=name, seed=0, config_sha256="", recipe=None, device=torch.device("cpu"))
+        draft = ReportBuilder(
+            command="toy", run_id=name, seed=0, config_sha256="", recipe=None, device=torch.device("cpu")
+        )
         run = Run(folder, "toy", torch.device("cpu"), Cache(tmp_path / "cache"), draft, attempt=2)
         (folder / "metrics.jsonl").touch()
         run._records = (folder / "metrics.jsonl").open("r+b")

@@ -11,11 +11,11 @@ from effvl_cli.core import metrics, report
 from effvl_cli.core.cache import Cache, default_root
 from effvl_cli.core.errors import EffvlError, ModelError
 from effvl_cli.core.files import atomic_folder, write_bytes, write_json
-from effvl_cli.core.report import Draft, read_report, schema, write
+from effvl_cli.core.report import ReportBuilder, read_report, schema, write
 
 
-def draft() -> Draft:
-    return Draft(
+def draft() -> ReportBuilder:
+    return ReportBuilder(
         command="prune-tokens eval", run_id="x", seed=3, config_sha256="ab", recipe=None, device=torch.device("cpu")
     )
 

@@ -9,7 +9,7 @@ import torch
 
 from effvl_cli.core import claims, plots, sweep
 from effvl_cli.core.errors import DataError, UsageError
-from effvl_cli.core.report import Draft, write
+from effvl_cli.core.report import ReportBuilder, write
 from effvl_cli.core.sweep_table import pictures, tabulate
 
 OPTIONS = {"half": "--shots=2 --keep=0.5", "all": "--shots=2 --keep=1.0 --deterministic"}
@@ -29,7 +29,7 @@ claims:
 
 
 def finished(folder, seed, top1, status="completed"):
-    draft = Draft(
+    draft = ReportBuilder(
         command="prune-tokens",
         run_id=folder.name,
         seed=seed,

@@ -9,7 +9,7 @@ import yaml
 
 from effvl_cli.core import loop
 from effvl_cli.core.checkpoint import load_model
-from effvl_cli.engines.pretrain import training
+from effvl_cli.engines.pretrain import arm_training
 from effvl_cli.models import network as networks
 
 SMALL = ("pretrain", "--num-images", 64, "--num-bank", 48, "--batch-size", 8, "--log-every", 1)
@@ -99,7 +99,7 @@ def test_epochs_are_a_budget_of_uncompressed_ones(effvl, report):
 
 def test_the_clock_of_measured_time_is_kept_for_a_resume(effvl, report, monkeypatch):
     calls = []
-    monkeypatch.setattr(training, "step_times", lambda bench, c: calls.append(1) or dict.fromkeys(c, 6.0))
+    monkeypatch.setattr(arm_training, "step_times", lambda trainer, c: calls.append(1) or dict.fromkeys(c, 6.0))
     line = (*SMALL, *TWO_STAGES, "--budget", 200, "--no-baseline", "--cost-model", "time", "--out", "run")
     assert effvl(*line).code == 0
     assert report("run").technique["arms"]["train"]["steps"] == 5  # 200 / (6 * 8), rounded up

@@ -193,12 +193,12 @@ class Tokens(nn.Module):
 )
 def test_halves_must_make_the_network(scale, biased, why):
     network = SimpleNamespace(module=Tokens(Window(scale), biased=biased).eval(), edits=[], name="toy")
-    here = SimpleNamespace(network=network, noise=lambda n: torch.randn(n, 3, 8, 8))
+    context = SimpleNamespace(network=network, noise=lambda n: torch.randn(n, 3, 8, 8))
     if why:
         with pytest.raises(ModelError, match=why):
-            surgery._split(here)
+            surgery._split(context)
     else:
-        surgery._split(here)
+        surgery._split(context)
         assert [name for name, _ in network.module.blocks.named_children()] == ["0_attention", "0_mlp"]
         assert network.edits == [{"kind": "halves"}]
 

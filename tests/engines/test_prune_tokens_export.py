@@ -15,7 +15,7 @@ from effvl_cli.models import network as networks
 from effvl_cli.models.onnx import session
 from effvl_cli.models.openclip_tower import tower_of
 from effvl_cli.models.program import load_program
-from effvl_cli.models.pruned import load_pruned
+from effvl_cli.models.token_pruned_clip import load_pruned
 from effvl_cli.techniques.prune_tokens.predictor import LinearPredictor
 from effvl_cli.techniques.prune_tokens.selectors import GridSelector
 from effvl_cli.techniques.prune_tokens.tower import PrunedVision, gather_patches

@@ -61,10 +61,11 @@ class ClipTask(Task):
         pixels = self.network.preprocess.normalise(batch.images)
         if self.num_keep == self.num_patches:
             return self.module.encode_image(pixels, normalize=True)
-        here = distributed.world()
+        world = distributed.world()
         noise = seeds.generator(self.seed, "tokens", step)
-        kept = random_tokens(here.size * len(pixels), self.num_patches, self.num_keep, noise)
-        mine = kept[here.rank * len(pixels) : (here.rank + 1) * len(pixels)]  # the same draw on any number of processes
+        kept = random_tokens(world.size * len(pixels), self.num_patches, self.num_keep, noise)
+        # The same draw on any number of processes.
+        mine = kept[world.rank * len(pixels) : (world.rank + 1) * len(pixels)]
         return F.normalize(encode_kept(self.tower, pixels, mine.to(pixels.device)), dim=-1)
 
     def _texts(self, batch: Batch, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:

@@ -82,14 +82,14 @@ class TrainImages:
         self, config: PretrainConfig | SearchConfig, run: Run, batch_size: int, crops_at: StepCrops, *, seed: int
     ) -> Callable[[int], Iterator[Batch]]:
         """The stream of this process's batches, from any step on: of whole pictures, or of `crops_at(step)`."""
-        here = distributed.world()
+        world = distributed.world()
         sampler = EpochSampler(len(self), batch_size, seed)
 
         def held(start: int) -> Iterator[Batch]:
             assert self.canvas is not None
             step = start
             while True:
-                _, places = sampler.share(step, here.rank, here.size)
+                _, places = sampler.share(step, world.rank, world.size)
                 yield Batch(self.canvas[places], torch.zeros_like(places), self.kept[places])
                 step += 1
 
@@ -101,8 +101,8 @@ class TrainImages:
                 transform_at=crops_at,
                 seed=seed,
                 start_step=start,
-                rank=here.rank,
-                world=here.size,
+                rank=world.rank,
+                world=world.size,
                 workers=loader_workers(config.workers, run.device.type),
                 on_bad=config.on_bad,
             )

@@ -9,6 +9,7 @@ from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
 from effvl_cli.core.table import Cell, Table, percent, points, times
 from effvl_cli.engines.pretrain import pictures
+from effvl_cli.engines.pretrain.arm_training import ArmTrainer, Trained, stage_rows, tokens, train
 from effvl_cli.engines.pretrain.images import TrainImages, open_split
 from effvl_cli.engines.pretrain.probes import Judged, Probe, decode
 from effvl_cli.engines.pretrain.setup import (
@@ -21,7 +22,6 @@ from effvl_cli.engines.pretrain.setup import (
     check_batch,
     memory_estimate,
 )
-from effvl_cli.engines.pretrain.training import Bench, Trained, stage_rows, tokens, train
 from effvl_cli.models import network as networks
 from effvl_cli.techniques.pretrain.schedule import Clock, Compression, Schedule
 
@@ -35,13 +35,13 @@ def run(config: PretrainConfig, run: Run) -> None:
     images = TrainImages.open(config, run, build_network(config).preprocess)
     run.report.data(images.source, num_samples=len(images))
     bank, validation = _validation(config, run, images)
-    trained: dict[str, tuple[Bench, Trained]] = {}
+    trained: dict[str, tuple[ArmTrainer, Trained]] = {}
     for arm, schedule in schedules.items():
-        bench = Bench.build(config, run, images)
-        budget = budget_of(config, bench.costs, len(images))
+        trainer = ArmTrainer.build(config, run, images)
+        budget = budget_of(config, trainer.costs, len(images))
         if len(schedules) > 1:
             run.log(f"{arm}: {budget:,.0f} units")
-        trained[arm] = (bench, train(bench, schedule, budget, phase=arm, probe=validation))
+        trained[arm] = (trainer, train(trainer, schedule, budget, phase=arm, probe=validation))
     judged = _judge(config, run, trained, bank)
     _figures(run, judged)
     _report(config, run, trained, source)
@@ -74,7 +74,9 @@ def _validation(config: PretrainConfig, run: Run, images: TrainImages) -> tuple[
 # --- judging ---------------------------------------------------------------------------------------------------------
 
 
-def _judge(config: PretrainConfig, run: Run, trained: dict[str, tuple[Bench, Trained]], bank: Any) -> dict[str, Judged]:
+def _judge(
+    config: PretrainConfig, run: Run, trained: dict[str, tuple[ArmTrainer, Trained]], bank: Any
+) -> dict[str, Judged]:
     """Test figures of the arms and of the two controls; the test split is decoded here for the first time."""
     if bank is None:
         return {}
@@ -103,9 +105,9 @@ def _figures(run: Run, judged: dict[str, Judged]) -> None:
 # --- report ----------------------------------------------------------------------------------------------------------
 
 
-def _report(config: PretrainConfig, run: Run, trained: dict[str, tuple[Bench, Trained]], source: str) -> None:
-    bench, last = list(trained.values())[-1]
-    run.report.model(bench.network.name, bench.network.source, last.task.method.result)
+def _report(config: PretrainConfig, run: Run, trained: dict[str, tuple[ArmTrainer, Trained]], source: str) -> None:
+    trainer, last = list(trained.values())[-1]
+    run.report.model(trainer.network.name, trainer.network.source, last.task.method.result)
     run.report.technique.update(
         method=config.method,
         schedule_from=source,
@@ -115,7 +117,7 @@ def _report(config: PretrainConfig, run: Run, trained: dict[str, tuple[Bench, Tr
     own = run.report.technique["arms"][list(trained)[-1]]
     run.report.metric("flop_ratio", own["cost"]["flop_ratio"], unit="ratio")
     run.report.metric("units", own["budget"]["units_spent"], unit="units", higher_is_better=False)
-    run.report.efficiency["macs_per_unit"] = bench.costs.unit_macs
+    run.report.efficiency["macs_per_unit"] = trainer.costs.unit_macs
     if len(trained) > 1:
         rates = [run.report.technique["arms"][arm]["cost"]["images_per_s"] for arm in BOTH]
         ratio = rates[1] / rates[0] if all(rates) else None
@@ -124,14 +126,14 @@ def _report(config: PretrainConfig, run: Run, trained: dict[str, tuple[Bench, Tr
     _warn_of_waiting(run, own["schedule"])
 
 
-def _arm(bench: Bench, trained: Trained) -> dict[str, Any]:
-    rows = stage_rows(trained, bench)
+def _arm(trainer: ArmTrainer, trained: Trained) -> dict[str, Any]:
+    rows = stage_rows(trained, trainer)
     samples = sum(row["samples"] for row in rows)
     units = sum(row["samples"] * row["units_per_sample"] for row in rows)
     timed = [row for row in rows if row["wall_s"]]
     seconds = sum(row["wall_s"] for row in timed)
     seen = sum(row["images_per_s"] * row["wall_s"] for row in timed)
-    macs = bench.costs.unit_macs
+    macs = trainer.costs.unit_macs
     return {
         "steps": trained.clock.steps,
         "samples": samples,
@@ -139,8 +141,8 @@ def _arm(bench: Bench, trained: Trained) -> dict[str, Any]:
         "cost": {
             "macs_total": units * macs,
             "flops_total": 2 * units * macs,
-            "baseline_flops_same_samples": 2 * samples * bench.costs.full * macs,
-            "flop_ratio": samples * bench.costs.full / units,
+            "baseline_flops_same_samples": 2 * samples * trainer.costs.full * macs,
+            "flop_ratio": samples * trainer.costs.full / units,
             "wall_s": seconds,
             "cpu_s": sum(row["cpu_s"] for row in timed),
             "images_per_s": seen / seconds if seconds else None,
@@ -156,10 +158,10 @@ def _warn_of_waiting(run: Run, rows: list[dict[str, Any]]) -> None:
         run.warn(f"{max(waits):.0%} of a stage's time goes into waiting for pictures: give more --workers")
 
 
-def _save(config: PretrainConfig, run: Run, bench: Bench, trained: Trained, budget: float) -> None:
+def _save(config: PretrainConfig, run: Run, trainer: ArmTrainer, trained: Trained, budget: float) -> None:
     backbone = trained.task.method.result
     manifest = {
-        **bench.network.describe(),
+        **trainer.network.describe(),
         "data": config.data,
         "method": config.method,
         "run": run.report.run_id,

@@ -82,7 +82,7 @@ def _task(
     )
 
 
-def _fit(config: PretrainConfig, run: Run, source: ImageSource, network: networks.Network, task: Any) -> loop.Fitted:
+def _fit(config: PretrainConfig, run: Run, source: ImageSource, network: networks.Network, task: Any) -> loop.FitResult:
     batches, steps_per_epoch = _stream(config, run, source, network)
     if config.steps is None and source.endless:
         raise UsageError(f"--epochs of endless data ({config.data})", "Give --steps")
@@ -115,11 +115,11 @@ def _stream(
     config: PretrainConfig, run: Run, source: ImageSource, network: networks.Network
 ) -> tuple[Callable[[int], Iterator[Any]], int]:
     """Training batches from any micro-batch on, and the optimizer steps in an epoch."""
-    here = distributed.world()
-    share = config.accumulate * here.size
+    world = distributed.world()
+    share = config.accumulate * world.size
     if config.batch_size % share:
         raise UsageError(
-            f"--batch-size {config.batch_size} is no multiple of --accumulate {config.accumulate} x {here.size} ranks",
+            f"--batch-size {config.batch_size} is no multiple of --accumulate {config.accumulate} x {world.size} ranks",
             f"Give --batch-size {config.batch_size + share - config.batch_size % share}",
         )
     sampler = EpochSampler(len(source), config.batch_size // config.accumulate, config.seed)
@@ -132,8 +132,8 @@ def _stream(
             sampler,
             seed=config.seed,
             start_step=start,
-            rank=here.rank,
-            world=here.size,
+            rank=world.rank,
+            world=world.size,
             workers=loader_workers(config.workers, run.device.type),
             on_bad=config.on_bad,
         )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from effvl_cli.core import plots
 from effvl_cli.core.run import RECORDS, Run
 from effvl_cli.data.views import as_pictures
-from effvl_cli.engines.pretrain.training import Bench, Trained
+from effvl_cli.engines.pretrain.arm_training import ArmTrainer, Trained
 from effvl_cli.techniques.pretrain.method import View
 from effvl_cli.techniques.pretrain.schedule import Clock
 
@@ -19,7 +19,7 @@ SHOWN = 6  # pictures
 HIDDEN = 0.5  # gray of a dropped patch
 
 
-def draw(run: Run, clocks: Mapping[str, Clock], bench: Bench, trained: Trained) -> None:
+def draw(run: Run, clocks: Mapping[str, Clock], trainer: ArmTrainer, trained: Trained) -> None:
     """All of them."""
     folder = run.folder / "plots"
     accuracy = accuracy_over_budget(run, clocks)
@@ -31,8 +31,8 @@ def draw(run: Run, clocks: Mapping[str, Clock], bench: Bench, trained: Trained) 
             xlabel="units spent (thousands)",
             ylabel="accuracy",
         )
-    draw_schedule(run, clocks, bench)
-    draw_views(run, bench, trained.clock)
+    draw_schedule(run, clocks, trainer)
+    draw_views(run, trainer, trained.clock)
 
 
 def accuracy_over_budget(run: Run, clocks: Mapping[str, Clock]) -> dict[str, list[plots.Point]]:
@@ -46,13 +46,13 @@ def accuracy_over_budget(run: Run, clocks: Mapping[str, Clock]) -> dict[str, lis
     return found
 
 
-def draw_schedule(run: Run, clocks: Mapping[str, Clock], bench: Bench) -> None:
+def draw_schedule(run: Run, clocks: Mapping[str, Clock], trainer: ArmTrainer) -> None:
     """Units an image costs, over the training."""
     series: dict[str, list[plots.Point]] = {}
     for arm, clock in clocks.items():
         points: list[plots.Point] = []
         for stage in clock.stages:
-            cost = stage.units_per_step / bench.config.batch_size / bench.costs.full
+            cost = stage.units_per_step / trainer.config.batch_size / trainer.costs.full
             points += [(clock.t(stage.first), cost, 0.0), (clock.t(stage.first + stage.steps) - 1e-9, cost, 0.0)]
         series[arm] = points
     plots.curves(
@@ -64,22 +64,22 @@ def draw_schedule(run: Run, clocks: Mapping[str, Clock], bench: Bench) -> None:
     )
 
 
-def draw_views(run: Run, bench: Bench, clock: Clock) -> None:
+def draw_views(run: Run, trainer: ArmTrainer, clock: Clock) -> None:
     """Some pictures, and what the encoder gets of their two views in each stage; dropped patches are gray."""
-    side, size = bench.costs.shape.image_size, bench.config.batch_size
+    side, size = trainer.costs.shape.image_size, trainer.config.batch_size
     rows: list[NDArray[np.uint8]] = []
     labels = []
     for stage in clock.stages:
         compression = stage.compression
-        batch = next(bench.stream_for(size, compression.patch)).to(run.device)  # the same pictures in all stages
+        batch = next(trainer.stream_for(size, compression.patch)).to(run.device)  # the same pictures in all stages
         if not rows and batch.images.ndim == 4:
             whole = F.interpolate(
                 batch.images[:SHOWN].float() / 255, size=(side, side), mode="bilinear", antialias=True
             )
             rows.append(as_pictures(whole))
             labels.append("picture")
-        views = bench.maker.views(batch, compression, 0)
-        pixels = bench.maker.pixels(batch, compression.patch, 0)
+        views = trainer.maker.views(batch, compression, 0)
+        pixels = trainer.maker.pixels(batch, compression.patch, 0)
         for role, view, index in (("query", views.query[0], 0), ("key", views.key[0], len(views.key[:1]))):
             shown = pixels[index][:SHOWN]
             shown = F.interpolate(

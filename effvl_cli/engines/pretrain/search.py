@@ -19,6 +19,7 @@ from effvl_cli.core.files import write_json, write_text
 from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
 from effvl_cli.core.table import Cell, Table, times
+from effvl_cli.engines.pretrain.arm_training import STAGES, ArmTrainer, tokens, train
 from effvl_cli.engines.pretrain.images import TrainImages
 from effvl_cli.engines.pretrain.setup import (
     DEFAULT_BUDGET,
@@ -27,7 +28,6 @@ from effvl_cli.engines.pretrain.setup import (
     key_keep,
     parse_schedule,
 )
-from effvl_cli.engines.pretrain.training import STAGES, Bench, tokens, train
 from effvl_cli.techniques.pretrain.gradient_error import Estimate, GradientError, best, monotone
 from effvl_cli.techniques.pretrain.schedule import Compression, Schedule, Stage, schedule_from, schedule_to
 
@@ -48,34 +48,34 @@ def run(config: SearchConfig, run: Run) -> None:
         raise UsageError("`pretrain search` runs on one process", "Leave torchrun or srun out")
     images = TrainImages.open(config, run, build_network(config).preprocess)
     run.report.data(images.source, num_samples=len(images))
-    bench = Bench.build(config, run, images)
-    candidates = _candidates(config, bench)
+    trainer = ArmTrainer.build(config, run, images)
+    candidates = _candidates(config, trainer)
     budget = config.units or _budget_of_run(config) or DEFAULT_BUDGET
-    folders, pilot_units = _checkpoints(config, bench, budget)
-    run.report.model(bench.network.name, bench.network.source, bench.network.module)
+    folders, pilot_units = _checkpoints(config, trainer, budget)
+    run.report.model(trainer.network.name, trainer.network.source, trainer.network.module)
     stages: dict[float, Estimates] = {}
     snr: dict[float, float] = {}
     with run.progress("search", len(folders) * config.num_grad_batches) as progress:
         for number, (t, step) in enumerate(folders.items()):
             done = number * config.num_grad_batches
-            stages[t], snr[t] = measure(bench, candidates, step, lambda b, done=done: progress.update(done + b))
+            stages[t], snr[t] = measure(trainer, candidates, step, lambda b, done=done: progress.update(done + b))
     chosen, overridden = choose(stages, keep_order=config.monotone)
-    schedule = schedule_of(chosen, candidates, config.final_full, bench.costs.shape.patch)
-    units = _search_units(config, bench, candidates, len(stages)) + pilot_units
+    schedule = schedule_of(chosen, candidates, config.final_full, trainer.costs.shape.patch)
+    units = _search_units(config, trainer, candidates, len(stages)) + pilot_units
     _write(config, run, schedule, stages, snr, chosen, candidates)
-    _report(config, run, bench, schedule, stages, chosen, overridden, candidates, units=units, budget=budget)
+    _report(config, run, trainer, schedule, stages, chosen, overridden, candidates, units=units, budget=budget)
 
 
 # --- what is measured ------------------------------------------------------------------------------------------------
 
 
-def _candidates(config: SearchConfig, bench: Bench) -> dict[str, Compression]:
+def _candidates(config: SearchConfig, trainer: ArmTrainer) -> dict[str, Compression]:
     """Strategies by name; the uncompressed one is there under `FULL`.
 
     Raises:
         UsageError: a file that cannot be read, or patches that do not fit.
     """
-    base, sizes = bench.costs.shape.patch, bench.costs.sizes
+    base, sizes = trainer.costs.shape.patch, trainer.costs.sizes
     if config.candidates:
         found = _read_candidates(Path(config.candidates), config.method)
         sizes.check(Schedule(tuple(Stage(index + 1.0, c) for index, c in enumerate(found)), "steps"))
@@ -84,12 +84,12 @@ def _candidates(config: SearchConfig, bench: Bench) -> dict[str, Compression]:
         legal = [patch for patch in dict.fromkeys(patches) if sizes.allows(patch) and sizes.view(patch) >= patch]
         found = [Compression(patch, keep, key_keep(config.method, keep)) for patch in legal for keep in KEEPS]
     full = Compression(base)
-    distinct = {_lengths(bench, c): c for c in reversed([full, *found])}  # rounding may make two of one length
+    distinct = {_lengths(trainer, c): c for c in reversed([full, *found])}  # rounding may make two of one length
     return {FULL: full, **{_name(c): c for c in reversed(distinct.values()) if c != full}}
 
 
-def _lengths(bench: Bench, c: Compression) -> tuple[int, int, int]:
-    count = (bench.costs.sizes.view(c.patch) // c.patch) ** 2
+def _lengths(trainer: ArmTrainer, c: Compression) -> tuple[int, int, int]:
+    count = (trainer.costs.sizes.view(c.patch) // c.patch) ** 2
     return c.patch, tokens(count, c.keep_q), tokens(count, c.keep_k)
 
 
@@ -122,7 +122,7 @@ def _budget_of_run(config: SearchConfig) -> float | None:
     return planned[0] if planned else None
 
 
-def _checkpoints(config: SearchConfig, bench: Bench, budget: float) -> tuple[dict[float, Step], float]:
+def _checkpoints(config: SearchConfig, trainer: ArmTrainer, budget: float) -> tuple[dict[float, Step], float]:
     """States at the shares of the training, of RUN or of a pilot; and what the pilot cost.
 
     Raises:
@@ -135,9 +135,9 @@ def _checkpoints(config: SearchConfig, bench: Bench, budget: float) -> tuple[dic
         phase = next((folder / name for name in ("baseline", "train", "pilot") if (folder / name).is_dir()), folder)
         steps = StepFolders(phase)
     else:
-        schedule = parse_schedule(config.pilot_schedule, config.method, bench.costs.shape)
-        pilot = train(bench, schedule, share * budget, phase="pilot", probe=None)
-        steps, units = StepFolders(bench.run.folder / "checkpoints" / "pilot"), pilot.clock.units
+        schedule = parse_schedule(config.pilot_schedule, config.method, trainer.costs.shape)
+        pilot = train(trainer, schedule, share * budget, phase="pilot", probe=None)
+        steps, units = StepFolders(trainer.run.folder / "checkpoints" / "pilot"), pilot.clock.units
     kept = [steps.load(step) for step in steps.steps()]
     if len(kept) < 2:
         raise DataError(f"{config.run} keeps no checkpoints of its training", "Give a whole run, or --pilot-budget 0.1")
@@ -149,33 +149,35 @@ def _checkpoints(config: SearchConfig, bench: Bench, budget: float) -> tuple[dic
     return found, units
 
 
-def measure(bench: Bench, candidates: Mapping[str, Compression], step: Step, progress: Any) -> tuple[Estimates, float]:
+def measure(
+    trainer: ArmTrainer, candidates: Mapping[str, Compression], step: Step, progress: Any
+) -> tuple[Estimates, float]:
     """Gradient errors of all candidates at a checkpoint, and the signal-to-noise ratio of the full gradient.
 
     The same pictures and view parameters go to all; the networks, with their batch norms and centre, stay as they are.
     """
-    config, method = bench.config, bench.costs.method
+    config, method = trainer.config, trainer.costs.method
     assert isinstance(config, SearchConfig)
     _load(method, step, config)
     state = {key: value.clone() for key, value in method.state_dict().items()}
     batch_size = config.grad_batch_size or config.batch_size
-    full_cost = bench.costs.full
-    errors = GradientError({name: bench.costs.sample(c) / full_cost for name, c in candidates.items()})
+    full_cost = trainer.costs.full
+    errors = GradientError({name: trainer.costs.sample(c) / full_cost for name, c in candidates.items()})
     parameters = scope(method, config.grad_scope)
-    streams = {patch: bench.stream_for(batch_size, patch) for patch in {c.patch for c in candidates.values()}}
+    streams = {patch: trainer.stream_for(batch_size, patch) for patch in {c.patch for c in candidates.values()}}
     method.train()
     for index in range(config.num_grad_batches):
-        batches = {patch: next(stream).to(bench.run.device) for patch, stream in streams.items()}
+        batches = {patch: next(stream).to(trainer.run.device) for patch, stream in streams.items()}
         full = torch.zeros(0)
         for name, compression in candidates.items():
-            views = bench.maker.views(batches[compression.patch], compression, 1_000_000 + index)
+            views = trainer.maker.views(batches[compression.patch], compression, 1_000_000 + index)
             gradient = _gradient(method, views, parameters)
             method.load_state_dict(state)
             if name == FULL:
                 full = gradient
                 errors.add_full(full)
             errors.add(name, gradient, full)
-        bench.run.check_stop()
+        trainer.run.check_stop()
         progress(index + 1)
     return {name: errors.estimate(name) for name in candidates}, errors.snr
 
@@ -243,9 +245,11 @@ def schedule_of(
     return Schedule(tuple(Stage(end, compression) for end, compression in merged))
 
 
-def _search_units(config: SearchConfig, bench: Bench, candidates: Mapping[str, Compression], stages: int) -> float:
+def _search_units(
+    config: SearchConfig, trainer: ArmTrainer, candidates: Mapping[str, Compression], stages: int
+) -> float:
     images = (config.grad_batch_size or config.batch_size) * config.num_grad_batches * stages
-    return images * sum(bench.costs.sample(c) for c in candidates.values())
+    return images * sum(trainer.costs.sample(c) for c in candidates.values())
 
 
 # --- what is written -------------------------------------------------------------------------------------------------
@@ -302,7 +306,7 @@ def _draw(run: Run, stages: Mapping[float, Estimates]) -> None:
 def _report(
     config: SearchConfig,
     run: Run,
-    bench: Bench,
+    trainer: ArmTrainer,
     schedule: Schedule,
     stages: Mapping[float, Estimates],
     chosen: Mapping[float, str],
@@ -319,7 +323,7 @@ def _report(
         run.warn(
             f"measured with batches of {config.grad_batch_size}, trained with {config.batch_size}: bias depends on it"
         )
-    clock = _clock_units(bench, schedule, budget)
+    clock = _clock_units(trainer, schedule, budget)
     metrics = run.report.metric
     least = [min(estimates, key=lambda name: estimates[name].ca_mse) for estimates in stages.values()]
     compressed = [name != FULL for name in least]
@@ -327,7 +331,7 @@ def _report(
     metrics("speedup", clock, unit="ratio")
     metrics("speedup_with_search", clock * budget / (budget + units), unit="ratio")
     metrics("search_units", units, unit="units", higher_is_better=False)
-    _bias_growth(run, bench, stages, candidates)
+    _bias_growth(run, trainer, stages, candidates)
     run.report.technique.update(
         method=config.method,
         batch_size=config.grad_batch_size or config.batch_size,
@@ -343,22 +347,22 @@ def _report(
     )
 
 
-def _clock_units(bench: Bench, schedule: Schedule, budget: float) -> float:
+def _clock_units(trainer: ArmTrainer, schedule: Schedule, budget: float) -> float:
     """Images that the budget buys under the schedule, over those that it buys uncompressed."""
     start, images = 0.0, 0.0
     for stage in schedule.stages:
-        images += (stage.until - start) * budget / bench.costs.sample(stage.compression)
+        images += (stage.until - start) * budget / trainer.costs.sample(stage.compression)
         start = stage.until
-    return images / (budget / bench.costs.full)
+    return images / (budget / trainer.costs.full)
 
 
 def _bias_growth(
-    run: Run, bench: Bench, stages: Mapping[float, Estimates], candidates: Mapping[str, Compression]
+    run: Run, trainer: ArmTrainer, stages: Mapping[float, Estimates], candidates: Mapping[str, Compression]
 ) -> None:
     """How much the squared bias of whole larger patches grows from t = 0.25 to 1."""
     if not {0.25, 1.0} <= set(stages):
         return
-    base = bench.costs.shape.patch
+    base = trainer.costs.shape.patch
     for name, c in candidates.items():
         if c.patch >= 2 * base and c.keep_q == 1:
             early, late = stages[0.25][name], stages[1.0][name]

@@ -84,7 +84,7 @@ def sgd_probe(
     with seeds.global_stream(config.seed, "probe"):
         heads = LinearHeads(len(config.sgd_lr), width, len(source.classes)).to(run.device)
     task = ProbeTask(heads, encode, network.preprocess, run, validation)
-    here = distributed.world()
+    world = distributed.world()
     sampler = EpochSampler(len(source), min(config.sgd_batch_size, len(source)), config.seed)
     steps = config.sgd_epochs * sampler.steps_per_epoch
     scale = sampler.batch_size / REFERENCE_BATCH
@@ -101,8 +101,8 @@ def sgd_probe(
             sampler,
             seed=config.seed,
             start_step=start,
-            rank=here.rank,
-            world=here.size,
+            rank=world.rank,
+            world=world.size,
             workers=loader_workers(config.workers, run.device.type),
             on_bad=config.on_bad,
         )

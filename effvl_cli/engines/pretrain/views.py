@@ -107,8 +107,8 @@ class ViewMaker:
 
 def _own_rows(rows: Tensor) -> Tensor:
     """This process's part of draws for the whole batch."""
-    here = distributed.world()
-    return rows.chunk(here.size)[here.rank]
+    world = distributed.world()
+    return rows.chunk(world.size)[world.rank]
 
 
 def _path_scales(depth: int, count: int, rate: float, generator: torch.Generator) -> Tensor:

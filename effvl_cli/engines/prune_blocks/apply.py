@@ -6,41 +6,42 @@ from effvl_cli.config.prune_blocks import ApplyConfig
 from effvl_cli.core.errors import UsageError
 from effvl_cli.core.registry import nearest
 from effvl_cli.core.run import Run
-from effvl_cli.engines.prune_blocks import candidates, outcome, result, setup, source, summary, surgery, training
+from effvl_cli.engines.prune_blocks import candidates, load_run, measurements, result, surgery, tables, training
 from effvl_cli.engines.prune_blocks.candidates import Candidate, Found
+from effvl_cli.engines.prune_blocks.context import note_leaks
 from effvl_cli.engines.prune_blocks.job import check_split
+from effvl_cli.engines.prune_blocks.removal_step import UNCHOSEN, figures, finetune, settle, size_of
 from effvl_cli.engines.prune_blocks.stages import Stages
-from effvl_cli.engines.prune_blocks.step import UNCHOSEN, figures, finetune, settle, size_of
 from effvl_cli.engines.prune_blocks.training import Recipe
 
-table = summary.steps
+table = tables.steps
 
 
 def run(config: ApplyConfig, run: Run) -> None:
     """Remove units of the network of RUN, or of --weights, in one step; fine-tune and measure."""
     check_split(config)
-    here = source.open_network(config, run)
-    setup.note_leaks(here)
-    start = surgery.start(here)
-    found = candidates.find(here, start.module, start.origins, candidates.permitted(here, start.origins))
-    candidates.refuse_none(here, found)
+    context = load_run.open_network(config, run)
+    note_leaks(context)
+    start = surgery.start(context)
+    found = candidates.find(context, start.module, start.origins, candidates.permitted(context, start.origins))
+    candidates.refuse_none(context, found)
     run.report.technique.update(candidates.describe(found))
     picked = _picked(config.units, found)
-    training.check(here, baseline=False)
-    stages, original = Stages(run), size_of(here, start.module)
-    before = stages.once("baseline", lambda: figures(here, here.module))
+    training.check(context, baseline=False)
+    stages, original = Stages(run), size_of(context, start.module)
+    before = stages.once("baseline", lambda: figures(context, context.module))
     number = 1 + max((removal.step for removal in start.removals), default=0)
-    state = surgery.cut(here, start, picked, step=number)
-    steps = [UNCHOSEN | settle(here, stages, state, k=1, count=len(picked), original=original)]
+    state = surgery.cut(context, start, picked, step=number)
+    steps = [UNCHOSEN | settle(context, stages, state, k=1, count=len(picked), original=original)]
     finetune(
-        here, stages, state.module, "final", Recipe(config.final_epochs, config.final_lr, config.finetune_batch_size)
+        context, stages, state.module, "final", Recipe(config.final_epochs, config.final_lr, config.finetune_batch_size)
     )
-    final = stages.once("final", lambda: figures(here, state.module))
+    final = stages.once("final", lambda: figures(context, state.module))
     run.report.technique.update(steps=steps, stopped="target_reached")
-    outcome.record(here, before, final, steps, *outcome.sizes(here, state))
-    result.write_table(here, steps)
-    outcome.draw(here, before, final, steps, original, outcome.time(here, start, state, stages))
-    result.save(here, state)
+    measurements.record(context, before, final, steps, *measurements.sizes(context, state))
+    result.write_table(context, steps)
+    measurements.draw(context, before, final, steps, original, measurements.time(context, start, state, stages))
+    result.save(context, state)
 
 
 def _picked(names: Sequence[str], found: Found) -> list[Candidate]:

@@ -5,7 +5,7 @@ from effvl_cli.core import distributed
 from effvl_cli.core.checkpoint import digest
 from effvl_cli.core.errors import ModelError, UsageError
 from effvl_cli.engines.prune_blocks import training
-from effvl_cli.engines.prune_blocks.setup import Setup
+from effvl_cli.engines.prune_blocks.context import Context
 from effvl_cli.engines.prune_blocks.stages import Stages
 from effvl_cli.engines.prune_blocks.training import Recipe
 
@@ -20,57 +20,58 @@ def wanted(config: object) -> bool:
     return getattr(config, "weights", None) in (None, "none") or bool(getattr(config, "new_head", False))
 
 
-def prepare(here: Setup, stages: Stages) -> None:
+def prepare(context: Context, stages: Stages) -> None:
     """Train the original network in place, unless a run with these very options has done so."""
-    config = here.config
-    epochs = config.baseline_epochs or (EMBEDDED_EPOCHS if here.data == EMBEDDED else None)
+    config = context.config
+    epochs = config.baseline_epochs or (EMBEDDED_EPOCHS if context.data == EMBEDDED else None)
     if epochs is None:
         raise UsageError(
-            f"no --weights of {here.network.name} for {here.data}", "Give --weights, or --baseline-epochs to train it"
+            f"no --weights of {context.network.name} for {context.data}",
+            "Give --weights, or --baseline-epochs to train it",
         )
     recipe = Recipe(epochs, config.baseline_lr, config.baseline_batch_size, training.WARMUP)
-    entry = here.run.cache.entry("prune-blocks-baseline", _key(here, recipe))
-    begun = (here.run.folder / "checkpoints" / PHASE).is_dir()  # here: then its records are to be taken up too
-    known = None if distributed.any_flag(int(begun)) else entry.load("weights", here.run.warn)
+    entry = context.run.cache.entry("prune-blocks-baseline", _key(context, recipe))
+    begun = (context.run.folder / "checkpoints" / PHASE).is_dir()  # here: then its records are to be taken up too
+    known = None if distributed.all_reduce_max(int(begun)) else entry.load("weights", context.run.warn)
     if known is not None:
-        here.module.load_state_dict(known)
-        here.run.log(f"{here.network.name} trained before with these options: taken from the cache")
+        context.module.load_state_dict(known)
+        context.run.log(f"{context.network.name} trained before with these options: taken from the cache")
     else:
-        stages.phase(PHASE, here.module, lambda: training.train(here, here.module, recipe, PHASE))
+        stages.phase(PHASE, context.module, lambda: training.train(context, context.module, recipe, PHASE))
         if distributed.is_main():
-            entry.save("weights", here.module.state_dict())
+            entry.save("weights", context.module.state_dict())
     distributed.barrier()
-    here.network.weights_sha256 = digest(here.module.state_dict())
-    here.run.report.technique["baseline"] = {"epochs": epochs, "lr": config.baseline_lr, "key": entry.name}
+    context.network.weights_sha256 = digest(context.module.state_dict())
+    context.run.report.technique["baseline"] = {"epochs": epochs, "lr": config.baseline_lr, "key": entry.name}
 
 
-def _key(here: Setup, recipe: Recipe) -> dict[str, object]:
-    config = here.config
+def _key(context: Context, recipe: Recipe) -> dict[str, object]:
+    config = context.config
     return {
         "format": FORMAT,
-        "model": [here.network.name, here.network.edits],
-        "from": here.network.weights_sha256,
-        "data": here.train.fingerprint(),
+        "model": [context.network.name, context.network.edits],
+        "from": context.network.weights_sha256,
+        "data": context.train.fingerprint(),
         "recipe": [recipe.epochs, recipe.lr, recipe.batch_size, recipe.warmup],
         "optimizer": [config.momentum, config.weight_decay, config.decay_all],
         "augment": config.augment,
         "precision": config.precision,
-        "device": here.run.device.type,
+        "device": context.run.device.type,
         "seed": config.seed,
     }
 
 
-def check_better_than_chance(here: Setup, top1: float) -> None:
+def check_better_than_chance(context: Context, top1: float) -> None:
     """Refuse a network that does not know its classes.
 
     Raises:
         ModelError: top-1 of at most `HOPELESS` times chance, without --force.
     """
-    chance = 1 / len(here.classes)
+    chance = 1 / len(context.classes)
     if top1 > HOPELESS * chance:
         return
-    text = f"{here.network.name} has {top1:.1%} top-1 on the images that score, and chance is {chance:.1%}"
-    if here.config.force:
-        here.run.warn(text)
+    text = f"{context.network.name} has {top1:.1%} top-1 on the images that score, and chance is {chance:.1%}"
+    if context.config.force:
+        context.run.warn(text)
         return
     raise ModelError(text, "Check that weights and class names belong together, or give --force")

@@ -13,27 +13,27 @@ from effvl_cli.config.prune_blocks import BenchConfig
 from effvl_cli.core import distributed
 from effvl_cli.core.files import write_text
 from effvl_cli.core.run import Run, find_run
-from effvl_cli.engines.prune_blocks import latency, pictures, source, summary
-from effvl_cli.engines.prune_blocks.setup import Setup
-from effvl_cli.engines.prune_blocks.step import size_of
+from effvl_cli.engines.prune_blocks import latency, load_run, pictures, tables
+from effvl_cli.engines.prune_blocks.context import Context
+from effvl_cli.engines.prune_blocks.removal_step import size_of
 from effvl_cli.models import edits, onnx
 from effvl_cli.models import network as networks
 
-table = summary.bench
+table = tables.bench
 PARETO = "pareto.csv"
 
 
 def run(config: BenchConfig, run: Run) -> None:
     """Time the network as built, and after each step."""
-    here = source.open_run_network(config, run)
-    made = edits.removals_of(here.network.edits)
-    original = _built(here)
+    context = load_run.open_run_network(config, run)
+    made = edits.removals_of(context.network.edits)
+    original = _built(context)
     arms = latency.along_steps(original, made)
-    arms[list(arms)[-1]] = here.module  # with its weights: what onnxruntime is checked on
-    rows = latency.measure(here, arms, config.batch_size)
+    arms[list(arms)[-1]] = context.module  # with its weights: what onnxruntime is checked on
+    rows = latency.measure(context, arms, config.batch_size)
     if config.onnx and distributed.is_main():
-        rows += _in_onnxruntime(here, arms)
-    before, after = size_of(here, original), size_of(here, here.module)
+        rows += _in_onnxruntime(context, arms)
+    before, after = size_of(context, original), size_of(context, context.module)
     report, last = run.report, list(arms)[-1]
     report.technique.update(bench=rows, mac_ratio=after.macs / before.macs, params_ratio=after.params / before.params)
     report.metric("mac_ratio", after.macs / before.macs, unit="ratio", higher_is_better=False)
@@ -41,32 +41,34 @@ def run(config: BenchConfig, run: Run) -> None:
         if row["network"] == last:
             short = "latency" if row["runtime"] == "torch" else "onnx_latency"
             report.metric(f"{short}_ratio_b{row['batch']}", row["ratio"], unit="ratio", higher_is_better=False)
-    _pareto(here, find_run(source.TECHNIQUE, config.run), rows)
+    _pareto(context, find_run(load_run.TECHNIQUE, config.run), rows)
 
 
-def _built(here: Setup) -> nn.Module:
+def _built(context: Context) -> nn.Module:
     """The network before any removal, with random weights."""
-    network = networks.build(here.network.name, seed=0, num_classes=getattr(here.network.module, "num_classes", None))
-    edits.apply_edits(network.module, [edit for edit in here.network.edits if edit["kind"] != edits.REMOVED])
-    return network.module.to(here.run.device).eval()
+    network = networks.build(
+        context.network.name, seed=0, num_classes=getattr(context.network.module, "num_classes", None)
+    )
+    edits.apply_edits(network.module, [edit for edit in context.network.edits if edit["kind"] != edits.REMOVED])
+    return network.module.to(context.run.device).eval()
 
 
-def _in_onnxruntime(here: Setup, arms: Mapping[str, nn.Module]) -> list[dict[str, Any]]:
+def _in_onnxruntime(context: Context, arms: Mapping[str, nn.Module]) -> list[dict[str, Any]]:
     """Time the networks in onnxruntime on the CPU; each is checked against its logits in torch first."""
-    size, rows = here.network.preprocess.size, []
+    size, rows = context.network.preprocess.size, []
     with tempfile.TemporaryDirectory() as folder:
         sessions = {}
         for number, (name, network) in enumerate(arms.items()):
             path = Path(folder) / f"{number}.onnx"
             reason = onnx.export_onnx(network, size, path)
             if reason:
-                here.run.warn(f"{name} takes one image at a time in ONNX: {reason}")
+                context.run.warn(f"{name} takes one image at a time in ONNX: {reason}")
             sessions[name] = (onnx.session(path), not reason)
-        for batch in here.config.batch_size:
+        for batch in context.config.batch_size:
             if batch == 1 or all(free for _, free in sessions.values()):
-                images = here.noise(batch).cpu()
+                images = context.noise(batch).cpu()
                 calls = {name: _call(session, images) for name, (session, _) in sessions.items()}
-                rows += latency.rows_of(calls, here.noise(1).cpu().device, batch, "onnxruntime")
+                rows += latency.rows_of(calls, context.noise(1).cpu().device, batch, "onnxruntime")
     return rows
 
 
@@ -75,21 +77,21 @@ def _call(session: Any, images: Tensor) -> Callable[[], Any]:
     return lambda: session.run(None, feed)
 
 
-def _pareto(here: Setup, folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def _pareto(context: Context, folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Cost and accuracy of the run's steps, with these latencies."""
-    technique = source.report_of(folder).technique
+    technique = load_run.report_of(folder).technique
     first, last = technique["pareto"][0], technique["pareto"][-1]
     size = {"params": first["params"], "macs": first["macs"]}
     steps = technique["steps"]
     before = min((removal["step"] for step in steps for removal in step["removed"]), default=1) - 1
     start = f"step {before}" if before else latency.ORIGINAL  # RUN itself may have begun with a pruned network
     points = pictures.pareto_points(steps, first["top1"], last["top1"], size, rows, start)
-    here.run.report.technique["pareto"] = points
-    pictures.pareto(here.run, points)
+    context.run.report.technique["pareto"] = points
+    pictures.pareto(context.run, points)
     if distributed.is_main():
         text = io.StringIO()
         writer = csv.DictWriter(text, list(points[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(points)
-        write_text(here.run.folder / PARETO, text.getvalue())
-        here.run.report.artifact(here.run.folder / PARETO)
+        write_text(context.run.folder / PARETO, text.getvalue())
+        context.run.report.artifact(context.run.folder / PARETO)

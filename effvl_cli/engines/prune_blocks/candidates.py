@@ -10,9 +10,8 @@ from torch import nn
 
 from effvl_cli.core.errors import ModelError, UsageError
 from effvl_cli.core.measure import count_macs, count_parameters
-from effvl_cli.engines.prune_blocks.setup import Setup
+from effvl_cli.engines.prune_blocks.context import Context
 from effvl_cli.engines.prune_blocks.targets import Saving
-from effvl_cli.techniques.prune_blocks.cost import PartMacs, cost_model, measure_costs
 from effvl_cli.techniques.prune_blocks.discover import (
     Discovery,
     Rejected,
@@ -22,6 +21,7 @@ from effvl_cli.techniques.prune_blocks.discover import (
     spare,
     with_relus,
 )
+from effvl_cli.techniques.prune_blocks.scoring_cost import PartMacs, cost_model, measure_costs
 from effvl_cli.techniques.prune_blocks.unit import Unit
 
 SHOWN = 4  # paths of each reason in an error
@@ -107,7 +107,7 @@ class Found:
         return {"naive_macs": found.naive, "cached_macs": found.cached, "ratio": found.ratio}
 
 
-def permitted(here: Setup, origins: Mapping[str, str]) -> frozenset[str]:
+def permitted(context: Context, origins: Mapping[str, str]) -> frozenset[str]:
     """Paths of the network's units that --protect and --only let go.
 
     Args:
@@ -118,11 +118,11 @@ def permitted(here: Setup, origins: Mapping[str, str]) -> frozenset[str]:
         UsageError: a pattern matches no unit.
         ModelError: there is no unit at all.
     """
-    config = here.config
-    found = _discover(here, here.module)
+    config = context.config
+    found = _discover(context, context.module)
     if not found.units:
         why = reasons(found.rejected) or "none of its modules is one of a series of blocks"
-        raise _none(here, found.rejected, why)
+        raise _none(context, found.rejected, why)
     originally = [dataclasses.replace(unit, path=origins.get(unit.path, unit.path)) for unit in found.units]
     try:
         units = narrow(originally, config.protect, config.only)
@@ -132,7 +132,7 @@ def permitted(here: Setup, origins: Mapping[str, str]) -> frozenset[str]:
 
 
 def find(
-    here: Setup, module: nn.Module, origins: Mapping[str, str], allowed: frozenset[str], *, look: bool = True
+    context: Context, module: nn.Module, origins: Mapping[str, str], allowed: frozenset[str], *, look: bool = True
 ) -> Found:
     """Units of a network that may go.
 
@@ -143,15 +143,15 @@ def find(
         allowed: original paths of those that the patterns let go.
         look: also at the first scoring images, which may reach a unit with other signs than noise does.
     """
-    found = _discover(here, module)
+    found = _discover(context, module)
     units = tuple(unit for unit in found.units if origins.get(unit.path, unit.path) in allowed)
-    room = most_removable(found.stages, units, here.config.min_per_stage)
-    units = spare(found.stages, units, here.config.min_per_stage)
+    room = most_removable(found.stages, units, context.config.min_per_stage)
+    units = spare(found.stages, units, context.config.min_per_stage)
     if not units:
         return Found((), room, found.rejected, None)
     if look:
-        units = with_relus(module, units, here.first_images())
-    parts = measure_costs(module, units, here.noise(1), count_macs)
+        units = with_relus(module, units, context.first_images())
+    parts = measure_costs(module, units, context.noise(1), count_macs)
     candidates = tuple(
         Candidate(unit, origins.get(unit.path, unit.path), count_parameters(module.get_submodule(unit.path)), macs)
         for unit, macs in zip(units, parts.saved, strict=True)
@@ -159,24 +159,24 @@ def find(
     return Found(candidates, room, found.rejected, parts)
 
 
-def _discover(here: Setup, module: nn.Module) -> Discovery:
-    return discover(module, here.noise(2), valid=here.config.valid, stages=here.config.unit == "stage")
+def _discover(context: Context, module: nn.Module) -> Discovery:
+    return discover(module, context.noise(2), valid=context.config.valid, stages=context.config.unit == "stage")
 
 
-def refuse_none(here: Setup, found: Found) -> None:
+def refuse_none(context: Context, found: Found) -> None:
     """Say why nothing can be removed.
 
     Raises:
         ModelError: there is no candidate.
     """
     if not found.candidates:
-        raise _none(here, found.rejected, f"the options keep all of them; {reasons(found.rejected)}".rstrip("; "))
+        raise _none(context, found.rejected, f"the options keep all of them; {reasons(found.rejected)}".rstrip("; "))
 
 
-def _none(here: Setup, rejected: tuple[Rejected, ...], why: str) -> ModelError:
-    here.run.report.technique["rejected"] = [vars(row) for row in rejected]
+def _none(context: Context, rejected: tuple[Rejected, ...], why: str) -> ModelError:
+    context.run.report.technique["rejected"] = [vars(row) for row in rejected]
     return ModelError(
-        f"{here.network.name} has no removable {here.config.unit}: {why}",
+        f"{context.network.name} has no removable {context.config.unit}: {why}",
         "Choose a network with identity shortcuts, or see --valid, --protect, --only and --min-per-stage",
     )
 

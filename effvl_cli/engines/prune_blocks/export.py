@@ -7,7 +7,7 @@ from effvl_cli.core import checkpoint, distributed
 from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
 from effvl_cli.core.table import Table
-from effvl_cli.engines.prune_blocks import result, source
+from effvl_cli.engines.prune_blocks import load_run, result
 from effvl_cli.models import network as networks
 from effvl_cli.models.onnx import export_onnx
 
@@ -16,22 +16,22 @@ ONNX = "model.onnx"
 
 def run(config: ExportConfig, run: Run) -> None:
     """Write what --format names, each verified against the network."""
-    here = source.open_run_network(config, run)
+    context = load_run.open_run_network(config, run)
     if not distributed.is_main():
         return
-    network, folder = here.network, run.folder
+    network, folder = context.network, run.folder
     if "onnx" in config.format:
         reason = export_onnx(network.module, network.preprocess.size, folder / ONNX)
         if reason:
             run.warn(f"{ONNX} takes one image at a time: {reason}")
         run.report.artifact(folder / ONNX)
     if "pt2" in config.format:
-        result.write_program(here, network.module, folder)
+        result.write_program(context, network.module, folder)
     if "rebuild" in config.format:
         path = folder / networks.CHECKPOINT
         checkpoint.save_model(path, network.module.state_dict(), {**network.manifest, **network.describe()})
         run.report.artifact(path)
-        result.write_code(here, network, folder)
+        result.write_code(context, network, folder)
     run.report.technique["format"] = list(config.format)
 
 

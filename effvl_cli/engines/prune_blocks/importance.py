@@ -16,8 +16,8 @@ from effvl_cli.core.errors import DataError, ModelError, UsageError
 from effvl_cli.core.registry import nearest
 from effvl_cli.engines.prune_blocks import latency
 from effvl_cli.engines.prune_blocks.candidates import Candidate, Choice, Found
+from effvl_cli.engines.prune_blocks.context import Context
 from effvl_cli.engines.prune_blocks.removals import Outcomes, score_removals, scores_file
-from effvl_cli.engines.prune_blocks.setup import Setup
 from effvl_cli.techniques.prune_blocks import criteria, statistics
 from effvl_cli.techniques.prune_blocks.unit import Unit
 
@@ -39,7 +39,7 @@ def check_criterion(criterion: str) -> None:
     raise UsageError(f"--criterion is {criterion!r}", hint)
 
 
-def measure(here: Setup, module: nn.Module, found: Found, step: int, count: int = 1) -> dict[str, Any]:
+def measure(context: Context, module: nn.Module, found: Found, step: int, count: int = 1) -> dict[str, Any]:
     """Importance of every candidate, or of every set of `count` of them where --search asks for sets.
 
     Returns:
@@ -51,24 +51,24 @@ def measure(here: Setup, module: nn.Module, found: Found, step: int, count: int 
         NumericalError: the network gives NaN, or does not fit into the memory.
     """
     started = time.monotonic()
-    config, candidates = here.config, found.candidates
+    config, candidates = context.config, found.candidates
     choices = [Choice.of(candidates, (index,)) for index in range(len(candidates))]
     if config.criterion == "direct":
         if getattr(config, "search", "single") == "pairs" and count == 2:
             choices = pairs(found)
-        scored = _direct(here, module, candidates, choices, step)
+        scored = _direct(context, module, candidates, choices, step)
         if getattr(config, "search", "single") == "beam":
             for _ in range(1, count):
                 choices = grow(found, [choices[index] for index in scored["order"][:BEAM]])
                 before = scored["seconds_before"]
-                scored = _direct(here, module, candidates, choices, step)
+                scored = _direct(context, module, candidates, choices, step)
                 scored["seconds_before"] += before
     else:
         try:
-            values = _proxy(here, module, candidates, step)
+            values = _proxy(context, module, candidates, step)
         except ValueError as error:
             raise ModelError(f"--criterion {config.criterion}: {error}", "Choose another criterion") from error
-        scored = _by_value(here, module, candidates, choices, values)
+        scored = _by_value(context, module, candidates, choices, values)
     sets = [list(choice.members) for choice in choices]
     cost = found.cost(sets) if config.criterion == "direct" else None
     seconds = time.monotonic() - started + scored.pop("seconds_before", 0.0)
@@ -99,18 +99,18 @@ def _fits(found: Found, members: Sequence[int]) -> bool:
 
 
 def _direct(
-    here: Setup, module: nn.Module, candidates: Sequence[Candidate], choices: Sequence[Choice], step: int
+    context: Context, module: nn.Module, candidates: Sequence[Candidate], choices: Sequence[Choice], step: int
 ) -> dict[str, Any]:
     sets = [choice.members for choice in choices]
     units = [candidate.unit for candidate in candidates]
-    outcomes = score_removals(here, module, units, scores_file(here, step, len(sets[0])), sets)
+    outcomes = score_removals(context, module, units, scores_file(context, step, len(sets[0])), sets)
     by_accuracy, by_loss = _impacts(outcomes)
     finite = [not bool(nan) for nan in outcomes.nan[1:]]
     full = [k for k in range(len(choices)) if outcomes.used[1 + k] == len(outcomes.order)]
     dropped = [k for k in range(len(choices)) if k not in full]
-    by_metric = by_accuracy if here.config.metric == "top1" else by_loss
+    by_metric = by_accuracy if context.config.metric == "top1" else by_loss
     order = [
-        *_rank(here, choices, by_accuracy, by_loss, full, outcomes, _savings(here, module, candidates, choices)),
+        *_rank(context, choices, by_accuracy, by_loss, full, outcomes, _savings(context, module, candidates, choices)),
         *sorted(dropped, key=lambda k: (-int(outcomes.used[1 + k]), by_metric[k])),
     ]
     tied = statistics.tied_with_best(outcomes.correct[1:].bool(), order[0])
@@ -174,7 +174,7 @@ def _impacts(outcomes: Outcomes) -> tuple[list[float], list[float]]:
 
 
 def _rank(
-    here: Setup,
+    context: Context,
     choices: Sequence[Choice],
     by_accuracy: Sequence[float],
     by_loss: Sequence[float],
@@ -183,7 +183,7 @@ def _rank(
     savings: Sequence[float] | None,
 ) -> list[int]:
     """The candidates that have seen all images, the first to go first."""
-    config = here.config
+    config = context.config
     accuracy, loss = [by_accuracy[k] for k in chosen], [by_loss[k] for k in chosen]
     impact, other = (accuracy, loss) if config.metric == "top1" else (loss, accuracy)
     macs, params = [choices[k].macs for k in chosen], [choices[k].params for k in chosen]
@@ -196,16 +196,16 @@ def _rank(
 
 
 def _savings(
-    here: Setup, module: nn.Module, candidates: Sequence[Candidate], choices: Sequence[Choice]
+    context: Context, module: nn.Module, candidates: Sequence[Candidate], choices: Sequence[Choice]
 ) -> list[float] | None:
     """What --normalise divides by; the latency is of one image, and a set saves what its members save."""
-    match here.config.normalise:
+    match context.config.normalise:
         case "macs":
             return [float(choice.macs) for choice in choices]
         case "params":
             return [float(choice.params) for choice in choices]
         case "latency":
-            saved = latency.saved(here, module, [candidate.unit for candidate in candidates])
+            saved = latency.saved(context, module, [candidate.unit for candidate in candidates])
             return [sum(saved[index] for index in choice.members) for choice in choices]
     return None
 
@@ -213,9 +213,9 @@ def _savings(
 # --- proxies ---------------------------------------------------------------------------------------------------------
 
 
-def _proxy(here: Setup, module: nn.Module, candidates: Sequence[Candidate], step: int) -> list[float]:
+def _proxy(context: Context, module: nn.Module, candidates: Sequence[Candidate], step: int) -> list[float]:
     """One number for each candidate, the lowest to go first."""
-    config = here.config
+    config = context.config
     units = [candidate.unit for candidate in candidates]
     if config.criterion.startswith(FILE):
         return _from_file(Path(config.criterion.removeprefix(FILE)), candidates)
@@ -224,29 +224,31 @@ def _proxy(here: Setup, module: nn.Module, candidates: Sequence[Candidate], step
         "random": lambda: criteria.random(len(units), generator),
         "l1": lambda: criteria.l1(module, units),
         "bn-scale": lambda: criteria.bn_scale(module, units),
-        "block-influence": lambda: criteria.block_influence(module, units, _images(here)),
-        "cka": lambda: criteria.cka(module, units, _images(here)),
-        "sr-init": lambda: _sr_init(here, module, units, generator),
+        "block-influence": lambda: criteria.block_influence(module, units, _images(context)),
+        "cka": lambda: criteria.cka(module, units, _images(context)),
+        "sr-init": lambda: _sr_init(context, module, units, generator),
     }
     return named[config.criterion]()
 
 
-def _images(here: Setup) -> Iterator[Tensor]:
+def _images(context: Context) -> Iterator[Tensor]:
     """The scoring images, normalised, in batches; each process takes all, so that all find the same."""
-    for pixels in here.scoring.pixels.split(here.config.score_batch_size):
-        yield here.network.preprocess.normalise(pixels.to(here.run.device))
+    for pixels in context.scoring.pixels.split(context.config.score_batch_size):
+        yield context.network.preprocess.normalise(pixels.to(context.run.device))
 
 
-def _sr_init(here: Setup, module: nn.Module, units: Sequence[Unit], generator: torch.Generator) -> list[float]:
+def _sr_init(context: Context, module: nn.Module, units: Sequence[Unit], generator: torch.Generator) -> list[float]:
     """Mean fall of accuracy; batches are shared among the processes, and their counts are whole numbers."""
-    split, size = here.scoring, here.config.score_batch_size
+    split, size = context.scoring, context.config.score_batch_size
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(size * distributed.world().rank, len(split), size * distributed.world().size):
-            pixels, labels = (rows[start : start + size].to(here.run.device) for rows in (split.pixels, split.labels))
-            yield here.network.preprocess.normalise(pixels), labels
+            pixels, labels = (
+                rows[start : start + size].to(context.run.device) for rows in (split.pixels, split.labels)
+            )
+            yield context.network.preprocess.normalise(pixels), labels
 
-    right = distributed.add_up(criteria.sr_init(module, units, batches, generator, draws=DRAWS))
+    right = distributed.all_reduce_sum(criteria.sr_init(module, units, batches, generator, draws=DRAWS))
     return ((right[0] - right[1:]) / (DRAWS * len(split))).tolist()
 
 
@@ -271,14 +273,14 @@ def _from_file(path: Path, candidates: Sequence[Candidate]) -> list[float]:
 
 
 def _by_value(
-    here: Setup,
+    context: Context,
     module: nn.Module,
     candidates: Sequence[Candidate],
     choices: Sequence[Choice],
     values: Sequence[float],
 ) -> dict[str, Any]:
     macs, params = [c.macs for c in choices], [c.params for c in choices]
-    savings = _savings(here, module, candidates, choices)
+    savings = _savings(context, module, candidates, choices)
     order = statistics.rank(values, [0.0] * len(values), macs, params, savings)
     unknown = dict.fromkeys(
         (
@@ -287,7 +289,7 @@ def _by_value(
         )
     )
     rows = [_row(c) | {"importance": _known(value)} | unknown for c, value in zip(choices, values, strict=True)]
-    images = len(here.scoring) if here.config.criterion in LOOKING else None
+    images = len(context.scoring) if context.config.criterion in LOOKING else None
     return {"rows": rows, "order": order, "images": images, "images_needed": None, "sharing": None, "reason": ""}
 
 

@@ -10,82 +10,81 @@ from effvl_cli.engines.prune_blocks import (
     baseline,
     candidates,
     importance,
-    outcome,
+    measurements,
     pictures,
     result,
-    setup,
     sharing,
     stability,
-    summary,
     surgery,
+    tables,
     training,
 )
+from effvl_cli.engines.prune_blocks.context import Context, build_context, note_leaks
 from effvl_cli.engines.prune_blocks.pruning import Pruning
-from effvl_cli.engines.prune_blocks.setup import Setup
+from effvl_cli.engines.prune_blocks.removal_step import figures
 from effvl_cli.engines.prune_blocks.stages import Stages
-from effvl_cli.engines.prune_blocks.step import figures
 from effvl_cli.models import network as networks
 
-table = summary.steps
+table = tables.steps
 
 
 def run(config: PruneBlocksConfig, run: Run) -> None:
     """Remove what hurts least, and measure on the test split."""
-    here = _open(config, run)
-    state = surgery.start(here)
+    context = _open(config, run)
+    state = surgery.start(context)
     stages = Stages(run)
-    pruning = Pruning(here, stages, state)
+    pruning = Pruning(context, stages, state)
     pruning.check()
-    training.check(here, baseline=baseline.wanted(config))
+    training.check(context, baseline=baseline.wanted(config))
     if baseline.wanted(config):
-        baseline.prepare(here, stages)
-    setup.note_leaks(here)
+        baseline.prepare(context, stages)
+    note_leaks(context)
     found = pruning.run()
-    final = stages.once("final", lambda: figures(here, found.state.module))
+    final = stages.once("final", lambda: figures(context, found.state.module))
     run.report.technique.update(steps=found.steps, stopped=found.stopped)
-    sizes = outcome.sizes(here, found.state)
-    outcome.record(here, pruning.baseline, final, found.steps, *sizes)
-    _compare_scoring(here, pruning, stages)
-    result.write_table(here, found.steps)
-    rows = outcome.time(here, state, found.state, stages)
+    sizes = measurements.sizes(context, found.state)
+    measurements.record(context, pruning.baseline, final, found.steps, *sizes)
+    _compare_scoring(context, pruning, stages)
+    result.write_table(context, found.steps)
+    rows = measurements.time(context, state, found.state, stages)
     if found.steps:
         gone = [removal["original_path"] for removal in found.steps[0]["removed"]]
         pictures.importance(run, found.steps[0]["importance"], config.criterion, [*gone, "+".join(gone)])
-    outcome.draw(here, pruning.baseline, final, found.steps, sizes[0], rows)
-    result.save(here, found.state)
+    measurements.draw(context, pruning.baseline, final, found.steps, sizes[0], rows)
+    result.save(context, found.state)
 
 
 def preview(config: PruneBlocksConfig) -> Table:
     """What `--dry-run` shows beside the options: the units and what scoring them costs."""
-    here = _open(config, unopened("prune-blocks", config))
-    state = surgery.start(here)
-    allowed = candidates.permitted(here, state.origins)
-    found = candidates.find(here, state.module, state.origins, allowed, look=False)
-    candidates.refuse_none(here, found)
+    context = _open(config, unopened("prune-blocks", config))
+    state = surgery.start(context)
+    allowed = candidates.permitted(context, state.origins)
+    found = candidates.find(context, state.module, state.origins, allowed, look=False)
+    candidates.refuse_none(context, found)
     described = candidates.describe(found)
     if config.search == "pairs":
         described["cost_of_pairs"] = found.cost([choice.members for choice in importance.pairs(found)])
-    return summary.units(here.network.name, described)
+    return tables.units(context.network.name, described)
 
 
-def _open(config: PruneBlocksConfig, run: Run) -> Setup:
+def _open(config: PruneBlocksConfig, run: Run) -> Context:
     check_options(config)
     weights = "none" if config.weights is None else config.weights
     data = config.data or networks.manifest_of(weights).get("data") or EMBEDDED
-    return setup.build(config, run, weights=weights, model=config.model, data=data)
+    return build_context(config, run, weights=weights, model=config.model, data=data)
 
 
-def _compare_scoring(here: Setup, pruning: Pruning, stages: Stages) -> None:
+def _compare_scoring(context: Context, pruning: Pruning, stages: Stages) -> None:
     """Shared beside naive scoring of the original network; not measured for proxies."""
     found: dict[str, Any] = {"speedup": None, "bit_equal": None}
-    if here.config.criterion == "direct":
-        found = stages.once("sharing", lambda: sharing.compare(here, pruning.start.module, pruning.candidates))
-    report, equal = here.run.report, found["bit_equal"]
+    if context.config.criterion == "direct":
+        found = stages.once("sharing", lambda: sharing.compare(context, pruning.start.module, pruning.candidates))
+    report, equal = context.run.report, found["bit_equal"]
     report.metric("scoring_speedup", found["speedup"], unit="ratio")
     report.metric("scoring_mac_ratio", report.technique["cost_model"]["ratio"], unit="ratio")
     report.metric("scoring_bit_equal", None if equal is None else int(equal), unit="boolean")
     report.technique["sharing"] = found
-    report.technique["stability"] = stability.measure(here)
+    report.technique["stability"] = stability.measure(context)
     for row in report.technique["stability"]:
         if row["images"] == stability.REPORTED:
             report.metric("tau_top1", row["tau_top1"], unit="correlation")

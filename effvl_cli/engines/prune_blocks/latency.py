@@ -9,7 +9,7 @@ from torch import nn
 
 from effvl_cli.core import distributed
 from effvl_cli.core.measure import interleaved_latency, ratio
-from effvl_cli.engines.prune_blocks.setup import Setup
+from effvl_cli.engines.prune_blocks.context import Context
 from effvl_cli.techniques.prune_blocks.surgery import Removal, apply_removals, bypassed
 from effvl_cli.techniques.prune_blocks.unit import Unit
 
@@ -32,7 +32,7 @@ def along_steps(module: nn.Module, removals: Sequence[Removal]) -> dict[str, nn.
     return networks
 
 
-def measure(here: Setup, networks: Mapping[str, nn.Module], batches: Sequence[int]) -> list[dict[str, Any]]:
+def measure(context: Context, networks: Mapping[str, nn.Module], batches: Sequence[int]) -> list[dict[str, Any]]:
     """Time networks at some batch sizes, on noise that is on the device already; on rank 0 alone.
 
     Returns:
@@ -41,21 +41,21 @@ def measure(here: Setup, networks: Mapping[str, nn.Module], batches: Sequence[in
     if not distributed.is_main():
         return []
     rows = []
-    with here.run.progress("latency", len(batches)) as progress:
+    with context.run.progress("latency", len(batches)) as progress:
         for done, batch in enumerate(batches, 1):
-            images = here.noise(batch)
+            images = context.noise(batch)
             try:
                 arms = {name: _call(network, images) for name, network in networks.items()}
-                rows += rows_of(arms, here.run.device, batch, "torch")
+                rows += rows_of(arms, context.run.device, batch, "torch")
             except torch.OutOfMemoryError:
-                here.run.warn(f"latency at batch {batch} left out: out of memory")
+                context.run.warn(f"latency at batch {batch} left out: out of memory")
             progress.update(done)
     return rows
 
 
-def saved(here: Setup, module: nn.Module, units: Sequence[Unit]) -> list[float]:
+def saved(context: Context, module: nn.Module, units: Sequence[Unit]) -> list[float]:
     """Milliseconds that one image needs less without each unit; not below 0."""
-    image = here.noise(1)
+    image = context.noise(1)
 
     def without(skipped: list[Unit]) -> Callable[[], Any]:
         def call() -> Any:
@@ -65,7 +65,7 @@ def saved(here: Setup, module: nn.Module, units: Sequence[Unit]) -> list[float]:
         return call
 
     arms = {"": without([])} | {unit.path: without([unit]) for unit in units}
-    times = interleaved_latency(arms, here.run.device, seconds=PER_UNIT_SECONDS)
+    times = interleaved_latency(arms, context.run.device, seconds=PER_UNIT_SECONDS)
     return [max(0.0, times[""].median_ms - times[unit.path].median_ms) for unit in units]
 
 

@@ -15,9 +15,9 @@ from effvl_cli.core.errors import UsageError
 from effvl_cli.data.sampler import EpochSampler
 from effvl_cli.engines.prune_blocks import training
 from effvl_cli.engines.prune_blocks.candidates import Candidate
-from effvl_cli.engines.prune_blocks.setup import Setup
+from effvl_cli.engines.prune_blocks.context import Context
+from effvl_cli.engines.prune_blocks.removal_step import teacher_of
 from effvl_cli.engines.prune_blocks.stages import Stages
-from effvl_cli.engines.prune_blocks.step import teacher_of
 from effvl_cli.engines.prune_blocks.surgery import State, cut
 from effvl_cli.engines.prune_blocks.training import Recipe
 from effvl_cli.techniques.prune_blocks.recalibrate import recalibrate
@@ -86,7 +86,7 @@ class Trial:
 
 
 def try_out(
-    here: Setup,
+    context: Context,
     stages: Stages,
     state: State,
     shortlist: Sequence[Candidate],
@@ -105,19 +105,19 @@ def try_out(
         k: number of the step in this run.
         number: of the step, for removals.
     """
-    config = here.config
-    sampler = EpochSampler(len(here.train), config.finetune_batch_size, config.seed)
+    config = context.config
+    sampler = EpochSampler(len(context.train), config.finetune_batch_size, config.seed)
     steps = max(1, round(plan.epochs * sampler.steps_per_epoch))
     recipe = Recipe(0, config.finetune_lr, config.finetune_batch_size, steps=steps)
     phases = [f"step-{k}-without-{candidate.original}" for candidate in shortlist]
 
     def tried(place: int) -> dict[str, float]:
-        module = cut(here, state, [shortlist[place]], step=number).module
+        module = cut(context, state, [shortlist[place]], step=number).module
         if config.bn_recal:
-            recalibrate(module, here.recalibration)
-        fitted = training.train(here, module, recipe, phases[place], teacher=teacher_of(here))
+            recalibrate(module, context.recalibration)
+        fitted = training.train(context, module, recipe, phases[place], teacher=teacher_of(context))
         last = fitted.steps if fitted.best_step is None else fitted.best_step
-        return {**here.accuracy(module, here.scoring), "step": last}
+        return {**context.accuracy(module, context.scoring), "step": last}
 
     trials = []
     for candidate, phase, found in zip(shortlist, phases, stages.side_by_side(phases, tried), strict=True):

@@ -6,10 +6,10 @@ from typing import Any, Literal
 from effvl_cli.core.measure import interleaved_latency, ratio
 from effvl_cli.engines.prune_blocks import baseline, candidates, importance, lookahead, targets
 from effvl_cli.engines.prune_blocks.candidates import Candidate, Found
+from effvl_cli.engines.prune_blocks.context import Context
 from effvl_cli.engines.prune_blocks.lookahead import Lookahead, Trial
-from effvl_cli.engines.prune_blocks.setup import Setup
+from effvl_cli.engines.prune_blocks.removal_step import figures, finetune, settle, size_of
 from effvl_cli.engines.prune_blocks.stages import Stages
-from effvl_cli.engines.prune_blocks.step import figures, finetune, settle, size_of
 from effvl_cli.engines.prune_blocks.surgery import State, cut
 from effvl_cli.engines.prune_blocks.targets import Targets
 from effvl_cli.engines.prune_blocks.training import Recipe
@@ -47,11 +47,11 @@ class Pruning:
         start: the network to begin with.
     """
 
-    def __init__(self, here: Setup, stages: Stages, start: State) -> None:
-        self.here, self.stages, self.start = here, stages, start
-        self.original = size_of(here, here.module)
-        self.targets = Targets.of(here.config, here.data)
-        self.lookahead = Lookahead.of(here.config)
+    def __init__(self, context: Context, stages: Stages, start: State) -> None:
+        self.here, self.stages, self.start = context, stages, start
+        self.original = size_of(context, context.module)
+        self.targets = Targets.of(context.config, context.data)
+        self.lookahead = Lookahead.of(context.config)
         self.ranking: list[str] = []  # original paths by the first scoring, for --rescore once
         self.steps: list[dict[str, Any]] = []
 
@@ -62,11 +62,11 @@ class Pruning:
             UsageError: a target that cannot be met.
             ModelError: nothing can be removed.
         """
-        here, state = self.here, self.start
-        self.allowed = candidates.permitted(here, state.origins)
-        found = candidates.find(here, state.module, state.origins, self.allowed)
-        candidates.refuse_none(here, found)
-        here.run.report.technique.update(candidates.describe(found))
+        context, state = self.here, self.start
+        self.allowed = candidates.permitted(context, state.origins)
+        found = candidates.find(context, state.module, state.origins, self.allowed)
+        candidates.refuse_none(context, found)
+        context.run.report.technique.update(candidates.describe(found))
         self._check_targets(found)
 
     def run(self) -> Result:
@@ -75,22 +75,22 @@ class Pruning:
         Raises:
             ModelError: the network is no better than chance.
         """
-        here, state = self.here, self.start
-        found = candidates.find(here, state.module, state.origins, self.allowed)
+        context, state = self.here, self.start
+        found = candidates.find(context, state.module, state.origins, self.allowed)
         self.candidates = found.candidates
-        self.baseline = self.stages.once("baseline", lambda: figures(here, here.module))
-        baseline.check_better_than_chance(here, self.baseline["score"]["top1"])
+        self.baseline = self.stages.once("baseline", lambda: figures(context, context.module))
+        baseline.check_better_than_chance(context, self.baseline["score"]["top1"])
         stopped: Stopped = "target_reached"
         while not self._reached(state):
             if self.steps:
-                found = candidates.find(here, state.module, state.origins, self.allowed)
+                found = candidates.find(context, state.module, state.origins, self.allowed)
             if not found.candidates:
                 stopped = "exhausted"
                 break
             pruned, row = self._step(state, found)
             self.steps.append(row)
             if self._fell_too_far(row):
-                here.run.log(f"step {row['k']} is taken back: it costs more than --max-drop")
+                context.run.log(f"step {row['k']} is taken back: it costs more than --max-drop")
                 row["rejected"] = True
                 stopped = "max_drop"
                 break
@@ -136,7 +136,7 @@ class Pruning:
 
     def _step(self, state: State, found: Found) -> tuple[State, dict[str, Any]]:
         """One round; what an earlier attempt finished of it is taken from there."""
-        k, here, config = len(self.steps) + 1, self.here, self.here.config
+        k, context, config = len(self.steps) + 1, self.here, self.here.config
         number = k + max((removal.step for removal in self.start.removals), default=0)
         count = self.targets.at_most(self._removed(state), config.blocks_per_step)
         scored = self.stages.once(f"step {k} scores", lambda: self._score(state, found, k, count))
@@ -144,13 +144,13 @@ class Pruning:
         tried: list[Trial] = []
         if self.lookahead:
             tried = lookahead.try_out(
-                here, self.stages, state, self._shortlist(scored, found), self.lookahead, k, number
+                context, self.stages, state, self._shortlist(scored, found), self.lookahead, k, number
             )
             picked = [min(tried, key=lambda trial: trial.rank).candidate]
-        here.run.log(f"step {k}: removing {', '.join(candidate.original for candidate in picked)}")
-        pruned = cut(here, state, picked, step=number)
+        context.run.log(f"step {k}: removing {', '.join(candidate.original for candidate in picked)}")
+        pruned = cut(context, state, picked, step=number)
         tuned = next((trial.load() for trial in tried if trial.candidate in picked), None)
-        row = settle(here, self.stages, pruned, k=k, count=len(picked), original=self.original, tuned=tuned)
+        row = settle(context, self.stages, pruned, k=k, count=len(picked), original=self.original, tuned=tuned)
         direct = config.criterion == "direct"
         row |= {
             "importance": scored["rows"],

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from effvl_cli.core import seeds
-from effvl_cli.engines.prune_blocks.setup import Setup
+from effvl_cli.engines.prune_blocks.context import Context
 from effvl_cli.techniques.prune_blocks.racing import (
     BOUND_EVERY,
     bound,
@@ -29,8 +29,8 @@ class Race:
         active: candidates that are left, ascending.
     """
 
-    def __init__(self, here: Setup, candidates: int) -> None:
-        labels, config = here.scoring.labels, here.config
+    def __init__(self, context: Context, candidates: int) -> None:
+        labels, config = context.scoring.labels, context.config
         total = len(labels)
         self.kind, self.metric, self.candidates = config.race, config.metric, candidates
         self.clip = config.loss_clip

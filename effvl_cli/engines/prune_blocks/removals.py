@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from effvl_cli.core import distributed
 from effvl_cli.core.errors import ModelError, NumericalError
 from effvl_cli.core.files import write_bytes
+from effvl_cli.engines.prune_blocks.context import Context
 from effvl_cli.engines.prune_blocks.race import Race
-from effvl_cli.engines.prune_blocks.setup import Setup
 from effvl_cli.techniques.prune_blocks.recalibrate import recalibrated
 from effvl_cli.techniques.prune_blocks.score import Scorer
 from effvl_cli.techniques.prune_blocks.unit import Unit
@@ -25,10 +25,10 @@ from effvl_cli.techniques.prune_blocks.unit import Unit
 SAVE_EVERY = 20  # batches
 
 
-def scores_file(here: Setup, step: int, size: int = 1) -> Path:
+def scores_file(context: Context, step: int, size: int = 1) -> Path:
     """Where the scores of every image in a step are kept, without sets of `size` units."""
     name = f"step_{step}" + (f"_sets_of_{size}" if size > 1 else "")
-    return here.run.folder / "scores" / f"{name}.safetensors"
+    return context.run.folder / "scores" / f"{name}.safetensors"
 
 
 @dataclass
@@ -77,41 +77,41 @@ class _TooLargeError(Exception):
 
 
 def score_removals(
-    here: Setup, module: nn.Module, units: Sequence[Unit], path: Path, sets: Sequence[Sequence[int]]
+    context: Context, module: nn.Module, units: Sequence[Unit], path: Path, sets: Sequence[Sequence[int]]
 ) -> Outcomes:
     """Leave out every set of units in turn; results that an earlier attempt saved at `path` are not made again.
 
     Raises:
         NumericalError: the network itself gives NaN, or one image at a time does not fit into the memory.
     """
-    size = here.config.score_batch_size
-    buffers = _statistics(here, module, units)
+    size = context.config.score_batch_size
+    buffers = _statistics(context, module, units)
     while True:
         try:
-            found = _Scoring(here, module, units, path, sets, size, buffers).run()
+            found = _Scoring(context, module, units, path, sets, size, buffers).run()
         except _TooLargeError:
             if size == 1:
                 raise NumericalError("out of memory with one image", "Use --device cpu, or smaller images") from None
             size = max(1, size // 2)
-            here.run.warn(f"out of memory: scoring starts again with --score-batch-size {size}")
+            context.run.warn(f"out of memory: scoring starts again with --score-batch-size {size}")
             path.unlink(missing_ok=True)
             continue
         if found.nan[0]:
-            raise NumericalError(f"logits of {here.network.name} are not finite", "Check its weights")
+            raise NumericalError(f"logits of {context.network.name} are not finite", "Check its weights")
         return found
 
 
-def _statistics(here: Setup, module: nn.Module, units: Sequence[Unit]) -> list[dict[str, Tensor]] | None:
+def _statistics(context: Context, module: nn.Module, units: Sequence[Unit]) -> list[dict[str, Tensor]] | None:
     """Batch-norm statistics behind each unit without it, where --score-bn asks for them; each process finds the same.
 
     Raises:
         ModelError: the network has no batch norm.
     """
-    if here.config.score_bn != "recal":
+    if context.config.score_bn != "recal":
         return None
-    here.run.log(f"batch-norm statistics without each of {len(units)} units")
+    context.run.log(f"batch-norm statistics without each of {len(units)} units")
     try:
-        return recalibrated(module, units, here.recalibration)
+        return recalibrated(module, units, context.recalibration)
     except ValueError as error:
         raise ModelError(f"--score-bn recal: {error}", "Give --score-bn keep") from error
 
@@ -119,7 +119,7 @@ def _statistics(here: Setup, module: nn.Module, units: Sequence[Unit]) -> list[d
 class _Scoring:
     def __init__(
         self,
-        here: Setup,
+        context: Context,
         module: nn.Module,
         units: Sequence[Unit],
         path: Path,
@@ -127,10 +127,10 @@ class _Scoring:
         size: int,
         buffers: Sequence[Mapping[str, Tensor]] | None,
     ) -> None:
-        config = here.config
-        self.here, self.path, self.size = here, path, size
+        config = context.config
+        self.here, self.path, self.size = context, path, size
         self.scorer = Scorer(module, units, config.sharing, sets, buffers=buffers, stack=config.score_stack)
-        self.race = Race(here, len(sets))
+        self.race = Race(context, len(sets))
         self.outcomes = Outcomes.empty(self.race.order, 1 + len(sets))
         self.done = 0  # batches that are in `outcomes`
         self.began, self.scored = time.monotonic(), False
@@ -149,7 +149,7 @@ class _Scoring:
                 self._count(number)
                 progress.update(number + 1)
                 if self._meet(number, last=number + 1 == batches):
-                    if distributed.any_flag(int(out_of_memory)):
+                    if distributed.all_reduce_max(int(out_of_memory)):
                         raise _TooLargeError
                     self._merge(number + 1)
                     self.here.run.check_stop()
@@ -188,9 +188,9 @@ class _Scoring:
         """Join the processes' columns, save them, and let the race drop candidates."""
         ours, start = self.outcomes, self.done * self.size
         columns = slice(start, self._columns(done - 1).stop)
-        ours.correct[:, columns] = distributed.add_up(ours.correct[:, columns].to(torch.int32)).to(torch.uint8)
-        ours.loss[:, columns] = distributed.add_up(ours.loss[:, columns].contiguous())
-        ours.nan = distributed.add_up(ours.nan.to(torch.int32)).clamp(max=1).to(torch.uint8)
+        ours.correct[:, columns] = distributed.all_reduce_sum(ours.correct[:, columns].to(torch.int32)).to(torch.uint8)
+        ours.loss[:, columns] = distributed.all_reduce_sum(ours.loss[:, columns].contiguous())
+        ours.nan = distributed.all_reduce_sum(ours.nan.to(torch.int32)).clamp(max=1).to(torch.uint8)
         self.done = done
         self.race.advance(ours.correct, ours.loss, columns.stop)
         if distributed.is_main():

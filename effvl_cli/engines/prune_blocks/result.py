@@ -11,7 +11,7 @@ from torch import nn
 
 from effvl_cli.core import checkpoint, distributed
 from effvl_cli.core.files import write_text
-from effvl_cli.engines.prune_blocks.setup import Setup
+from effvl_cli.engines.prune_blocks.context import Context
 from effvl_cli.engines.prune_blocks.surgery import State, edits_of
 from effvl_cli.models import network as networks
 from effvl_cli.models.constructors import NoConstructorError
@@ -33,12 +33,12 @@ COLUMNS = (
 )
 
 
-def pruned_network(here: Setup, state: State) -> networks.Network:
+def pruned_network(context: Context, state: State) -> networks.Network:
     """The pruned network under its name."""
-    return dataclasses.replace(here.network, module=state.module, edits=edits_of(here, state.removals))
+    return dataclasses.replace(context.network, module=state.module, edits=edits_of(context, state.removals))
 
 
-def save(here: Setup, state: State) -> None:
+def save(context: Context, state: State) -> None:
     """Write the checkpoint, `model.pt2` and `rebuild.py`, verified, and name them in the report.
 
     Raises:
@@ -46,11 +46,11 @@ def save(here: Setup, state: State) -> None:
     """
     if not distributed.is_main():
         return
-    run, network = here.run, pruned_network(here, state)
+    run, network = context.run, pruned_network(context, state)
     manifest = {
         **network.describe(),
-        "classes": list(here.classes),
-        "data": here.data,
+        "classes": list(context.classes),
+        "data": context.data,
         "run": run.report.run_id,
         "figures": {name: {"value": m.value, "n": m.n, "se": m.se} for name, m in run.report.metrics.items()},
     }
@@ -58,29 +58,29 @@ def save(here: Setup, state: State) -> None:
     run.report.artifact(run.folder / networks.CHECKPOINT)
     for edit in network.edits:
         run.report.edit(edit["kind"], **{"blocks": edit["args"]} if "args" in edit else {})
-    write_program(here, state.module, run.folder)
-    write_code(here, network, run.folder)
+    write_program(context, state.module, run.folder)
+    write_code(context, network, run.folder)
 
 
-def write_program(here: Setup, module: nn.Module, folder: Path) -> None:
+def write_program(context: Context, module: nn.Module, folder: Path) -> None:
     """`model.pt2`."""
-    reason = save_program(module, here.network.preprocess.size, folder / PROGRAM)
+    reason = save_program(module, context.network.preprocess.size, folder / PROGRAM)
     if reason:
-        here.run.warn(f"{PROGRAM} takes one image at a time: {reason}")
-    here.run.report.artifact(folder / PROGRAM)
+        context.run.warn(f"{PROGRAM} takes one image at a time: {reason}")
+    context.run.report.artifact(folder / PROGRAM)
 
 
-def write_code(here: Setup, network: networks.Network, folder: Path) -> None:
+def write_code(context: Context, network: networks.Network, folder: Path) -> None:
     """`rebuild.py`, where public code builds the network."""
     try:
         write_rebuild(network, folder)
     except NoConstructorError as error:
-        here.run.warn(f"no {REBUILD}: {error.message}")
+        context.run.warn(f"no {REBUILD}: {error.message}")
         return
-    here.run.report.artifact(folder / REBUILD)
+    context.run.report.artifact(folder / REBUILD)
 
 
-def write_table(here: Setup, steps: Sequence[Mapping[str, Any]]) -> None:
+def write_table(context: Context, steps: Sequence[Mapping[str, Any]]) -> None:
     """`table.csv`, a row for each step; what was not measured is empty."""
     if not distributed.is_main():
         return
@@ -88,7 +88,7 @@ def write_table(here: Setup, steps: Sequence[Mapping[str, Any]]) -> None:
     rows = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     rows.writeheader()
     for step in steps:
-        leak = here.run.report.technique["leak"]
+        leak = context.run.report.technique["leak"]
         rows.writerow({**step, "leak": leak, "removed": " ".join(row["original_path"] for row in step["removed"])})
-    write_text(here.run.folder / "table.csv", text.getvalue())
-    here.run.report.artifact(here.run.folder / "table.csv")
+    write_text(context.run.folder / "table.csv", text.getvalue())
+    context.run.report.artifact(context.run.folder / "table.csv")

@@ -8,23 +8,23 @@ import torch
 from torch import nn
 
 from effvl_cli.engines.prune_blocks.candidates import Candidate
-from effvl_cli.engines.prune_blocks.setup import Setup
+from effvl_cli.engines.prune_blocks.context import Context
 from effvl_cli.techniques.prune_blocks.score import Scorer, same_bits
 
 ROUNDS = 4  # the first warms up, and checks itself
 
 
-def compare(here: Setup, module: nn.Module, found: Sequence[Candidate]) -> dict[str, Any]:
+def compare(context: Context, module: nn.Module, found: Sequence[Candidate]) -> dict[str, Any]:
     """Score the first batch in both ways, in turn.
 
     Returns:
         `speedup`: naive time over shared time, of the CPU where that computes. `bit_equal`: whether every answer and
         every loss is the same. `images`: in the batch.
     """
-    config, split, device = here.config, here.scoring, here.run.device
+    config, split, device = context.config, context.scoring, context.run.device
     units = [candidate.unit for candidate in found]
     scorers = [Scorer(module, units, "off"), Scorer(module, units, config.sharing)]
-    images = here.network.preprocess.normalise(split.pixels[: config.score_batch_size].to(device))
+    images = context.network.preprocess.normalise(split.pixels[: config.score_batch_size].to(device))
     labels = split.labels[: len(images)].to(device)
     seconds, equal = [0.0, 0.0], True
     for turn in range(ROUNDS):

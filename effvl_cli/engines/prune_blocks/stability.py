@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import load_file
 
 from effvl_cli.core import distributed, seeds
+from effvl_cli.engines.prune_blocks.context import Context
 from effvl_cli.engines.prune_blocks.removals import scores_file
-from effvl_cli.engines.prune_blocks.setup import Setup
 from effvl_cli.techniques.prune_blocks import statistics
 
 SIZES = (100, 250, 500, 1000, 2500, 5000)
@@ -15,7 +15,7 @@ REPORTED = 500
 DRAWS = 100
 
 
-def measure(here: Setup) -> list[dict[str, Any]]:
+def measure(context: Context) -> list[dict[str, Any]]:
     """For each number of images below that of all: how well the units of the first step are ranked by them.
 
     Returns:
@@ -23,15 +23,15 @@ def measure(here: Setup) -> list[dict[str, Any]]:
         front as with all images, and `tau_...`, the mean rank correlation with the ranking by all. Empty after a race,
         a proxy, or with a single unit.
     """
-    path = scores_file(here, 1)
-    if here.config.race != "none" or not distributed.is_main() or not path.is_file():
+    path = scores_file(context, 1)
+    if context.config.race != "none" or not distributed.is_main() or not path.is_file():
         return []
     known = load_file(path)
     correct, loss = known["correct"].bool(), known["loss"]
     if len(loss) < 3 or not bool(loss.isfinite().all()):
         return []
     everything = statistics.impacts(correct, loss)
-    generator = seeds.generator(here.config.seed, "stability")
+    generator = seeds.generator(context.config.seed, "stability")
     rows = []
     for size in (size for size in SIZES if size < correct.shape[1]):
         draws = []

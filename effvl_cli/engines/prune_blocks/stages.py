@@ -12,7 +12,7 @@ from effvl_cli.core import distributed
 from effvl_cli.core.checkpoint import StepFolders
 from effvl_cli.core.errors import DistributedError, Interrupted, Preempted
 from effvl_cli.core.files import write_json
-from effvl_cli.core.loop import Fitted
+from effvl_cli.core.loop import FitResult
 from effvl_cli.core.run import Run
 
 
@@ -44,7 +44,7 @@ class Stages:
 
         Args:
             names: of the stages, each with a folder of its own below `folder` for what it keeps on its way.
-            make: gets the place of a stage in `names`, on one process, which is then `apart`.
+            make: gets the place of a stage in `names`, on one process, which is then `solo`.
         """
         size, rank = distributed.world().size, distributed.world().rank
         for start in range(0, len(names), size):
@@ -58,13 +58,13 @@ class Stages:
         found: dict[str, float] = {}
         failure: Exception | None = None
         if rank < len(together):
-            with distributed.apart():
+            with distributed.solo():
                 try:
                     found = dict(make(start + rank))
                 except Exception as error:
                     failure = error
         stop = self.run.stop_signal() if isinstance(failure, Interrupted | Preempted) else 0
-        worst = distributed.meet(int(failure is not None) + stop)
+        worst = distributed.barrier_max(int(failure is not None) + stop)
         if failure is not None:
             raise failure
         if worst > 1:
@@ -74,7 +74,7 @@ class Stages:
         for place, name in enumerate(together):
             self.once(name, partial(distributed.broadcast_json, found, place))
 
-    def phase(self, name: str, module: nn.Module, train: Callable[[], Fitted]) -> float:
+    def phase(self, name: str, module: nn.Module, train: Callable[[], FitResult]) -> float:
         """Train a module in place, unless an attempt has finished that: then its weights are loaded.
 
         Returns:

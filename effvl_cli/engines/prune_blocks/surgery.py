@@ -11,7 +11,7 @@ from effvl_cli.core import seeds
 from effvl_cli.core.errors import ModelError
 from effvl_cli.core.measure import count_macs
 from effvl_cli.engines.prune_blocks.candidates import Candidate
-from effvl_cli.engines.prune_blocks.setup import Setup
+from effvl_cli.engines.prune_blocks.context import Context
 from effvl_cli.models import edits
 from effvl_cli.models import network as networks
 from effvl_cli.techniques.prune_blocks.halves import split_halves
@@ -37,27 +37,27 @@ class State:
     origins: Mapping[str, str] = field(default_factory=dict)
 
 
-def start(here: Setup) -> State:
+def start(context: Context) -> State:
     """The network as it was loaded, its ViT blocks split where --unit half asks for it.
 
     Raises:
         ModelError: blocks that cannot be split.
     """
-    network = here.network
-    if here.config.unit == "half" and {"kind": edits.HALVES} not in network.edits:
-        _split(here)
+    network = context.network
+    if context.config.unit == "half" and {"kind": edits.HALVES} not in network.edits:
+        _split(context)
     removals = tuple(edits.removals_of(network.edits))
-    base = _built(here, [edit for edit in network.edits if edit["kind"] == edits.HALVES])
+    base = _built(context, [edit for edit in network.edits if edit["kind"] == edits.HALVES])
     return State(network.module, removals, original_paths(base, removals))
 
 
-def _split(here: Setup) -> None:
+def _split(context: Context) -> None:
     """Split the blocks of the network, in place.
 
     Raises:
         ModelError: there are none, or their halves do not make the network.
     """
-    network, images = here.network, here.noise(VERIFIED_BATCH)
+    network, images = context.network, context.noise(VERIFIED_BATCH)
     if edits.removals_of(network.edits):
         raise ModelError(
             f"--unit half: whole blocks of {network.name} were removed before",
@@ -95,7 +95,7 @@ def _unlike_halves(module: nn.Module, images: Tensor) -> str:
     return "" if bool(((found - expected).abs() <= limit).all()) else "their halves give other logits"
 
 
-def cut(here: Setup, state: State, picked: Sequence[Candidate], *, step: int) -> State:
+def cut(context: Context, state: State, picked: Sequence[Candidate], *, step: int) -> State:
     """Remove units from a copy of the network.
 
     The copy is checked against the network with the units bypassed, and against one that is built by name, edited and
@@ -105,36 +105,36 @@ def cut(here: Setup, state: State, picked: Sequence[Candidate], *, step: int) ->
         ModelError: a check fails.
     """
     units = [candidate.unit for candidate in picked]
-    images = here.noise(VERIFIED_BATCH)
+    images = context.noise(VERIFIED_BATCH)
     try:
         pruned = prune(state.module, units, images, count_macs=count_macs, originals=state.origins, step=step)
     except SurgeryError as error:
-        raise ModelError(f"{here.network.name}: {error}", "Protect these units: --protect") from error
+        raise ModelError(f"{context.network.name}: {error}", "Protect these units: --protect") from error
     removals = (*state.removals, *pruned.removals)
-    _check_rebuilt(here, pruned.network, removals)
+    _check_rebuilt(context, pruned.network, removals)
     return State(pruned.network, removals, pruned.originals)
 
 
-def edits_of(here: Setup, removals: Sequence[Removal]) -> list[dict[str, object]]:
+def edits_of(context: Context, removals: Sequence[Removal]) -> list[dict[str, object]]:
     """What the manifest of a pruned network says."""
-    others = [edit for edit in here.network.edits if edit["kind"] != edits.REMOVED]
+    others = [edit for edit in context.network.edits if edit["kind"] != edits.REMOVED]
     return [*others, edits.blocks_removed(removals)] if removals else others
 
 
-def _check_rebuilt(here: Setup, module: nn.Module, removals: Sequence[Removal]) -> None:
-    rebuilt = _built(here, edits_of(here, removals))
+def _check_rebuilt(context: Context, module: nn.Module, removals: Sequence[Removal]) -> None:
+    rebuilt = _built(context, edits_of(context, removals))
     rebuilt.load_state_dict(module.state_dict())
-    images = here.noise(VERIFIED_BATCH)
+    images = context.noise(VERIFIED_BATCH)
     with torch.no_grad():
         same = torch.equal(rebuilt.eval()(images), module.eval()(images))
     if not same:
         raise ModelError(
-            f"{here.network.name} built anew with the same blocks removed gives other logits", "Please report this"
+            f"{context.network.name} built anew with the same blocks removed gives other logits", "Please report this"
         )
 
 
-def _built(here: Setup, made: Sequence[Mapping[str, object]]) -> nn.Module:
+def _built(context: Context, made: Sequence[Mapping[str, object]]) -> nn.Module:
     """The network by name, with random weights and these edits."""
-    network = networks.build(here.network.name, seed=0, num_classes=len(here.classes))
+    network = networks.build(context.network.name, seed=0, num_classes=len(context.classes))
     edits.apply_edits(network.module, made)
-    return network.module.to(here.run.device)
+    return network.module.to(context.run.device)

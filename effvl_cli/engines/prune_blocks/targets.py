@@ -106,10 +106,10 @@ def largest_removal(units: Sequence[Saving], room: dict[str, int]) -> tuple[Size
     """
     params = macs = count = 0
     for stage, free in room.items():
-        here = [unit for unit in units if unit.stage == stage]
-        params += sum(sorted((unit.params for unit in here), reverse=True)[:free])
-        macs += sum(sorted((unit.macs for unit in here), reverse=True)[:free])
-        count += min(free, len(here))
+        in_stage = [unit for unit in units if unit.stage == stage]
+        params += sum(sorted((unit.params for unit in in_stage), reverse=True)[:free])
+        macs += sum(sorted((unit.macs for unit in in_stage), reverse=True)[:free])
+        count += min(free, len(in_stage))
     return Size(params, macs), count
 
 

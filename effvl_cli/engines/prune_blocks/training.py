@@ -17,7 +17,7 @@ from effvl_cli.core.loop import StepOutput, Task
 from effvl_cli.data.loader import Batch, loader_workers, train_batches
 from effvl_cli.data.sampler import EpochSampler
 from effvl_cli.data.transforms import augment
-from effvl_cli.engines.prune_blocks.setup import Setup
+from effvl_cli.engines.prune_blocks.context import Context
 from effvl_cli.techniques.prune_blocks.distill import PooledFeatures, distillation_loss, mimic_loss
 from effvl_cli.techniques.prune_blocks.recalibrate import recalibrate
 
@@ -38,9 +38,9 @@ class Recipe:
 class ClassifierTask(Task):
     """Cross entropy, and the distance to a teacher where there is one."""
 
-    def __init__(self, here: Setup, module: nn.Module, teacher: nn.Module | None) -> None:
-        self.here, self.module, self.teacher = here, module, teacher
-        networks = (module, teacher) if teacher is not None and here.config.mimic else ()
+    def __init__(self, context: Context, module: nn.Module, teacher: nn.Module | None) -> None:
+        self.here, self.module, self.teacher = context, module, teacher
+        networks = (module, teacher) if teacher is not None and context.config.mimic else ()
         self.features = [PooledFeatures(network) for network in networks]
 
     def train_step(self, batch: Batch, step: int) -> StepOutput:
@@ -74,11 +74,11 @@ class ClassifierTask(Task):
 
 
 def train(
-    here: Setup, module: nn.Module, recipe: Recipe, phase: str, *, teacher: nn.Module | None = None
-) -> loop.Fitted:
+    context: Context, module: nn.Module, recipe: Recipe, phase: str, *, teacher: nn.Module | None = None
+) -> loop.FitResult:
     """Train `module` in place; a phase that an earlier attempt began or finished goes on from there."""
-    config = here.config
-    sampler = EpochSampler(len(here.train), _divisible(recipe.batch_size), config.seed)
+    config = context.config
+    sampler = EpochSampler(len(context.train), _divisible(recipe.batch_size), config.seed)
     steps = recipe.steps or recipe.epochs * sampler.steps_per_epoch
     warmup = math.ceil(recipe.warmup * steps)
     select = getattr(config, "select", "last") == "best" and recipe.warmup == 0
@@ -101,16 +101,16 @@ def train(
         momentum=config.momentum,
         decay_all=config.decay_all,
     )
-    task = ClassifierTask(here, module, teacher)
+    task = ClassifierTask(context, module, teacher)
     with contextlib.ExitStack() as hooks:
         for features in task.features:
             hooks.enter_context(features)
-        fitted = loop.fit(task, optimizers, lambda start: _batches(here, sampler, start), here.run, plan)
+        fitted = loop.fit(task, optimizers, lambda start: _batches(context, sampler, start), context.run, plan)
     module.eval().requires_grad_(False)
     return fitted
 
 
-def check(here: Setup, *, baseline: bool) -> None:
+def check(context: Context, *, baseline: bool) -> None:
     """Refuse what training could not do, before anything is scored.
 
     Args:
@@ -121,7 +121,7 @@ def check(here: Setup, *, baseline: bool) -> None:
         UsageError: a batch larger than the data, or --bn-recal of more images than there are.
         ModelError: --bn-recal without batch norm.
     """
-    config, count = here.config, len(here.train)
+    config, count = context.config, len(context.train)
     trains = config.finetune_epochs or config.finetune_steps or config.final_epochs or getattr(config, "lookahead", "")
     for name, used in (("finetune_batch_size", trains), ("baseline_batch_size", baseline)):
         if used and getattr(config, name) > count:
@@ -132,9 +132,9 @@ def check(here: Setup, *, baseline: bool) -> None:
         if used:
             _divisible(getattr(config, name))
     if config.bn_recal:
-        images = here.recalibration[0][:2]
+        images = context.recalibration[0][:2]
         try:
-            recalibrate(copy.deepcopy(here.module), [images])
+            recalibrate(copy.deepcopy(context.module), [images])
         except ValueError as error:
             raise ModelError(f"--bn-recal: {error}", "Leave it out") from error
 
@@ -149,17 +149,17 @@ def _divisible(batch_size: int) -> int:
     return batch_size
 
 
-def _batches(here: Setup, sampler: EpochSampler, start: int) -> Iterator[Any]:
-    config, world = here.config, distributed.world()
+def _batches(context: Context, sampler: EpochSampler, start: int) -> Iterator[Any]:
+    config, world = context.config, distributed.world()
     return train_batches(
-        here.train,
-        augment(config.augment, here.network.preprocess),
+        context.train,
+        augment(config.augment, context.network.preprocess),
         sampler,
         seed=config.seed,
         start_step=start,
         rank=world.rank,
         world=world.size,
-        workers=loader_workers(config.workers, here.run.device.type),
+        workers=loader_workers(config.workers, context.run.device.type),
         on_bad=config.on_bad,
     )
 

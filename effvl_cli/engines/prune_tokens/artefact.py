@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from effvl_cli.core import checkpoint, distributed
+from effvl_cli.engines.prune_tokens.context import Context, artefact_fields, refuse_other
 from effvl_cli.engines.prune_tokens.rankings import key_of
-from effvl_cli.engines.prune_tokens.setup import Setup, artefact_fields, refuse_other
 from effvl_cli.engines.prune_tokens.texts import with_prompts
 from effvl_cli.models.network import CHECKPOINT
-from effvl_cli.models.pruned import CLASS_WEIGHTS, KIND, describe_prompts, modules_of, read
+from effvl_cli.models.token_pruned_clip import CLASS_WEIGHTS, KIND, describe_prompts, modules_of, read
 from effvl_cli.techniques.prune_tokens.predictor import Predictor
 from effvl_cli.techniques.prune_tokens.prompts import Prompts
 from effvl_cli.techniques.prune_tokens.tower import num_keep
@@ -46,7 +46,7 @@ class Artefact:
 
 
 def save(
-    setup: Setup,
+    context: Context,
     predictor: Predictor | None,
     prompts: Prompts | None,
     *,
@@ -64,28 +64,28 @@ def save(
     """
     if not distributed.is_main():
         return
-    any_keep = getattr(setup.config, "tune_keeps", "fixed") == "mix"
-    path = setup.run.folder / CHECKPOINT
+    any_keep = getattr(context.config, "tune_keeps", "fixed") == "mix"
+    path = context.run.folder / CHECKPOINT
     parts = Artefact(predictor, prompts, {"predictor": {"prompted": prompted}})
-    manifest = write(path, setup, parts, any_keep, ranking or key_of(setup, "train"))
-    setup.run.report.artifact(path)
+    manifest = write(path, context, parts, any_keep, ranking or key_of(context, "train"))
+    context.run.report.artifact(path)
     if predictor is not None:
-        edit = {"layer": setup.layer, "keep": manifest["keep"], "predictor": manifest["predictor"]}
-        setup.run.report.edit("tokens-kept", **edit, prompts=manifest["prompts"])
+        edit = {"layer": context.layer, "keep": manifest["keep"], "predictor": manifest["predictor"]}
+        context.run.report.edit("tokens-kept", **edit, prompts=manifest["prompts"])
 
 
-def write(path: Path, setup: Setup, parts: Artefact, any_keep: bool, ranking: dict[str, Any]) -> dict[str, Any]:
+def write(path: Path, context: Context, parts: Artefact, any_keep: bool, ranking: dict[str, Any]) -> dict[str, Any]:
     """Write predictor, prompts and class weights, and beside them the manifest, which is returned."""
     state: dict[str, Tensor] = {}
     for prefix, module in (("predictor", parts.predictor), ("prompts", parts.prompts)):
         if module is not None:
             state |= {f"{prefix}.{key}": value for key, value in module.state_dict().items()}
     if parts.predictor is not None:
-        state[CLASS_WEIGHTS] = with_prompts(setup, parts.prompts).classifier
-    config, predictor = setup.config, parts.predictor
+        state[CLASS_WEIGHTS] = with_prompts(context, parts.prompts).classifier
+    config, predictor = context.config, parts.predictor
     manifest = {
         "kind": KIND,
-        "fields": artefact_fields(setup),
+        "fields": artefact_fields(context),
         "base": {"weights": config.weights, "seed": config.seed},
         "ranking": ranking,
         "predictor": {"kind": predictor.kind, "width": predictor.width, "prompted": parts.prompted}
@@ -93,31 +93,31 @@ def write(path: Path, setup: Setup, parts: Artefact, any_keep: bool, ranking: di
         else None,
         "prompts": describe_prompts(parts.prompts, any_keep=any_keep) if parts.prompts else None,
         "keep": getattr(config, "keep", None),
-        "classes": list(setup.classes),
-        "templates": list(setup.templates),
-        "preprocess": setup.network.preprocess.to_dict(),
-        "run": setup.run.report.run_id,
+        "classes": list(context.classes),
+        "templates": list(context.templates),
+        "preprocess": context.network.preprocess.to_dict(),
+        "run": context.run.report.run_id,
     }
     checkpoint.save_model(path, state, manifest)
     return manifest
 
 
-def load(setup: Setup, folder: Path) -> Artefact:
+def load(context: Context, folder: Path) -> Artefact:
     """Read a run's predictor and prompts.
 
     Raises:
         ModelError: none there, damaged, or of another tower; the message lists the differing fields.
     """
     state, manifest = read(folder / CHECKPOINT)
-    refuse_other(f"the predictor of {folder}", manifest["fields"], artefact_fields(setup))
+    refuse_other(f"the predictor of {folder}", manifest["fields"], artefact_fields(context))
     predictor, prompts = modules_of(state, manifest)
     for module in (predictor, prompts):
         if module is not None:
-            module.to(setup.run.device)
+            module.to(context.run.device)
     if predictor is not None:
-        about = {**manifest["predictor"], "macs": predictor.macs(setup.shape.num_patches), "from": str(folder)}
-        setup.run.report.technique["predictor"] = about
+        about = {**manifest["predictor"], "macs": predictor.macs(context.shape.num_patches), "from": str(folder)}
+        context.run.report.technique["predictor"] = about
     saved = Artefact(predictor, prompts, manifest)
     if saved.prompted:
-        setup.run.warn(f"the predictor of {folder} knows the states that its prompts make: alone it may do worse")
+        context.run.warn(f"the predictor of {folder} knows the states that its prompts make: alone it may do worse")
     return saved

@@ -8,25 +8,25 @@ from effvl_cli.config.prune_tokens import BenchConfig
 from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
 from effvl_cli.core.table import Cell, Table, times
-from effvl_cli.engines.prune_tokens import artefact, latency, pictures, setup
+from effvl_cli.engines.prune_tokens import artefact, latency, pictures
+from effvl_cli.engines.prune_tokens.context import build_context, tower_summary
 from effvl_cli.engines.prune_tokens.evaluation import arm, asked_for, refuse_missing
-from effvl_cli.engines.prune_tokens.job import tower_summary
 
 
 def run(config: BenchConfig, run: Run) -> None:
     """Every selector at every keep rate and batch size; all are timed in turn with the dense tower."""
-    here = setup.build(config, run)
-    run.report.technique["tower"] = tower_summary(here)
-    saved = artefact.load(here, Path(str(config.run)))
-    names = asked_for(here)
+    context = build_context(config, run)
+    run.report.technique["tower"] = tower_summary(context)
+    saved = artefact.load(context, Path(str(config.run)))
+    names = asked_for(context)
     for name in names:
-        refuse_missing(name, here, saved.predictor)
+        refuse_missing(name, context, saved.predictor)
     arms = [
-        latency.Arm(name, keep, arm(here, name, keep, saved.predictor))
-        for name, keep in itertools.product(names, dict.fromkeys(here.config.keep))
+        latency.Arm(name, keep, arm(context, name, keep, saved.predictor))
+        for name, keep in itertools.product(names, dict.fromkeys(context.config.keep))
     ]
     rows = latency.measure(
-        here,
+        context,
         arms,
         config.batch_size,
         compiled=config.compile,
@@ -36,7 +36,7 @@ def run(config: BenchConfig, run: Run) -> None:
     run.report.technique["bench"] = rows
     for row in rows:
         run.report.metric(_metric(row, len(arms)), row["speedup"], unit="ratio")
-    pictures.latency_bars(here, rows)
+    pictures.latency_bars(context, rows)
 
 
 def _metric(row: dict[str, Any], arms: int) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 from effvl_cli.core.errors import ModelError, NumericalError, UsageError
 from effvl_cli.core.metrics import mcnemar, mean_per_class, paired_difference, standard_error, top_k, wilson
 from effvl_cli.engines.inference import over_images
-from effvl_cli.engines.prune_tokens.setup import Images, Setup
+from effvl_cli.engines.prune_tokens.context import Context, Images
 from effvl_cli.engines.prune_tokens.texts import with_prompts
 from effvl_cli.techniques.prune_tokens.evit import EvitSelector
 from effvl_cli.techniques.prune_tokens.prompts import Prompts
@@ -32,19 +32,19 @@ CLS_ARMS = frozenset({"cls-attn", "evit"})
 PER_CLASS = frozenset({"caltech101", "fgvc_aircraft"})  # data sets whose papers average over classes
 
 
-def selector_of(name: str, setup: Setup, predictor: Selector | None) -> Selector:
+def selector_of(name: str, context: Context, predictor: Selector | None) -> Selector:
     """A selector by its name; `golden` needs rankings and is made where they are, and `tome` selects nothing.
 
     Raises:
         ModelError: the tower cannot have it.
     """
-    refuse_missing(name, setup, predictor)
-    previous = getattr(setup.config, "cls_block", "own") == "prev"
+    refuse_missing(name, context, predictor)
+    previous = getattr(context.config, "cls_block", "own") == "prev"
     made: dict[str, Callable[[], Selector | None]] = {
         "predictor": lambda: predictor,
         "cls-attn": lambda: ClsAttentionSelector(previous=previous),
         "evit": lambda: EvitSelector(previous=previous),
-        "random": lambda: RandomSelector(setup.config.seed),
+        "random": lambda: RandomSelector(context.config.seed),
         "grid": GridSelector,
         "center": CenterSelector,
         "norm": NormSelector,
@@ -55,18 +55,18 @@ def selector_of(name: str, setup: Setup, predictor: Selector | None) -> Selector
     return selector
 
 
-def possible(setup: Setup, names: Sequence[str]) -> list[str]:
+def possible(context: Context, names: Sequence[str]) -> list[str]:
     """Those selectors that the tower can have: without a CLS token there is no attention of it."""
-    return [name for name in dict.fromkeys(names) if setup.shape.num_prefix or name not in CLS_ARMS]
+    return [name for name in dict.fromkeys(names) if context.shape.num_prefix or name not in CLS_ARMS]
 
 
-def asked_for(setup: Setup) -> list[str]:
+def asked_for(context: Context) -> list[str]:
     """The selectors of --selector, each once; of its default, those that the tower can have."""
-    names = setup.config.selector
-    return possible(setup, names) if names == type(setup.config).selector else list(dict.fromkeys(names))
+    names = context.config.selector
+    return possible(context, names) if names == type(context.config).selector else list(dict.fromkeys(names))
 
 
-def refuse_missing(name: str, setup: Setup, predictor: Selector | None) -> None:
+def refuse_missing(name: str, context: Context, predictor: Selector | None) -> None:
     """Check that the tower has what a selector reads.
 
     Raises:
@@ -76,65 +76,65 @@ def refuse_missing(name: str, setup: Setup, predictor: Selector | None) -> None:
     if name == "predictor" and predictor is None:
         raise ModelError("selector predictor has no predictor", "Train one: effvl prune-tokens predict")
     if name in CLS_ARMS:
-        if setup.shape.num_prefix == 0:
-            raise ModelError(f"selector {name}: {setup.network.name} has no CLS token", "Use --selector predictor")
-        if getattr(setup.config, "cls_block", "own") == "prev" and setup.layer == 0:
+        if context.shape.num_prefix == 0:
+            raise ModelError(f"selector {name}: {context.network.name} has no CLS token", "Use --selector predictor")
+        if getattr(context.config, "cls_block", "own") == "prev" and context.layer == 0:
             raise UsageError("--cls-block is prev, and --layer 0 has no block before it", "Give --layer 1 or more")
-    if name == "taylor" and not setup.tower.pools_prefix_only:
+    if name == "taylor" and not context.tower.pools_prefix_only:
         raise ModelError(
-            f"selector taylor: {setup.network.name} reads its embedding off patches", "Use --selector predictor"
+            f"selector taylor: {context.network.name} reads its embedding off patches", "Use --selector predictor"
         )
 
 
-def prune(setup: Setup, selector: Selector, keep: float, prompts: Prompts | None = None) -> PrunedVision:
+def prune(context: Context, selector: Selector, keep: float, prompts: Prompts | None = None) -> PrunedVision:
     """The tower with that share of its patches kept, and visual prompts in it."""
-    kept = num_keep(keep, setup.shape.num_patches)
+    kept = num_keep(keep, context.shape.num_patches)
     visual = prompts.visual if prompts else None
-    return PrunedVision(setup.tower, layer=setup.layer, num_keep=kept, selector=selector, prompts=visual).eval()
+    return PrunedVision(context.tower, layer=context.layer, num_keep=kept, selector=selector, prompts=visual).eval()
 
 
-def arm(setup: Setup, name: str, keep: float, predictor: Selector | None) -> WrappedTower:
+def arm(context: Context, name: str, keep: float, predictor: Selector | None) -> WrappedTower:
     """The tower that a selector's name stands for: patches dropped, or for `tome` merged at the same cost."""
     if name != "tome":
-        return prune(setup, selector_of(name, setup, predictor), keep)
+        return prune(context, selector_of(name, context, predictor), keep)
     cost, budget = (
-        macs_of(setup, "tome", keep),
-        setup.shape.pruned(num_keep(keep, setup.shape.num_patches), setup.layer),
+        macs_of(context, "tome", keep),
+        context.shape.pruned(num_keep(keep, context.shape.num_patches), context.layer),
     )
     if cost > 1.02 * budget:
-        setup.run.warn(
+        context.run.warn(
             f"tome at keep {keep:g}: a block merges at most half of its patches, so it costs {cost / budget:.2f} times "
             "what dropping costs"
         )
-    return MergedVision(setup.tower, layer=setup.layer, schedule=merges(setup, keep)).eval()
+    return MergedVision(context.tower, layer=context.layer, schedule=merges(context, keep)).eval()
 
 
-def merges(setup: Setup, keep: float) -> tuple[int, ...]:
+def merges(context: Context, keep: float) -> tuple[int, ...]:
     """Tokens that `tome` merges in each block from p on."""
-    kept = num_keep(keep, setup.shape.num_patches)
-    return merge_schedule(setup.shape, setup.tower.num_heads, kept, setup.layer)
+    kept = num_keep(keep, context.shape.num_patches)
+    return merge_schedule(context.shape, context.tower.num_heads, kept, context.layer)
 
 
-def embed(setup: Setup, images: Images, vision: WrappedTower | None = None) -> Tensor:
+def embed(context: Context, images: Images, vision: WrappedTower | None = None) -> Tensor:
     """Unit embeddings (M, E) on the CPU; of the dense tower when no pruned one is given.
 
     Raises:
         NumericalError: a selector's scores are not finite; names the images.
     """
-    keys = images.keys.to(setup.run.device)
+    keys = images.keys.to(context.run.device)
 
     def one_batch(pixels: Tensor, rows: range) -> Tensor:
-        output = setup.tower.module(pixels) if vision is None else vision(pixels, keys[rows.start : rows.stop])
+        output = context.tower.module(pixels) if vision is None else vision(pixels, keys[rows.start : rows.stop])
         return F.normalize(pooled(output), dim=-1)
 
     try:
         return over_images(
             one_batch,
             images.pixels,
-            setup.network.preprocess,
-            setup.run,
-            batch_size=getattr(setup.config, "eval_batch_size", 128),
-            precision=setup.config.precision,
+            context.network.preprocess,
+            context.run,
+            batch_size=getattr(context.config, "eval_batch_size", 128),
+            precision=context.config.precision,
         )
     except NonFiniteError as error:
         names = [name for name, key in zip(images.ids, images.keys.tolist(), strict=True) if key in error.samples]
@@ -149,7 +149,7 @@ def pooled(output: Any) -> Tensor:
 
 
 def result(
-    setup: Setup,
+    context: Context,
     name: str,
     keep: float,
     images: Images,
@@ -161,18 +161,18 @@ def result(
 
     Text prompts in `prompts` make the class weights of the row; the dense tower keeps the untuned ones.
     """
-    labels, tuned = images.labels, with_prompts(setup, prompts)
-    correct, reference = tuned.accuracy(embedding, labels), setup.accuracy(dense, labels)
+    labels, tuned = images.labels, with_prompts(context, prompts)
+    correct, reference = tuned.accuracy(embedding, labels), context.accuracy(dense, labels)
     difference, spread = paired_difference(correct, reference)
-    macs = macs_of(setup, name, keep, prompts)
-    same = tuned.predictions(embedding) == setup.predictions(dense)
+    macs = macs_of(context, name, keep, prompts)
+    same = tuned.predictions(embedding) == context.predictions(dense)
     row = {
         "selector": name,
         "keep": keep,
-        "K": num_keep(keep, setup.shape.num_patches),
+        "K": num_keep(keep, context.shape.num_patches),
         "oracle": name in ORACLES,
         "n": len(images),
-        "templates": len(setup.templates),
+        "templates": len(context.templates),
         "top1": float(correct.mean()),
         "top5": float(top_k(embedding @ tuned.classifier.cpu(), labels, 5).mean()),
         "top1_per_class": mean_per_class(correct, labels),
@@ -185,57 +185,57 @@ def result(
         "macs": macs,
         "flops": 2 * macs,
     }
-    return row | {"merges": list(merges(setup, keep))} if name == "tome" else row
+    return row | {"merges": list(merges(context, keep))} if name == "tome" else row
 
 
-def macs_of(setup: Setup, name: str, keep: float, prompts: Prompts | None = None) -> int:
+def macs_of(context: Context, name: str, keep: float, prompts: Prompts | None = None) -> int:
     """Multiply-adds of an image through the pruned tower, its selector included; none runs where all is kept."""
-    shape = setup.shape
+    shape = context.shape
     kept = num_keep(keep, shape.num_patches)
     rows, start = (prompts.num_rows, prompts.start) if prompts else (0, None)
     if name == "dense" or kept == shape.num_patches:
-        return shape.pruned(shape.num_patches, setup.layer, rows, start)
+        return shape.pruned(shape.num_patches, context.layer, rows, start)
     if name == "tome":
-        return shape.merged(merges(setup, keep), setup.layer, setup.tower.num_heads)
+        return shape.merged(merges(context, keep), context.layer, context.tower.num_heads)
     if name.startswith("predictor"):
-        return shape.pruned(kept, setup.layer, rows, start) + setup.run.report.technique["predictor"]["macs"]
+        return shape.pruned(kept, context.layer, rows, start) + context.run.report.technique["predictor"]["macs"]
     if name == "evit":
-        return shape.pruned(kept, setup.layer, 1) + shape.evit()
+        return shape.pruned(kept, context.layer, 1) + shape.evit()
     selector = {
         "cls-attn": shape.cls_attention,
         "norm": lambda: shape.num_patches * shape.width,
-        "taylor": lambda: shape.taylor(setup.layer, min(PROBES, shape.embed_dim)),
+        "taylor": lambda: shape.taylor(context.layer, min(PROBES, shape.embed_dim)),
     }
-    return shape.pruned(kept, setup.layer) + selector.get(name, int)()
+    return shape.pruned(kept, context.layer) + selector.get(name, int)()
 
 
-def record(setup: Setup, row: dict[str, Any], metric: str | None = None) -> None:
+def record(context: Context, row: dict[str, Any], metric: str | None = None) -> None:
     """Put a row into the report and its accuracy among the metrics."""
-    technique = setup.run.report.technique
+    technique = context.run.report.technique
     technique.setdefault("results", []).append(row)
     name = metric or f"top1_{row['selector'].replace('-', '_').replace('+', '_')}"
-    setup.run.report.metric(name, row["top1"], split="test", n=row["n"], se=row["se"])
-    if setup.config.data in PER_CLASS:
-        setup.run.report.metric(f"{name}_per_class", row["top1_per_class"], split="test", n=row["n"])
+    context.run.report.metric(name, row["top1"], split="test", n=row["n"], se=row["se"])
+    if context.config.data in PER_CLASS:
+        context.run.report.metric(f"{name}_per_class", row["top1_per_class"], split="test", n=row["n"])
 
 
-def record_mac_ratio(setup: Setup, name: str, keep: float, prompts: Prompts | None = None) -> None:
+def record_mac_ratio(context: Context, name: str, keep: float, prompts: Prompts | None = None) -> None:
     """Multiply-adds of a pruned tower over the dense one's as a metric."""
-    ratio = macs_of(setup, name, keep, prompts) / setup.shape.dense()
-    setup.run.report.metric("mac_ratio", ratio, unit="ratio", higher_is_better=False)
+    ratio = macs_of(context, name, keep, prompts) / context.shape.dense()
+    context.run.report.metric("mac_ratio", ratio, unit="ratio", higher_is_better=False)
 
 
-def record_gain(setup: Setup, name: str, better: Tensor, worse: Tensor, labels: Tensor) -> None:
+def record_gain(context: Context, name: str, better: Tensor, worse: Tensor, labels: Tensor) -> None:
     """Paired difference of two towers' accuracies as a metric of its own."""
-    difference, spread = paired_difference(setup.accuracy(better, labels), setup.accuracy(worse, labels))
-    setup.run.report.metric(name, difference, split="test", n=len(labels), se=spread)
+    difference, spread = paired_difference(context.accuracy(better, labels), context.accuracy(worse, labels))
+    context.run.report.metric(name, difference, split="test", n=len(labels), se=spread)
 
 
-def record_controls(setup: Setup, images: Images, dense: Tensor) -> None:
+def record_controls(context: Context, images: Images, dense: Tensor) -> None:
     """What the figures are to be read against: shuffled class names, and how much of an image the object covers."""
-    shuffled = setup.classifier.cpu().roll(1, dims=1)  # every name on another class
+    shuffled = context.classifier.cpu().roll(1, dims=1)  # every name on another class
     correct = ((dense @ shuffled).argmax(1) == images.labels).float()
-    report = setup.run.report
+    report = context.run.report
     report.metric("top1_shuffled_names", float(correct.mean()), split="test", n=len(images), se=standard_error(correct))
     if hasattr(images.source, "object_cover"):
         cover = torch.as_tensor(images.source.object_cover(images.indices))

@@ -11,15 +11,15 @@ from effvl_cli.core.errors import ModelError
 from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
 from effvl_cli.core.table import Table
-from effvl_cli.engines.prune_tokens import artefact, setup
+from effvl_cli.engines.prune_tokens import artefact
 from effvl_cli.engines.prune_tokens.artefact import Artefact
+from effvl_cli.engines.prune_tokens.context import Context, build_context, tower_summary
 from effvl_cli.engines.prune_tokens.evaluation import prune
-from effvl_cli.engines.prune_tokens.job import tower_summary
 from effvl_cli.engines.prune_tokens.parity import Embedder, Parity
 from effvl_cli.models.network import CHECKPOINT
 from effvl_cli.models.onnx import export_onnx
 from effvl_cli.models.program import PROGRAM, noise, on_cpu, save_program
-from effvl_cli.models.pruned import load_pruned
+from effvl_cli.models.token_pruned_clip import load_pruned
 
 ONNX = "model.onnx"
 NUM_IMAGES = 8
@@ -27,16 +27,16 @@ NUM_IMAGES = 8
 
 def run(config: ExportConfig, run: Run) -> None:
     """Write the formats one by one; one that fails its comparison ends the run and leaves its file as it was."""
-    here = setup.build(config, run)
-    run.report.technique["tower"] = tower_summary(here)
-    saved = artefact.load(here, Path(str(config.run)))
+    context = build_context(config, run)
+    run.report.technique["tower"] = tower_summary(context)
+    saved = artefact.load(context, Path(str(config.run)))
     if saved.predictor is None:
         raise ModelError(f"{config.run} holds no predictor", f"Train one: effvl prune-tokens predict {config.run}")
-    saved = _at_keep(here, saved)
+    saved = _at_keep(context, saved)
     writers: dict[str, tuple[str, Callable[[Path, Parity], str]]] = {
-        "state": (CHECKPOINT, lambda path, parity: _state(here, saved, path, parity)),
-        "pt2": (PROGRAM, lambda path, parity: save_program(_embedder(here, saved), _size(here), path, parity)),
-        "onnx": (ONNX, lambda path, parity: _onnx(here, saved, path, parity)),
+        "state": (CHECKPOINT, lambda path, parity: _state(context, saved, path, parity)),
+        "pt2": (PROGRAM, lambda path, parity: save_program(_embedder(context, saved), _size(context), path, parity)),
+        "onnx": (ONNX, lambda path, parity: _onnx(context, saved, path, parity)),
     }
     if not distributed.is_main():
         return
@@ -50,39 +50,43 @@ def run(config: ExportConfig, run: Run) -> None:
         _record(run, name, path, parity, any_batch=not reason)
 
 
-def _at_keep(here: setup.Setup, saved: Artefact) -> Artefact:
+def _at_keep(context: Context, saved: Artefact) -> Artefact:
     """Without the prompts where they were tuned for another keep rate."""
-    if saved.prompts is None or saved.tuned_for([here.config.keep]):
+    if saved.prompts is None or saved.tuned_for([context.config.keep]):
         return saved
-    here.run.warn(f"prompts left out: they were tuned at keep {saved.manifest['keep']:g}, not {here.config.keep:g}")
+    context.run.warn(
+        f"prompts left out: they were tuned at keep {saved.manifest['keep']:g}, not {context.config.keep:g}"
+    )
     return Artefact(saved.predictor, None, saved.manifest)
 
 
-def _embedder(here: setup.Setup, saved: Artefact) -> Embedder:
+def _embedder(context: Context, saved: Artefact) -> Embedder:
     assert saved.predictor is not None
-    return Embedder(prune(here, saved.predictor, here.config.keep, saved.prompts))
+    return Embedder(prune(context, saved.predictor, context.config.keep, saved.prompts))
 
 
-def _size(here: setup.Setup) -> tuple[int, int]:
-    return here.network.preprocess.size
+def _size(context: Context) -> tuple[int, int]:
+    return context.network.preprocess.size
 
 
-def _onnx(here: setup.Setup, saved: Artefact, path: Path, parity: Parity) -> str:
-    images = noise(NUM_IMAGES, _size(here))
-    return export_onnx(_embedder(here, saved), _size(here), path, images, outputs=Embedder.OUTPUTS, compare=parity)
+def _onnx(context: Context, saved: Artefact, path: Path, parity: Parity) -> str:
+    images = noise(NUM_IMAGES, _size(context))
+    return export_onnx(
+        _embedder(context, saved), _size(context), path, images, outputs=Embedder.OUTPUTS, compare=parity
+    )
 
 
-def _state(here: setup.Setup, saved: Artefact, path: Path, parity: Parity) -> str:
+def _state(context: Context, saved: Artefact, path: Path, parity: Parity) -> str:
     """Predictor, prompts and what they belong to; the model's own weights stay where they are."""
 
     def write(to: Path) -> None:
-        artefact.write(to, here, saved, saved.any_keep, saved.manifest["ranking"])
+        artefact.write(to, context, saved, saved.any_keep, saved.manifest["ranking"])
 
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder) / CHECKPOINT)
-        visual: Any = load_pruned(folder, download=here.config.download).visual
-        ours: Any = on_cpu(_embedder(here, saved))
-        parity(ours, Embedder(visual), noise(NUM_IMAGES, _size(here)), path.name)
+        visual: Any = load_pruned(folder, download=context.config.download).visual
+        ours: Any = on_cpu(_embedder(context, saved))
+        parity(ours, Embedder(visual), noise(NUM_IMAGES, _size(context)), path.name)
     write(path)
     return ""
 

@@ -14,8 +14,8 @@ from effvl_cli.core.loop import autocast
 from effvl_cli.core.measure import Latency, interleaved_latency, ratio
 from effvl_cli.data import load
 from effvl_cli.data.loader import eval_images, loader_workers
+from effvl_cli.engines.prune_tokens.context import Context
 from effvl_cli.engines.prune_tokens.evaluation import macs_of, pooled
-from effvl_cli.engines.prune_tokens.setup import Setup
 from effvl_cli.models.network import zero_shot_classifier
 from effvl_cli.techniques.prune_tokens.tower import WrappedTower, num_keep
 
@@ -37,7 +37,7 @@ class Arm:
 
 
 def measure(
-    setup: Setup,
+    context: Context,
     arms: Sequence[Arm],
     batches: Sequence[int],
     *,
@@ -48,7 +48,7 @@ def measure(
     """Time the dense and the pruned towers in turn, on rank 0 alone.
 
     Args:
-        setup: of the run.
+        context: of the run.
         arms: what is compared with the dense tower.
         batches: batch sizes.
         compiled: compile every tower first.
@@ -61,26 +61,26 @@ def measure(
     """
     if not distributed.is_main():
         return []
-    calls: dict[str, Call] = {DENSE: lambda images, ids: setup.tower.module(images)}
+    calls: dict[str, Call] = {DENSE: lambda images, ids: context.tower.module(images)}
     calls |= {str(number): arm.vision for number, arm in enumerate(arms)}
     if compiled:
         calls = {name: _compiled(call) for name, call in calls.items()}
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    setup.tower.module.to(memory_format=layout)
+    context.tower.module.to(memory_format=layout)
     prepare = _whole if end_to_end else _tower_alone
     rows = []
-    with setup.run.progress("latency", len(batches)) as progress:
+    with context.run.progress("latency", len(batches)) as progress:
         for done, batch in enumerate(batches, 1):
             try:
-                passes = {name: prepare(setup, call, batch, layout) for name, call in calls.items()}
-                rows += _rows(setup, arms, passes, batch)
+                passes = {name: prepare(context, call, batch, layout) for name, call in calls.items()}
+                rows += _rows(context, arms, passes, batch)
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
                     raise
-                setup.run.warn(f"latency at batch {batch} left out: out of memory")
+                context.run.warn(f"latency at batch {batch} left out: out of memory")
             progress.update(done)
-            setup.run.check_stop()
-    _warn_slow(setup, rows)
+            context.run.check_stop()
+    _warn_slow(context, rows)
     return rows
 
 
@@ -94,16 +94,16 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
-def _tower_alone(setup: Setup, call: Call, batch: int, layout: torch.memory_format) -> Pass:
-    device = setup.run.device
-    noise = torch.randn(batch, 3, *setup.network.preprocess.size, generator=torch.Generator().manual_seed(0))
+def _tower_alone(context: Context, call: Call, batch: int, layout: torch.memory_format) -> Pass:
+    device = context.run.device
+    noise = torch.randn(batch, 3, *context.network.preprocess.size, generator=torch.Generator().manual_seed(0))
     images, ids = noise.to(device, memory_format=layout), torch.arange(batch, device=device)
     return lambda: call(images, ids)
 
 
-def _whole(setup: Setup, call: Call, batch: int, layout: torch.memory_format) -> Pass:
+def _whole(context: Context, call: Call, batch: int, layout: torch.memory_format) -> Pass:
     """From files to classes."""
-    config, device, preprocess = setup.config, setup.run.device, setup.network.preprocess
+    config, device, preprocess = context.config, context.run.device, context.network.preprocess
     source = load(config.data, "test", root=config.data_root, seed=0)
     indices, ids = np.arange(batch) % len(source), torch.arange(batch, device=device)
     workers = loader_workers(config.workers, device.type)
@@ -111,22 +111,22 @@ def _whole(setup: Setup, call: Call, batch: int, layout: torch.memory_format) ->
     def run() -> Tensor:
         pixels, _ = eval_images(source, preprocess, indices, workers=workers, on_bad=config.on_bad)
         images = preprocess.normalise(pixels.to(device)).to(memory_format=layout)
-        classifier = zero_shot_classifier(setup.network, setup.classes, setup.templates, device)
+        classifier = zero_shot_classifier(context.network, context.classes, context.templates, device)
         return (F.normalize(pooled(call(images, ids)), dim=-1) @ classifier).argmax(1)
 
     return run
 
 
-def _rows(setup: Setup, arms: Sequence[Arm], passes: dict[str, Pass], batch: int) -> list[dict[str, Any]]:
-    device = setup.run.device
-    with autocast(device, setup.config.precision):
+def _rows(context: Context, arms: Sequence[Arm], passes: dict[str, Pass], batch: int) -> list[dict[str, Any]]:
+    device = context.run.device
+    with autocast(device, context.config.precision):
         memory = {name: _peak_mb(run, device) for name, run in passes.items()}
         times = interleaved_latency(passes, device)
     rows = []
     for number, arm in enumerate(arms):
-        own = {"selector": arm.selector, "keep": arm.keep, "K": num_keep(arm.keep, setup.shape.num_patches)}
-        ratio_of_macs = macs_of(setup, arm.selector, arm.keep) / setup.shape.dense()
-        row = own | _row(setup, batch, times[DENSE], times[str(number)]) | {"mac_ratio": ratio_of_macs}
+        own = {"selector": arm.selector, "keep": arm.keep, "K": num_keep(arm.keep, context.shape.num_patches)}
+        ratio_of_macs = macs_of(context, arm.selector, arm.keep) / context.shape.dense()
+        row = own | _row(context, batch, times[DENSE], times[str(number)]) | {"mac_ratio": ratio_of_macs}
         rows.append(row | {"peak_mb": memory[str(number)], "dense_peak_mb": memory[DENSE]})
     return rows
 
@@ -141,7 +141,7 @@ def _peak_mb(run: Pass, device: torch.device) -> float | None:
     return torch.cuda.max_memory_allocated(device) / 2**20
 
 
-def _row(setup: Setup, batch: int, dense: Latency, pruned: Latency) -> dict[str, Any]:
+def _row(context: Context, batch: int, dense: Latency, pruned: Latency) -> dict[str, Any]:
     gain = ratio(dense, pruned)
     return {
         "batch": batch,
@@ -154,13 +154,13 @@ def _row(setup: Setup, batch: int, dense: Latency, pruned: Latency) -> dict[str,
         "speedup": gain.value,
         "speedup_ci95": [gain.low, gain.high],
         "passes": len(pruned.samples),
-        "precision": setup.config.precision,
+        "precision": context.config.precision,
         "threads": torch.get_num_threads(),
     }
 
 
-def _warn_slow(setup: Setup, rows: Sequence[dict[str, Any]]) -> None:
+def _warn_slow(context: Context, rows: Sequence[dict[str, Any]]) -> None:
     slow = [row for row in rows if row["batch"] == 1 and row["speedup"] < LAUNCH_BOUND]
     if slow:
         gains = ", ".join(f"{row['speedup']:.2f}x ({row['selector']}, keep {row['keep']:g})" for row in slow)
-        setup.run.warn(f"at batch 1 pruning gains nothing: {gains}. The tower is too small to be worth it there")
+        context.run.warn(f"at batch 1 pruning gains nothing: {gains}. The tower is too small to be worth it there")

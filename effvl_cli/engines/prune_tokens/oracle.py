@@ -4,21 +4,21 @@ import torch
 from torch import Tensor
 
 from effvl_cli.core import seeds
+from effvl_cli.engines.prune_tokens.context import Context, Images
 from effvl_cli.engines.prune_tokens.evaluation import record, result
 from effvl_cli.engines.prune_tokens.rankings import rank_images
-from effvl_cli.engines.prune_tokens.setup import Images, Setup
 from effvl_cli.techniques.prune_tokens.selectors import GoldenSelector
 
 
-def golden(here: Setup, test: Images, dense: Tensor) -> tuple[Images, GoldenSelector, Tensor]:
+def golden(context: Context, test: Images, dense: Tensor) -> tuple[Images, GoldenSelector, Tensor]:
     """Search `--num-golden` test images, the same ones in every run, and record dense on them.
 
     Returns:
         The images, their rankings as a selector, and their dense embeddings.
     """
-    order = torch.randperm(len(test), generator=seeds.generator(0, "golden"))[: here.config.num_golden].sort().values
+    order = torch.randperm(len(test), generator=seeds.generator(0, "golden"))[: context.config.num_golden].sort().values
     some, reference = test.take(order), dense[order]
-    ranked = rank_images(here, some, "golden ranking of test images")
-    row = result(here, "dense", 1.0, some, reference, reference) | {"selector": "dense-golden"}
-    record(here, row, "top1_dense_golden")
+    ranked = rank_images(context, some, "golden ranking of test images")
+    row = result(context, "dense", 1.0, some, reference, reference) | {"selector": "dense-golden"}
+    record(context, row, "top1_dense_golden")
     return some, GoldenSelector(some.keys, ranked.rank), reference

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from effvl_cli.core import distributed
 from effvl_cli.core.plots import Point, curves, heat_maps, image_grid, paired_bars
+from effvl_cli.engines.prune_tokens.context import Context, Images
 from effvl_cli.engines.prune_tokens.evaluation import OFFLINE, prune
-from effvl_cli.engines.prune_tokens.setup import Images, Setup
 from effvl_cli.techniques.prune_tokens.tower import PrunedVision, Selector
 
 FADE = 0.8  # how far a dropped patch goes towards white
@@ -22,7 +22,7 @@ def spread(count: int, shown: int) -> torch.Tensor:
     return torch.linspace(0, count - 1, min(shown, count)).long().unique()
 
 
-def kept_patches(setup: Setup, images: Images, selectors: Mapping[str, Selector], keeps: Sequence[float]) -> None:
+def kept_patches(context: Context, images: Images, selectors: Mapping[str, Selector], keeps: Sequence[float]) -> None:
     """`plots/patches.png`: some images, and below them what each selector keeps."""
     if not distributed.is_main():
         return
@@ -30,14 +30,14 @@ def kept_patches(setup: Setup, images: Images, selectors: Mapping[str, Selector]
     rows, labels = [pixels], ["image"]
     for keep in keeps:
         for name, selector in selectors.items():
-            kept = _kept(prune(setup, selector, keep), setup, images).numpy()
-            rows.append(np.stack([_faded(p, k, setup.tower.grid) for p, k in zip(pixels, kept, strict=True)]))
+            kept = _kept(prune(context, selector, keep), context, images).numpy()
+            rows.append(np.stack([_faded(p, k, context.tower.grid) for p, k in zip(pixels, kept, strict=True)]))
             labels.append(f"{name}\nkeep {keep:g}" if len(keeps) > 1 else name)
-    names = [setup.classes[int(label)] for label in images.labels]
-    title = f"{setup.network.name}, pruned before block {setup.layer}"
+    names = [context.classes[int(label)] for label in images.labels]
+    title = f"{context.network.name}, pruned before block {context.layer}"
     if len(keeps) == 1:
         title += f", keep {keeps[0]:g}"
-    path = setup.run.folder / "plots" / "patches.png"
+    path = context.run.folder / "plots" / "patches.png"
     image_grid(path, np.stack(rows), title=title, row_labels=labels, column_labels=names)
 
 
@@ -55,21 +55,21 @@ def _faded(pixels: NDArray[np.uint8], kept: NDArray[np.int64], grid: tuple[int, 
     return out
 
 
-def accuracy_curve(setup: Setup, rows: Sequence[Mapping[str, Any]], dense: float, note: str) -> None:
+def accuracy_curve(context: Context, rows: Sequence[Mapping[str, Any]], dense: float, note: str) -> None:
     """`plots/accuracy.png`: top-1 against the kept share, a line a selector."""
     if not distributed.is_main():
         return
     curves(
-        setup.run.folder / "plots" / "accuracy.png",
+        context.run.folder / "plots" / "accuracy.png",
         _series(rows, lambda row: row["keep"]),
-        title=f"Zero-shot accuracy of {setup.network.name} ({note})",
+        title=f"Zero-shot accuracy of {context.network.name} ({note})",
         xlabel="share of the patch tokens that is kept",
         ylabel="top-1 %  (bars: paired SE to dense)",
         reference=("dense", 100 * dense),
     )
 
 
-def cost_curve(setup: Setup, rows: Sequence[Mapping[str, Any]], dense: float, note: str) -> None:
+def cost_curve(context: Context, rows: Sequence[Mapping[str, Any]], dense: float, note: str) -> None:
     """`plots/cost.png`: top-1 against multiply-adds, the selector's own included.
 
     Without the arms that are no way to save anything: the oracle, whose search is not counted, and `taylor`.
@@ -78,9 +78,9 @@ def cost_curve(setup: Setup, rows: Sequence[Mapping[str, Any]], dense: float, no
     if not shown or not distributed.is_main():
         return
     curves(
-        setup.run.folder / "plots" / "cost.png",
-        _series(shown, lambda row: row["macs"] / setup.shape.dense()),
-        title=f"Accuracy against cost of {setup.network.name} ({note})",
+        context.run.folder / "plots" / "cost.png",
+        _series(shown, lambda row: row["macs"] / context.shape.dense()),
+        title=f"Accuracy against cost of {context.network.name} ({note})",
         xlabel="multiply-adds of an image, share of the dense tower's",
         ylabel="top-1 %  (bars: paired SE to dense)",
         reference=("dense", 100 * dense),
@@ -100,7 +100,7 @@ def _is_reference(row: Mapping[str, Any]) -> bool:
     return row["oracle"] or row["selector"] in OFFLINE
 
 
-def keep_maps(setup: Setup, images: Images, selectors: Mapping[str, Selector], keeps: Sequence[float]) -> None:
+def keep_maps(context: Context, images: Images, selectors: Mapping[str, Selector], keeps: Sequence[float]) -> None:
     """`plots/keep.png`: how often each place of the patch grid is kept, a picture for each selector and keep rate."""
     if not distributed.is_main():
         return
@@ -108,25 +108,29 @@ def keep_maps(setup: Setup, images: Images, selectors: Mapping[str, Selector], k
     for keep in keeps:
         for name, selector in selectors.items():
             total = (
-                _kept(prune(setup, selector, keep), setup, images).flatten().bincount(minlength=setup.shape.num_patches)
+                _kept(prune(context, selector, keep), context, images)
+                .flatten()
+                .bincount(minlength=context.shape.num_patches)
             )
             label = f"{name}, keep {keep:g}" if len(keeps) > 1 else name
-            maps[label] = (total / len(images)).view(setup.tower.grid).numpy()
-    title = f"How often {setup.network.name} keeps a patch, pruned before block {setup.layer} ({len(images)} images)"
-    heat_maps(setup.run.folder / "plots" / "keep.png", maps, title=title, columns=len(selectors))
+            maps[label] = (total / len(images)).view(context.tower.grid).numpy()
+    title = (
+        f"How often {context.network.name} keeps a patch, pruned before block {context.layer} ({len(images)} images)"
+    )
+    heat_maps(context.run.folder / "plots" / "keep.png", maps, title=title, columns=len(selectors))
 
 
-def _kept(vision: PrunedVision, setup: Setup, images: Images) -> torch.Tensor:
+def _kept(vision: PrunedVision, context: Context, images: Images) -> torch.Tensor:
     """(M, K) ids of the patches that are kept, on the CPU."""
-    device, parts = setup.run.device, []
+    device, parts = context.run.device, []
     for pixels, keys in zip(images.pixels.split(BATCH), images.keys.split(BATCH), strict=True):
-        x = setup.network.preprocess.normalise(pixels.to(device))
+        x = context.network.preprocess.normalise(pixels.to(device))
         with torch.inference_mode():
             parts.append(vision(x, keys.to(device), return_keep=True)[1].cpu())
     return torch.cat(parts)
 
 
-def latency_bars(setup: Setup, rows: Sequence[Mapping[str, Any]]) -> None:
+def latency_bars(context: Context, rows: Sequence[Mapping[str, Any]]) -> None:
     """`plots/latency.png`: measured speed-up beside what the multiply-adds say."""
     if not rows or not distributed.is_main():
         return
@@ -135,10 +139,10 @@ def latency_bars(setup: Setup, rows: Sequence[Mapping[str, Any]]) -> None:
     measured = [row["speedup"] for row in rows]
     spread = [(row["speedup"] - row["speedup_ci95"][0], row["speedup_ci95"][1] - row["speedup"]) for row in rows]
     paired_bars(
-        setup.run.folder / "plots" / "latency.png",
+        context.run.folder / "plots" / "latency.png",
         labels,
         {"measured": measured, "by multiply-adds": [1 / row["mac_ratio"] for row in rows]},
-        title=f"Speed-up of the pruned tower on {setup.run.device.type} (threads: {rows[0]['threads']})",
+        title=f"Speed-up of the pruned tower on {context.run.device.type} (threads: {rows[0]['threads']})",
         ylabel="dense time / pruned time",
         errors={"measured": [(max(0.0, low), max(0.0, high)) for low, high in spread]},
         level=1.0,

@@ -12,8 +12,8 @@ from effvl_cli.core.measure import count_parameters
 from effvl_cli.core.metrics import paired_difference, standard_error
 from effvl_cli.data.sampler import EpochSampler
 from effvl_cli.engines.inference import over_images
+from effvl_cli.engines.prune_tokens.context import Context, Images
 from effvl_cli.engines.prune_tokens.evaluation import embed, prune
-from effvl_cli.engines.prune_tokens.setup import Images, Setup
 from effvl_cli.techniques.prune_tokens.losses import (
     keepset_loss,
     listwise_loss,
@@ -57,16 +57,16 @@ class PredictorTask(loop.Task):
         return figures
 
 
-def train_predictor(setup: Setup, images: Images, ranks: Tensor, prompts: Prompts | None = None) -> Predictor:
+def train_predictor(context: Context, images: Images, ranks: Tensor, prompts: Prompts | None = None) -> Predictor:
     """Train on nine tenths of the ranked images; the epoch that overlaps best with the ranking of the rest is kept.
 
     Args:
-        setup: tower and options.
+        context: tower and options.
         images: that were ranked.
         ranks: (M, N).
         prompts: that are in the tower when it reads the states.
     """
-    config, run = setup.config, setup.run
+    config, run = context.config, context.run
     if len(images) < FEW:
         run.warn(f"only {len(images)} ranked images: the predictor will be poor; give more --shots")
     if config.scorer == "label":
@@ -74,7 +74,7 @@ def train_predictor(setup: Setup, images: Images, ranks: Tensor, prompts: Prompt
             "--scorer label knows what no predictor can see: objects are at both ends of its rankings, and a predictor "
             "of them may do worse than chance; use it with --selector golden, or train on another --scorer"
         )
-    shape = setup.shape
+    shape = context.shape
     with seeds.global_stream(config.seed, "predictor"):
         module = make_predictor(
             config.predictor,
@@ -84,7 +84,7 @@ def train_predictor(setup: Setup, images: Images, ranks: Tensor, prompts: Prompt
             width=config.predictor_width,
         )
     module.to(run.device)
-    inputs = _inputs(setup, images, module, prompts).to(run.device)
+    inputs = _inputs(context, images, module, prompts).to(run.device)
     training, validation = split(images.labels, config.seed)
     kept = num_keep(config.keep, shape.num_patches)
     loss = _loss(config, shape.num_patches)
@@ -119,7 +119,7 @@ def train_predictor(setup: Setup, images: Images, ranks: Tensor, prompts: Prompt
         "seconds": fitted.seconds,
     }
     if prompts is None:
-        _record_validation(setup, module)
+        _record_validation(context, module)
     return module
 
 
@@ -140,18 +140,18 @@ def _loss(config: Any, num_patches: int) -> Loss:
     return losses[config.predictor_loss]
 
 
-def _record_validation(setup: Setup, module: Predictor) -> None:
+def _record_validation(context: Context, module: Predictor) -> None:
     """Accuracy on the val split, dense and pruned: what choices between predictors are made by."""
-    images = setup.validation()
+    images = context.validation()
     if images is None:
         return
-    dense = setup.accuracy(embed(setup, images), images.labels)
-    pruned = setup.accuracy(embed(setup, images, prune(setup, module, setup.config.keep)), images.labels)
+    dense = context.accuracy(embed(context, images), images.labels)
+    pruned = context.accuracy(embed(context, images, prune(context, module, context.config.keep)), images.labels)
     for name, correct, spread in (
         ("top1_val_dense", dense, standard_error(dense)),
         ("top1_val_predictor", pruned, paired_difference(pruned, dense)[1]),
     ):
-        setup.run.report.metric(name, float(correct.mean()), split="val", n=len(images), se=spread)
+        context.run.report.metric(name, float(correct.mean()), split="val", n=len(images), se=spread)
 
 
 def split(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -170,35 +170,35 @@ def split(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _stream(config: Any, training: Tensor) -> tuple[Any, int]:
-    here = distributed.world()
+    world = distributed.world()
     size = min(config.predictor_batch_size, len(training))
-    if size % here.size:
+    if size % world.size:
         raise UsageError(
-            f"a predictor batch of {size} is no multiple of {here.size} processes", "Change --predictor-batch-size"
+            f"a predictor batch of {size} is no multiple of {world.size} processes", "Change --predictor-batch-size"
         )
     sampler = EpochSampler(len(training), size, config.seed)
 
     def batches(start: int) -> Iterator[Tensor]:
         step = start
         while True:
-            yield training[sampler.share(step, here.rank, here.size)[1]]
+            yield training[sampler.share(step, world.rank, world.size)[1]]
             step += 1
 
     return batches, sampler.steps_per_epoch
 
 
-def _inputs(setup: Setup, images: Images, module: Predictor, prompts: Prompts | None) -> Tensor:
+def _inputs(context: Context, images: Images, module: Predictor, prompts: Prompts | None) -> Tensor:
     """(M, ...) float16: what the predictor reads, for every ranked image."""
-    shape, visual = setup.shape, prompts.visual if prompts else None
+    shape, visual = context.shape, prompts.visual if prompts else None
     vision = PrunedVision(
-        setup.tower, layer=setup.layer, num_keep=shape.num_patches, selector=_Nothing(), prompts=visual
+        context.tower, layer=context.layer, num_keep=shape.num_patches, selector=_Nothing(), prompts=visual
     )
     rows = shape.num_prefix + shape.num_patches
     return over_images(
         lambda x, _: module.inputs(vision.states(x)[:, :rows]),
         images.pixels,
-        setup.network.preprocess,
-        setup.run,
+        context.network.preprocess,
+        context.run,
         batch_size=64,
     ).half()
 

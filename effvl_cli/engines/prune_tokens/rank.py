@@ -2,17 +2,17 @@
 
 from effvl_cli.config.prune_tokens import RankConfig
 from effvl_cli.core.run import Run
-from effvl_cli.engines.prune_tokens import artefact, setup, summary
-from effvl_cli.engines.prune_tokens.job import tower_summary
-from effvl_cli.engines.prune_tokens.search import rank_training
+from effvl_cli.engines.prune_tokens import artefact, tables
+from effvl_cli.engines.prune_tokens.context import build_context, tower_summary
+from effvl_cli.engines.prune_tokens.golden_search import rank_training
 
-table = summary.ranking
+table = tables.ranking
 
 
 def run(config: RankConfig, run: Run) -> None:
     """Search what the cache does not hold."""
-    here = setup.build(config, run)
-    run.report.technique["tower"] = tower_summary(here)
-    _, ranked = rank_training(here)
+    context = build_context(config, run)
+    run.report.technique["tower"] = tower_summary(context)
+    _, ranked = rank_training(context)
     run.report.metric("images_ranked", len(ranked.rank), unit="images")
-    artefact.save(here, None, None)
+    artefact.save(context, None, None)

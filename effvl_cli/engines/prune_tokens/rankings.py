@@ -13,7 +13,7 @@ from effvl_cli.core import distributed
 from effvl_cli.core.cache import Entry
 from effvl_cli.core.errors import ModelError, NumericalError
 from effvl_cli.core.report import physical_memory
-from effvl_cli.engines.prune_tokens.setup import Images, Setup
+from effvl_cli.engines.prune_tokens.context import Context, Images
 from effvl_cli.techniques.prune_tokens.candidates import auto_candidate_tokens
 from effvl_cli.techniques.prune_tokens.ranking import Ranking, golden_ranking
 from effvl_cli.techniques.prune_tokens.scorers import ConfidenceScorer, FeatureScorer, LabelScorer, Scorer
@@ -37,40 +37,40 @@ class Ranked:
     key: str
     candidate_tokens: int
 
-    def summary(self, setup: Setup) -> dict[str, Any]:
+    def summary(self, context: Context) -> dict[str, Any]:
         """For the report."""
         return {
             "key": self.key,
             "images": len(self.rank),
             "searched_now": self.searched,
             "passes": self.passes,
-            "scorer": setup.config.scorer,
-            "block": setup.config.block,
-            "stride": setup.config.block_stride,
-            "group": setup.config.group,
+            "scorer": context.config.scorer,
+            "block": context.config.block,
+            "stride": context.config.block_stride,
+            "group": context.config.group,
             "seconds": self.seconds,
             "candidate_tokens": self.candidate_tokens,
-            "fields": key_of(setup, "train"),
+            "fields": key_of(context, "train"),
         }
 
 
-def key_of(setup: Setup, split: str) -> dict[str, Any]:
+def key_of(context: Context, split: str) -> dict[str, Any]:
     """Everything that a ranking of this split depends on."""
-    config = setup.config
+    config = context.config
     return {
         "format": FORMAT,
         "data": config.data,
         "split": split,
-        "model": setup.network.name,
-        "weights": setup.network.weights_sha256,
-        "preprocess": setup.network.preprocess.to_dict(),
-        "grid": list(setup.tower.grid),
-        "layer": setup.layer,
+        "model": context.network.name,
+        "weights": context.network.weights_sha256,
+        "preprocess": context.network.preprocess.to_dict(),
+        "grid": list(context.tower.grid),
+        "layer": context.layer,
         "scorer": config.scorer,
         "score_space": config.score_space,
         "maxconf_anchor": config.maxconf_anchor,
         "feature_space": config.feature_space,
-        "classifier": _classifier(setup),
+        "classifier": _classifier(context),
         "block": config.block,
         "block_stride": config.block_stride,
         "group": config.group,
@@ -80,17 +80,17 @@ def key_of(setup: Setup, split: str) -> dict[str, Any]:
     }
 
 
-def _classifier(setup: Setup) -> str | None:
+def _classifier(context: Context) -> str | None:
     """Digest of the texts that the class weights are made of, for scorers that use them.
 
     The weights themselves differ in their last bits from device to device.
     """
-    if setup.config.scorer not in BY_CLASS:
+    if context.config.scorer not in BY_CLASS:
         return None
-    return hashlib.sha256(json.dumps([setup.classes, setup.templates]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([context.classes, context.templates]).encode()).hexdigest()[:16]
 
 
-def rank_images(setup: Setup, images: Images, phase: str) -> Ranked:
+def rank_images(context: Context, images: Images, phase: str) -> Ranked:
     """Rank images, taking from the cache what is there; each shard is saved as it is done.
 
     Raises:
@@ -98,28 +98,28 @@ def rank_images(setup: Setup, images: Images, phase: str) -> Ranked:
         NumericalError: a score is not finite.
         Preempted: asked to stop between two shards.
     """
-    if (setup.config.scorer == "taylor" or setup.config.shortlist) and not setup.tower.pools_prefix_only:
+    if (context.config.scorer == "taylor" or context.config.shortlist) and not context.tower.pools_prefix_only:
         raise ModelError(
-            f"--scorer taylor and --shortlist: {setup.network.name} reads its embedding off patches, "
+            f"--scorer taylor and --shortlist: {context.network.name} reads its embedding off patches, "
             "where gradients of the attention do not reach",
             "Use --scorer feature without --shortlist",
         )
-    entry = setup.run.cache.entry("rankings", key_of(setup, images.source.split))
+    entry = context.run.cache.entry("rankings", key_of(context, images.source.split))
     # A path does not say what lies behind it: names alone would take another folder's ranking for this one's.
-    names = [_name(images, row, setup.config.scorer == "label") for row in range(len(images))]
-    known = _load(entry, setup)
+    names = [_name(images, row, context.config.scorer == "label") for row in range(len(images))]
+    known = _load(entry, context)
     missing = [row for row, name in enumerate(names) if name not in known]
     distributed.barrier()  # every process has read the same cache before any adds to it
     if missing and len(missing) < len(names):
-        setup.run.log(f"{phase}: {len(names) - len(missing)} of {len(names)} rankings taken from the cache")
-    if setup.run.attempt > 1:
-        setup.run.resumed(phase, len(names) - len(missing))
+        context.run.log(f"{phase}: {len(names) - len(missing)} of {len(names)} rankings taken from the cache")
+    if context.run.attempt > 1:
+        context.run.resumed(phase, len(names) - len(missing))
     started = time.monotonic()
-    tokens = _candidate_tokens(setup)
-    _search(setup, images, names, missing, entry, phase, tokens)
+    tokens = _candidate_tokens(context)
+    _search(context, images, names, missing, entry, phase, tokens)
     distributed.barrier()
     if missing:
-        known = _load(entry, setup)
+        known = _load(entry, context)
     rows = [known[name] for name in names]
     return Ranked(
         torch.stack([row[0] for row in rows]),
@@ -140,10 +140,10 @@ def _name(images: Images, row: int, labelled: bool) -> bytes:
     return total.digest()
 
 
-def _load(entry: Entry, setup: Setup) -> dict[bytes, tuple[Tensor, int]]:
+def _load(entry: Entry, context: Context) -> dict[bytes, tuple[Tensor, int]]:
     known = {}
     for shard in entry.names():
-        tensors = entry.load(shard, setup.run.warn)
+        tensors = entry.load(shard, context.run.warn)
         if tensors is not None:
             names = tensors["names"].numpy()
             for row, name in enumerate(names):
@@ -152,22 +152,22 @@ def _load(entry: Entry, setup: Setup) -> dict[bytes, tuple[Tensor, int]]:
 
 
 def _search(
-    setup: Setup, images: Images, names: list[bytes], missing: list[int], entry: Entry, phase: str, tokens: int
+    context: Context, images: Images, names: list[bytes], missing: list[int], entry: Entry, phase: str, tokens: int
 ) -> None:
     share = distributed.shard(len(missing))
     mine = missing[share.start : share.stop]
     passes, started = 0, time.monotonic()
     shards = max(-(-len(range_) // SHARD) for range_ in _shares(len(missing)))
-    with setup.run.progress(phase, len(mine)) as progress:
+    with context.run.progress(phase, len(mine)) as progress:
         for number in range(shards):  # as many turns on every process, so that a stop request meets all at once
             rows = mine[number * SHARD : (number + 1) * SHARD]
             if rows:
-                part = _rank(setup, images, rows, tokens)
+                part = _rank(context, images, rows, tokens)
                 _save(entry, names, rows, part)
                 passes += int(part.passes.sum())
                 rate = passes / (time.monotonic() - started)
                 progress.update(number * SHARD + len(rows), candidates_per_s=rate)
-            setup.run.check_stop()
+            context.run.check_stop()
 
 
 def _shares(total: int) -> list[range]:
@@ -175,22 +175,22 @@ def _shares(total: int) -> list[range]:
     return [range(r * total // size, (r + 1) * total // size) for r in range(size)]
 
 
-def _rank(setup: Setup, images: Images, rows: list[int], tokens: int) -> Ranking:
-    config = setup.config
-    batch = setup.network.preprocess.normalise(images.pixels[rows].to(setup.run.device))
+def _rank(context: Context, images: Images, rows: list[int], tokens: int) -> Ranking:
+    config = context.config
+    batch = context.network.preprocess.normalise(images.pixels[rows].to(context.run.device))
     try:
         return golden_ranking(
-            setup.tower,
+            context.tower,
             batch,
-            layer=setup.layer,
-            scorer=_scorer(setup, images.labels[rows]),
+            layer=context.layer,
+            scorer=_scorer(context, images.labels[rows]),
             block=config.block,
             block_stride=config.block_stride,
             group=config.group,
             rank_until=config.rank_until,
             taylor=config.scorer == "taylor",
             shortlist=config.shortlist,
-            pool=setup.tower.pooled if config.feature_space == "pre-proj" else None,
+            pool=context.tower.pooled if config.feature_space == "pre-proj" else None,
             candidate_tokens=tokens,
         )
     except NonFiniteError as error:
@@ -198,9 +198,9 @@ def _rank(setup: Setup, images: Images, rows: list[int], tokens: int) -> Ranking
         raise NumericalError(f"scores of {names} are not finite", "The weights or the image hold NaN") from error
 
 
-def _scorer(setup: Setup, labels: Tensor) -> Scorer:
+def _scorer(context: Context, labels: Tensor) -> Scorer:
     """What a removal must not harm, for images with these labels."""
-    config, weights, tau = setup.config, setup.classifier, setup.tau
+    config, weights, tau = context.config, context.classifier, context.tau
     if config.scorer == "label":
         return LabelScorer(classifier=weights, tau=tau, space=config.score_space, labels=labels)
     if config.scorer == "maxconf":
@@ -215,31 +215,31 @@ def _save(entry: Entry, names: list[bytes], rows: list[int], part: Ranking) -> N
     entry.save(hashlib.blake2b(b"".join(names[row] for row in rows), digest_size=8).hexdigest(), tensors)
 
 
-def _candidate_tokens(setup: Setup) -> int:
-    if setup.config.candidate_tokens:
-        return setup.config.candidate_tokens
-    device = setup.run.device
+def _candidate_tokens(context: Context) -> int:
+    if context.config.candidate_tokens:
+        return context.config.candidate_tokens
+    device = context.run.device
     memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else physical_memory()
-    ratio = setup.shape.mlp_width / setup.shape.width
-    return auto_candidate_tokens(memory, setup.shape.width, ratio, cpu=device.type == "cpu")
+    ratio = context.shape.mlp_width / context.shape.width
+    return auto_candidate_tokens(memory, context.shape.width, ratio, cpu=device.type == "cpu")
 
 
-def refuse_other_ranking(setup: Setup, saved: dict[str, Any], *, of_other_data: bool = False) -> None:
+def refuse_other_ranking(context: Context, saved: dict[str, Any], *, of_other_data: bool = False) -> None:
     """Compare an earlier run's ranking key with this run's.
 
     Args:
-        setup: this run's.
+        context: this run's.
         saved: the key of the earlier one.
         of_other_data: whether it may have ranked other images, of other classes.
 
     Raises:
         ModelError: they differ; every differing field is listed.
     """
-    here = key_of(setup, "train")
+    ours = key_of(context, "train")
     if of_other_data:
-        here = {name: value for name, value in here.items() if name not in ("data", "classifier")}
+        ours = {name: value for name, value in ours.items() if name not in ("data", "classifier")}
     differing = [
-        f"{name}: {saved.get(name)!r} there, {here[name]!r} here" for name in here if saved.get(name) != here[name]
+        f"{name}: {saved.get(name)!r} there, {ours[name]!r} here" for name in ours if saved.get(name) != ours[name]
     ]
     if differing:
         raise ModelError(

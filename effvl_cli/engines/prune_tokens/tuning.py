@@ -14,9 +14,9 @@ from effvl_cli.data.loader import Batch, loader_workers, train_batches
 from effvl_cli.data.sampler import EpochSampler
 from effvl_cli.data.source import Subset
 from effvl_cli.data.transforms import augment
+from effvl_cli.engines.prune_tokens.context import Context, Images
 from effvl_cli.engines.prune_tokens.evaluation import embed, pooled
-from effvl_cli.engines.prune_tokens.setup import Images, Setup
-from effvl_cli.engines.prune_tokens.start import initial_prompts
+from effvl_cli.engines.prune_tokens.prompt_init import initial_prompts
 from effvl_cli.engines.prune_tokens.texts import class_texts, class_weights, with_prompts
 from effvl_cli.techniques.prune_tokens.prompts import Prompts
 from effvl_cli.techniques.prune_tokens.tower import PrunedVision, Selector, num_keep
@@ -28,28 +28,28 @@ MIXED_KEEPS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 class TuneTask(loop.Task):
     """Cross entropy over the classes, closeness to the dense tower, or both."""
 
-    def __init__(self, setup: Setup, selector: Selector, prompts: Prompts, validation: Images | None) -> None:
-        self.setup, self.module, self.validation = setup, prompts, validation
-        self.objective = setup.config.tune_objective
-        self.num_keep = num_keep(setup.config.keep, setup.shape.num_patches)
+    def __init__(self, context: Context, selector: Selector, prompts: Prompts, validation: Images | None) -> None:
+        self.context, self.module, self.validation = context, prompts, validation
+        self.objective = context.config.tune_objective
+        self.num_keep = num_keep(context.config.keep, context.shape.num_patches)
         self.vision = PrunedVision(
-            setup.tower, layer=setup.layer, num_keep=self.num_keep, selector=selector, prompts=prompts.visual
+            context.tower, layer=context.layer, num_keep=self.num_keep, selector=selector, prompts=prompts.visual
         )
-        self.texts = None if prompts.text is None else class_texts(setup, prompts.text.template)
+        self.texts = None if prompts.text is None else class_texts(context, prompts.text.template)
 
     def train_step(self, batch: Batch, step: int) -> loop.StepOutput:
         """Loss of one process's images."""
-        setup = self.setup
+        context = self.context
         self.vision.num_keep = self._keep_at(step)
-        batch = batch.to(setup.run.device)
-        pixels = setup.network.preprocess.normalise(batch.images)
+        batch = batch.to(context.run.device)
+        pixels = context.network.preprocess.normalise(batch.images)
         embedding = F.normalize(pooled(self.vision(pixels)), dim=-1)
         terms: dict[str, Tensor] = {}
         if "ce" in self.objective:
-            terms["ce"] = F.cross_entropy(setup.tau * embedding @ self._class_weights(), batch.labels)
+            terms["ce"] = F.cross_entropy(context.tau * embedding @ self._class_weights(), batch.labels)
         if "distill" in self.objective:
             with torch.no_grad():
-                dense = F.normalize(pooled(setup.tower.module(pixels)), dim=-1)
+                dense = F.normalize(pooled(context.tower.module(pixels)), dim=-1)
             terms["distill"] = (1 - (embedding * dense).sum(-1)).mean()
         loss = torch.stack(list(terms.values())).sum()
         return loop.StepOutput(loss, {name: value.detach() for name, value in terms.items()})
@@ -59,32 +59,32 @@ class TuneTask(loop.Task):
         if self.validation is None:
             return {}
         self.vision.num_keep = self.num_keep
-        embedding = embed(self.setup, self.validation, self.vision)
-        tuned = with_prompts(self.setup, self.module)
+        embedding = embed(self.context, self.validation, self.vision)
+        tuned = with_prompts(self.context, self.module)
         return {"top1_val": float(tuned.accuracy(embedding, self.validation.labels).mean())}
 
     def _class_weights(self) -> Tensor:
         text = self.module.text
         if text is None or self.texts is None:
-            return self.setup.classifier
-        return class_weights(self.setup, text, self.texts)
+            return self.context.classifier
+        return class_weights(self.context, text, self.texts)
 
     def _keep_at(self, step: int) -> int:
         """K of a step, the same on every process."""
-        config = self.setup.config
+        config = self.context.config
         if config.tune_keeps == "fixed":
             return self.num_keep
         drawn = torch.randint(len(MIXED_KEEPS), (), generator=seeds.generator(config.seed, "tune-keeps", step))
-        return num_keep(MIXED_KEEPS[int(drawn)], self.setup.shape.num_patches)
+        return num_keep(MIXED_KEEPS[int(drawn)], self.context.shape.num_patches)
 
 
-def tune_prompts(setup: Setup, images: Images, selector: Selector) -> Prompts:
+def tune_prompts(context: Context, images: Images, selector: Selector) -> Prompts:
     """Tune prompts on the few-shot images; the epoch that is best on validation images is kept."""
-    config, run = setup.config, setup.run
-    prompts = initial_prompts(setup, images, selector, num_keep(config.keep, setup.shape.num_patches))
-    validation = setup.validation()
-    task = TuneTask(setup, selector, prompts, validation)
-    batches, steps_per_epoch = _stream(setup, images)
+    config, run = context.config, context.run
+    prompts = initial_prompts(context, images, selector, num_keep(config.keep, context.shape.num_patches))
+    validation = context.validation()
+    task = TuneTask(context, selector, prompts, validation)
+    batches, steps_per_epoch = _stream(context, images)
     steps = config.tune_epochs * steps_per_epoch
     plan = loop.Plan(
         steps=steps,
@@ -118,13 +118,13 @@ def tune_prompts(setup: Setup, images: Images, selector: Selector) -> Prompts:
 
 def _record_validation(task: TuneTask) -> None:
     """Accuracy on the val split with its paired spread: what choices between prompts are made by."""
-    setup, images = task.setup, task.validation
+    context, images = task.context, task.validation
     if images is None:
         return
-    tuned = with_prompts(setup, task.module).accuracy(embed(setup, images, task.vision), images.labels)
-    spread = paired_difference(tuned, setup.accuracy(embed(setup, images), images.labels))[1]
+    tuned = with_prompts(context, task.module).accuracy(embed(context, images, task.vision), images.labels)
+    spread = paired_difference(tuned, context.accuracy(embed(context, images), images.labels))[1]
     value = float(tuned.mean())
-    setup.run.report.metric("top1_val_predictor_tuned", value, split="val", n=len(images), se=spread)
+    context.run.report.metric("top1_val_predictor_tuned", value, split="val", n=len(images), se=spread)
 
 
 def _rate(lr: float, steps: int, steps_per_epoch: int) -> Callable[[int], float]:
@@ -140,30 +140,30 @@ def _rate(lr: float, steps: int, steps_per_epoch: int) -> Callable[[int], float]
     return rate
 
 
-def _stream(setup: Setup, images: Images) -> tuple[Callable[[int], Iterator[Batch]], int]:
-    config, here = setup.config, distributed.world()
+def _stream(context: Context, images: Images) -> tuple[Callable[[int], Iterator[Batch]], int]:
+    config, world = context.config, distributed.world()
     size = min(config.tune_batch_size, len(images))
-    if size % here.size:
-        raise UsageError(f"--tune-batch-size {size} is no multiple of {here.size} processes", "Give a multiple")
+    if size % world.size:
+        raise UsageError(f"--tune-batch-size {size} is no multiple of {world.size} processes", "Give a multiple")
     sampler = EpochSampler(len(images), size, config.seed)
 
     def decoded(start: int) -> Iterator[Batch]:
         step = start
         while True:
-            _, rows = sampler.share(step, here.rank, here.size)
+            _, rows = sampler.share(step, world.rank, world.size)
             yield Batch(images.pixels[rows], images.labels[rows], rows)
             step += 1
 
     def augmented(start: int) -> Iterator[Batch]:
         return train_batches(
             Subset(images.source, images.indices),
-            augment(config.tune_augment, setup.network.preprocess),
+            augment(config.tune_augment, context.network.preprocess),
             sampler,
             seed=config.seed,
             start_step=start,
-            rank=here.rank,
-            world=here.size,
-            workers=loader_workers(config.workers, setup.run.device.type),
+            rank=world.rank,
+            world=world.size,
+            workers=loader_workers(config.workers, context.run.device.type),
             on_bad=config.on_bad,
         )
 

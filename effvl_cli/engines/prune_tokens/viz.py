@@ -7,7 +7,8 @@ from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
 from effvl_cli.core.table import Table
 from effvl_cli.data import load
-from effvl_cli.engines.prune_tokens import artefact, pictures, setup
+from effvl_cli.engines.prune_tokens import artefact, pictures
+from effvl_cli.engines.prune_tokens.context import build_context
 from effvl_cli.engines.prune_tokens.evaluation import asked_for, selector_of
 from effvl_cli.techniques.prune_tokens.tower import Selector
 
@@ -16,15 +17,15 @@ MAPPED = 512  # test images whose kept patches are averaged
 
 def run(config: VizConfig, run: Run) -> None:
     """Draw some test images and what is left of them, and how often each place is kept."""
-    here = setup.build(config, run)
-    keeps = here.config.keep
-    saved = artefact.load(here, Path(str(config.run)))
-    selectors: dict[str, Selector] = {name: selector_of(name, here, saved.predictor) for name in asked_for(here)}
+    context = build_context(config, run)
+    keeps = context.config.keep
+    saved = artefact.load(context, Path(str(config.run)))
+    selectors: dict[str, Selector] = {name: selector_of(name, context, saved.predictor) for name in asked_for(context)}
     source = load(config.data, "test", root=config.data_root)
-    images = here.images("test", pictures.spread(len(source), max(MAPPED, config.num_images)).numpy())
+    images = context.images("test", pictures.spread(len(source), max(MAPPED, config.num_images)).numpy())
     shown = images.take(pictures.spread(len(images), config.num_images))
-    pictures.kept_patches(here, shown, selectors, keeps)
-    pictures.keep_maps(here, images, selectors, keeps)
+    pictures.kept_patches(context, shown, selectors, keeps)
+    pictures.keep_maps(context, images, selectors, keeps)
 
 
 def table(report: Report) -> Table:

@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .containers import evaluating
-from .sweep import Buffers, DivergedError, StackedSweep, Sweep, run
+from .shared_forward import Buffers, DivergedError, StackedSweep, Sweep, run
 from .trace import Forward, Trace, passing_on, patched
 from .unit import Unit
 

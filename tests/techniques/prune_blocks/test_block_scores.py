@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from effvl_cli.core.measure import count_macs
-from effvl_cli.techniques.prune_blocks.cost import cost_model, measure_costs
 from effvl_cli.techniques.prune_blocks.score import Scorer
+from effvl_cli.techniques.prune_blocks.scoring_cost import cost_model, measure_costs
 from effvl_cli.techniques.prune_blocks.statistics import accuracy_interval, impacts, loss_interval, rank, tied_with_best
 from effvl_cli.techniques.prune_blocks.unit import Unit
 

@@ -8,8 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from effvl_cli.core.measure import count_macs, count_parameters
 from effvl_cli.models.cifar_resnet import CifarResNet
-from effvl_cli.techniques.prune_blocks.cost import Cost, PartMacs, cost_model, measure_costs
 from effvl_cli.techniques.prune_blocks.score import Scorer
+from effvl_cli.techniques.prune_blocks.scoring_cost import Cost, PartMacs, cost_model, measure_costs
 from effvl_cli.techniques.prune_blocks.unit import Unit
 
 # Valid units, parameters, multiply-adds, costs in forward passes: hand counts of the networks.

@@ -8,8 +8,8 @@ import torch
 from effvl_cli.config.prune_tokens import SearchOptions
 from effvl_cli.core import sweep
 from effvl_cli.core.errors import DataError
+from effvl_cli.engines.prune_tokens.context import Context, Images
 from effvl_cli.engines.prune_tokens.rankings import Ranked, rank_images
-from effvl_cli.engines.prune_tokens.setup import Images, Setup
 from effvl_cli.techniques.prune_tokens.predictor import dropped_overlap, kendall_tau
 from effvl_cli.techniques.prune_tokens.tower import num_keep
 
@@ -17,14 +17,14 @@ AUDITED = 16  # images
 KEEPS = (0.8, 0.6, 0.4)  # whose dropped sets are compared
 
 
-def rank_training(setup: Setup) -> tuple[Images, Ranked]:
+def rank_training(context: Context) -> tuple[Images, Ranked]:
     """Rank the few-shot images, or a shard of them, and put the search into the report.
 
     Raises:
         DataError: the shard holds no image.
         UsageError: a shard that is none.
     """
-    config, images = setup.config, setup.few_shot()
+    config, images = context.config, context.few_shot()
     shard = getattr(config, "sample_shard", "0/1")
     first, count = sweep.parse_shard(shard, "--sample-shard")
     if count > 1:
@@ -32,17 +32,17 @@ def rank_training(setup: Setup) -> tuple[Images, Ranked]:
         images = images.take(torch.arange(total)[first::count])
         if not len(images):
             raise DataError(f"--sample-shard {shard} holds none of the {total} images", "Give fewer shards")
-    ranked = rank_images(setup, images, "ranking")
-    found = ranked.summary(setup) | {"sample_shard": shard}
+    ranked = rank_images(context, images, "ranking")
+    found = ranked.summary(context) | {"sample_shard": shard}
     if config.audit:
-        found["audit"] = _audit(setup, images)
-    setup.run.report.technique["ranking"] = found
+        found["audit"] = _audit(context, images)
+    context.run.report.technique["ranking"] = found
     return images, ranked
 
 
-def _audit(setup: Setup, images: Images) -> list[dict[str, Any]]:
+def _audit(context: Context, images: Images) -> list[dict[str, Any]]:
     """Overlap and rank correlation of cheaper searches with the one that removes patch by patch."""
-    config = setup.config
+    config = context.config
     some = images.take(torch.linspace(0, len(images) - 1, min(AUDITED, len(images))).long().unique())
     exact = replace(
         config,
@@ -58,15 +58,15 @@ def _audit(setup: Setup, images: Images) -> list[dict[str, Any]]:
     }
     rows, reference = [], None
     for name, search in searches.items():
-        ranked = rank_images(replace(setup, config=search), some, f"audit, {name}")
+        ranked = rank_images(replace(context, config=search), some, f"audit, {name}")
         if reference is None:
             reference = ranked.rank
-        rows.append({"search": name, "images": len(some), **_agreement(setup, ranked, reference)})
+        rows.append({"search": name, "images": len(some), **_agreement(context, ranked, reference)})
     return rows
 
 
-def _agreement(setup: Setup, ranked: Ranked, reference: torch.Tensor) -> dict[str, Any]:
-    scores, num_patches = ranked.rank.float(), setup.shape.num_patches
+def _agreement(context: Context, ranked: Ranked, reference: torch.Tensor) -> dict[str, Any]:
+    scores, num_patches = ranked.rank.float(), context.shape.num_patches
     kept = sorted({num_keep(keep, num_patches) for keep in KEEPS} - {num_patches}, reverse=True)
     return {
         "passes": ranked.passes,

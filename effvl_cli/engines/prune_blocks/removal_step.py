@@ -8,7 +8,7 @@ from torch import nn
 
 from effvl_cli.core.measure import count_macs, count_parameters
 from effvl_cli.engines.prune_blocks import training
-from effvl_cli.engines.prune_blocks.setup import Setup
+from effvl_cli.engines.prune_blocks.context import Context
 from effvl_cli.engines.prune_blocks.stages import Stages
 from effvl_cli.engines.prune_blocks.surgery import State
 from effvl_cli.engines.prune_blocks.targets import Size
@@ -24,18 +24,18 @@ UNCHOSEN: dict[str, Any] = dict.fromkeys(
 """What is unknown of a step whose units were named."""
 
 
-def size_of(here: Setup, module: nn.Module) -> Size:
+def size_of(context: Context, module: nn.Module) -> Size:
     """Parameters, and multiply-adds of one image."""
-    return Size(count_parameters(module), count_macs(module, here.noise(1)))
+    return Size(count_parameters(module), count_macs(module, context.noise(1)))
 
 
-def figures(here: Setup, module: nn.Module) -> dict[str, dict[str, float]]:
+def figures(context: Context, module: nn.Module) -> dict[str, dict[str, float]]:
     """Accuracy on the images that score, and on those that are reported on."""
-    return {"score": here.accuracy(module, here.scoring), "test": here.accuracy(module, here.test)}
+    return {"score": context.accuracy(module, context.scoring), "test": context.accuracy(module, context.test)}
 
 
 def settle(
-    here: Setup,
+    context: Context,
     stages: Stages,
     pruned: State,
     *,
@@ -58,18 +58,20 @@ def settle(
     Returns:
         The step's row of the report, without what chose the units.
     """
-    config = here.config
+    config = context.config
     removed = pruned.removals[-count:]
-    before = stages.once(f"step {k} before", lambda: figures(here, pruned.module))
-    recalibrated = _recalibrate(here, stages, pruned.module, k)
+    before = stages.once(f"step {k} before", lambda: figures(context, pruned.module))
+    recalibrated = _recalibrate(context, stages, pruned.module, k)
     if tuned is not None:
         pruned.module.load_state_dict(tuned)
     recipe = Recipe(config.finetune_epochs, config.finetune_lr, config.finetune_batch_size, steps=config.finetune_steps)
-    trained = finetune(here, stages, pruned.module, f"step-{k}", recipe)
-    after = stages.once(f"step {k} after", lambda: figures(here, pruned.module))
-    size = size_of(here, pruned.module)
+    trained = finetune(context, stages, pruned.module, f"step-{k}", recipe)
+    after = stages.once(f"step {k} after", lambda: figures(context, pruned.module))
+    size = size_of(context, pruned.module)
     names = [removal.original_path for removal in removed]
-    stages.once(f"step {k} recorded", lambda: here.run.record("step", k=k, removed=names, before=before, after=after))
+    stages.once(
+        f"step {k} recorded", lambda: context.run.record("step", k=k, removed=names, before=before, after=after)
+    )
     return {
         "k": k,
         "removed": [removal.to_dict() for removal in removed],
@@ -88,24 +90,24 @@ def settle(
     }
 
 
-def finetune(here: Setup, stages: Stages, module: nn.Module, phase: str, recipe: Recipe) -> dict[str, Any] | None:
+def finetune(context: Context, stages: Stages, module: nn.Module, phase: str, recipe: Recipe) -> dict[str, Any] | None:
     """Train in place; None where there is nothing to train for."""
     if not (recipe.steps or recipe.epochs):
         return None
-    teacher = teacher_of(here)
-    seconds = stages.phase(phase, module, lambda: training.train(here, module, recipe, phase, teacher=teacher))
+    teacher = teacher_of(context)
+    seconds = stages.phase(phase, module, lambda: training.train(context, module, recipe, phase, teacher=teacher))
     length = {"steps": recipe.steps} if recipe.steps else {"epochs": recipe.epochs}
     return {**length, "lr": recipe.lr, "seconds": seconds}
 
 
-def teacher_of(here: Setup) -> nn.Module | None:
+def teacher_of(context: Context) -> nn.Module | None:
     """The original network, where fine-tuning looks at it."""
-    return here.module if training.needs_teacher(here.config) else None
+    return context.module if training.needs_teacher(context.config) else None
 
 
-def _recalibrate(here: Setup, stages: Stages, module: nn.Module, k: int) -> float | None:
+def _recalibrate(context: Context, stages: Stages, module: nn.Module, k: int) -> float | None:
     """Estimate batch-norm statistics anew; top-1 on the scoring images after that."""
-    if not here.config.bn_recal:
+    if not context.config.bn_recal:
         return None
-    recalibrate(module, here.recalibration)
-    return float(stages.once(f"step {k} recal", lambda: here.accuracy(module, here.scoring)["top1"]))
+    recalibrate(module, context.recalibration)
+    return float(stages.once(f"step {k} recal", lambda: context.accuracy(module, context.scoring)["top1"]))

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from effvl_cli.engines.prune_blocks import latency, pictures
-from effvl_cli.engines.prune_blocks.setup import Setup
+from effvl_cli.engines.prune_blocks.context import Context
+from effvl_cli.engines.prune_blocks.removal_step import size_of
 from effvl_cli.engines.prune_blocks.stages import Stages
-from effvl_cli.engines.prune_blocks.step import size_of
 from effvl_cli.engines.prune_blocks.surgery import State
 from effvl_cli.engines.prune_blocks.targets import Size
 
@@ -14,10 +14,10 @@ Figures = dict[str, dict[str, float]]
 
 
 def record(
-    here: Setup, before: Figures, final: Figures, steps: Sequence[dict[str, Any]], original: Size, now: Size
+    context: Context, before: Figures, final: Figures, steps: Sequence[dict[str, Any]], original: Size, now: Size
 ) -> None:
     """Figures of the network before and after, on the test split."""
-    report, n = here.run.report, len(here.test)
+    report, n = context.run.report, len(context.test)
     for name in ("top1", "top5", "loss"):
         about = {"split": "test", "n": n} | ({"unit": "nats", "higher_is_better": False} if name == "loss" else {})
         report.metric(f"{name}_baseline", before["test"][name], **about)
@@ -33,26 +33,29 @@ def record(
     report.metric("macs_removed", 1 - now.macs / original.macs)
 
 
-def time(here: Setup, start: State, state: State, stages: Stages) -> list[dict[str, Any]]:
+def time(context: Context, start: State, state: State, stages: Stages) -> list[dict[str, Any]]:
     """Latency of the network after each step, at batch 1; of the first and the last one, also at another batch."""
-    networks = latency.along_steps(here.module, state.removals[len(start.removals) :])
+    networks = latency.along_steps(context.module, state.removals[len(start.removals) :])
     last = list(networks)[-1]
     ends = {name: networks[name] for name in (latency.ORIGINAL, last)}
 
     def timed() -> list[dict[str, Any]]:
-        batch = here.config.latency_batch_size
-        return [*latency.measure(here, networks, [1]), *(latency.measure(here, ends, [batch]) if batch != 1 else [])]
+        batch = context.config.latency_batch_size
+        return [
+            *latency.measure(context, networks, [1]),
+            *(latency.measure(context, ends, [batch]) if batch != 1 else []),
+        ]
 
     rows: list[dict[str, Any]] = stages.once("latency", timed)
-    here.run.report.technique["bench"] = rows
+    context.run.report.technique["bench"] = rows
     final = next((row for row in rows if row["network"] == last and row["batch"] == 1), None)
     ratio = final["ratio"] if final else None
-    here.run.report.metric("latency_ratio", ratio, unit="ratio", higher_is_better=False)
+    context.run.report.metric("latency_ratio", ratio, unit="ratio", higher_is_better=False)
     return rows
 
 
 def draw(
-    here: Setup,
+    context: Context,
     before: Figures,
     final: Figures,
     steps: Sequence[dict[str, Any]],
@@ -61,12 +64,12 @@ def draw(
 ) -> None:
     """Accuracy along the steps, and against what the network costs."""
     ends = before["test"]["top1"], final["test"]["top1"]
-    pictures.along_steps(here.run, steps, *ends)
+    pictures.along_steps(context.run, steps, *ends)
     size = {"params": original.params, "macs": original.macs}
-    here.run.report.technique["pareto"] = pictures.pareto_points(steps, *ends, size, bench)
-    pictures.pareto(here.run, here.run.report.technique["pareto"])
+    context.run.report.technique["pareto"] = pictures.pareto_points(steps, *ends, size, bench)
+    pictures.pareto(context.run, context.run.report.technique["pareto"])
 
 
-def sizes(here: Setup, state: State) -> tuple[Size, Size]:
+def sizes(context: Context, state: State) -> tuple[Size, Size]:
     """Of the network that the run began with, and of the one that it made."""
-    return size_of(here, here.module), size_of(here, state.module)
+    return size_of(context, context.module), size_of(context, state.module)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from effvl_cli.core import seeds
 from effvl_cli.core.errors import UsageError
-from effvl_cli.engines.prune_tokens.setup import Images, Setup
+from effvl_cli.engines.prune_tokens.context import Context, Images
 from effvl_cli.engines.prune_tokens.texts import class_texts
 from effvl_cli.models.openclip_text import prompt_template, text_blocks
 from effvl_cli.techniques.prune_tokens.prompts import (
@@ -20,34 +20,34 @@ from effvl_cli.techniques.prune_tokens.tower import PrunedVision, Selector, gath
 INIT_IMAGES = 64  # whose kept patches give the visual prompts their first value
 
 
-def check_prompts(setup: Setup) -> None:
+def check_prompts(context: Context) -> None:
     """Refuse what tuning could not use before the search, which takes long.
 
     Raises:
         UsageError: --prompt-start is no block, or more text tokens than the text tower takes.
         ModelError: the text tower takes no prompts.
     """
-    config, network = setup.config, setup.network
-    start = prompt_start(setup)
-    if start >= setup.shape.depth:
+    config, network = context.config, context.network
+    start = prompt_start(context)
+    if start >= context.shape.depth:
         raise UsageError(
-            f"--prompt-start is {start}, and {network.name} has {setup.shape.depth} blocks",
-            f"Give 0 to {setup.shape.depth - 1}",
+            f"--prompt-start is {start}, and {network.name} has {context.shape.depth} blocks",
+            f"Give 0 to {context.shape.depth - 1}",
         )
     if config.prompts in ("text", "independent", "coupled"):
         text_blocks(network.module, network.name)
-        prompt_template(network.tokenize, setup.templates, config.num_text_tokens, setup.classes)
+        prompt_template(network.tokenize, context.templates, config.num_text_tokens, context.classes)
 
 
-def initial_prompts(setup: Setup, images: Images, selector: Selector, kept: int) -> Prompts:
+def initial_prompts(context: Context, images: Images, selector: Selector, kept: int) -> Prompts:
     """Prompts of the kind that --prompts names; see `check_prompts`."""
-    config, device = setup.config, setup.run.device
-    text = None if config.prompts == "visual" else _text_prompts(setup)
+    config, device = context.config, context.run.device
+    text = None if config.prompts == "visual" else _text_prompts(context)
     if config.prompts == "text":
         return Prompts(None, text).to(device)
-    start = prompt_start(setup)
+    start = prompt_start(context)
     depth = min(config.prompt_depth, text.depth) if text and config.prompts == "coupled" else config.prompt_depth
-    mean = _mean_states(setup, images, selector, kept, start=start, depth=depth)
+    mean = _mean_states(context, images, selector, kept, start=start, depth=depth)
     noise = seeds.generator(config.seed, "prompts")
     pre_norm = config.prompt_start == 0  # asked for: MaPLe's placement
     if text is None or config.prompts == "independent":
@@ -57,33 +57,33 @@ def initial_prompts(setup: Setup, images: Images, selector: Selector, kept: int)
     return Prompts(CoupledPrompts(text, mean, start=start, generator=noise, pre_norm=pre_norm)).to(device)
 
 
-def _text_prompts(setup: Setup) -> TextPrompts:
+def _text_prompts(context: Context) -> TextPrompts:
     """The words before the class names, as the text tower itself has them in its blocks."""
-    config, network = setup.config, setup.network
+    config, network = context.config, context.network
     blocks = text_blocks(network.module, network.name)[: config.prompt_depth]
-    template, first = prompt_template(network.tokenize, setup.templates, config.num_text_tokens, setup.classes)
-    texts = class_texts(setup, template)
+    template, first = prompt_template(network.tokenize, context.templates, config.num_text_tokens, context.classes)
+    texts = class_texts(context, template)
     states = context_states(network.module.encode_text, blocks, texts, first=first, num_tokens=config.num_text_tokens)
     return TextPrompts(states, first=first, template=template)
 
 
-def prompt_start(setup: Setup) -> int:
+def prompt_start(context: Context) -> int:
     """First block with visual prompts."""
-    given = setup.config.prompt_start
-    return setup.layer if given is None else given
+    given = context.config.prompt_start
+    return context.layer if given is None else given
 
 
-def _mean_states(setup: Setup, images: Images, selector: Selector, kept: int, *, start: int, depth: int) -> Tensor:
+def _mean_states(context: Context, images: Images, selector: Selector, kept: int, *, start: int, depth: int) -> Tensor:
     """(depth, D): the mean state of the patches that are there, block by block."""
-    tower, layer, num_prefix = setup.tower, setup.layer, setup.shape.num_prefix
+    tower, layer, num_prefix = context.tower, context.layer, context.shape.num_prefix
     plain = PrunedVision(tower, layer=layer, num_keep=kept, selector=selector)
     rows = images.pixels[:: max(1, len(images) // INIT_IMAGES)][:INIT_IMAGES]
     with torch.no_grad():
-        pixels = setup.network.preprocess.normalise(rows.to(setup.run.device))
+        pixels = context.network.preprocess.normalise(rows.to(context.run.device))
         before = mean_patch_states(tower, tower.embed(pixels), num_prefix=num_prefix, start=0, depth=layer)
         states = plain.states(pixels)
         keep = plain.select(states)
         if keep is not None:
-            states = gather_patches(states, keep, num_prefix, setup.shape.num_patches)
+            states = gather_patches(states, keep, num_prefix, context.shape.num_patches)
     after = mean_patch_states(tower, states, num_prefix=num_prefix, start=layer, depth=tower.depth)
     return torch.cat([before, after])[start : start + depth]

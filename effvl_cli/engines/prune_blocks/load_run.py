@@ -7,14 +7,13 @@ from effvl_cli.core import checkpoint
 from effvl_cli.core.errors import ModelError
 from effvl_cli.core.report import Report, read_report
 from effvl_cli.core.run import REPORT, Run, find_run
-from effvl_cli.engines.prune_blocks import setup
-from effvl_cli.engines.prune_blocks.setup import Setup
+from effvl_cli.engines.prune_blocks.context import Context, build_context
 from effvl_cli.models import network as networks
 
 TECHNIQUE = "prune-blocks"
 
 
-def open_network(config: Any, run: Run) -> Setup:
+def open_network(config: Any, run: Run) -> Context:
     """Data and network of a verb.
 
     Raises:
@@ -23,7 +22,7 @@ def open_network(config: Any, run: Run) -> Setup:
         ModelError: what was given holds no network.
     """
     weights = config.weights or str(find_run(TECHNIQUE, config.run))
-    return setup.build(config, run, weights=weights, model=config.model, data=config.data)
+    return build_context(config, run, weights=weights, model=config.model, data=config.data)
 
 
 def report_of(folder: Path) -> Report:
@@ -39,7 +38,7 @@ def report_of(folder: Path) -> Report:
     return report
 
 
-def open_run_network(config: Any, run: Run) -> Setup:
+def open_run_network(config: Any, run: Run) -> Context:
     """The network of RUN, for a verb that needs no data.
 
     Raises:
@@ -53,4 +52,4 @@ def open_run_network(config: Any, run: Run) -> Setup:
     run.report.model(network.name, network.source, network.module)
     for edit in network.edits:
         run.report.edit(edit["kind"], **{"blocks": edit["args"]} if "args" in edit else {})
-    return Setup(config, run, network.manifest["data"], network)
+    return Context(config, run, network.manifest["data"], network)

@@ -42,7 +42,7 @@ class Split:
 
 
 @dataclass
-class Setup:
+class Context:
     """The network, its data and the run.
 
     Attributes:
@@ -176,7 +176,7 @@ class Setup:
         return Split(source, pixels, labels, tuple(source.ids[int(index)] for index in kept))
 
 
-def build(config: Any, run: Run, *, weights: str | None, model: str | None, data: str | None = None) -> Setup:
+def build_context(config: Any, run: Run, *, weights: str | None, model: str | None, data: str | None = None) -> Context:
     """Open the data and the network.
 
     Args:
@@ -211,23 +211,23 @@ def build(config: Any, run: Run, *, weights: str | None, model: str | None, data
     )
     network.module.to(run.device).eval()
     run.report.model(network.name, network.source, network.module)
-    return Setup(config, run, name, network)
+    return Context(config, run, name, network)
 
 
-def note_leaks(here: Setup) -> None:
+def note_leaks(context: Context) -> None:
     """Put into the report whether the choosing images were seen before, or are the reported ones; warn of either."""
-    technique, config = here.run.report.technique, here.config
-    ours = here.network.source == "random" or here.network.manifest.get("data") == here.data
+    technique, config = context.run.report.technique, context.config
+    ours = context.network.source == "random" or context.network.manifest.get("data") == context.data
     seen = not ours or config.score_split == "train"
     technique.update(leak=int(config.score_split == "test"), holdout_seen_by_pretraining=int(seen))
     if config.score_split == "test":
-        here.run.warn("LEAK: the test images choose what is removed; no figure of this run is a result")
+        context.run.warn("LEAK: the test images choose what is removed; no figure of this run is a result")
     elif seen:
-        here.run.warn(
+        context.run.warn(
             "the images that score were trained on: accuracies on them are optimistic, their differences are paired"
         )
     chooses = getattr(config, "criterion", None), getattr(config, "metric", None)
-    if chooses == ("direct", "top1") and len(here.scoring) < FEW_SCORED:
-        here.run.warn(
-            f"{len(here.scoring)} images score: below {FEW_SCORED}, --metric loss ranks more steadily than top1"
+    if chooses == ("direct", "top1") and len(context.scoring) < FEW_SCORED:
+        context.run.warn(
+            f"{len(context.scoring)} images score: below {FEW_SCORED}, --metric loss ranks more steadily than top1"
         )

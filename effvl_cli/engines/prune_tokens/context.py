@@ -58,7 +58,7 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Setup:
+class Context:
     """Network, tower, data and class weights of one run."""
 
     config: Any
@@ -126,7 +126,7 @@ class Setup:
         return (embeddings @ self.classifier.cpu()).argmax(1)
 
 
-def build(config: Any, run: Run) -> Setup:
+def build_context(config: Any, run: Run) -> Context:
     """Load the network and the class weights, and check that the tower can be pruned.
 
     Raises:
@@ -158,7 +158,7 @@ def build(config: Any, run: Run) -> Setup:
     templates = choose_templates(config.templates, source.templates)
     classifier = networks.zero_shot_classifier(network, source.classes, templates, run.device)
     run.report.model(network.name, network.source, network.module)
-    return Setup(
+    return Context(
         _shares(config, shape.num_patches),
         run,
         network,
@@ -219,26 +219,32 @@ def _layer(given: int | None, name: str, depth: int) -> int:
     return 0 if name == "tiny:clip" else round(depth / 4)
 
 
-def artefact_fields(setup: Setup) -> dict[str, Any]:
+def tower_summary(context: Context) -> dict[str, Any]:
+    """Sizes of the tower."""
+    shape = context.shape
+    return {"N": shape.num_patches, "D": shape.width, "L": shape.depth, "P": shape.num_prefix, "layer": context.layer}
+
+
+def artefact_fields(context: Context) -> dict[str, Any]:
     """What a predictor or prompts must agree on to be used with this tower."""
     return {
-        "model": setup.network.name,
-        "weights": setup.network.weights_sha256[:16],
-        "layer": setup.layer,
-        "patches": setup.shape.num_patches,
-        "prefix": setup.shape.num_prefix,
-        "width": setup.shape.width,
+        "model": context.network.name,
+        "weights": context.network.weights_sha256[:16],
+        "layer": context.layer,
+        "patches": context.shape.num_patches,
+        "prefix": context.shape.num_prefix,
+        "width": context.shape.width,
     }
 
 
-def refuse_other(what: str, saved: dict[str, Any], here: dict[str, Any]) -> None:
+def refuse_other(what: str, saved: dict[str, Any], ours: dict[str, Any]) -> None:
     """Compare an artefact's settings with the run's.
 
     Raises:
         ModelError: they differ; every differing field is listed.
     """
     differing = [
-        f"{name}: {saved.get(name)!r} there, {value!r} here" for name, value in here.items() if saved.get(name) != value
+        f"{name}: {saved.get(name)!r} there, {value!r} here" for name, value in ours.items() if saved.get(name) != value
     ]
     if differing:
         raise ModelError(

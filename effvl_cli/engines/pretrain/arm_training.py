@@ -30,7 +30,7 @@ COSTS = "costs.json"
 
 
 @dataclass(frozen=True)
-class Bench:
+class ArmTrainer:
     """What a training of one arm needs."""
 
     config: PretrainConfig | SearchConfig
@@ -41,7 +41,7 @@ class Bench:
     maker: ViewMaker
 
     @classmethod
-    def build(cls, config: PretrainConfig | SearchConfig, run: Run, images: TrainImages) -> "Bench":
+    def build(cls, config: PretrainConfig | SearchConfig, run: Run, images: TrainImages) -> "ArmTrainer":
         """Fresh networks on the device."""
         network = build_network(config)
         shape = network.module.shape
@@ -69,75 +69,76 @@ class Bench:
 class Trained:
     """What a training of one arm was."""
 
-    fitted: loop.Fitted
+    fitted: loop.FitResult
     clock: Clock
     task: InvarianceTask
 
 
-def make_clock(bench: Bench, schedule: Schedule, budget: float) -> Clock:
+def make_clock(trainer: ArmTrainer, schedule: Schedule, budget: float) -> Clock:
     """Steps of a schedule; units are multiply-adds, or with `--cost-model time` measured seconds."""
-    config, costs = bench.config, bench.costs
+    config, costs = trainer.config, trainer.costs
     compressions = [stage.compression for stage in schedule.stages]
     samples = [costs.sample(c) for c in compressions]
     if getattr(config, "cost_model", "flops") == "time":
-        samples = _measured(bench, compressions)
-    bench.costs.sizes.check(schedule)
+        samples = _measured(trainer, compressions)
+    trainer.costs.sizes.check(schedule)
     return Clock(
         schedule, [config.batch_size * units for units in samples], budget if schedule.unit != "steps" else None
     )
 
 
-def _measured(bench: Bench, compressions: list[Compression]) -> list[float]:
+def _measured(trainer: ArmTrainer, compressions: list[Compression]) -> list[float]:
     """Seconds of an image in a step over those of one uncompressed forward pass; measured once, kept for a resume."""
-    path = bench.run.folder / COSTS
+    path = trainer.run.folder / COSTS
     answer: dict[str, Any] = {}
     if distributed.is_main():
         answer = json.loads(path.read_text()) if path.is_file() else {}
     answer = distributed.broadcast_json(answer)
     keys = [str(c) for c in compressions]
     if any(key not in answer for key in keys):
-        times = step_times(bench, dict(zip(keys, compressions, strict=True)))
+        times = step_times(trainer, dict(zip(keys, compressions, strict=True)))
         answer = distributed.broadcast_json({**answer, **times})
         if distributed.is_main():
             write_json(path, answer)
     return [answer[key] for key in keys]
 
 
-def step_times(bench: Bench, compressions: dict[str, Compression]) -> dict[str, float]:
+def step_times(trainer: ArmTrainer, compressions: dict[str, Compression]) -> dict[str, float]:
     """Median seconds of a training step's forward and backward pass, over those of a base forward pass of as many."""
-    method, config = bench.costs.method, bench.config
+    method, config = trainer.costs.method, trainer.config
     share = config.batch_size // distributed.world().size
     batches = {
-        c.patch: next(bench.stream_for(config.batch_size, c.patch)).to(bench.run.device) for c in compressions.values()
+        c.patch: next(trainer.stream_for(config.batch_size, c.patch)).to(trainer.run.device)
+        for c in compressions.values()
     }
-    side = bench.costs.shape.image_size
-    pictures = torch.zeros(share, 3, side, side, device=bench.run.device)
+    side = trainer.costs.shape.image_size
+    pictures = torch.zeros(share, 3, side, side, device=trainer.run.device)
 
     def step(compression: Compression) -> None:
         with torch.inference_mode(False), torch.enable_grad():
-            views = bench.maker.views(batches[compression.patch], compression, 0)
+            views = trainer.maker.views(batches[compression.patch], compression, 0)
             method.loss(views, distributed.gather_with_gradient, 0.0).loss.backward()
             method.zero_grad(set_to_none=True)
 
     arms: dict[str, Any] = {"forward": lambda: method.backbone(pictures)}
     arms |= {key: (lambda c=c: step(c)) for key, c in compressions.items()}
     state = {key: value.clone() for key, value in method.state_dict().items()}
-    found = interleaved_latency(arms, bench.run.device, seconds=2.0, max_passes=15, min_passes=5)
+    found = interleaved_latency(arms, trainer.run.device, seconds=2.0, max_passes=15, min_passes=5)
     method.load_state_dict(state)
     base = found["forward"].median_ms
     return {key: found[key].median_ms / base for key in compressions}
 
 
-def train(bench: Bench, schedule: Schedule, budget: float, *, phase: str, probe: Probe | None) -> Trained:
+def train(trainer: ArmTrainer, schedule: Schedule, budget: float, *, phase: str, probe: Probe | None) -> Trained:
     """Train one arm to the end of its budget, from its newest checkpoint if there is one."""
-    config, run = bench.config, bench.run
-    clock = make_clock(bench, schedule, budget)
+    config, run = trainer.config, trainer.run
+    clock = make_clock(trainer, schedule, budget)
     for index in clock.skipped:
         run.warn(f"{phase}: stage {index} is shorter than one step and does not come up")
-    method = bench.costs.method
+    method = trainer.costs.method
     if getattr(config, "compile", False):
         compile_backbone(method, run)
-    task = InvarianceTask(method, clock, bench.maker, run, probe)
+    task = InvarianceTask(method, clock, trainer.maker, run, probe)
     optimizers = optim.build(
         method,
         config.optimizer,
@@ -163,7 +164,7 @@ def train(bench: Bench, schedule: Schedule, budget: float, *, phase: str, probe:
         work=clock.spent,
         hint=f", or {_hints(config.method)}, or use --precision fp32",
     )
-    stream = bench.stream_of(clock)
+    stream = trainer.stream_of(clock)
     fitted = loop.fit(task, optimizers, lambda start: task.meter.timed(stream(start)), run, plan)
     return Trained(fitted, clock, task)
 
@@ -183,13 +184,13 @@ def compile_backbone(method: Any, run: Run) -> None:
     run.log("compiling: one graph for each length of the sequence, at most eight")
 
 
-def stage_rows(trained: Trained, bench: Bench) -> list[dict[str, Any]]:
+def stage_rows(trained: Trained, trainer: ArmTrainer) -> list[dict[str, Any]]:
     """What each stage was, for the report."""
     rows = []
-    schedule, meter, batch = trained.clock.stages, trained.task.meter, bench.config.batch_size
+    schedule, meter, batch = trained.clock.stages, trained.task.meter, trainer.config.batch_size
     for stage in schedule:
         c = stage.compression
-        num_patches = (bench.costs.sizes.view(c.patch) // c.patch) ** 2
+        num_patches = (trainer.costs.sizes.view(c.patch) // c.patch) ** 2
         seconds, waited = meter.seconds.get(stage.index), meter.waited.get(stage.index)
         done = meter.steps.get(stage.index, 0)
         rows.append(
@@ -200,7 +201,7 @@ def stage_rows(trained: Trained, bench: Bench) -> list[dict[str, Any]]:
                 "keep_k": c.keep_k,
                 "tokens_q": tokens(num_patches, c.keep_q),
                 "tokens_k": tokens(num_patches, c.keep_k),
-                "units_per_sample": bench.costs.sample(c),
+                "units_per_sample": trainer.costs.sample(c),
                 "steps": stage.steps,
                 "samples": stage.steps * batch,
                 "wall_s": seconds,
