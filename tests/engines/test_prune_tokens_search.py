@@ -64,9 +64,9 @@ def test_every_search_runs_and_has_rankings_of_its_own(rank, workdir):
         for row in stored(name).values():
             assert sorted(row["rank"].tolist()) == list(range(64))
             scores, kind = row["removal_score"], options[1] if "--scorer" in options else "feature"
-            low, high = {"feature": (-1, 1.001), "taylor": (-1, 1.001)}.get(kind, (-200, 1e-4))
+            low, high = {"feature": (-2, 0), "taylor": (-2, 1e-4)}.get(kind, (-200, 0))
             if "prob" in options:
-                low, high = 0, 1
+                low, high = -1, 0
             if "logit" in options:
                 low, high = -100.001, 100.001
             assert scores.min() >= low and scores.max() <= high and scores.unique().numel() > 1
@@ -276,3 +276,12 @@ def test_held_out_images_are_a_tenth_of_every_class():
 def test_the_saved_network_of_the_tests_is_what_they_say():
     visual = network.build("tiny:clip-32px", seed=0).module.visual
     assert tuple(visual.grid_size) == (8, 8) and visual.transformer.width == 96
+
+
+def test_rankings_by_older_scores_are_not_taken_for_todays(rank, monkeypatch):
+    """The scores changed when they became differences from 1 in float64: format 2 holds those before."""
+    with monkeypatch.context() as earlier:
+        earlier.setattr(rankings, "FORMAT", 2)
+        assert rank(out="old").technique["ranking"]["searched_now"] == 6
+    assert rank(out="new").technique["ranking"]["searched_now"] == 6
+    assert rank(out="again").technique["ranking"]["searched_now"] == 0

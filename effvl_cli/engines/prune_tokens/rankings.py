@@ -20,7 +20,7 @@ from effvl_cli.techniques.prune_tokens.scorers import ConfidenceScorer, FeatureS
 from effvl_cli.techniques.prune_tokens.tower import NonFiniteError
 
 SHARD = 32  # images that an interruption can cost
-FORMAT = 2
+FORMAT = 3  # counts up whenever the scores change, so that no ranking by older ones is taken for today's
 BY_CLASS = frozenset({"label", "maxconf"})
 _TENSORS = ("rank", "removal_score", "round", "passes", "dense")
 

@@ -53,14 +53,15 @@ class CandidateRunner:
             self.qkv = projected.permute(2, 0, 1, 3).contiguous()  # (P+N, 3, heads, D/heads): one gather a candidate
 
     def __call__(self, keep: Tensor) -> Tensor:
-        """(C, K) patch ids to (C, E) float32."""
+        """(C, K) patch ids to (C, E), at least float32."""
         self.passes += len(keep)
         length = len(self.prefix) + keep.shape[1]
         if length == 0:  # nothing left at all: no direction, which every scorer takes for the worst
             return torch.zeros(len(keep), self.embed_dim, device=self.rows.device)
         chunks = math.ceil(len(keep) / max(1, self.candidate_tokens // length))
         parts = keep.to(self.rows.device).split(math.ceil(len(keep) / chunks))
-        embeddings = torch.cat([self._embed(part).float() for part in parts])
+        embeddings = torch.cat([self._embed(part) for part in parts])
+        embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
         self.embed_dim = embeddings.shape[1]
         return embeddings
 

@@ -28,6 +28,7 @@ class Ranking:
     Attributes:
         rank: (B, N) int16, importance of each patch: 0 = removed first.
         removal_score: (B, N) float32, mean score of the candidates that held the patch in the pass that ranked it.
+            Damages are differences of scores in float64; this copy of the scores is rounded.
         round: (B, N) int16, round in which the patch was removed; the last round ranks those that stay.
         passes: (B,) int64, sequences run through the blocks after p, the dense one aside.
         dense: (B, E) float32, embedding with all patches, not normalised.
@@ -149,9 +150,9 @@ def token_damage(removed: Tensor, scores: Tensor, reference: float) -> Tensor:
         reference: score with nothing removed; cancels out where all candidates have the same size.
 
     Returns:
-        (N,) float32; infinite for patches in no candidate.
+        (N,) of the scores' type; infinite for patches in no candidate.
     """
-    held = removed.float()
+    held = removed.to(scores.dtype)
     damage = (reference - scores) / held.sum(1)
     coverage = held.sum(0)
     return torch.where(coverage > 0, (damage @ held) / coverage, torch.inf)
@@ -197,13 +198,13 @@ class _Removals:
         ids = alive.nonzero().flatten()
         estimates, reference = self.suffix.scores_by_taylor(ids, self.scorer, self.dense, self.sample)
         damage = reference - estimates
-        scores = reference - removed[:, ids].to(damage.device).float() @ damage
+        scores = reference - removed[:, ids].to(damage) @ damage
         return self._finite(scores), float(reference)
 
     def _finite(self, scores: Tensor) -> Tensor:
         if not scores.isfinite().all():
             raise NonFiniteError([self.sample])
-        return scores.float().cpu()
+        return scores.cpu().double()
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,7 @@ class _Search:
             ids = alive.nonzero().flatten()
             removed = ids[damage[ids].argsort(stable=True)][:take]
             order.append(removed)
-            removal_score[removed] = score[removed]
+            removal_score[removed] = score[removed].float()
             rounds[removed] = number
             alive[removed] = False
         rank = torch.empty(num_patches, dtype=torch.int16)
@@ -266,7 +267,7 @@ class _Search:
                 removed = removed[(removed & listed).any(1)]
             scores, reference = removals.evaluated(alive, removed)
         damage = token_damage(removed, scores, reference)
-        held = removed.float()
+        held = removed.to(scores.dtype)
         return damage.where(listed, torch.inf), (scores @ held) / held.sum(0).clamp(min=1)
 
     def _candidates(self, alive: Tensor) -> Tensor:

@@ -2,11 +2,16 @@
 
 Wu et al., arXiv 2409.14607, phase I: the label's posterior, the largest posterior, or closeness to the embedding with
 all patches. Shapes: C candidates, E embedding width, Y classes, B images.
+
+A ranking compares scores that are almost equal: without one patch the embedding has a cosine of 1 - 1e-7, and the label
+a posterior of 1 - 1e-9. So each score is measured from the value that it cannot exceed, where numbers are dense, and
+computed in float64. What is left of the rounding is that of the embeddings themselves.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -23,20 +28,26 @@ class Scorer(Protocol):
     stationary: ClassVar[bool]
 
     def score(self, embeddings: Tensor, reference: Tensor, sample: int) -> Tensor:
-        """Embeddings (C, E) without the removed patches, and (E,) with all, to (C,) float32; high = safe to remove.
+        """Embeddings (C, E) without the removed patches, and (E,) with all, to (C,) float64; high = safe to remove.
 
+        Only differences of scores mean anything.
         `sample` is the image's row in the batch that is being ranked, for scorers that know more about it.
         """
 
 
 class FeatureScorer:
-    """Cosine between the embeddings with and without the removed patches; 0 for an embedding of length 0."""
+    """Cosine between the embeddings with and without the removed patches, less 1.
+
+    That is minus half the squared distance of the unit vectors. An embedding of length 0 has cosine 0.
+    """
 
     stationary: ClassVar[bool] = True
 
     def score(self, embeddings: Tensor, reference: Tensor, sample: int) -> Tensor:
         """See `Scorer`."""
-        return F.normalize(embeddings.float(), dim=-1) @ F.normalize(reference.float(), dim=-1)
+        whole, rest = F.normalize(_wide(reference), dim=-1), F.normalize(_wide(embeddings), dim=-1)
+        scores = (rest - whole).square().sum(-1) / -2
+        return torch.where(embeddings.any(-1), scores, -1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +57,8 @@ class ClassScorer:
     Attributes:
         classifier: (E, Y) unit class embeddings.
         tau: scalar that multiplies cosines.
-        space: log-posterior, posterior, or scaled cosine. The first two order single patches alike, but a posterior
-            saturates at 1, and means over windows differ.
+        space: log-posterior, posterior less 1, or scaled cosine. The first two order single patches alike, but means
+            over windows differ.
     """
 
     classifier: Tensor
@@ -56,12 +67,18 @@ class ClassScorer:
 
     stationary: ClassVar[bool] = False
 
-    def values(self, embeddings: Tensor) -> Tensor:
-        """(C, E) to (C, Y)."""
-        logits = self.tau * F.normalize(embeddings.to(self.classifier), dim=-1) @ self.classifier
+    def logits(self, embeddings: Tensor) -> Tensor:
+        """Scaled cosines, (C, E) to (C, Y) float64."""
+        return _wide(self.tau) * F.normalize(_wide(embeddings), dim=-1) @ _wide(self.classifier)
+
+    def of_class(self, logits: Tensor, chosen: Tensor) -> Tensor:
+        """(C, Y) logits and (C,) classes to (C,) scores."""
+        own = logits.gather(1, chosen[:, None])[:, 0]
         if self.space == "logit":
-            return logits
-        return logits.log_softmax(-1) if self.space == "log" else logits.softmax(-1)
+            return own
+        others = logits.scatter(1, chosen[:, None], -torch.inf).logsumexp(1)
+        log = -F.softplus(others - own)  # of the posterior; log_softmax has no number between 0 and -1e-14
+        return log if self.space == "log" else log.expm1()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +93,8 @@ class LabelScorer(ClassScorer):
 
     def score(self, embeddings: Tensor, reference: Tensor, sample: int) -> Tensor:
         """See `Scorer`."""
-        return self.values(embeddings)[:, int(self.labels[sample])]
+        logits = self.logits(embeddings)
+        return self.of_class(logits, self.labels[sample].to(logits.device).expand(len(logits)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,5 +110,11 @@ class ConfidenceScorer(ClassScorer):
 
     def score(self, embeddings: Tensor, reference: Tensor, sample: int) -> Tensor:
         """See `Scorer`."""
-        values = self.values(embeddings)
-        return values[:, values[0].argmax()] if self.anchor_first else values.max(-1).values
+        logits = self.logits(embeddings)
+        chosen = logits.argmax(1)
+        return self.of_class(logits, chosen[:1].expand(len(logits)) if self.anchor_first else chosen)
+
+
+def _wide(values: Tensor) -> Tensor:
+    """In float64, where the device has it."""
+    return values.float() if values.device.type == "mps" else values.double()

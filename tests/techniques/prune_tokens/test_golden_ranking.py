@@ -30,7 +30,7 @@ def test_orthonormal_directions_go_by_weight(sum_tower):
     order = result.rank[0].argsort()
     assert order.tolist() == [1, 2, 0, 3]
     scores = result.removal_score[0, order[:3]]
-    assert torch.allclose(scores, torch.tensor([29 / 30, 25 / 30, 16 / 30]).sqrt(), atol=1e-6)
+    assert torch.allclose(1 + scores, torch.tensor([29 / 30, 25 / 30, 16 / 30]).sqrt(), atol=1e-6)
     assert result.round[0].tolist() == [2, 0, 1, 3]
     for size in (1, 2, 3):  # greedy is optimal here: the weakest directions are the least missed
         best = min(itertools.combinations(range(4), size), key=lambda out: sum(weights[list(out)] ** 2))
@@ -41,15 +41,15 @@ def test_ties_go_to_the_lower_id_and_no_direction_scores_zero(sum_tower):
     states = torch.tensor([[[2.0, 0], [0, 1], [0, -1]]])
     result = golden_ranking(sum_tower(1, 3, 2), states, layer=0, group=1, rank_until=0.1)
     assert result.rank[0].tolist() == [2, 0, 1]
-    assert result.removal_score[0, 1] == pytest.approx(2 / math.sqrt(5), abs=1e-6)  # 0.894427
-    assert result.removal_score[0, 2] == pytest.approx(1, abs=1e-6)
+    assert result.removal_score[0, 1] == pytest.approx(2 / math.sqrt(5) - 1, abs=1e-6)  # 0.894427
+    assert result.removal_score[0, 2] == pytest.approx(0, abs=1e-6)
     one_shot = golden_ranking(sum_tower(1, 3, 2), states, layer=0, group=0)
-    assert one_shot.removal_score[0, 0] == 0
+    assert one_shot.removal_score[0, 0] == -1
     assert one_shot.round[0].tolist() == [0, 0, 0]
 
 
 def _cosine(embedding, reference):
-    return float(cosine_similarity(embedding, reference, dim=0))
+    return float(cosine_similarity(embedding.double(), reference.double(), dim=0)) - 1
 
 
 def _brute_force(tower, image, layer, side, stride, group, until, judge=_cosine, project=True):
@@ -128,7 +128,7 @@ SCORERS = {
     "label": (LabelScorer(**ABOUT, labels=torch.tensor([LABEL])), lambda e, _: _log_posteriors(e)[LABEL]),
     "label, prob": (
         LabelScorer(**ABOUT, labels=torch.tensor([LABEL]), space="prob"),
-        lambda e, _: math.exp(_log_posteriors(e)[LABEL]),
+        lambda e, _: math.expm1(_log_posteriors(e)[LABEL]),
     ),
     "maxconf": (ConfidenceScorer(**ABOUT), lambda e, _: max(_log_posteriors(e))),
     "maxconf, logit": (ConfidenceScorer(**ABOUT, space="logit"), lambda e, _: max(_logits(e))),
@@ -216,7 +216,7 @@ def test_taylor_windows_do_the_damage_of_their_patches(make_tower, images):
     image = images(tower, 1)
     single = golden_ranking(tower, image, layer=1, group=0, taylor=True).removal_score[0]
     windows = removal_windows(tower.grid, 2, 1).float()
-    damage = 1 - single
+    damage = -single
     of_windows = (windows @ damage) / 4
     of_patches = (windows.T @ of_windows) / windows.sum(0)
     result = golden_ranking(tower, image, layer=1, group=0, block=2, taylor=True)
@@ -308,7 +308,7 @@ def test_cached_states_equal_recomputation_from_pixels(make_tower, images):
         kept = [row for row in range(17) if row != patch + 1]
         with torch.no_grad():
             states = tower.block(1, tower.block(0, tower.embed(batch)))[:, kept]
-            score = cosine_similarity(tower.pool(tower.block(2, states)), tower.module(batch))
+            score = cosine_similarity(tower.pool(tower.block(2, states)), tower.module(batch)) - 1
         assert result.removal_score[0, patch] == pytest.approx(float(score), abs=1e-5)
 
 

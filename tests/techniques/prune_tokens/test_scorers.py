@@ -11,7 +11,11 @@ ANGLES = [0.0, math.pi / 3]
 EMBEDDINGS = torch.tensor([[3 * math.cos(a), 3 * math.sin(a)] for a in ANGLES])
 LOGITS = [[2 * math.cos(a), 2 * math.sin(a)] for a in ANGLES]
 PROBS = [[math.exp(x) / (math.exp(x) + math.exp(y)) for x, y in ((a, b), (b, a))] for a, b in LOGITS]
-BY_SPACE = {"logit": LOGITS, "prob": PROBS, "log": [[math.log(p) for p in row] for row in PROBS]}
+BY_SPACE = {
+    "logit": LOGITS,
+    "prob": [[p - 1 for p in row] for row in PROBS],
+    "log": [[math.log(p) for p in row] for row in PROBS],
+}
 
 
 @pytest.mark.parametrize("space", BY_SPACE)
@@ -33,14 +37,28 @@ def test_the_largest_class_of_each_candidate_or_of_the_first(space):
 
 def test_no_direction_is_the_worst_for_features_and_says_nothing_of_classes():
     nothing = torch.zeros(1, 2)
-    assert FeatureScorer().score(nothing, EMBEDDINGS[0], 0).tolist() == [0]
+    assert FeatureScorer().score(nothing, EMBEDDINGS[0], 0).tolist() == [-1]
     assert ConfidenceScorer(**ABOUT).score(nothing, EMBEDDINGS[0], 0).tolist() == pytest.approx([math.log(0.5)])
 
 
-def test_a_posterior_saturates_where_its_logarithm_does_not():
-    """At tau = 100 two removals differ in the log-posterior and not in the posterior."""
-    sharp = {"classifier": torch.eye(2), "tau": torch.tensor(100.0), "labels": torch.tensor([0])}
-    close = torch.tensor([[1.0, 0.0], [1.0, 0.05]])
-    assert LabelScorer(**sharp, space="prob").score(close, close[0], 0).tolist() == [1, 1]
-    logs = LabelScorer(**sharp, space="logit").score(close, close[0], 0)
-    assert logs[0] > logs[1]
+def test_the_cosine_keeps_its_digits_near_one():
+    """Angles from 1e-2 to 1e-6 from the reference: 1 - cos from 5e-5 to 5e-13, of which float32 keeps none."""
+    angles = [10.0**-power for power in range(2, 7)]
+    turned = torch.tensor([[1.0, angle] for angle in angles])
+    scores = FeatureScorer().score(turned, torch.tensor([3.0, 0.0]), 0)
+    expected = [math.cos(math.atan(float(row[1]))) - 1 for row in turned[:3]]
+    assert scores[:3].tolist() == pytest.approx(expected, rel=1e-6)
+    assert scores.tolist() == pytest.approx([-(angle**2) / 2 for angle in angles], rel=1e-3)
+
+
+@pytest.mark.parametrize("space", ["log", "prob"])
+def test_a_posterior_near_one_keeps_its_digits(space):
+    """At tau = 100 the other class has e^-100 to e^-95 of the mass: no number between that and 1 but by what lacks."""
+    sharp = {"classifier": torch.eye(2), "tau": torch.tensor(100.0)}
+    close = torch.tensor([[1.0, 0.0], [1.0, 0.01], [1.0, 0.05]])
+    lacking = []
+    for x, y in close.double().tolist():
+        lacking.append(math.exp(100 * (y - x) / math.hypot(x, y)))
+    for scorer in (LabelScorer(**sharp, labels=torch.tensor([0]), space=space), ConfidenceScorer(**sharp, space=space)):
+        scores = scorer.score(close, close[0], 0)
+        assert scores.tolist() == pytest.approx([-share for share in lacking], rel=1e-9, abs=0)
