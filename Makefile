@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 EFFVL_TEST_DATA ?= ../shared/data
 export EFFVL_TEST_DATA
 
-.PHONY: demo test test-slow lint assets
+.PHONY: demo test test-slow test-faults test-slurm slurm-up lint assets tables
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,18 @@ test: $(READY)
 test-slow: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
+# Malformed input in great number (10,000 examples a parser): about 5 minutes on one core.
+test-faults: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m faults
+
+# The batch scripts on a real SLURM: about 6 minutes. Needs root on a Debian machine that may be changed: slurm-up.
+test-slurm: $(READY) slurm-up
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 -m slurm tests/slurm
+
+# A SLURM of one node on this machine, from the distribution's packages.
+slurm-up:
+	tests/slurm/up.sh
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,6 +50,7 @@ assets: $(READY)
 
 # Miniature experiments: sweeps with claims. Each file's description says how long it takes.
 mini-%: recipes/mini/%.yaml $(READY)
+	@sed -n 's/^description: //p' $<
 	$(BIN)/effvl sweep $<
 	$(BIN)/effvl table $<
 
@@ -45,8 +58,12 @@ mini-pretrain mini-prune-blocks mini-prune-tokens-cifar table-pretrain-cifar10: 
 
 # Sweeps behind papers' tables, for clusters: the same as a sweep, on data of your own.
 table-%: recipes/tables/%.yaml $(READY)
+	@sed -n 's/^description: //p' $<
 	$(BIN)/effvl sweep $<
 	$(BIN)/effvl table $<
+
+# All of them, one after the other: weeks on one GPU; on a cluster, recipes/slurm/sweep-array.sbatch for each.
+tables: $(patsubst recipes/tables/%.yaml,table-%,$(wildcard recipes/tables/*.yaml))
 
 # One thread unless told otherwise: on cores that something else uses too, two wait for each other.
 bench-%: export OMP_NUM_THREADS ?= 1
