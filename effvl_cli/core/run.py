@@ -379,7 +379,7 @@ def resolve_device(name: str) -> torch.device:
     """
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda", distributed.world().local_rank)
+            return _own_gpu()
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -391,5 +391,10 @@ def resolve_device(name: str) -> torch.device:
     if missing or device.type not in {"cpu", "cuda", "mps"}:
         raise UsageError(f"--device is {name!r}, which this machine has not", "Give --device cpu or auto")
     if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", distributed.world().local_rank)
+        return _own_gpu()
     return device
+
+
+def _own_gpu() -> torch.device:
+    """This process's GPU: the only one that it sees (`srun --gpus-per-task=1`), else that of its place on the node."""
+    return torch.device("cuda", 0 if torch.cuda.device_count() == 1 else distributed.world().local_rank)

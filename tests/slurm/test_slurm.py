@@ -1,6 +1,5 @@
 """The batch scripts on a real SLURM of one node: `make test-slurm`, after `make slurm-up` has made one."""
 
-import os
 import re
 import shutil
 import subprocess
