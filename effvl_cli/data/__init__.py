@@ -1,8 +1,10 @@
 """Data sets by name: the registry, and one file per source."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from effvl_cli.core.errors import DataError
 from effvl_cli.core.registry import Registry, Row
 
 if TYPE_CHECKING:
@@ -54,3 +56,16 @@ def load(spec: str, split: str, *, root: str | Path | None = None, seed: int = 0
     """
     row, argument = DATASETS.find(spec)
     return DATASETS.builder(row)(argument, split, root=Path(root) if root else None, seed=seed)
+
+
+def fingerprints(spec: str, *, root: str | Path | None = None) -> dict[str, str]:
+    """What the content of each split is known by, to tell whether it changed; without those that are not there.
+
+    Raises:
+        UsageError: unknown name.
+    """
+    found = {}
+    for split in SPLITS:
+        with suppress(DataError):
+            found[split] = load(spec, split, root=root).fingerprint()
+    return found

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from effvl_cli.core.errors import DataError, UsageError
+from effvl_cli.data.files import file_states
 from effvl_cli.data.folders import TENTHS_OF_TRAIN, tenth
 from effvl_cli.data.listings import read_lines
 from effvl_cli.data.source import digest
@@ -102,8 +103,10 @@ class Cifar:
         return Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0)))
 
     def fingerprint(self) -> str:
-        """Digest of names and labels."""
-        return digest([self.split, *self.classes, *self.ids, *(str(int(label)) for label in self.labels)])
+        """Digest of names and labels, and of size and time of the files."""
+        files = sorted({self._folder / name.partition("/")[0] for name in self.ids})
+        labels = (str(int(label)) for label in self.labels)
+        return digest([self.split, *self.classes, *self.ids, *labels, *file_states(files)])
 
 
 cifar10 = partial(

@@ -1,7 +1,8 @@
 """Images in files: reading one, and a list of them as a source."""
 
 import re
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +15,27 @@ from effvl_cli.data.source import digest
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"))
 
 
+_WITHOUT_RGB = {"La": "LA", "RGBa": "RGBA"}  # premultiplied alpha, which Pillow turns into RGB only by way of these
+_TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
+
+
 def read_image(path: Path) -> Image.Image:
-    """An image file as RGB, turned as its EXIF says; grey is replicated, alpha dropped, CMYK and 16 bits converted.
+    """An image file as RGB, turned as its EXIF says; grey is replicated, alpha dropped, CMYK converted.
+
+    Grey of more than 8 bits is scaled by the range of its kind, whatever the values of the picture: 10 to 16 bits, and
+    floats from 0 to 1.
 
     Raises:
-        DataError: missing, damaged, cut off, or too large to be meant.
+        DataError: missing, no regular file, damaged, cut off, too large to be meant, or values of an unknown range.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe would wait for its writer
+            raise DataError(f"{path} is no regular file", "Remove it, or give a copy of the picture")
         with Image.open(path) as file:
             file.load()
-            return _as_rgb(ImageOps.exif_transpose(file))
+            return _as_rgb(_eight_bits(ImageOps.exif_transpose(file), file, path))
+    except DataError:
+        raise
     except FileNotFoundError as error:
         raise DataError(f"no image at {path}") from error
     except UnidentifiedImageError as error:
@@ -32,12 +44,50 @@ def read_image(path: Path) -> Image.Image:
         raise DataError(f"{path} cannot be decoded: {error}") from error
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
+def _eight_bits(image: Image.Image, file: Image.Image, path: Path) -> Image.Image:
+    """An image of `file` whose mode is not 8-bit, scaled to 0..255 by the range of its kind; any other as it is."""
+    if image.mode == "F":
+        return Image.fromarray((_unit_floats(np.asarray(image), path) * 255).round().astype(np.uint8))
+    if image.mode == "I" and file.format != "PPM":  # the values of a PGM have been scaled to 16 bits
+        raise DataError(f"{path} holds 32-bit or signed integers (mode I), of unknown range", "Save it in 8 or 16 bits")
     if image.mode == "I" or image.mode.startswith("I;16"):
-        grey = np.asarray(image).astype(np.float64)
-        one_byte = image.mode == "I" and grey.max() <= 255  # I;16 is 16 bits even where the picture is dark
-        image = Image.fromarray(np.clip(grey / (1 if one_byte else 257), 0, 255).astype(np.uint8))
+        bits, inverted = _tiff_depth(file)
+        grey = np.clip(np.asarray(image).astype(np.float64) * 255 / (2**bits - 1), 0, 255)
+        return Image.fromarray((255 - grey if inverted else grey).astype(np.uint8))
+    return image
+
+
+def _unit_floats(values: NDArray[np.float32], path: Path) -> NDArray[np.float64]:
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    if not 0 <= low <= high <= 1:  # false for NaN too
+        raise DataError(
+            f"{path} holds floats (mode F) from {low:g} to {high:g}", "Only 0 to 1 has a known meaning; save 8 bits"
+        )
+    return values.astype(np.float64)
+
+
+def _tiff_depth(file: Image.Image) -> tuple[int, bool]:
+    """Bits of a sample, and whether 0 is white; Pillow keeps both as the file has them."""
+    tags = getattr(file, "tag_v2", {})
+    return int(tags.get(_TIFF_BITS, (16,))[0]), tags.get(_TIFF_PHOTOMETRIC) == 0
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in _WITHOUT_RGB:
+        image = image.convert(_WITHOUT_RGB[image.mode])
     return image.convert("RGB")
+
+
+def file_states(paths: Iterable[Path]) -> list[str]:
+    """Size and time of the last change of each file, which tell a replaced file without reading it."""
+    found = []
+    for path in paths:
+        try:
+            about = path.stat()
+            found.append(f"{about.st_size} {about.st_mtime_ns}")
+        except OSError:
+            found.append("missing")
+    return found
 
 
 def natural(name: str) -> tuple[list[tuple[int, int | str]], str]:
@@ -62,7 +112,10 @@ def readable(names: Sequence[str], where: Path) -> tuple[str, ...]:
 
 
 class FileImages:
-    """Image files with labels or captions; an id is the file's path from `root`."""
+    """Image files with labels or captions; an id is the file's path from `root`.
+
+    `remark` is what reports repeat of it.
+    """
 
     endless = False
 
@@ -77,10 +130,13 @@ class FileImages:
         classes: tuple[str, ...],
         captions: Sequence[str] | None = None,
         templates: tuple[str, ...] = (),
+        remark: str = "",
     ) -> None:
         self.name, self.split, self.classes, self.templates = name, split, classes, templates
         self.ids, self.labels, self.captions = ids, labels, captions
+        self.remark = remark
         self._root = root
+        self._fingerprint = ""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -90,6 +146,9 @@ class FileImages:
         return read_image(self._root / self.ids[index])
 
     def fingerprint(self) -> str:
-        """Digest of names, labels and captions; not of the pixels, which would have to be read for it."""
-        labels = (str(int(label)) for label in self.labels)
-        return digest([self.split, *self.classes, *self.ids, *labels, *(self.captions or ())])
+        """Digest of names, labels, captions, and of size and time of each file: the pixels are not read for it."""
+        if not self._fingerprint:
+            labels = (str(int(label)) for label in self.labels)
+            states = file_states(self._root / name for name in self.ids)
+            self._fingerprint = digest([self.split, *self.classes, *self.ids, *labels, *(self.captions or ()), *states])
+        return self._fingerprint

@@ -17,6 +17,7 @@ from effvl_cli.data.files import SUFFIXES, FileImages, natural, readable
 NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 LAYOUT = "Expected PATH/train/CLASS/*.jpg and PATH/test/CLASS/*.jpg, or PATH/CLASS/*.jpg"
 TENTHS = {"train": range(8), "val": range(8, 9), "test": range(9, 10)}
+FEW = 3  # entries that a remark names
 TENTHS_OF_TRAIN = {"train": range(9), "val": range(9, 10)}
 
 
@@ -39,7 +40,8 @@ def build(argument: str, split: str, *, root: Path | None = None, seed: int = 0)
     extra = sorted(set(class_folders(place)) - set(classes))
     if extra:
         raise DataError(f"class {extra[0]!r} of {place} is not in {found['train']}", "Both need the same class folders")
-    ids, labels = list_images(place, classes, tenths, folder)
+    passed_over: list[str] = []
+    ids, labels = list_images(place, classes, tenths, folder, passed_over)
     if not ids:
         raise _empty(place, split, tenths)
     return FileImages(
@@ -49,6 +51,7 @@ def build(argument: str, split: str, *, root: Path | None = None, seed: int = 0)
         ids=ids,
         labels=np.array(labels, dtype=np.int64),
         classes=readable(classes, place),
+        remark=passed_over_remark(passed_over),
     )
 
 
@@ -80,34 +83,81 @@ def class_folders(folder: Path) -> list[str]:
     return sorted(names, key=natural)
 
 
-def list_images(place: Path, classes: list[str], tenths: range | None, root: Path) -> tuple[list[str], list[int]]:
-    """Image files of the class folders in `place`, as paths from `root`, and their labels; only some tenths of them."""
+def list_images(
+    place: Path, classes: list[str], tenths: range | None, root: Path, passed_over: list[str]
+) -> tuple[list[str], list[int]]:
+    """Image files of the class folders in `place`, as paths from `root`, and their labels; only some tenths of them.
+
+    What `images_below` passes over is added to `passed_over`.
+    """
     ids, labels = [], []
     for label, name in enumerate(classes):
-        for image in sorted(images_below(place / name, root)):
+        for image in sorted(images_below(place / name, root, place, passed_over)):
             if tenths is None or tenth(image) in tenths:
                 ids.append(image)
                 labels.append(label)
     return ids, labels
 
 
-def images_below(folder: Path, root: Path) -> list[str]:
-    """Image files below a folder, as paths from `root`; plain strings, since there may be a million."""
-    if not folder.is_dir():
-        return []
-    found, seen = [], set[Path]()
-    for where, folders, files in os.walk(folder, followlinks=True):
-        here = Path(where)
-        if here.resolve() in seen:  # a link back into what is listed already
-            folders.clear()
+def images_below(folder: Path, root: Path, place: Path, passed_over: list[str]) -> list[str]:
+    """Image files below a folder, as paths from `root`; plain strings, since there may be a million.
+
+    Passed over, and added to `passed_over`: links to folders of the data set or to what holds them, which would give
+    images a second class or split, and pipes, sockets and devices, which have no end to read to.
+
+    Args:
+        folder: where to look; nothing is found where there is none.
+        root: the data set's folder.
+        place: that of the split, which holds the class folders.
+        passed_over: paths from `root`.
+    """
+    found: list[str] = []
+    seen, waiting = set[Path](), [folder] if folder.is_dir() else []
+    while waiting:
+        here = waiting.pop()
+        prefix, target = here.relative_to(root).as_posix(), here.resolve()
+        if target in seen or (here.is_symlink() and _leads_back(target, here, root, place)):
+            passed_over.append(prefix)
             continue
-        seen.add(here.resolve())
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        prefix = here.relative_to(root).as_posix()
-        for name in files:
-            if not name.startswith(".") and name[name.rfind(".") :].lower() in SUFFIXES:
-                found.append(f"{prefix}/{name}")
+        seen.add(target)
+        folders, files, others = _entries(here)
+        waiting += [here / name for name in reversed(folders)]
+        found += [f"{prefix}/{name}" for name in files]
+        passed_over += [f"{prefix}/{name}" for name in others]
     return found
+
+
+def _leads_back(target: Path, link: Path, root: Path, place: Path) -> bool:
+    """Whether a link goes to a folder that is listed for itself, or to one above it."""
+    whole, split, around = root.resolve(), place.resolve(), link.parent.resolve()
+    holders = {around, *around.parents, whole, *whole.parents, split, *split.parents}
+    listed = [split, *((whole / name).resolve() for names in NAMES.values() for name in names)]
+    return target in holders or any(folder in (target, *target.parents) for folder in listed)
+
+
+def _entries(folder: Path) -> tuple[list[str], list[str], list[str]]:
+    """Sorted names of folders, of images, and of what is called an image and is no file; hidden ones are left out."""
+    folders: list[str] = []
+    files: list[str] = []
+    others: list[str] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                folders.append(entry.name)
+            elif entry.name[entry.name.rfind(".") :].lower() in SUFFIXES:
+                broken = entry.is_symlink() and not Path(entry.path).exists()  # an error when it is read
+                (files if entry.is_file() or broken else others).append(entry.name)
+    return sorted(folders), sorted(files), sorted(others)
+
+
+def passed_over_remark(passed_over: list[str]) -> str:
+    """What a report says of the entries that were passed over; empty when there are none."""
+    if not passed_over:
+        return ""
+    first = ", ".join(passed_over[:FEW]) + (f" and {len(passed_over) - FEW} more" if len(passed_over) > FEW else "")
+    return f"passed over as links back into the data set, or no files: {first}"
 
 
 def tenth(name: str) -> int:

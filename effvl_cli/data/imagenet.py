@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from effvl_cli.core.errors import DataError, UsageError
-from effvl_cli.data.folders import TENTHS_OF_TRAIN, class_folders, list_images
+from effvl_cli.data.folders import TENTHS_OF_TRAIN, class_folders, list_images, passed_over_remark
 from effvl_cli.data.listings import read_lines
 from effvl_cli.data.published import PublishedImages
 
@@ -38,7 +38,8 @@ def build(argument: str, split: str, *, root: Path | None = None, seed: int = 0)
     nameless = next((folder for folder in folders if folder not in names), None)
     if nameless:
         raise DataError(f"class folder {nameless} of {place} has no name", f"Add it to {names_file}, or remove it")
-    ids, labels = list_images(place / part, folders, TENTHS_OF_TRAIN.get(split), place)
+    passed_over: list[str] = []
+    ids, labels = list_images(place / part, folders, TENTHS_OF_TRAIN.get(split), place, passed_over)
     if not ids:
         raise DataError(f"{place / part} holds no images for split {split}", LAYOUT)
     source = PublishedImages(
@@ -52,8 +53,10 @@ def build(argument: str, split: str, *, root: Path | None = None, seed: int = 0)
     )
     source.layout = f"{place}, names of {names_file if names_file.is_file() else 'open_clip'}"
     source.expected = TEST_IMAGES if split == "test" else None
+    source.remark = passed_over_remark(passed_over)
     if len(folders) != 1000:
-        source.remark = f"{len(folders)} of 1,000 classes: not comparable with published figures"
+        part = f"{len(folders)} of 1,000 classes: not comparable with published figures"
+        source.remark = "; ".join(filter(None, (part, source.remark)))
     return source
 
 

@@ -8,7 +8,7 @@ import re
 
 from effvl_cli.core.errors import DataError
 from effvl_cli.data import SPLITS
-from effvl_cli.data.folders import images_below
+from effvl_cli.data.folders import images_below, passed_over_remark
 from effvl_cli.data.listings import (
     Item,
     Place,
@@ -52,11 +52,14 @@ def eurosat(place: Place) -> Splits:
 
 def _in_folders(place: Place, names: dict[str, str], left_out: tuple[str, ...] = ()) -> Splits:
     folders = (entry.name for entry in place.images.iterdir() if entry.is_dir() and entry.name[0] != ".")
+    passed_over: list[str] = []
     items = [
         (image, label, names.get(folder, folder))
         for label, folder in enumerate(sorted(set(folders) - set(left_out)))
-        for image in sorted(images_below(place.images / folder, place.images))
+        for image in sorted(images_below(place.images / folder, place.images, place.images, passed_over))
     ]
+    if passed_over:
+        raise DataError(f"{place.images}: {passed_over_remark(passed_over)}", "Remove them, or extract it again")
     return divided(items)
 
 

@@ -77,7 +77,6 @@ class PublishedImages(FileImages):
 
     layout = ""
     expected: int | None = None
-    remark = ""
 
 
 def build(dataset: Published, argument: str, split: str, *, root: Path | None = None, seed: int = 0) -> PublishedImages:

@@ -48,7 +48,7 @@ class ImageSource(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Short digest that changes with the content's listing."""
+        """Short digest of the content: names, labels, and size and time of each file; of what is made, the recipe."""
         ...
 
 

@@ -1,6 +1,7 @@
 """What people's files hold: damaged bytes, odd encodings, links, names that clash, few descriptors."""
 
 import io
+import os
 import random
 import resource
 import struct
@@ -17,7 +18,7 @@ from effvl_cli.core.errors import DataError, UsageError
 from effvl_cli.core.registry import Registry, Row
 from effvl_cli.data import load
 from effvl_cli.data.fewshot import few_shot
-from effvl_cli.data.files import read_image
+from effvl_cli.data.files import _as_rgb, read_image
 from effvl_cli.data.loader import eval_images, loader_workers, train_batches
 from effvl_cli.data.prompts import choose_templates
 from effvl_cli.data.sampler import EpochSampler
@@ -245,3 +246,98 @@ def test_a_source_of_ones_own_is_loaded_by_its_row(monkeypatch, tmp_path):
     monkeypatch.setattr("effvl_cli.data.DATASETS", rows)
     assert load("made:a:b", "val", root=str(tmp_path), seed=4).name == "made"
     assert seen == {"argument": "a:b", "split": "val", "root": tmp_path, "seed": 4}
+
+
+# --- what lies in folders besides images ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def linked(tmp_path):
+    """36 training images of two classes and 8 test images, a link from one class to the data set and others besides."""
+    root = _classes(tmp_path / "d" / "train", "cat", "dog", count=18)
+    _classes(tmp_path / "d" / "test", "cat", "dog", count=4)
+    return root
+
+
+@pytest.mark.parametrize("target", ["", "train", "train/dog", "test", "test/dog", ".."])
+def test_a_link_to_a_parent_folder_mixes_neither_classes_nor_splits(linked, target):
+    _classes(linked / "val", "cat", "dog", count=2)
+    (linked / "train" / "cat" / "loop").symlink_to((linked / target).resolve())
+    train = load(f"folder:{linked}", "train")
+    assert len(train) == 36 and np.bincount(train.labels).tolist() == [18, 18]
+    assert "train/cat/loop" in train.remark and not load(f"folder:{linked}", "test").remark
+
+
+def test_a_class_that_is_a_link_to_another_class_is_passed_over_and_one_to_a_pool_is_not(linked):
+    _classes(linked / "val", "cat", "dog", count=2)
+    _classes(linked / "pool", "bird", count=3)
+    (linked / "train" / "bird").symlink_to(linked / "pool" / "bird")
+    (linked / "train" / "kitten").symlink_to(linked / "train" / "cat")
+    train = load(f"folder:{linked}", "train")
+    assert train.classes == ("bird", "cat", "dog", "kitten")
+    assert np.bincount(train.labels, minlength=4).tolist() == [3, 18, 18, 0]
+    assert train.remark.endswith("train/kitten")
+
+
+@pytest.mark.timeout(20)
+def test_pipes_and_sockets_are_no_images_and_nobody_waits_for_them(linked):
+    _classes(linked / "val", "cat", "dog", count=2)
+    os.mkfifo(linked / "train" / "cat" / "pipe.jpg")
+    (linked / "train" / "dog" / "pipe.png").symlink_to(linked / "train" / "cat" / "pipe.jpg")
+    (linked / "train" / "dog" / "gone.png").symlink_to(linked / "nowhere.png")
+    train = load(f"folder:{linked}", "train")
+    assert len(train) == 37 and "pipe.jpg" in train.remark and "pipe.png" in train.remark
+    with pytest.raises(DataError, match=r"no image at .*gone\.png"):  # a broken link is not silently less data
+        train.image(train.ids.index("train/dog/gone.png"))
+    for name in ("cat/pipe.jpg", "dog/pipe.png"):
+        with pytest.raises(DataError, match=r"pipe.* is no regular file"):
+            read_image(linked / "train" / name)
+    (linked / "t.csv").write_text("path,label,split\ntrain/cat/pipe.jpg,cat,train\n")
+    with pytest.raises(DataError, match="no regular file"):
+        load(f"csv:{linked / 't.csv'}", "train").image(0)
+
+
+# --- modes that are not 8-bit -----------------------------------------------------------------------------------------
+
+
+def test_a_float_picture_from_0_to_1_is_scaled_and_another_range_is_refused(tmp_path):
+    def saved(*values):
+        Image.fromarray(np.array([values], np.float32)).save(tmp_path / "f.tif")
+        return [read_image(tmp_path / "f.tif").getpixel((x, 0)) for x in range(len(values))]
+
+    assert saved(0.0, 100 / 255, 0.5, 1.0) == [(v,) * 3 for v in (0, 100, 128, 255)]
+    for values in ((0.0, 255.0), (-0.5, 0.5), (float("nan"), 0.5)):
+        with pytest.raises(DataError, match=r"f\.tif holds floats \(mode F\)"):
+            saved(*values)
+
+
+def test_integers_are_scaled_by_the_range_of_their_kind_or_refused(tmp_path):
+    (tmp_path / "a.pgm").write_bytes(b"P5 3 1 1000\n" + np.array([0, 500, 1000], ">u2").tobytes())
+    assert [read_image(tmp_path / "a.pgm").getpixel((x, 0))[0] for x in range(3)] == [0, 127, 255]
+    for name, value in (("small.tif", 200), ("large.tif", 70_000)):  # once taken for 8 bits, and for white
+        Image.fromarray(np.full((4, 4), value, np.int32)).save(tmp_path / name)
+        with pytest.raises(DataError, match=rf"{name} holds 32-bit"):
+            read_image(tmp_path / name)
+
+
+def test_sixteen_bits_whose_zero_is_white_are_turned_round(tmp_path):
+    image = Image.fromarray(np.array([[0, 257 * 100, 65_535]], np.uint16))
+    image.save(tmp_path / "w.tif", tiffinfo={262: 0})
+    with Image.open(tmp_path / "w.tif") as file:
+        assert file.tag_v2[262] == 0 and file.mode == "I;16"
+    assert [read_image(tmp_path / "w.tif").getpixel((x, 0))[0] for x in range(3)] == [255, 155, 0]
+
+
+@pytest.mark.parametrize("mode", ["La", "RGBa", "PA", "YCbCr", "HSV", "RGBX"])
+def test_less_common_modes_become_rgb_too(mode):
+    image = Image.new("RGBA", (2, 2), (200, 40, 90, 255))
+    image = image.convert("RGB").convert(mode) if mode in ("YCbCr", "HSV", "RGBX") else _through(image, mode)
+    found = np.asarray(_as_rgb(image))[0, 0].astype(int)
+    expected = (94, 94, 94) if mode == "La" else (200, 40, 90)
+    assert np.abs(found - expected).max() <= {"PA": 30, "HSV": 3}.get(
+        mode, 2
+    )  # the nearest of the palette; hue in 8 bits
+
+
+def _through(image, mode):
+    return image.convert({"La": "LA", "PA": "P"}.get(mode, "RGBA")).convert(mode)

@@ -1,12 +1,15 @@
 """Folders, tables, digits and plug-ins."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from effvl_cli.core.errors import DataError, UsageError
-from effvl_cli.data import DATASETS, load
+from effvl_cli.data import DATASETS, fingerprints, load
 from effvl_cli.data.files import read_image
+from effvl_cli.data.source import Subset
 
 
 def test_folder_with_splits(image_folder):
@@ -73,6 +76,44 @@ def test_fingerprint_follows_the_listing(image_folder):
     assert load(f"folder:{image_folder}", "train").fingerprint() == before
     (image_folder / "train" / "red_thing" / "img0.jpg").rename(image_folder / "train" / "red_thing" / "z.jpg")
     assert load(f"folder:{image_folder}", "train").fingerprint() != before
+
+
+def test_fingerprint_follows_the_content_too(image_folder):
+    """Same names and labels, other pixels: of a folder, a table and what is read from either in part."""
+    (image_folder / "t.csv").write_text("path,label,split\ntrain/red_thing/img0.jpg,red,train\n")
+    specs = (f"folder:{image_folder}", f"csv:{image_folder / 't.csv'}")
+    before = [load(spec, "train").fingerprint() for spec in specs]
+    whole = fingerprints(specs[0])
+    assert whole.keys() == {"train", "val", "test"} and fingerprints(specs[1]).keys() == {"train"}
+    changed = image_folder / "train" / "red_thing" / "img0.jpg"
+    Image.new("RGB", (50, 50), "green").save(changed)
+    again = [load(spec, "train") for spec in specs]
+    assert all(source.fingerprint() != old for source, old in zip(again, before, strict=True))
+    assert Subset(again[0], np.arange(3)).fingerprint() != Subset(again[1], np.arange(1)).fingerprint()
+    found = fingerprints(specs[0])
+    assert found["train"] != whole["train"] and found["val"] == whole["val"] and found["test"] == whole["test"]
+    changed.unlink()
+    assert load(specs[1], "train").fingerprint() not in before  # missing is a state, not an error
+
+
+def test_a_touched_cifar_file_changes_its_fingerprint(tmp_path):
+    folder = tmp_path / "cifar-10-batches-bin"
+    folder.mkdir()
+    (folder / "batches.meta.txt").write_text("\n".join("abcdefghij"))
+    for name in [f"data_batch_{k}.bin" for k in range(1, 6)] + ["test_batch.bin"]:
+        (folder / name).write_bytes(bytes(3073) * 40)
+    before = fingerprints("cifar10", root=tmp_path)
+    os.utime(folder / "test_batch.bin", ns=(1, 1))
+    after = fingerprints("cifar10", root=tmp_path)
+    assert {split for split in before if before[split] != after[split]} == {"test"}
+
+
+def test_fingerprints_of_what_is_made_stay():
+    assert fingerprints("digits") == fingerprints("digits")
+    assert (
+        load("digits", "test").fingerprint() == "dae36af0713c8beb"
+        and load("shape-captions", "val").fingerprint() == "a5947d44a1339f80"
+    )
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "CMYK", "P", "1", "I;16", "RGB"])
