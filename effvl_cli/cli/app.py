@@ -141,7 +141,8 @@ def _earlier_run(command: Command, config: type, typed: dict[str, Any], recipe: 
 
     None for a verb that can do without (`run_optional`) and was given none.
     """
-    from effvl_cli.core.run import CONFIG, find_run
+    from effvl_cli.core.find_run import find_run
+    from effvl_cli.core.run import CONFIG
 
     given = typed.get("run") or (read_recipe(Path(recipe)).config.get("run") if recipe else None)
     if given is None and getattr(config, "run_optional", False):

@@ -47,8 +47,9 @@ def _run(command: Command, resolved: Resolved, invocation: Invocation, console: 
     import torch
 
     from effvl_cli.core import distributed
+    from effvl_cli.core.devices import resolve_device
     from effvl_cli.core.report import Report
-    from effvl_cli.core.run import RunRequest, open_run, resolve_device
+    from effvl_cli.core.run import RunRequest, open_run
 
     config = resolved.config
     device = resolve_device(config.device)
@@ -72,8 +73,7 @@ def _run(command: Command, resolved: Resolved, invocation: Invocation, console: 
     report = _guarded(engine.run, config, opened, debug=invocation.debug)
     _show(report, engine.table, console)
     console.log(f"report {opened.folder / 'report.json'}")
-    plots = sorted((opened.folder / "plots").glob("*.png")) if (opened.folder / "plots").is_dir() else []
-    if plots:
+    if plots := opened.plots():
         console.log(f"pictures {', '.join(str(p) for p in plots)}")
     return 0
 

@@ -70,8 +70,8 @@ def env() -> None:
     from effvl_cli import __version__
     from effvl_cli.cli.console import Console
     from effvl_cli.core.cache import default_root
+    from effvl_cli.core.devices import resolve_device
     from effvl_cli.core.report import environment
-    from effvl_cli.core.run import resolve_device
     from effvl_cli.core.table import Table
 
     found = environment(resolve_device("auto"))

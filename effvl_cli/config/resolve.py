@@ -241,6 +241,12 @@ def identity(config: Any) -> str:
     return hashlib.sha256(json.dumps([type(config).__name__, fixed], sort_keys=True).encode()).hexdigest()
 
 
+def growable(config: Any) -> dict[str, Any]:
+    """Keys and values, None included, of the options that may grow when a run is continued."""
+    known = options(type(config))
+    return {o.key: written(getattr(config, name)) for name, o in known.items() if "growable" in o.markers}
+
+
 def differences(old: Mapping[str, str], config: Any) -> list[str]:
     """How a new config differs from a stored one, e.g. "keep: 0.6 there, 0.5 here"; growth is no difference."""
     known = options(type(config))

@@ -23,6 +23,8 @@ from effvl_cli.core.files import atomic_folder, write_bytes, write_json
 
 FORMAT = 1
 WEIGHTS, STATE, MANIFEST = "model.safetensors", "state.pt", "manifest.json"
+CHECKPOINT, STEPS = "checkpoint.safetensors", "checkpoints"
+"""What users get, and the folder of the states of training."""
 _WRAPPERS = ("state_dict", "model", "module")
 _PREFIXES = ("module.", "_orig_mod.")
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from effvl_cli.core import distributed
-from effvl_cli.core.checkpoint import Step, StepFolders
+from effvl_cli.core.checkpoint import STEPS, Step, StepFolders
 from effvl_cli.core.errors import NumericalError
 from effvl_cli.core.optim import Optimizers
 from effvl_cli.core.run import Run
@@ -140,7 +140,7 @@ def fit(
 class _Loop:
     def __init__(self, task: Task, optimizers: Optimizers, run: Run, plan: Plan) -> None:
         self.task, self.optimizers, self.run, self.plan = task, optimizers, run, plan
-        self.folders = StepFolders(run.folder / "checkpoints" / plan.phase, milestones=plan.milestones)
+        self.folders = StepFolders(run.path(STEPS) / plan.phase, milestones=plan.milestones)
         self.scaler = torch.amp.GradScaler(run.device.type, enabled=plan.precision == "fp16")
         self.step = self.resumed_at = self.bad_steps = 0
         self.best: tuple[float, int] | None = None

@@ -13,8 +13,8 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shlex
-import shutil
 import signal
 import time
 import typing
@@ -26,14 +26,16 @@ from typing import IO, Any, Protocol
 import torch
 
 from effvl_cli.config import resolve
-from effvl_cli.config.options import ARTEFACT, GROWABLE
-from effvl_cli.core import distributed, signals
+from effvl_cli.config.options import ARTEFACT
+from effvl_cli.core import distributed, errors, signals
 from effvl_cli.core.cache import Cache
 from effvl_cli.core.checkpoint import MANIFEST, sha256
-from effvl_cli.core.errors import DataError, Interrupted, ModelError, Preempted, UsageError
+from effvl_cli.core.devices import resolve_device
+from effvl_cli.core.errors import EffvlError, Interrupted, Preempted, UsageError
 from effvl_cli.core.files import write_json, write_text
 from effvl_cli.core.report import Report, ReportBuilder, Status, environment, read_report
 from effvl_cli.core.report import write as write_report
+from effvl_cli.core.run_files import REGISTER, RunFiles, clear
 
 RUNS = Path("runs")
 CONFIG, REPORT, RECORDS, LOG, ENVIRONMENT, LOCK = (
@@ -44,10 +46,9 @@ CONFIG, REPORT, RECORDS, LOG, ENVIRONMENT, LOCK = (
     "environment.json",
     ".lock",
 )
-_OWN = (
-    *(CONFIG, REPORT, RECORDS, LOG, ENVIRONMENT, MANIFEST),
-    *("checkpoint.safetensors", "checkpoints", "plots", "scores", "table.csv", "model.pt2", "model.onnx", "rebuild.py"),
-)
+
+
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 class Progress(Protocol):
@@ -72,7 +73,7 @@ def silent_progress(description: str, total: int, completed: int = 0) -> Iterato
 
 
 @dataclass
-class Run:
+class Run(RunFiles):
     """One open run folder, or, on ranks other than 0, a view of it that writes nothing."""
 
     folder: Path
@@ -81,6 +82,8 @@ class Run:
     cache: Cache
     report: ReportBuilder
     attempt: int = 1
+    lengths: Mapping[str, Any] = field(default_factory=dict)
+    """Options that may grow when a run is continued, as they are now."""
     progress_factory: ProgressFactory = silent_progress
     echo: Callable[[str], None] = lambda text: None
     _records: IO[bytes] | None = None
@@ -160,8 +163,9 @@ class Run:
     def finish(self, status: Status, error: str | None = None) -> Report:
         """Write the report and let the folder go."""
         report = self.report.finish(status, error)
+        path = self.path(REPORT)
         if distributed.is_main():
-            write_report(report, self.folder / REPORT)
+            write_report(report, path)
         self.close()
         return report
 
@@ -208,11 +212,12 @@ def open_run(
     if distributed.is_main():
         try:
             lock, answer = _take(folder, request, inputs)
-        except UsageError as error:
-            answer = {"error": [error.message, error.hint]}
+        except EffvlError as error:
+            answer = {"error": [type(error).__name__, error.message, error.hint]}
     answer = distributed.broadcast_json(answer)
     if "error" in answer:
-        raise UsageError(*answer["error"])
+        kind, *words = answer["error"]
+        raise getattr(errors, kind)(*words)
     if answer["finished"]:
         if lock:
             lock.close()
@@ -225,7 +230,8 @@ def open_run(
         recipe=request.recipe,
         device=device,
     )
-    run = Run(folder, request.command, device, Cache(config.cache_dir), report, answer["attempt"], progress, echo)
+    cache, lengths = Cache(config.cache_dir), resolve.growable(config)
+    run = Run(folder, request.command, device, cache, report, answer["attempt"], lengths, progress, echo)
     if run.attempt > 1:
         run.report.resume(run.attempt - 1, 0)
     if distributed.is_main():
@@ -261,11 +267,13 @@ def _take(folder: Path, request: RunRequest, inputs: Mapping[str, str]) -> tuple
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         raise UsageError(f"another process is working in {folder}", "Wait for it, or give another --out") from error
-    if request.fresh:
-        _clear(folder)
-    if not (folder / CONFIG).exists():
+    known = (folder / CONFIG).exists()
+    if request.fresh and known and not (folder / REGISTER).exists():
+        raise UsageError(f"{folder} does not say which files are the run's", "Remove it, or give another --out")
+    if request.fresh or not known:  # without its config, what is registered is what an interrupted --fresh has left
+        clear(folder)
         return lock, {"finished": False, "attempt": 1}
-    old = resolve.read_recipe(folder / CONFIG)
+    old = _read_config(folder)
     _refuse_other_config(folder, old, request, inputs)
     report = folder / REPORT
     if report.exists() and read_report(report).status == "completed" and not _grown(old.config, request.config):
@@ -274,6 +282,25 @@ def _take(folder: Path, request: RunRequest, inputs: Mapping[str, str]) -> tuple
     with contextlib.suppress(OSError, ValueError):
         attempt = json.loads((folder / ENVIRONMENT).read_text())["attempt"]
     return lock, {"finished": False, "attempt": attempt + 1}
+
+
+def _read_config(folder: Path) -> resolve.Recipe:
+    """The options of the run in a folder.
+
+    Raises:
+        UsageError: the file is damaged: the digest that ends it is not there.
+    """
+    try:
+        old = resolve.read_recipe(folder / CONFIG)
+    except UsageError as error:
+        raise _damaged(folder) from error
+    if not _DIGEST.fullmatch(str(old.run.get("identity"))):
+        raise _damaged(folder)
+    return old
+
+
+def _damaged(folder: Path) -> UsageError:
+    return UsageError(f"{folder / CONFIG} is damaged or not whole", "Give --fresh to start anew, or another --out")
 
 
 def _refuse_other_config(folder: Path, old: Any, request: RunRequest, inputs: Mapping[str, str]) -> None:
@@ -290,13 +317,7 @@ def _refuse_other_config(folder: Path, old: Any, request: RunRequest, inputs: Ma
 
 
 def _grown(old: Mapping[str, str], config: Any) -> bool:
-    new = resolve.to_yaml_mapping(config)
-    grow = [f.name for f in dataclasses.fields(config) if GROWABLE in _metadata(config, f.name)]
-    return any(str(old.get(_key(name))) != str(new.get(_key(name))) for name in grow)
-
-
-def _key(name: str) -> str:
-    return name.replace("_", "-")
+    return any(str(old.get(key)) != str(value) for key, value in resolve.growable(config).items())
 
 
 def _metadata(config: Any, name: str) -> tuple[Any, ...]:
@@ -304,24 +325,21 @@ def _metadata(config: Any, name: str) -> tuple[Any, ...]:
     return getattr(hints[name], "__metadata__", ())
 
 
-def _clear(folder: Path) -> None:
-    for name in _OWN:
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-
-
 def _prepare(run: Run, request: RunRequest, inputs: Mapping[str, str], identity: str) -> None:
     """Write what describes the attempt, and open the records."""
+    for name in (CONFIG, ENVIRONMENT, RECORDS, LOG):
+        run.path(name)
     header = {
         "effvl": 1,
         "command": request.command,
         "description": "resolved options of a run",
         "config": resolve.to_yaml_mapping(request.config),
-        "run": {"command_line": shlex.join(request.argv), "inputs": dict(inputs), "identity": identity}
-        | ({"inherited": dict(request.inherited)} if request.inherited else {}),
+        "run": {
+            "command_line": shlex.join(request.argv),
+            "inputs": dict(inputs),
+            **({"inherited": dict(request.inherited)} if request.inherited else {}),
+            "identity": identity,  # last: it tells a whole file from half of one
+        },
     }
     write_text(run.folder / CONFIG, resolve.dump_yaml(header))
     write_json(run.folder / ENVIRONMENT, {"attempt": run.attempt, **environment(run.device)})
@@ -343,58 +361,3 @@ def input_digests(config: Any) -> dict[str, str]:
             elif path.is_file():
                 digests[item.name] = sha256(path)[:16]
     return digests
-
-
-def find_run(technique: str, given: str | None) -> Path:
-    """The run folder that a verb works on: the one given (or of the checkpoint given), else the newest completed one.
-
-    Raises:
-        DataError: there is none.
-        ModelError: what was given is no run.
-    """
-    if given is not None:
-        path = Path(given)
-        folder = path.parent if path.is_file() else path
-        if not (folder / CONFIG).is_file():
-            raise ModelError(
-                f"{given} is no run folder: it holds no {CONFIG}", f"Give a folder that `effvl {technique}` made"
-            )
-        return folder
-    done = []
-    for path in RUNS.glob(f"{technique}*/*/{REPORT}"):
-        with contextlib.suppress(ModelError, DataError, ValueError):
-            report = read_report(path)
-            if report.status == "completed" and (path.parent / MANIFEST).is_file():
-                done.append((report.finished, path.parent))
-    if not done:
-        raise DataError(f"no completed run of {technique} under {RUNS}/", f"Make one: effvl {technique}")
-    return max(done)[1]
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device called `name`; `auto` takes CUDA, then MPS, then the CPU.
-
-    Raises:
-        UsageError: not there.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return _own_gpu()
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"--device is {name!r}", "Give cpu, cuda, cuda:N, mps or auto") from error
-    missing = (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()) or (
-        device.type == "mps" and not torch.backends.mps.is_available()
-    )
-    if missing or device.type not in {"cpu", "cuda", "mps"}:
-        raise UsageError(f"--device is {name!r}, which this machine has not", "Give --device cpu or auto")
-    if device.type == "cuda" and device.index is None:
-        return _own_gpu()
-    return device
-
-
-def _own_gpu() -> torch.device:
-    """This process's GPU: the only one that it sees (`srun --gpus-per-task=1`), else that of its place on the node."""
-    return torch.device("cuda", 0 if torch.cuda.device_count() == 1 else distributed.world().local_rank)

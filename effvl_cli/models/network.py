@@ -15,7 +15,7 @@ from effvl_cli.models import MODELS
 from effvl_cli.models.edits import apply_edits
 
 Kind = Literal["clip", "classifier", "backbone"]
-CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT = checkpoint.CHECKPOINT
 
 
 def _no_text(texts: Sequence[str]) -> Tensor:

@@ -159,9 +159,11 @@ from pathlib import Path
 import torch
 from effvl_cli.core import distributed
 from effvl_cli.core.errors import DataError, EffvlError
-from effvl_cli.engines.prune_blocks.stages import Stages
+from effvl_cli.core.phases import Phases
 class Run:
-    folder = Path(sys.argv[1])
+    lengths = {}
+    def path(self, name): return Path(sys.argv[1]) / name
+    def record_offset(self): return None
     def settle_records(self, offset): pass
     def stop_signal(self): return 0
 def make(place):
@@ -170,7 +172,7 @@ def make(place):
     return {"x": 1.0}
 distributed.start(torch.device("cpu"))
 try:
-    Stages(Run()).side_by_side(["a", "b"], make)
+    Phases(Run()).side_by_side(["a", "b"], make)
 except EffvlError as error:
     print(f"rank {distributed.world().rank}: {type(error).__name__} {error.message};", flush=True)
 distributed.stop()

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from effvl_cli.config.pretrain import EvalConfig
 from effvl_cli.core.errors import DataError, ModelError
+from effvl_cli.core.find_run import find_run
 from effvl_cli.core.metrics import standard_error
 from effvl_cli.core.report import Report
-from effvl_cli.core.run import Run, find_run
+from effvl_cli.core.run import Run
 from effvl_cli.core.table import Table, percent
 from effvl_cli.engines.pretrain.images import open_split
 from effvl_cli.engines.pretrain.probes import Probe, decode

@@ -3,7 +3,7 @@
 from typing import Any
 
 from effvl_cli.config.pretrain import PretrainConfig
-from effvl_cli.core import checkpoint, distributed
+from effvl_cli.core import distributed
 from effvl_cli.core.metrics import paired_difference, standard_error
 from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
@@ -22,7 +22,6 @@ from effvl_cli.engines.pretrain.setup import (
     check_batch,
     memory_estimate,
 )
-from effvl_cli.models import network as networks
 from effvl_cli.techniques.pretrain.schedule import Clock, Compression, Schedule
 
 BOTH = ("baseline", "accelerated")
@@ -164,14 +163,9 @@ def _save(config: PretrainConfig, run: Run, trainer: ArmTrainer, trained: Traine
         **trainer.network.describe(),
         "data": config.data,
         "method": config.method,
-        "run": run.report.run_id,
         "budget": budget,
-        "figures": {name: {"value": m.value, "n": m.n, "se": m.se} for name, m in run.report.metrics.items()},
     }
-    if distributed.is_main():
-        path = run.folder / networks.CHECKPOINT
-        checkpoint.save_model(path, backbone.state_dict(), manifest)
-        run.report.artifact(path)
+    run.save_model(backbone.state_dict(), manifest)
 
 
 # --- what users see --------------------------------------------------------------------------------------------------

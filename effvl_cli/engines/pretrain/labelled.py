@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from effvl_cli.config.pretrain import PretrainConfig
-from effvl_cli.core import checkpoint, distributed, loop, optim, seeds
+from effvl_cli.core import distributed, loop, optim, seeds
 from effvl_cli.core.errors import UsageError
 from effvl_cli.core.measure import count_macs
 from effvl_cli.core.metrics import standard_error
@@ -203,10 +203,5 @@ def _save(
         "templates": list(templates),
         "data": config.data,
         "method": config.method,
-        "run": run.report.run_id,
-        "figures": {name: {"value": m.value, "n": m.n, "se": m.se} for name, m in run.report.metrics.items()},
     }
-    if distributed.is_main():
-        path = run.folder / networks.CHECKPOINT
-        checkpoint.save_model(path, network.module.state_dict(), manifest)
-        run.report.artifact(path)
+    run.save_model(network.module.state_dict(), manifest)

@@ -21,11 +21,11 @@ HIDDEN = 0.5  # gray of a dropped patch
 
 def draw(run: Run, clocks: Mapping[str, Clock], trainer: ArmTrainer, trained: Trained) -> None:
     """All of them."""
-    folder = run.folder / "plots"
     accuracy = accuracy_over_budget(run, clocks)
     if any(accuracy.values()):
-        plots.curves(
-            folder / "accuracy.png",
+        run.plot(
+            "accuracy",
+            plots.curves,
             accuracy,
             title="20-NN accuracy on validation pictures",
             xlabel="units spent (thousands)",
@@ -55,8 +55,9 @@ def draw_schedule(run: Run, clocks: Mapping[str, Clock], trainer: ArmTrainer) ->
             cost = stage.units_per_step / trainer.config.batch_size / trainer.costs.full
             points += [(clock.t(stage.first), cost, 0.0), (clock.t(stage.first + stage.steps) - 1e-9, cost, 0.0)]
         series[arm] = points
-    plots.curves(
-        run.folder / "plots" / "schedule.png",
+    run.plot(
+        "schedule",
+        plots.curves,
         series,
         title="Schedule",
         xlabel="t, share of the budget",
@@ -90,7 +91,7 @@ def draw_views(run: Run, trainer: ArmTrainer, clock: Clock) -> None:
             labels.append(f"{role}\npatch {compression.patch}\nkeep {keep:g}")
     count = min(SHOWN, len(batch.images))
     grid = np.stack([row[:count] for row in rows])
-    plots.image_grid(run.folder / "plots" / "views.png", grid, title="Views", row_labels=labels)
+    run.plot("views", plots.image_grid, grid, title="Views", row_labels=labels)
 
 
 def _dropped(view: View) -> torch.Tensor:

@@ -272,14 +272,13 @@ def _write(
     batch_size = config.grad_batch_size or config.batch_size
     about = {"batch_size": batch_size, "num_batches": config.num_grad_batches, "scope": config.grad_scope}
     strategies = {name: dataclasses.asdict(c) for name, c in candidates.items()}
-    write_json(
-        run.folder / ERRORS,
+    run.write(
+        ERRORS,
+        write_json,
         {**about, "strategies": strategies, "snr": {str(t): value for t, value in snr.items()}, "errors": rows},
     )
     text = {**schedule_to(schedule), "method": config.method, "provenance": {"source": "search", "report": ERRORS}}
-    write_text(run.folder / SCHEDULE, dump_yaml(text))
-    for name in (SCHEDULE, ERRORS):
-        run.report.artifact(run.folder / name)
+    run.write(SCHEDULE, write_text, dump_yaml(text))
     _draw(run, stages)
 
 
@@ -295,8 +294,9 @@ def _draw(run: Run, stages: Mapping[float, Estimates]) -> None:
             name: [(t, getattr(e[name], key), getattr(e[name], error) if error else 0.0) for t, e in stages.items()]
             for name in shown
         }
-    plots.panels(
-        run.folder / "plots" / "gradient_error.png",
+    run.plot(
+        "gradient_error",
+        plots.panels,
         panels,
         title="Gradient error, over the variance of the uncompressed gradient",
         xlabel="t, share of the training",

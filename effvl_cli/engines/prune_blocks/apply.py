@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from effvl_cli.config.prune_blocks import ApplyConfig
 from effvl_cli.core.errors import UsageError
+from effvl_cli.core.phases import Phases
 from effvl_cli.core.registry import nearest
 from effvl_cli.core.run import Run
 from effvl_cli.engines.prune_blocks import candidates, load_run, measurements, result, surgery, tables, training
@@ -11,7 +12,6 @@ from effvl_cli.engines.prune_blocks.candidates import Candidate, Found
 from effvl_cli.engines.prune_blocks.context import note_leaks
 from effvl_cli.engines.prune_blocks.job import check_split
 from effvl_cli.engines.prune_blocks.removal_step import UNCHOSEN, figures, finetune, settle, size_of
-from effvl_cli.engines.prune_blocks.stages import Stages
 from effvl_cli.engines.prune_blocks.training import Recipe
 
 table = tables.steps
@@ -28,19 +28,19 @@ def run(config: ApplyConfig, run: Run) -> None:
     run.report.technique.update(candidates.describe(found))
     picked = _picked(config.units, found)
     training.check(context, baseline=False)
-    stages, original = Stages(run), size_of(context, start.module)
-    before = stages.once("baseline", lambda: figures(context, context.module))
+    phases, original = Phases(run), size_of(context, start.module)
+    before = phases.once("baseline", lambda: figures(context, context.module))
     number = 1 + max((removal.step for removal in start.removals), default=0)
     state = surgery.cut(context, start, picked, step=number)
-    steps = [UNCHOSEN | settle(context, stages, state, k=1, count=len(picked), original=original)]
+    steps = [UNCHOSEN | settle(context, phases, state, k=1, count=len(picked), original=original)]
     finetune(
-        context, stages, state.module, "final", Recipe(config.final_epochs, config.final_lr, config.finetune_batch_size)
+        context, phases, state.module, "final", Recipe(config.final_epochs, config.final_lr, config.finetune_batch_size)
     )
-    final = stages.once("final", lambda: figures(context, state.module))
+    final = phases.once("final", lambda: figures(context, state.module))
     run.report.technique.update(steps=steps, stopped="target_reached")
     measurements.record(context, before, final, steps, *measurements.sizes(context, state))
     result.write_table(context, steps)
-    measurements.draw(context, before, final, steps, original, measurements.time(context, start, state, stages))
+    measurements.draw(context, before, final, steps, original, measurements.time(context, start, state, phases))
     result.save(context, state)
 
 

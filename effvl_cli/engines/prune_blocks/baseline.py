@@ -4,9 +4,9 @@ from effvl_cli.config.prune_blocks import EMBEDDED
 from effvl_cli.core import distributed
 from effvl_cli.core.checkpoint import digest
 from effvl_cli.core.errors import ModelError, UsageError
+from effvl_cli.core.phases import Phases
 from effvl_cli.engines.prune_blocks import training
 from effvl_cli.engines.prune_blocks.context import Context
-from effvl_cli.engines.prune_blocks.stages import Stages
 from effvl_cli.engines.prune_blocks.training import Recipe
 
 PHASE = "baseline"
@@ -20,7 +20,7 @@ def wanted(config: object) -> bool:
     return getattr(config, "weights", None) in (None, "none") or bool(getattr(config, "new_head", False))
 
 
-def prepare(context: Context, stages: Stages) -> None:
+def prepare(context: Context, phases: Phases) -> None:
     """Train the original network in place, unless a run with these very options has done so."""
     config = context.config
     epochs = config.baseline_epochs or (EMBEDDED_EPOCHS if context.data == EMBEDDED else None)
@@ -37,7 +37,7 @@ def prepare(context: Context, stages: Stages) -> None:
         context.module.load_state_dict(known)
         context.run.log(f"{context.network.name} trained before with these options: taken from the cache")
     else:
-        stages.phase(PHASE, context.module, lambda: training.train(context, context.module, recipe, PHASE))
+        phases.train(PHASE, context.module, lambda: training.train(context, context.module, recipe, PHASE))
         if distributed.is_main():
             entry.save("weights", context.module.state_dict())
     distributed.barrier()

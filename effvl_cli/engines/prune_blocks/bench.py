@@ -1,7 +1,5 @@
 """Latency of a run's network and of the one that it came from, in torch and in onnxruntime."""
 
-import csv
-import io
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,8 +9,9 @@ from torch import Tensor, nn
 
 from effvl_cli.config.prune_blocks import BenchConfig
 from effvl_cli.core import distributed
-from effvl_cli.core.files import write_text
-from effvl_cli.core.run import Run, find_run
+from effvl_cli.core.files import write_csv
+from effvl_cli.core.find_run import find_run
+from effvl_cli.core.run import Run
 from effvl_cli.engines.prune_blocks import latency, load_run, pictures, tables
 from effvl_cli.engines.prune_blocks.context import Context
 from effvl_cli.engines.prune_blocks.removal_step import size_of
@@ -88,10 +87,4 @@ def _pareto(context: Context, folder: Path, rows: Sequence[Mapping[str, Any]]) -
     points = pictures.pareto_points(steps, first["top1"], last["top1"], size, rows, start)
     context.run.report.technique["pareto"] = points
     pictures.pareto(context.run, points)
-    if distributed.is_main():
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(points[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(points)
-        write_text(context.run.folder / PARETO, text.getvalue())
-        context.run.report.artifact(context.run.folder / PARETO)
+    context.run.write(PARETO, write_csv, list(points[0]), points)

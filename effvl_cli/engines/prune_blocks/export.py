@@ -3,12 +3,10 @@
 from typing import Any
 
 from effvl_cli.config.prune_blocks import ExportConfig
-from effvl_cli.core import checkpoint, distributed
 from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
 from effvl_cli.core.table import Table
 from effvl_cli.engines.prune_blocks import load_run, result
-from effvl_cli.models import network as networks
 from effvl_cli.models.onnx import export_onnx
 
 ONNX = "model.onnx"
@@ -17,21 +15,16 @@ ONNX = "model.onnx"
 def run(config: ExportConfig, run: Run) -> None:
     """Write what --format names, each verified against the network."""
     context = load_run.open_run_network(config, run)
-    if not distributed.is_main():
-        return
-    network, folder = context.network, run.folder
+    network = context.network
     if "onnx" in config.format:
-        reason = export_onnx(network.module, network.preprocess.size, folder / ONNX)
+        reason = run.write(ONNX, lambda path: export_onnx(network.module, network.preprocess.size, path))
         if reason:
             run.warn(f"{ONNX} takes one image at a time: {reason}")
-        run.report.artifact(folder / ONNX)
     if "pt2" in config.format:
-        result.write_program(context, network.module, folder)
+        result.write_program(context, network.module)
     if "rebuild" in config.format:
-        path = folder / networks.CHECKPOINT
-        checkpoint.save_model(path, network.module.state_dict(), {**network.manifest, **network.describe()})
-        run.report.artifact(path)
-        result.write_code(context, network, folder)
+        run.save_model(network.module.state_dict(), {**network.manifest, **network.describe()})
+        result.write_code(context, network)
     run.report.technique["format"] = list(config.format)
 
 

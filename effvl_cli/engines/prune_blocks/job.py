@@ -4,6 +4,7 @@ from typing import Any
 
 from effvl_cli.config.prune_blocks import EMBEDDED, PruneBlocksConfig
 from effvl_cli.core.errors import UsageError
+from effvl_cli.core.phases import Phases
 from effvl_cli.core.run import Run, unopened
 from effvl_cli.core.table import Table
 from effvl_cli.engines.prune_blocks import (
@@ -22,7 +23,6 @@ from effvl_cli.engines.prune_blocks import (
 from effvl_cli.engines.prune_blocks.context import Context, build_context, note_leaks
 from effvl_cli.engines.prune_blocks.pruning import Pruning
 from effvl_cli.engines.prune_blocks.removal_step import figures
-from effvl_cli.engines.prune_blocks.stages import Stages
 from effvl_cli.models import network as networks
 
 table = tables.steps
@@ -32,21 +32,21 @@ def run(config: PruneBlocksConfig, run: Run) -> None:
     """Remove what hurts least, and measure on the test split."""
     context = _open(config, run)
     state = surgery.start(context)
-    stages = Stages(run)
-    pruning = Pruning(context, stages, state)
+    phases = Phases(run)
+    pruning = Pruning(context, phases, state)
     pruning.check()
     training.check(context, baseline=baseline.wanted(config))
     if baseline.wanted(config):
-        baseline.prepare(context, stages)
+        baseline.prepare(context, phases)
     note_leaks(context)
     found = pruning.run()
-    final = stages.once("final", lambda: figures(context, found.state.module))
+    final = phases.once("final", lambda: figures(context, found.state.module))
     run.report.technique.update(steps=found.steps, stopped=found.stopped)
     sizes = measurements.sizes(context, found.state)
     measurements.record(context, pruning.baseline, final, found.steps, *sizes)
-    _compare_scoring(context, pruning, stages)
+    _compare_scoring(context, pruning, phases)
     result.write_table(context, found.steps)
-    rows = measurements.time(context, state, found.state, stages)
+    rows = measurements.time(context, state, found.state, phases)
     if found.steps:
         gone = [removal["original_path"] for removal in found.steps[0]["removed"]]
         pictures.importance(run, found.steps[0]["importance"], config.criterion, [*gone, "+".join(gone)])
@@ -74,11 +74,11 @@ def _open(config: PruneBlocksConfig, run: Run) -> Context:
     return build_context(config, run, weights=weights, model=config.model, data=data)
 
 
-def _compare_scoring(context: Context, pruning: Pruning, stages: Stages) -> None:
+def _compare_scoring(context: Context, pruning: Pruning, phases: Phases) -> None:
     """Shared beside naive scoring of the original network; not measured for proxies."""
     found: dict[str, Any] = {"speedup": None, "bit_equal": None}
     if context.config.criterion == "direct":
-        found = stages.once("sharing", lambda: sharing.compare(context, pruning.start.module, pruning.candidates))
+        found = phases.timed("sharing", lambda: sharing.compare(context, pruning.start.module, pruning.candidates))
     report, equal = context.run.report, found["bit_equal"]
     report.metric("scoring_speedup", found["speedup"], unit="ratio")
     report.metric("scoring_mac_ratio", report.technique["cost_model"]["ratio"], unit="ratio")

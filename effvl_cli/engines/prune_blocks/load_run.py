@@ -5,8 +5,9 @@ from typing import Any
 
 from effvl_cli.core import checkpoint
 from effvl_cli.core.errors import ModelError
+from effvl_cli.core.find_run import find_run
 from effvl_cli.core.report import Report, read_report
-from effvl_cli.core.run import REPORT, Run, find_run
+from effvl_cli.core.run import REPORT, Run
 from effvl_cli.engines.prune_blocks.context import Context, build_context
 from effvl_cli.models import network as networks
 

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from effvl_cli.core.checkpoint import StepFolders
 from effvl_cli.core.errors import UsageError
+from effvl_cli.core.phases import Phases
 from effvl_cli.data.sampler import EpochSampler
 from effvl_cli.engines.prune_blocks import training
 from effvl_cli.engines.prune_blocks.candidates import Candidate
 from effvl_cli.engines.prune_blocks.context import Context
 from effvl_cli.engines.prune_blocks.removal_step import teacher_of
-from effvl_cli.engines.prune_blocks.stages import Stages
 from effvl_cli.engines.prune_blocks.surgery import State, cut
 from effvl_cli.engines.prune_blocks.training import Recipe
 from effvl_cli.techniques.prune_blocks.recalibrate import recalibrate
@@ -87,7 +87,7 @@ class Trial:
 
 def try_out(
     context: Context,
-    stages: Stages,
+    phases: Phases,
     state: State,
     shortlist: Sequence[Candidate],
     plan: Lookahead,
@@ -98,7 +98,7 @@ def try_out(
 
     Args:
         here: data and options.
-        stages: what earlier attempts have finished.
+        phases: what earlier attempts have finished.
         state: the network.
         shortlist: the candidates.
         plan: for how long.
@@ -109,18 +109,18 @@ def try_out(
     sampler = EpochSampler(len(context.train), config.finetune_batch_size, config.seed)
     steps = max(1, round(plan.epochs * sampler.steps_per_epoch))
     recipe = Recipe(0, config.finetune_lr, config.finetune_batch_size, steps=steps)
-    phases = [f"step-{k}-without-{candidate.original}" for candidate in shortlist]
+    names = [f"step-{k}-without-{candidate.original}" for candidate in shortlist]
 
     def tried(place: int) -> dict[str, float]:
         module = cut(context, state, [shortlist[place]], step=number).module
         if config.bn_recal:
             recalibrate(module, context.recalibration)
-        fitted = training.train(context, module, recipe, phases[place], teacher=teacher_of(context))
+        fitted = training.train(context, module, recipe, names[place], teacher=teacher_of(context))
         last = fitted.steps if fitted.best_step is None else fitted.best_step
         return {**context.accuracy(module, context.scoring), "step": last}
 
     trials = []
-    for candidate, phase, found in zip(shortlist, phases, stages.side_by_side(phases, tried), strict=True):
-        figures = {name: found[name] for name in ("top1", "top5", "loss")}
-        trials.append(Trial(candidate, (stages.folder / phase, int(found["step"])), figures, config.metric))
+    for candidate, name, found in zip(shortlist, names, phases.side_by_side(names, tried), strict=True):
+        figures = {key: found[key] for key in ("top1", "top5", "loss")}
+        trials.append(Trial(candidate, (phases.folder / name, int(found["step"])), figures, config.metric))
     return trials

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from effvl_cli.core.phases import Phases
 from effvl_cli.engines.prune_blocks import latency, pictures
 from effvl_cli.engines.prune_blocks.context import Context
 from effvl_cli.engines.prune_blocks.removal_step import size_of
-from effvl_cli.engines.prune_blocks.stages import Stages
 from effvl_cli.engines.prune_blocks.surgery import State
 from effvl_cli.engines.prune_blocks.targets import Size
 
@@ -33,7 +33,7 @@ def record(
     report.metric("macs_removed", 1 - now.macs / original.macs)
 
 
-def time(context: Context, start: State, state: State, stages: Stages) -> list[dict[str, Any]]:
+def time(context: Context, start: State, state: State, phases: Phases) -> list[dict[str, Any]]:
     """Latency of the network after each step, at batch 1; of the first and the last one, also at another batch."""
     networks = latency.along_steps(context.module, state.removals[len(start.removals) :])
     last = list(networks)[-1]
@@ -46,7 +46,7 @@ def time(context: Context, start: State, state: State, stages: Stages) -> list[d
             *(latency.measure(context, ends, [batch]) if batch != 1 else []),
         ]
 
-    rows: list[dict[str, Any]] = stages.once("latency", timed)
+    rows: list[dict[str, Any]] = phases.timed("latency", timed)
     context.run.report.technique["bench"] = rows
     final = next((row for row in rows if row["network"] == last and row["batch"] == 1), None)
     ratio = final["ratio"] if final else None

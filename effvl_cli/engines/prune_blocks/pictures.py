@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from effvl_cli.core import distributed, plots
+from effvl_cli.core import plots
 from effvl_cli.core.run import Run
 from effvl_cli.engines.prune_blocks.latency import ORIGINAL
 
@@ -14,7 +14,7 @@ FINAL = "final"
 
 def importance(run: Run, rows: Sequence[Mapping[str, Any]], criterion: str, marked: Sequence[str]) -> None:
     """What the removal of each unit costs, with 95 % intervals where they are known."""
-    if not distributed.is_main() or not rows:
+    if not rows:
         return
     measured = rows[0]["impact_acc"] is not None
     known = [row for row in rows if row["importance"] is not None]
@@ -25,20 +25,19 @@ def importance(run: Run, rows: Sequence[Mapping[str, Any]], criterion: str, mark
             values[row["path_original"]] = tuple(100 * v for v in (row["impact_acc"], *row["ci95"]))
         else:
             values[row["path_original"]] = (row["importance"],) * 3
-    path = run.folder / "plots" / "importance.png"
-    plots.intervals(
-        path,
+    run.plot(
+        "importance",
+        plots.intervals,
         values,
         title="Importance of each block",
         xlabel="points of top-1 lost without it, 95 % interval" if measured else criterion,
         marked=marked,
     )
-    run.report.artifact(path, run.folder)
 
 
 def along_steps(run: Run, steps: Sequence[Mapping[str, Any]], before: float, after: float) -> None:
     """Test top-1 before and after the fine-tuning of each step, between that of the original and of the result."""
-    if not distributed.is_main() or not steps:
+    if not steps:
         return
     first = [(0.0, 100 * before, 0.0)]
     series = {
@@ -48,9 +47,7 @@ def along_steps(run: Run, steps: Sequence[Mapping[str, Any]], before: float, aft
     kept = _kept(steps)
     if kept and after != kept[-1]["top1_test_after_ft"]:
         series["after the final fine-tuning"] = [(float(kept[-1]["k"]), 100 * after, 0.0)]
-    path = run.folder / "plots" / "accuracy.png"
-    plots.curves(path, series, title="Accuracy along the steps", xlabel="step", ylabel="test top-1 %")
-    run.report.artifact(path, run.folder)
+    run.plot("accuracy", plots.curves, series, title="Accuracy along the steps", xlabel="step", ylabel="test top-1 %")
 
 
 def _kept(steps: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -101,8 +98,6 @@ def pareto_points(
 
 def pareto(run: Run, rows: Sequence[Mapping[str, Any]]) -> None:
     """Accuracy against parameters, multiply-adds and latency."""
-    if not distributed.is_main():
-        return
     costs = {
         "million parameters": ("params", 1e6),
         "million multiply-adds": ("macs", 1e6),
@@ -113,11 +108,10 @@ def pareto(run: Run, rows: Sequence[Mapping[str, Any]]) -> None:
         label: [(row[key] / unit, 100 * row["top1"], str(row["step"])) for row in rows if row[key] is not None]
         for label, (key, unit) in costs.items()
     }
-    path = run.folder / "plots" / "pareto.png"
-    plots.fronts(
-        path,
+    run.plot(
+        "pareto",
+        plots.fronts,
         {label: found for label, found in points.items() if found},
         title="Cost and accuracy of each step (0: the original network; final: trained once more)",
         ylabel="test top-1 %",
     )
-    run.report.artifact(path, run.folder)

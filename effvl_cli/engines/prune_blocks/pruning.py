@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from effvl_cli.core.measure import interleaved_latency, ratio
+from effvl_cli.core.phases import Phases
 from effvl_cli.engines.prune_blocks import baseline, candidates, importance, lookahead, targets
 from effvl_cli.engines.prune_blocks.candidates import Candidate, Found
 from effvl_cli.engines.prune_blocks.context import Context
 from effvl_cli.engines.prune_blocks.lookahead import Lookahead, Trial
 from effvl_cli.engines.prune_blocks.removal_step import figures, finetune, settle, size_of
-from effvl_cli.engines.prune_blocks.stages import Stages
 from effvl_cli.engines.prune_blocks.surgery import State, cut
 from effvl_cli.engines.prune_blocks.targets import Targets
 from effvl_cli.engines.prune_blocks.training import Recipe
@@ -43,12 +43,12 @@ class Pruning:
 
     Args:
         here: network, data and options.
-        stages: what earlier attempts have finished.
+        phases: what earlier attempts have finished.
         start: the network to begin with.
     """
 
-    def __init__(self, context: Context, stages: Stages, start: State) -> None:
-        self.here, self.stages, self.start = context, stages, start
+    def __init__(self, context: Context, phases: Phases, start: State) -> None:
+        self.here, self.phases, self.start = context, phases, start
         self.original = size_of(context, context.module)
         self.targets = Targets.of(context.config, context.data)
         self.lookahead = Lookahead.of(context.config)
@@ -78,7 +78,7 @@ class Pruning:
         context, state = self.here, self.start
         found = candidates.find(context, state.module, state.origins, self.allowed)
         self.candidates = found.candidates
-        self.baseline = self.stages.once("baseline", lambda: figures(context, context.module))
+        self.baseline = self.phases.once("baseline", lambda: figures(context, context.module))
         baseline.check_better_than_chance(context, self.baseline["score"]["top1"])
         stopped: Stopped = "target_reached"
         while not self._reached(state):
@@ -128,7 +128,7 @@ class Pruning:
             return ratio(times["pruned"], times["original"]).value
 
         names = ",".join(removal.original_path for removal in state.removals)
-        return float(self.stages.once(f"latency without {names}", timed))
+        return float(self.phases.timed(f"latency without {names}", timed))
 
     def _fell_too_far(self, row: dict[str, Any]) -> bool:
         limit = self.here.config.max_drop
@@ -139,18 +139,18 @@ class Pruning:
         k, context, config = len(self.steps) + 1, self.here, self.here.config
         number = k + max((removal.step for removal in self.start.removals), default=0)
         count = self.targets.at_most(self._removed(state), config.blocks_per_step)
-        scored = self.stages.once(f"step {k} scores", lambda: self._score(state, found, k, count))
+        scored = self.phases.once(f"step {k} scores", lambda: self._score(state, found, k, count))
         picked = self._pick(scored, found, count)
         tried: list[Trial] = []
         if self.lookahead:
             tried = lookahead.try_out(
-                context, self.stages, state, self._shortlist(scored, found), self.lookahead, k, number
+                context, self.phases, state, self._shortlist(scored, found), self.lookahead, k, number
             )
             picked = [min(tried, key=lambda trial: trial.rank).candidate]
         context.run.log(f"step {k}: removing {', '.join(candidate.original for candidate in picked)}")
         pruned = cut(context, state, picked, step=number)
         tuned = next((trial.load() for trial in tried if trial.candidate in picked), None)
-        row = settle(context, self.stages, pruned, k=k, count=len(picked), original=self.original, tuned=tuned)
+        row = settle(context, self.phases, pruned, k=k, count=len(picked), original=self.original, tuned=tuned)
         direct = config.criterion == "direct"
         row |= {
             "importance": scored["rows"],
@@ -195,5 +195,5 @@ class Pruning:
         config = self.here.config
         if self._removed(state):
             recipe = Recipe(config.final_epochs, config.final_lr, config.finetune_batch_size)
-            finetune(self.here, self.stages, state.module, "final", recipe)
+            finetune(self.here, self.phases, state.module, "final", recipe)
         return state

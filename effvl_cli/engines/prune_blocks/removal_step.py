@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from effvl_cli.core.measure import count_macs, count_parameters
+from effvl_cli.core.phases import Phases
 from effvl_cli.engines.prune_blocks import training
 from effvl_cli.engines.prune_blocks.context import Context
-from effvl_cli.engines.prune_blocks.stages import Stages
 from effvl_cli.engines.prune_blocks.surgery import State
 from effvl_cli.engines.prune_blocks.targets import Size
 from effvl_cli.engines.prune_blocks.training import Recipe
@@ -36,7 +36,7 @@ def figures(context: Context, module: nn.Module) -> dict[str, dict[str, float]]:
 
 def settle(
     context: Context,
-    stages: Stages,
+    phases: Phases,
     pruned: State,
     *,
     k: int,
@@ -48,7 +48,7 @@ def settle(
 
     Args:
         here: data and options.
-        stages: what earlier attempts have finished.
+        phases: what earlier attempts have finished.
         pruned: the network; its last `count` removals are this step's.
         k: number of the step in this run.
         count: of its removals.
@@ -60,16 +60,16 @@ def settle(
     """
     config = context.config
     removed = pruned.removals[-count:]
-    before = stages.once(f"step {k} before", lambda: figures(context, pruned.module))
-    recalibrated = _recalibrate(context, stages, pruned.module, k)
+    before = phases.once(f"step {k} before", lambda: figures(context, pruned.module))
+    recalibrated = _recalibrate(context, phases, pruned.module, k)
     if tuned is not None:
         pruned.module.load_state_dict(tuned)
     recipe = Recipe(config.finetune_epochs, config.finetune_lr, config.finetune_batch_size, steps=config.finetune_steps)
-    trained = finetune(context, stages, pruned.module, f"step-{k}", recipe)
-    after = stages.once(f"step {k} after", lambda: figures(context, pruned.module))
+    trained = finetune(context, phases, pruned.module, f"step-{k}", recipe)
+    after = phases.once(f"step {k} after", lambda: figures(context, pruned.module))
     size = size_of(context, pruned.module)
     names = [removal.original_path for removal in removed]
-    stages.once(
+    phases.once(
         f"step {k} recorded", lambda: context.run.record("step", k=k, removed=names, before=before, after=after)
     )
     return {
@@ -90,14 +90,14 @@ def settle(
     }
 
 
-def finetune(context: Context, stages: Stages, module: nn.Module, phase: str, recipe: Recipe) -> dict[str, Any] | None:
+def finetune(context: Context, phases: Phases, module: nn.Module, phase: str, recipe: Recipe) -> dict[str, Any] | None:
     """Train in place; None where there is nothing to train for."""
     if not (recipe.steps or recipe.epochs):
         return None
     teacher = teacher_of(context)
-    seconds = stages.phase(phase, module, lambda: training.train(context, module, recipe, phase, teacher=teacher))
+    fitted = phases.train(phase, module, lambda: training.train(context, module, recipe, phase, teacher=teacher))
     length = {"steps": recipe.steps} if recipe.steps else {"epochs": recipe.epochs}
-    return {**length, "lr": recipe.lr, "seconds": seconds}
+    return {**length, "lr": recipe.lr, "seconds": fitted.seconds}
 
 
 def teacher_of(context: Context) -> nn.Module | None:
@@ -105,9 +105,9 @@ def teacher_of(context: Context) -> nn.Module | None:
     return context.module if training.needs_teacher(context.config) else None
 
 
-def _recalibrate(context: Context, stages: Stages, module: nn.Module, k: int) -> float | None:
+def _recalibrate(context: Context, phases: Phases, module: nn.Module, k: int) -> float | None:
     """Estimate batch-norm statistics anew; top-1 on the scoring images after that."""
     if not context.config.bn_recal:
         return None
     recalibrate(module, context.recalibration)
-    return float(stages.once(f"step {k} recal", lambda: context.accuracy(module, context.scoring)["top1"]))
+    return float(phases.once(f"step {k} recal", lambda: context.accuracy(module, context.scoring)["top1"]))

@@ -28,7 +28,7 @@ SAVE_EVERY = 20  # batches
 def scores_file(context: Context, step: int, size: int = 1) -> Path:
     """Where the scores of every image in a step are kept, without sets of `size` units."""
     name = f"step_{step}" + (f"_sets_of_{size}" if size > 1 else "")
-    return context.run.folder / "scores" / f"{name}.safetensors"
+    return context.run.path(f"scores/{name}.safetensors")
 
 
 @dataclass

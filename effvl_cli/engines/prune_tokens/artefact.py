@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from effvl_cli.core import checkpoint, distributed
 from effvl_cli.engines.prune_tokens.context import Context, artefact_fields, refuse_other
 from effvl_cli.engines.prune_tokens.rankings import key_of
 from effvl_cli.engines.prune_tokens.texts import with_prompts
@@ -62,20 +61,19 @@ def save(
         ranking: key of the rankings; default that of this run.
         prompted: whether the predictor was trained on states that the prompts had changed.
     """
-    if not distributed.is_main():
-        return
     any_keep = getattr(context.config, "tune_keeps", "fixed") == "mix"
-    path = context.run.folder / CHECKPOINT
     parts = Artefact(predictor, prompts, {"predictor": {"prompted": prompted}})
-    manifest = write(path, context, parts, any_keep, ranking or key_of(context, "train"))
-    context.run.report.artifact(path)
+    state, manifest = contents(context, parts, any_keep, ranking or key_of(context, "train"))
+    context.run.save_model(state, manifest)
     if predictor is not None:
         edit = {"layer": context.layer, "keep": manifest["keep"], "predictor": manifest["predictor"]}
         context.run.report.edit("tokens-kept", **edit, prompts=manifest["prompts"])
 
 
-def write(path: Path, context: Context, parts: Artefact, any_keep: bool, ranking: dict[str, Any]) -> dict[str, Any]:
-    """Write predictor, prompts and class weights, and beside them the manifest, which is returned."""
+def contents(
+    context: Context, parts: Artefact, any_keep: bool, ranking: dict[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Predictor, prompts and class weights as tensors, and the manifest that tells what they are."""
     state: dict[str, Tensor] = {}
     for prefix, module in (("predictor", parts.predictor), ("prompts", parts.prompts)):
         if module is not None:
@@ -96,10 +94,8 @@ def write(path: Path, context: Context, parts: Artefact, any_keep: bool, ranking
         "classes": list(context.classes),
         "templates": list(context.templates),
         "preprocess": context.network.preprocess.to_dict(),
-        "run": context.run.report.run_id,
     }
-    checkpoint.save_model(path, state, manifest)
-    return manifest
+    return state, manifest
 
 
 def load(context: Context, folder: Path) -> Artefact:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from effvl_cli.config.prune_tokens import ExportConfig
-from effvl_cli.core import distributed
+from effvl_cli.core.checkpoint import save_model
 from effvl_cli.core.errors import ModelError
 from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
@@ -38,16 +38,14 @@ def run(config: ExportConfig, run: Run) -> None:
         "pt2": (PROGRAM, lambda path, parity: save_program(_embedder(context, saved), _size(context), path, parity)),
         "onnx": (ONNX, lambda path, parity: _onnx(context, saved, path, parity)),
     }
-    if not distributed.is_main():
-        return
     for name in config.format:
         file, write = writers[name]
-        path, parity = run.folder / file, Parity()
-        reason = write(path, parity)
+        parity = Parity()
+        reason = run.write(file, write, parity)
         if reason:
             run.warn(f"{file} takes one image at a time: {reason}")
-        run.report.artifact(path)
-        _record(run, name, path, parity, any_batch=not reason)
+        if reason is not None:
+            _record(run, name, run.path(file), parity, any_batch=not reason)
 
 
 def _at_keep(context: Context, saved: Artefact) -> Artefact:
@@ -79,15 +77,13 @@ def _onnx(context: Context, saved: Artefact, path: Path, parity: Parity) -> str:
 def _state(context: Context, saved: Artefact, path: Path, parity: Parity) -> str:
     """Predictor, prompts and what they belong to; the model's own weights stay where they are."""
 
-    def write(to: Path) -> None:
-        artefact.write(to, context, saved, saved.any_keep, saved.manifest["ranking"])
-
+    state, manifest = artefact.contents(context, saved, saved.any_keep, saved.manifest["ranking"])
     with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder) / CHECKPOINT)
+        save_model(Path(folder) / CHECKPOINT, state, manifest)
         visual: Any = load_pruned(folder, download=context.config.download).visual
         ours: Any = on_cpu(_embedder(context, saved))
         parity(ours, Embedder(visual), noise(NUM_IMAGES, _size(context)), path.name)
-    write(path)
+    context.run.save_model(state, manifest)
     return ""
 
 

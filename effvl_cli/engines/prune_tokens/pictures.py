@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from effvl_cli.core import distributed
 from effvl_cli.core.plots import Point, curves, heat_maps, image_grid, paired_bars
 from effvl_cli.engines.prune_tokens.context import Context, Images
 from effvl_cli.engines.prune_tokens.evaluation import OFFLINE, prune
@@ -24,8 +23,6 @@ def spread(count: int, shown: int) -> torch.Tensor:
 
 def kept_patches(context: Context, images: Images, selectors: Mapping[str, Selector], keeps: Sequence[float]) -> None:
     """`plots/patches.png`: some images, and below them what each selector keeps."""
-    if not distributed.is_main():
-        return
     pixels = images.pixels.permute(0, 2, 3, 1).numpy()
     rows, labels = [pixels], ["image"]
     for keep in keeps:
@@ -37,8 +34,7 @@ def kept_patches(context: Context, images: Images, selectors: Mapping[str, Selec
     title = f"{context.network.name}, pruned before block {context.layer}"
     if len(keeps) == 1:
         title += f", keep {keeps[0]:g}"
-    path = context.run.folder / "plots" / "patches.png"
-    image_grid(path, np.stack(rows), title=title, row_labels=labels, column_labels=names)
+    context.run.plot("patches", image_grid, np.stack(rows), title=title, row_labels=labels, column_labels=names)
 
 
 def _faded(pixels: NDArray[np.uint8], kept: NDArray[np.int64], grid: tuple[int, int]) -> NDArray[np.uint8]:
@@ -57,10 +53,9 @@ def _faded(pixels: NDArray[np.uint8], kept: NDArray[np.int64], grid: tuple[int, 
 
 def accuracy_curve(context: Context, rows: Sequence[Mapping[str, Any]], dense: float, note: str) -> None:
     """`plots/accuracy.png`: top-1 against the kept share, a line a selector."""
-    if not distributed.is_main():
-        return
-    curves(
-        context.run.folder / "plots" / "accuracy.png",
+    context.run.plot(
+        "accuracy",
+        curves,
         _series(rows, lambda row: row["keep"]),
         title=f"Zero-shot accuracy of {context.network.name} ({note})",
         xlabel="share of the patch tokens that is kept",
@@ -75,10 +70,11 @@ def cost_curve(context: Context, rows: Sequence[Mapping[str, Any]], dense: float
     Without the arms that are no way to save anything: the oracle, whose search is not counted, and `taylor`.
     """
     shown = [row for row in rows if not _is_reference(row)]
-    if not shown or not distributed.is_main():
+    if not shown:
         return
-    curves(
-        context.run.folder / "plots" / "cost.png",
+    context.run.plot(
+        "cost",
+        curves,
         _series(shown, lambda row: row["macs"] / context.shape.dense()),
         title=f"Accuracy against cost of {context.network.name} ({note})",
         xlabel="multiply-adds of an image, share of the dense tower's",
@@ -102,8 +98,6 @@ def _is_reference(row: Mapping[str, Any]) -> bool:
 
 def keep_maps(context: Context, images: Images, selectors: Mapping[str, Selector], keeps: Sequence[float]) -> None:
     """`plots/keep.png`: how often each place of the patch grid is kept, a picture for each selector and keep rate."""
-    if not distributed.is_main():
-        return
     maps = {}
     for keep in keeps:
         for name, selector in selectors.items():
@@ -117,7 +111,7 @@ def keep_maps(context: Context, images: Images, selectors: Mapping[str, Selector
     title = (
         f"How often {context.network.name} keeps a patch, pruned before block {context.layer} ({len(images)} images)"
     )
-    heat_maps(context.run.folder / "plots" / "keep.png", maps, title=title, columns=len(selectors))
+    context.run.plot("keep", heat_maps, maps, title=title, columns=len(selectors))
 
 
 def _kept(vision: PrunedVision, context: Context, images: Images) -> torch.Tensor:
@@ -132,14 +126,15 @@ def _kept(vision: PrunedVision, context: Context, images: Images) -> torch.Tenso
 
 def latency_bars(context: Context, rows: Sequence[Mapping[str, Any]]) -> None:
     """`plots/latency.png`: measured speed-up beside what the multiply-adds say."""
-    if not rows or not distributed.is_main():
+    if not rows:
         return
     one = len({(row["selector"], row["keep"]) for row in rows}) == 1
     labels = [("" if one else f"{row['selector']}\nkeep {row['keep']:g}\n") + f"batch {row['batch']}" for row in rows]
     measured = [row["speedup"] for row in rows]
     spread = [(row["speedup"] - row["speedup_ci95"][0], row["speedup_ci95"][1] - row["speedup"]) for row in rows]
-    paired_bars(
-        context.run.folder / "plots" / "latency.png",
+    context.run.plot(
+        "latency",
+        paired_bars,
         labels,
         {"measured": measured, "by multiply-adds": [1 / row["mac_ratio"] for row in rows]},
         title=f"Speed-up of the pruned tower on {context.run.device.type} (threads: {rows[0]['threads']})",

@@ -1,0 +1,35 @@
+"""The device that a command computes on."""
+
+import torch
+
+from effvl_cli.core import distributed
+from effvl_cli.core.errors import UsageError
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called `name`; `auto` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        UsageError: not there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return _own_gpu()
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"--device is {name!r}", "Give cpu, cuda, cuda:N, mps or auto") from error
+    missing = (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()) or (
+        device.type == "mps" and not torch.backends.mps.is_available()
+    )
+    if missing or device.type not in {"cpu", "cuda", "mps"}:
+        raise UsageError(f"--device is {name!r}, which this machine has not", "Give --device cpu or auto")
+    if device.type == "cuda" and device.index is None:
+        return _own_gpu()
+    return device
+
+
+def _own_gpu() -> torch.device:
+    """This process's GPU: the only one that it sees (`srun --gpus-per-task=1`), else that of its place on the node."""
+    return torch.device("cuda", 0 if torch.cuda.device_count() == 1 else distributed.world().local_rank)

@@ -1,0 +1,92 @@
+"""The files of a run folder: each is registered before it is written, so that `--fresh` deletes what is the run's."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from torch import Tensor
+
+from effvl_cli.core import checkpoint, distributed
+from effvl_cli.core.files import disk_errors
+from effvl_cli.core.report import ReportBuilder
+
+REGISTER = ".files"
+PLOTS = "plots"
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class RunFiles:
+    """What a run writes into its folder, by name; every process may call, only rank 0 writes."""
+
+    folder: Path
+    report: ReportBuilder
+
+    def path(self, name: str) -> Path:
+        """Where a file or folder of the run lies, e.g. "costs.json"; it is the run's from here on."""
+        if distributed.is_main() and name not in registered(self.folder):
+            with disk_errors(self.folder / REGISTER):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with (self.folder / REGISTER).open("a") as file:
+                    file.write(f"{name}\n")
+        return self.folder / name
+
+    def write(self, name: str, make: Callable[Concatenate[Path, P], T], *args: P.args, **options: P.kwargs) -> T | None:
+        """Let `make(path, ...)` write a result of the run, on rank 0 alone, and name it in the report.
+
+        Returns:
+            What `make` does; None on other processes.
+        """
+        path = self.path(name)
+        if not distributed.is_main():
+            return None
+        made = make(path, *args, **options)
+        if path.is_file():
+            self.report.artifact(path, self.folder)
+        return made
+
+    def plot(self, name: str, draw: Callable[Concatenate[Path, P], None], *args: P.args, **options: P.kwargs) -> None:
+        """Let `draw(path, ...)` draw the picture `plots/NAME.png`."""
+        self.write(f"{PLOTS}/{name}.png", draw, *args, **options)
+
+    def save_model(self, state: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> None:
+        """Write the network that users get, with a manifest that tells the run and its figures so far besides."""
+        self.path(checkpoint.MANIFEST)
+        figures = {name: {"value": m.value, "n": m.n, "se": m.se} for name, m in self.report.metrics.items()}
+        about = {"run": self.report.run_id, "figures": figures, **manifest}
+        self.write(checkpoint.CHECKPOINT, checkpoint.save_model, state, about)
+
+    def plots(self) -> list[Path]:
+        """The pictures that were drawn, in order."""
+        names = (name for name in registered(self.folder) if name.startswith(f"{PLOTS}/"))
+        return [self.folder / name for name in names if (self.folder / name).is_file()]
+
+
+def registered(folder: Path) -> list[str]:
+    """Names of the files and folders that runs in this folder have registered."""
+    try:
+        return (folder / REGISTER).read_text().splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def clear(folder: Path) -> None:
+    """Delete what runs in this folder have registered, what interrupted writes have left, and then the register.
+
+    Files of others stay.
+    """
+    with disk_errors(folder):
+        for name in registered(folder):
+            path = folder / name
+            if not path.resolve().is_relative_to(folder.resolve()) or path == folder:
+                continue
+            for found in (path, *path.parent.glob(f".{path.name}-*")):  # as core/files.py names what is half written
+                if found.is_dir() and not found.is_symlink():
+                    shutil.rmtree(found)
+                else:
+                    found.unlink(missing_ok=True)
+            if path.parent != folder and path.parent.is_dir() and not any(path.parent.iterdir()):
+                path.parent.rmdir()
+        (folder / REGISTER).unlink(missing_ok=True)
