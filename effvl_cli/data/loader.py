@@ -1,10 +1,14 @@
-"""Decoded batches for training, and whole decoded splits for evaluation."""
+"""Samples of any kind as batches: seeding, unreadable files, resume and loader processes, once for all.
+
+What a sample is, is said by `make(index, epoch)` and by a `collate` that makes a batch of several; images are one
+client (`train_batches` here, `Decoded` in data/decoded.py).
+"""
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -13,13 +17,176 @@ from torch.utils.data import DataLoader, Dataset
 
 from effvl_cli.core import seeds
 from effvl_cli.core.errors import DataError
-from effvl_cli.core.report import physical_memory
 from effvl_cli.data.sampler import EpochSampler
 from effvl_cli.data.source import BatchSource, ImageSource, Indices
 from effvl_cli.data.transforms import Preprocess, Transform
 
-MAX_BAD = 0.01  # share of unreadable images that --on-bad skip puts up with
-MEMORY_SHARE = 0.5  # of the machine's, for one decoded split
+MAX_BAD = 0.01  # share of unreadable files that --on-bad skip puts up with
+
+T = TypeVar("T")
+B = TypeVar("B")
+Make = Callable[[int, int], T]
+"""(index, epoch) to a sample. It draws from torch's global CPU stream, which is set for each sample."""
+MakeAt = Callable[[int], Make[T]]
+"""What makes the samples of a step, for samples whose shape changes while training."""
+Collate = Callable[[Sequence[T]], B]
+"""Samples to a batch, in the loader's processes. Few large tensors: each that crosses processes takes a file
+descriptor, and a user has about a thousand."""
+Key = tuple[int, int, int]
+"""Step, epoch and index of a sample."""
+StepTransform = Callable[[int], Transform]
+"""The transform of a step, for views whose size changes while training."""
+
+
+def loader_workers(given: int | None, device_type: str) -> int:
+    """Loader processes: as given, else none beside a CPU that computes, else up to eight."""
+    if given is not None:
+        return given
+    if device_type == "cpu":
+        return 0
+    # of a batch job on a shared machine, only the allotted cores
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores)
+
+
+# --- any sample ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Packed(Generic[B]):
+    """A batch of the readable samples among those asked for, or None; their places, and the errors by place."""
+
+    batch: B | None
+    places: list[int]
+    errors: dict[int, DataError]
+
+
+class _Samples(Dataset[Any], Generic[T]):
+    """Samples by key; an unreadable one is returned as its DataError, not raised across processes."""
+
+    def __init__(self, make_at: MakeAt[T], seed: int) -> None:
+        self.make_at, self.seed = make_at, seed
+
+    def __getitem__(self, key: Key) -> T | DataError:
+        step, epoch, index = key
+        try:
+            with seeds.global_stream(self.seed, "augment", epoch, index):
+                return self.make_at(step)(index, epoch)
+        except DataError as error:
+            return error
+
+
+class BadFiles:
+    """Counts unreadable samples and stops the run when they are not to be put up with."""
+
+    def __init__(self, on_bad: str, total: int) -> None:
+        self.on_bad, self.limit, self.bad = on_bad, max(1, int(MAX_BAD * total)), set[int]()
+
+    def meet(self, error: DataError, index: int) -> None:
+        """One unreadable sample.
+
+        Raises:
+            DataError: that one, or that there are too many.
+        """
+        if self.on_bad == "error":
+            raise DataError(error.message, error.hint or "Mend or remove it, or give --on-bad skip")
+        self.bad.add(index)
+        if len(self.bad) > self.limit:
+            raise DataError(
+                f"more than {MAX_BAD:.0%} of the files are unreadable; the last: {error.message}", error.hint
+            )
+
+
+class SampleLoader(Generic[T, B]):
+    """Batches of samples that are made as they are needed, in this process or in others.
+
+    A sample depends on (seed, epoch, index) alone, so workers, processes and resumption do not show.
+
+    Args:
+        make_at: gives the `make(index, epoch)` of a step.
+        collate: samples to a batch.
+        total: samples there are, of which unreadable ones may be a share.
+        seed: of what `make` draws.
+        workers: loader processes.
+        on_bad: "error" or "skip".
+    """
+
+    def __init__(
+        self,
+        make_at: MakeAt[T],
+        collate: Collate[T, B],
+        total: int,
+        *,
+        seed: int = 0,
+        workers: int = 0,
+        on_bad: str = "error",
+    ) -> None:
+        self._samples, self._collate, self._workers = _Samples(make_at, seed), collate, workers
+        self.bad = BadFiles(on_bad, total)
+
+    def endless(
+        self, sampler: EpochSampler, *, start_step: int, rank: int = 0, world: int = 1
+    ) -> Iterator[tuple[B, Tensor]]:
+        """This process's share of every step from one on: batches, and the (B,) int64 indices of their samples.
+
+        An unreadable sample that is skipped leaves its place to another one of the batch, so that batches keep their
+        size.
+        """
+        queue: list[Tensor] = []  # indices of the batches that loader processes have been asked for
+
+        def keys() -> Iterator[list[Key]]:
+            for step in count_from(start_step):
+                epoch, indices = sampler.share(step, rank, world)
+                queue.append(indices)
+                yield [(step, epoch, int(index)) for index in indices]
+
+        for packed in self._packed(keys(), refill=True):
+            indices = queue.pop(0)
+            for place, error in packed.errors.items():
+                self.bad.meet(error, int(indices[place]))
+                if packed.batch is None:
+                    raise DataError(error.message, "No sample of the batch is readable")
+            assert packed.batch is not None
+            yield packed.batch, indices[packed.places]
+
+    def once(self, indices: Indices, *, chunk: int) -> Iterator[tuple[B | None, Indices]]:
+        """Each sample once, in order, some at a time: a batch of those that are readable, and their indices."""
+        lists = [[(0, 0, int(index)) for index in indices[k : k + chunk]] for k in range(0, len(indices), chunk)]
+        for keys, packed in zip(lists, self._packed(lists, refill=False), strict=True):
+            for place, error in packed.errors.items():
+                self.bad.meet(error, keys[place][2])
+            yield packed.batch, np.array([keys[place][2] for place in packed.places], dtype=np.int64)
+
+    def _packed(self, keys: Iterable[list[Key]], *, refill: bool) -> Iterator[_Packed[B]]:
+        def pack(samples: list[T | DataError]) -> _Packed[B]:
+            errors = {place: sample for place, sample in enumerate(samples) if isinstance(sample, DataError)}
+            good = [place for place in range(len(samples)) if place not in errors]
+            if not good:
+                return _Packed(None, [], errors)
+            places = good
+            if refill:
+                places = [good[place % len(good)] if place in errors else place for place in range(len(samples))]
+            return _Packed(self._collate([samples[place] for place in places]), places, errors)  # type: ignore[misc]
+
+        return iter(
+            DataLoader(
+                self._samples,
+                batch_sampler=keys,
+                num_workers=self._workers,
+                collate_fn=pack,
+                generator=torch.Generator(),  # else the loader would draw from the global stream
+            )
+        )
+
+
+def count_from(start: int) -> Iterator[int]:
+    """`start`, and so on without end."""
+    while True:
+        yield start
+        start += 1
+
+
+# --- images ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -40,87 +207,29 @@ class Batch:
         return dataclasses.replace(self, **moved)
 
 
-Key = tuple[int, int, int]
-"""Step, epoch and index of a sample."""
-StepTransform = Callable[[int], Transform]
-"""The transform of a step, for views whose size changes while training."""
+def image_loader(
+    source: ImageSource,
+    transform_at: StepTransform,
+    *,
+    total: int | None = None,
+    seed: int = 0,
+    workers: int = 0,
+    on_bad: str = "error",
+) -> SampleLoader[Tensor, Tensor]:
+    """A loader of one tensor an image, (B, 3, H, W) uint8 or whatever the transforms give.
+
+    Unreadable ones are counted against `total` images, all of the split when it is not given.
+    """
+
+    def make_at(step: int) -> Make[Tensor]:
+        transform = transform_at(step)
+        return lambda index, epoch: transform(source.image(index))
+
+    return SampleLoader(make_at, _stacked, total or len(source), seed=seed, workers=workers, on_bad=on_bad)
 
 
-class _Decoded(Dataset):
-    """Samples by key; an unreadable one is returned as its DataError, not raised across processes."""
-
-    def __init__(self, source: ImageSource, transform_at: StepTransform, seed: int) -> None:
-        self.source, self.transform_at, self.seed = source, transform_at, seed
-
-    def __getitem__(self, key: Key) -> Tensor | DataError:
-        step, epoch, index = key
-        try:
-            image = self.source.image(index)
-        except DataError as error:
-            return error
-        with seeds.global_stream(self.seed, "augment", epoch, index):
-            return self.transform_at(step)(image)
-
-
-Packed = tuple[Tensor, dict[int, DataError]]
-"""(B, 3, H, W) uint8, blank where unreadable, and the errors by place; no images at all when none is readable."""
-
-
-def _pack(samples: list[Tensor | DataError]) -> Packed:
-    """One tensor a batch: each that crosses processes takes a file descriptor, and a user has about a thousand."""
-    errors = {place: sample for place, sample in enumerate(samples) if isinstance(sample, DataError)}
-    images = [sample for sample in samples if isinstance(sample, Tensor)]
-    if not images:
-        return torch.empty(0, dtype=torch.uint8), errors
-    blank = torch.zeros_like(images[0])
-    return torch.stack([blank if isinstance(sample, DataError) else sample for sample in samples]), errors
-
-
-def _decode(
-    source: ImageSource, transform_at: StepTransform, seed: int, keys: Iterable[list[Key]], workers: int
-) -> Iterator[Packed]:
-    """Decoded samples for lists of keys."""
-    return iter(
-        DataLoader(
-            _Decoded(source, transform_at, seed),
-            batch_sampler=keys,
-            num_workers=workers,
-            collate_fn=_pack,
-            generator=torch.Generator(),  # else the loader would draw from the global stream
-        )
-    )
-
-
-def loader_workers(given: int | None, device_type: str) -> int:
-    """Loader processes: as given, else none beside a CPU that computes, else up to eight."""
-    if given is not None:
-        return given
-    if device_type == "cpu":
-        return 0
-    # of a batch job on a shared machine, only the allotted cores
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores)
-
-
-class _BadFiles:
-    """Counts unreadable images and stops the run when they are not to be put up with."""
-
-    def __init__(self, on_bad: str, total: int) -> None:
-        self.on_bad, self.limit, self.bad = on_bad, max(1, int(MAX_BAD * total)), set[int]()
-
-    def meet(self, error: DataError, index: int) -> None:
-        """One unreadable image.
-
-        Raises:
-            DataError: that one, or that there are too many.
-        """
-        if self.on_bad == "error":
-            raise DataError(error.message, error.hint or "Mend or remove it, or give --on-bad skip")
-        self.bad.add(index)
-        if len(self.bad) > self.limit:
-            raise DataError(
-                f"more than {MAX_BAD:.0%} of the images are unreadable; the last: {error.message}", error.hint
-            )
+def _stacked(images: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(images))
 
 
 def train_batches(
@@ -136,104 +245,32 @@ def train_batches(
     workers: int = 0,
     on_bad: str = "error",
 ) -> Iterator[Batch]:
-    """Endless stream of this process's batches from a step on; `transform_at` is for one that changes with the step.
-
-    A sample's augmentation depends on (seed, epoch, index) alone, so workers, processes and resumption do not show. An
-    unreadable image that is skipped leaves its place to another sample of the batch, so that batches keep their size.
-    """
-    steps = _count_from(start_step)
+    """Endless stream of this process's images from a step on; `transform_at` is for one that changes with the step."""
     preprocess = getattr(transform, "__self__", None)
-    if isinstance(source, BatchSource) and isinstance(preprocess, Preprocess):
-        first = source.images(np.array([0]))[0]
-        if first.shape[:2] == preprocess.size:
-            yield from _made_batches(source, sampler, steps, rank, world)
-    again = _BadFiles(on_bad, len(source))
-    queue: list[Tensor] = []  # indices of the batches that loader processes have been asked for
-
-    def keys() -> Iterator[list[Key]]:
-        for step in steps:
-            epoch, indices = sampler.share(step, rank, world)
-            queue.append(indices)
-            yield [(step, epoch, int(index)) for index in indices]
+    if isinstance(preprocess, Preprocess) and makes_at_once(source, preprocess):
+        yield from _made_batches(source, sampler, start_step, rank, world)
 
     def constant(step: int) -> Transform:
         assert transform is not None
         return transform
 
-    for decoded in _decode(source, transform_at or constant, seed, keys(), workers):
-        indices = queue.pop(0)
-        yield _batch(source, decoded, indices, again)
+    loader = image_loader(source, transform_at or constant, seed=seed, workers=workers, on_bad=on_bad)
+    for images, indices in loader.endless(sampler, start_step=start_step, rank=rank, world=world):
+        captions = None if source.captions is None else [source.captions[int(k)] for k in indices]
+        labels = torch.from_numpy(np.asarray(source.labels[indices.numpy()]))
+        yield Batch(images, labels, indices, captions)
 
 
-def _count_from(start: int) -> Iterator[int]:
-    while True:
-        yield start
-        start += 1
+def makes_at_once(source: ImageSource, preprocess: Preprocess) -> bool:
+    """Whether a source makes many images at once, of the size that is asked for."""
+    if not isinstance(source, BatchSource) or not len(source):
+        return False
+    return bool(source.images(np.array([0]))[0].shape[:2] == preprocess.size)
 
 
-def _made_batches(source: Any, sampler: EpochSampler, steps: Iterator[int], rank: int, world: int) -> Iterator[Batch]:
-    for step in steps:
+def _made_batches(source: Any, sampler: EpochSampler, start_step: int, rank: int, world: int) -> Iterator[Batch]:
+    for step in count_from(start_step):
         _, indices = sampler.share(step, rank, world)
         places = indices.numpy()
         images = torch.from_numpy(source.images(places)).permute(0, 3, 1, 2).contiguous()
         yield Batch(images, torch.from_numpy(source.labels[places]), indices)
-
-
-def _batch(source: ImageSource, decoded: Packed, indices: Tensor, bad: _BadFiles) -> Batch:
-    images, errors = decoded
-    places = indices.clone()
-    good = [place for place in range(len(indices)) if place not in errors]
-    for place, error in errors.items():
-        bad.meet(error, int(indices[place]))
-        if not good:
-            raise DataError(error.message, "No image of the batch is readable")
-        stand_in = good[place % len(good)]
-        images[place], places[place] = images[stand_in], indices[stand_in]
-    captions = None if source.captions is None else [source.captions[int(k)] for k in places]
-    labels = torch.from_numpy(np.asarray(source.labels[places.numpy()]))
-    return Batch(images, labels, places, captions)
-
-
-def eval_images(
-    source: ImageSource,
-    preprocess: Preprocess,
-    indices: Indices,
-    *,
-    workers: int = 0,
-    on_bad: str = "error",
-    chunk: int = 64,
-) -> tuple[Tensor, Indices]:
-    """Decode images once, in memory.
-
-    Returns:
-        (M, 3, H, W) uint8, and the (M,) indices that were readable.
-
-    Raises:
-        DataError: unreadable images, or more than fit into half of the machine's memory.
-    """
-    height, width = preprocess.size
-    needed, room = len(indices) * 3 * height * width, MEMORY_SHARE * physical_memory()
-    if needed > room:
-        raise DataError(
-            f"{len(indices)} images of {width}x{height} px take {needed / 1e9:.0f} GB, and half of the memory is "
-            f"{room / 1e9:.0f} GB",
-            "Use a machine with more memory, a network with smaller images, or a folder with fewer images",
-        )
-    if isinstance(source, BatchSource) and len(indices):
-        made = source.images(indices[:1])[0]
-        if made.shape[:2] == preprocess.size:
-            parts = [source.images(indices[k : k + chunk]) for k in range(0, len(indices), chunk)]
-            return torch.from_numpy(np.concatenate(parts)).permute(0, 3, 1, 2).contiguous(), indices
-    out = torch.empty(len(indices), 3, height, width, dtype=torch.uint8)
-    bad, filled, kept = _BadFiles(on_bad, len(indices)), 0, []
-    lists = [[(0, 0, int(i)) for i in indices[k : k + chunk]] for k in range(0, len(indices), chunk)]
-    decoded = _decode(source, lambda _: preprocess.to_uint8, 0, lists, workers)
-    for keys, (images, errors) in zip(lists, decoded, strict=True):
-        for place, (*_, index) in enumerate(keys):
-            if place in errors:
-                bad.meet(errors[place], index)
-            else:
-                out[filled] = images[place]
-                kept.append(index)
-                filled += 1
-    return out[:filled], np.array(kept, dtype=np.int64)

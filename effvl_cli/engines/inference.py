@@ -8,13 +8,12 @@ from torch import Tensor
 from effvl_cli.core import distributed
 from effvl_cli.core.loop import autocast
 from effvl_cli.core.run import Run
-from effvl_cli.data.transforms import Preprocess
+from effvl_cli.data.decoded import Decoded
 
 
 def over_images(
     function: Callable[[Tensor, range], Tensor],
-    images: Tensor,
-    preprocess: Preprocess,
+    images: Decoded,
     run: Run,
     *,
     batch_size: int,
@@ -24,8 +23,7 @@ def over_images(
 
     Args:
         function: (normalised images (b, 3, H, W) on the device, their positions) to rows (b, ...).
-        images: (M, 3, H, W) uint8.
-        preprocess: normalisation.
+        images: M of them.
         run: device and stop requests.
         batch_size: images at a time on each device.
         precision: autocast type.
@@ -33,13 +31,11 @@ def over_images(
     Returns:
         (M, ...) float32 on the CPU, the same on every process.
     """
-    mine = distributed.shard(len(images))
+    mine, normalise = distributed.shard(len(images)), images.preprocess.normalise
     parts = []
     with torch.inference_mode(), autocast(run.device, precision):
-        for first in range(mine.start, mine.stop, batch_size):
-            rows = range(first, min(first + batch_size, mine.stop))
-            batch = preprocess.normalise(images[rows.start : rows.stop].to(run.device, non_blocking=True))
-            parts.append(function(batch, rows).float().cpu())
-    if not parts:  # more processes than images: one row gives the shape, none is kept
-        parts = [function(preprocess.normalise(images[:1].to(run.device)), range(1)).float().cpu()[:0]]
+        for rows, pixels in images.batches(batch_size, range(mine.start, mine.stop)):
+            parts.append(function(normalise(pixels.to(run.device, non_blocking=True)), rows).float().cpu())
+        if not parts:  # more processes than images: one row gives the shape, none is kept
+            parts = [function(normalise(images[:1].to(run.device)), range(1)).float().cpu()[:0]]
     return distributed.gather_rows(torch.cat(parts).clone(), len(images))

@@ -17,9 +17,10 @@ from PIL import Image, ImageOps
 from effvl_cli.core.errors import DataError, UsageError
 from effvl_cli.core.registry import Registry, Row
 from effvl_cli.data import load
+from effvl_cli.data.decoded import Decoded
 from effvl_cli.data.fewshot import few_shot
 from effvl_cli.data.files import _as_rgb, read_image
-from effvl_cli.data.loader import eval_images, loader_workers, train_batches
+from effvl_cli.data.loader import loader_workers, train_batches
 from effvl_cli.data.prompts import choose_templates
 from effvl_cli.data.sampler import EpochSampler
 from effvl_cli.data.transforms import Preprocess, augment
@@ -201,30 +202,24 @@ def test_loader_processes_need_few_file_descriptors(few_descriptors):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_leaves_out_the_unreadable_and_keeps_the_order(workers):
-    images, kept = eval_images(_Made(), PLAIN, np.arange(120), workers=workers, on_bad="skip", chunk=3)
-    assert kept.tolist() == [k for k in range(120) if k != 3]
-    assert images[:, 0, 0, 0].tolist() == kept.tolist()
-    images, kept = eval_images(_Made(), PLAIN, np.array([3]), workers=workers, on_bad="skip")
-    assert images.shape == (0, 3, 8, 8) and kept.tolist() == []
+    images = Decoded.read(_Made(), PLAIN, np.arange(200), workers=workers, on_bad="skip")
+    assert images.indices.tolist() == [k for k in range(200) if k != 3]
+    assert images.pixels[:, 0, 0, 0].tolist() == images.indices.tolist()
+    images = Decoded.read(_Made(), PLAIN, np.array([3]), workers=workers, on_bad="skip")
+    assert images.pixels.shape == (0, 3, 8, 8) and images.indices.tolist() == [] and images.bad_files == 1
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_of_a_loader_process_arrives_as_itself(workers):
     with pytest.raises(DataError, match="made/3 is damaged") as caught:
-        eval_images(_Made(), PLAIN, np.arange(8), workers=workers)
+        Decoded.read(_Made(), PLAIN, np.arange(8), workers=workers)
     assert caught.value.exit_code == 3 and "--on-bad skip" in caught.value.hint
 
 
 def test_more_than_one_percent_unreadable_ends_the_run(monkeypatch):
     monkeypatch.setattr(_Made, "image", lambda self, index: (_ for _ in ()).throw(DataError(f"made/{index}")))
     with pytest.raises(DataError, match="more than 1%"):
-        eval_images(_Made(), PLAIN, np.arange(300), on_bad="skip")
-
-
-def test_a_split_that_does_not_fit_into_memory_is_refused_before_it_is_read():
-    huge = Preprocess(size=(2**20, 2**20), mean=(0.5,) * 3, std=(0.5,) * 3)
-    with pytest.raises(DataError, match="GB, and half of the memory is"):
-        eval_images(_Made(), huge, np.arange(300))
+        Decoded.read(_Made(), PLAIN, on_bad="skip")
 
 
 def test_loader_processes_by_default():

@@ -7,8 +7,9 @@ from PIL import Image
 
 from effvl_cli.core.errors import DataError, UsageError
 from effvl_cli.data import load
+from effvl_cli.data.decoded import Decoded
 from effvl_cli.data.fewshot import few_shot
-from effvl_cli.data.loader import eval_images, train_batches
+from effvl_cli.data.loader import train_batches
 from effvl_cli.data.prompts import captions, choose_templates
 from effvl_cli.data.sampler import EpochSampler
 from effvl_cli.data.source import ENDLESS, Subset
@@ -124,12 +125,12 @@ def test_an_unreadable_image_is_an_error_that_names_it_or_is_replaced(pictures, 
 
 
 def test_evaluation_reads_each_image_once_and_counts_the_bad(pictures, image_folder):
-    images, kept = eval_images(pictures, PLAIN, np.arange(24))
-    assert images.shape == (24, 3, 24, 24) and images.dtype == torch.uint8
-    assert torch.equal(images[7], PLAIN.to_uint8(pictures.image(7)))
+    images = Decoded.read(pictures, PLAIN)
+    assert images.pixels.shape == (24, 3, 24, 24) and images.pixels.dtype == torch.uint8
+    assert torch.equal(images[[7]][0], PLAIN.to_uint8(pictures.image(7)))
     (image_folder / "train" / "blue_thing" / "img0.jpg").write_bytes(b"x")
-    images, kept = eval_images(pictures, PLAIN, np.arange(24), on_bad="skip")
-    assert len(images) == 23 and pictures.ids.index("train/blue_thing/img0.jpg") not in kept
+    images = Decoded.read(pictures, PLAIN, on_bad="skip")
+    assert len(images) == 23 and images.bad_files == 1 and "train/blue_thing/img0.jpg" not in images.ids
 
 
 def test_few_shot_takes_each_class_and_names_an_empty_one(pictures):

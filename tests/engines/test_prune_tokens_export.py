@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from effvl_cli.core.errors import CheckError, ModelError
+from effvl_cli.data.decoded import Decoded
 from effvl_cli.engines.prune_tokens import export, latency
 from effvl_cli.engines.prune_tokens.parity import Embedder, Parity
 from effvl_cli.models import network as networks
@@ -263,7 +264,7 @@ def test_bench_of_one_arm_warns_at_batch_1_and_skips_what_does_not_fit(made, eff
 
 def test_end_to_end_decodes_and_encodes_texts_in_every_pass(made, effvl, few_images, quick_figures, monkeypatch):
     calls = {"images": 0, "texts": 0}
-    decode, encode = latency.eval_images, latency.zero_shot_classifier
+    decode, encode = Decoded.read, latency.zero_shot_classifier
 
     def images(*words, **more):
         calls["images"] += 1
@@ -273,7 +274,7 @@ def test_end_to_end_decodes_and_encodes_texts_in_every_pass(made, effvl, few_ima
         calls["texts"] += 1
         return encode(*words)
 
-    monkeypatch.setattr(latency, "eval_images", images)
+    monkeypatch.setattr(Decoded, "read", images)
     monkeypatch.setattr(latency, "zero_shot_classifier", texts)
     outcome = bench(effvl, made, "--end-to-end", "--batch-size", 2, "--no-channels-last", "--out", "out")
     assert outcome.code == 0, outcome.err

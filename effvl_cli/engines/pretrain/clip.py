@@ -9,6 +9,7 @@ from torch import Tensor
 from effvl_cli.core import distributed, seeds
 from effvl_cli.core.loop import StepOutput, Task
 from effvl_cli.core.run import Run
+from effvl_cli.data.decoded import Decoded
 from effvl_cli.data.loader import Batch
 from effvl_cli.data.prompts import captions
 from effvl_cli.data.source import ImageSource
@@ -34,7 +35,7 @@ class ClipTask(Task):
         *,
         seed: int,
         token_keep: float,
-        validation: tuple[Tensor, Tensor],
+        validation: Decoded,
     ) -> None:
         self.network, self.module, self.run, self.seed = network, network.module, run, seed
         self.classes, self.templates = source.classes, templates
@@ -85,28 +86,26 @@ class ClipTask(Task):
 
     def evaluate(self) -> dict[str, float]:
         """Zero-shot top-1 on validation images, or image-to-text recall when there are no classes."""
-        images, labels = self.validation
+        images = self.validation
         if not len(images) or not self.classes:
             return {}
         logits = zero_shot_logits(self.network, images, self.classes, self.templates, self.run)
-        return {"top1_val": float((logits.argmax(1) == labels).float().mean())}
+        return {"top1_val": float((logits.argmax(1) == images.labels).float().mean())}
 
 
 def _gather_labels(labels: Tensor) -> Tensor:
     return distributed.gather_rows(labels, len(labels) * distributed.world().size)
 
 
-def image_embeddings(network: Network, images: Tensor, run: Run, precision: str = "fp32") -> Tensor:
-    """Unit embeddings (M, E) of uint8 images."""
+def image_embeddings(network: Network, images: Decoded, run: Run, precision: str = "fp32") -> Tensor:
+    """Unit embeddings (M, E)."""
     network.module.eval()
     encode = network.module.encode_image
-    return over_images(
-        lambda x, _: encode(x, normalize=True), images, network.preprocess, run, batch_size=256, precision=precision
-    )
+    return over_images(lambda x, _: encode(x, normalize=True), images, run, batch_size=256, precision=precision)
 
 
 def zero_shot_logits(
-    network: Network, images: Tensor, classes: tuple[str, ...], templates: tuple[str, ...], run: Run
+    network: Network, images: Decoded, classes: tuple[str, ...], templates: tuple[str, ...], run: Run
 ) -> Tensor:
     """Cosines (M, C) of images with class names."""
     network.module.eval()
@@ -114,10 +113,10 @@ def zero_shot_logits(
     return image_embeddings(network, images, run) @ classifier.cpu()
 
 
-def image_to_text_recall(network: Network, images: Tensor, texts: list[str], run: Run) -> Tensor:
+def image_to_text_recall(network: Network, images: Decoded, run: Run) -> Tensor:
     """(M,) 0/1: whether the text nearest to each image is its own, or one of the same words."""
     embeddings = image_embeddings(network, images, run)
-    tokens = network.tokenize(texts)
+    tokens = network.tokenize(images.captions)
     with torch.no_grad():
         parts = [network.module.encode_text(part.to(run.device), normalize=True).cpu() for part in tokens.split(256)]
     nearest = (embeddings @ torch.cat(parts).float().T).argmax(1)

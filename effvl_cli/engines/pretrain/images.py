@@ -13,7 +13,8 @@ from effvl_cli.core.errors import UsageError
 from effvl_cli.core.report import physical_memory
 from effvl_cli.core.run import Run
 from effvl_cli.data import load
-from effvl_cli.data.loader import Batch, eval_images, loader_workers, train_batches
+from effvl_cli.data.decoded import Decoded
+from effvl_cli.data.loader import Batch, loader_workers, train_batches
 from effvl_cli.data.sampler import EpochSampler
 from effvl_cli.data.source import ImageSource, Subset
 from effvl_cli.data.transforms import Preprocess
@@ -66,14 +67,9 @@ class TrainImages:
         if config.aug_device == "worker" or not fits or (config.aug_device == "auto" and view > SMALL):
             return cls(source, None, whole)
         held = Preprocess((side, side), preprocess.mean, preprocess.std)
-        images, kept = eval_images(
-            source,
-            held,
-            np.arange(len(source)),
-            workers=loader_workers(config.workers, run.device.type),
-            on_bad=config.on_bad,
-        )
-        return cls(source, images, torch.as_tensor(kept))
+        workers = loader_workers(config.workers, run.device.type)
+        images = Decoded.read(source, held, workers=workers, on_bad=config.on_bad, memory_share=MEMORY_SHARE)
+        return cls(source, images.pixels, torch.as_tensor(images.indices))
 
     def __len__(self) -> int:
         return len(self.kept)

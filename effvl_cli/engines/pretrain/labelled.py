@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from effvl_cli.config.pretrain import PretrainConfig
@@ -13,7 +15,8 @@ from effvl_cli.core.measure import count_macs
 from effvl_cli.core.metrics import standard_error
 from effvl_cli.core.run import Run
 from effvl_cli.data import load
-from effvl_cli.data.loader import eval_images, loader_workers, train_batches
+from effvl_cli.data.decoded import Decoded
+from effvl_cli.data.loader import loader_workers, train_batches
 from effvl_cli.data.prompts import choose_templates
 from effvl_cli.data.sampler import EpochSampler
 from effvl_cli.data.source import ImageSource
@@ -67,14 +70,7 @@ def _task(
     held_out = _source(config, "val")
     count = min(len(held_out), MAX_VALIDATION)
     order = torch.randperm(len(held_out), generator=seeds.generator(0, "validation"))[:count].sort().values
-    images, kept = eval_images(
-        held_out,
-        network.preprocess,
-        order.numpy(),
-        workers=loader_workers(config.workers, run.device.type),
-        on_bad=config.on_bad,
-    )
-    validation = (images, torch.as_tensor(held_out.labels[kept]))
+    validation = _decoded(config, run, held_out, network, order.numpy())
     if config.method == "supervised":
         return SupervisedTask(network, run, label_smoothing=config.label_smoothing, validation=validation)
     return ClipTask(
@@ -152,15 +148,14 @@ def _test(
     """The test split, once."""
     if not source.classes:
         test = _source(config, "test")
-        images, _, kept = _decoded(config, run, test, network)
-        run.report.data(test)
-        texts = [(test.captions or ())[int(index)] for index in kept]
-        _figure(run, "recall1_image_to_text", image_to_text_recall(network, images, texts, run))
+        images = _decoded(config, run, test, network)
+        run.report.data(test, num_samples=len(images), bad_files=images.bad_files)
+        _figure(run, "recall1_image_to_text", image_to_text_recall(network, images, run))
         return
     for data in (config.data, *(config.eval_data if config.method == "clip" else ())):
         test = _source(config, "test", data)
-        images, labels, _ = _decoded(config, run, test, network)
-        run.report.data(test)
+        images = _decoded(config, run, test, network)
+        run.report.data(test, num_samples=len(images), bad_files=images.bad_files)
         suffix = "" if data == config.data else f"_{data.partition(':')[2] or data}"
         if config.method == "supervised":
             logits = task.logits(images)
@@ -168,22 +163,19 @@ def _test(
             own = templates if data == config.data else test.templates
             logits = zero_shot_logits(network, images, test.classes, own, run)
             shuffled = torch.arange(len(test.classes)).roll(1)  # every name on another class
-            _accuracy(run, f"top1_shuffled_names{suffix}", logits[:, shuffled], labels)
-        _accuracy(run, f"top1{suffix}", logits, labels)
+            _accuracy(run, f"top1_shuffled_names{suffix}", logits[:, shuffled], images.labels)
+        _accuracy(run, f"top1{suffix}", logits, images.labels)
 
 
 def _decoded(
-    config: PretrainConfig, run: Run, source: ImageSource, network: networks.Network
-) -> tuple[Tensor, Tensor, Any]:
-    everything = torch.arange(len(source)).numpy()
-    images, kept = eval_images(
-        source,
-        network.preprocess,
-        everything,
-        workers=loader_workers(config.workers, run.device.type),
-        on_bad=config.on_bad,
-    )
-    return images, torch.as_tensor(source.labels[kept]), kept
+    config: PretrainConfig,
+    run: Run,
+    source: ImageSource,
+    network: networks.Network,
+    indices: NDArray[np.int64] | None = None,
+) -> Decoded:
+    workers = loader_workers(config.workers, run.device.type)
+    return Decoded.read(source, network.preprocess, indices, workers=workers, on_bad=config.on_bad)
 
 
 def _accuracy(run: Run, name: str, logits: Tensor, labels: Tensor) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from effvl_cli.config.pretrain import EvalConfig, PretrainConfig
 from effvl_cli.core import seeds
 from effvl_cli.core.run import Run
-from effvl_cli.data.loader import eval_images, loader_workers
+from effvl_cli.data.decoded import Decoded
+from effvl_cli.data.loader import loader_workers
 from effvl_cli.data.source import ImageSource
 from effvl_cli.data.transforms import Preprocess
 from effvl_cli.engines.inference import over_images
@@ -28,14 +29,6 @@ Encoder = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Decoded pictures (M, 3, H, W) uint8 and their labels (M,)."""
-
-    images: Tensor
-    labels: Tensor
-
-
-@dataclass(frozen=True)
 class Judged:
     """0/1 for each test picture, by figure ("knn1", "knn20", .., "linear")."""
 
@@ -46,14 +39,14 @@ class Probe:
     """A labelled bank from the training split, and pictures to classify."""
 
     def __init__(
-        self, config: PretrainConfig | EvalConfig, run: Run, preprocess: Preprocess, bank: Labelled, asked: Labelled
+        self, config: PretrainConfig | EvalConfig, run: Run, preprocess: Preprocess, bank: Decoded, asked: Decoded
     ) -> None:
         self.run, self.preprocess, self.precision = run, preprocess, config.precision
         self.bank, self.asked, self.batch_size = bank, asked, config.eval_batch_size
 
     @classmethod
     def open(
-        cls, config: PretrainConfig | EvalConfig, run: Run, preprocess: Preprocess, split: str, *, bank: Labelled
+        cls, config: PretrainConfig | EvalConfig, run: Run, preprocess: Preprocess, split: str, *, bank: Decoded
     ) -> "Probe":
         """Decode a split: all of the test split, at most `MAX_VALIDATION` of another."""
         limit = None if split == "test" else MAX_VALIDATION
@@ -71,19 +64,18 @@ class Probe:
 
     def judge_pixels(self) -> Judged:
         """Nearest neighbours on the pixels themselves."""
-        flat = [F.normalize(self.preprocess.normalise(x.images).flatten(1), dim=1) for x in (self.bank, self.asked)]
+        flat = [self._embed(lambda pixels: pixels.flatten(1), images) for images in (self.bank, self.asked)]
         return self._judged(*flat, linear=False)
 
     def features(self, encode: Encoder) -> tuple[Tensor, Tensor]:
         """Unit features (M, D) of the bank and of the pictures asked for."""
-        bank, asked = (self._embed(encode, part.images) for part in (self.bank, self.asked))
+        bank, asked = (self._embed(encode, part) for part in (self.bank, self.asked))
         return bank, asked
 
-    def _embed(self, encode: Encoder, images: Tensor) -> Tensor:
+    def _embed(self, encode: Encoder, images: Decoded) -> Tensor:
         rows = over_images(
             lambda x, _: encode(x),
             images,
-            self.preprocess,
             self.run,
             batch_size=self.batch_size,
             precision=self.precision,
@@ -100,19 +92,13 @@ class Probe:
 
 def decode(
     config: PretrainConfig | EvalConfig, run: Run, source: ImageSource, preprocess: Preprocess, limit: int | None
-) -> Labelled:
+) -> Decoded:
     """Pictures of a split as the network sees them; with a limit, so many drawn by chance."""
     order = np.arange(len(source))
     if limit is not None and limit < len(source):
         order = torch.randperm(len(source), generator=seeds.generator(0, "bank"))[:limit].sort().values.numpy()
-    images, kept = eval_images(
-        source,
-        preprocess,
-        order,
-        workers=loader_workers(config.workers, run.device.type),
-        on_bad=config.on_bad,
-    )
-    return Labelled(images, torch.as_tensor(np.asarray(source.labels[kept])))
+    workers = loader_workers(config.workers, run.device.type)
+    return Decoded.read(source, preprocess, order, workers=workers, on_bad=config.on_bad)
 
 
 def knn(bank: Tensor, labels: Tensor, asked: Tensor, neighbours: tuple[int, ...]) -> dict[int, Tensor]:

@@ -14,8 +14,9 @@ from effvl_cli.core.errors import DataError, NumericalError, UsageError
 from effvl_cli.core.metrics import top_k
 from effvl_cli.core.run import Run
 from effvl_cli.data import load
+from effvl_cli.data.decoded import Decoded
 from effvl_cli.data.fewshot import few_shot
-from effvl_cli.data.loader import eval_images, loader_workers
+from effvl_cli.data.loader import loader_workers
 from effvl_cli.data.source import ImageSource, digest
 from effvl_cli.engines.inference import over_images
 from effvl_cli.models import network as networks
@@ -24,21 +25,6 @@ EMBEDDED_MODEL = "cifar-resnet:26,width=8"
 MAX_SCORED = 10_000  # images that score when --score-size does not say
 FEW_SCORED = 5_000  # below this many, top-1 often picks another unit than it would on all
 BATCH = 256
-
-
-@dataclass(frozen=True)
-class Split:
-    """Decoded images with their labels."""
-
-    source: ImageSource
-    pixels: Tensor
-    """(M, 3, H, W) uint8."""
-    labels: Tensor
-    """(M,) int64."""
-    ids: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
 
 @dataclass
@@ -74,7 +60,7 @@ class Context:
         return self._open("train")
 
     @cached_property
-    def scoring(self) -> Split:
+    def scoring(self) -> Decoded:
         """The images that choose; none may be unreadable, because counts of different runs must match.
 
         Raises:
@@ -99,7 +85,7 @@ class Context:
         return split
 
     @cached_property
-    def test(self) -> Split:
+    def test(self) -> Decoded:
         """The images that are reported on."""
         source = self._open("test")
         return self._decode(source, np.arange(len(source)), on_bad=self.config.on_bad)
@@ -107,7 +93,7 @@ class Context:
     def first_images(self) -> Tensor:
         """(B, 3, H, W) the first of those that score, normalised, on the device."""
         size = getattr(self.config, "score_batch_size", BATCH)
-        return self.network.preprocess.normalise(self.scoring.pixels[:size].to(self.run.device))
+        return self.network.preprocess.normalise(self.scoring[:size].to(self.run.device))
 
     @cached_property
     def recalibration(self) -> list[Tensor]:
@@ -123,26 +109,24 @@ class Context:
             )
         order = torch.randperm(len(self.train), generator=seeds.generator(self.config.seed, "bn-recal"))
         places = np.sort(order[: self.config.bn_recal].numpy())
-        pixels, _ = eval_images(
+        pixels = Decoded.read(
             self.train,
             self.network.preprocess,
             places,
             workers=loader_workers(self.config.workers, self.run.device.type),
             on_bad=self.config.on_bad,
-        )
+        ).pixels
         parts = [part for part in pixels.split(BATCH) if len(part) > 1 or len(pixels) == 1]  # one has no deviation
         return [self.network.preprocess.normalise(part.to(self.run.device)) for part in parts]
 
-    def accuracy(self, module: nn.Module, split: Split) -> dict[str, float]:
+    def accuracy(self, module: nn.Module, split: Decoded) -> dict[str, float]:
         """`top1`, `top5`, `loss` of a network on a split, the same on every process.
 
         Raises:
             NumericalError: logits that are not finite.
         """
         module.eval()
-        logits = over_images(
-            lambda x, _: module(x), split.pixels, self.network.preprocess, self.run, batch_size=self._batch_size
-        )
+        logits = over_images(lambda x, _: module(x), split, self.run, batch_size=self._batch_size)
         if not bool(torch.isfinite(logits).all()):
             raise NumericalError(
                 f"logits of {self.network.name} are not finite", "Its weights, or --finetune-lr too high"
@@ -163,17 +147,16 @@ class Context:
     def _open(self, split: str) -> ImageSource:
         return load(self.data, split, root=self.config.data_root, seed=0)
 
-    def _decode(self, source: ImageSource, indices: np.ndarray, *, on_bad: str) -> Split:
-        pixels, kept = eval_images(
+    def _decode(self, source: ImageSource, indices: np.ndarray, *, on_bad: str) -> Decoded:
+        images = Decoded.read(
             source,
             self.network.preprocess,
             indices,
             workers=loader_workers(self.config.workers, self.run.device.type),
             on_bad=on_bad,
         )
-        self.run.report.data(source, num_samples=len(kept), bad_files=len(indices) - len(kept))
-        labels = torch.as_tensor(source.labels[kept])
-        return Split(source, pixels, labels, tuple(source.ids[int(index)] for index in kept))
+        self.run.report.data(source, num_samples=len(images), bad_files=images.bad_files)
+        return images
 
 
 def build_context(config: Any, run: Run, *, weights: str | None, model: str | None, data: str | None = None) -> Context:

@@ -233,7 +233,7 @@ def _proxy(context: Context, module: nn.Module, candidates: Sequence[Candidate],
 
 def _images(context: Context) -> Iterator[Tensor]:
     """The scoring images, normalised, in batches; each process takes all, so that all find the same."""
-    for pixels in context.scoring.pixels.split(context.config.score_batch_size):
+    for _, pixels in context.scoring.batches(context.config.score_batch_size):
         yield context.network.preprocess.normalise(pixels.to(context.run.device))
 
 
@@ -243,9 +243,7 @@ def _sr_init(context: Context, module: nn.Module, units: Sequence[Unit], generat
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(size * distributed.world().rank, len(split), size * distributed.world().size):
-            pixels, labels = (
-                rows[start : start + size].to(context.run.device) for rows in (split.pixels, split.labels)
-            )
+            pixels, labels = (rows[start : start + size].to(context.run.device) for rows in (split, split.labels))
             yield context.network.preprocess.normalise(pixels), labels
 
     right = distributed.all_reduce_sum(criteria.sr_init(module, units, batches, generator, draws=DRAWS))

@@ -168,7 +168,7 @@ class _Scoring:
         columns = self._columns(number)
         places = self.outcomes.order[columns]
         device, split = self.here.run.device, self.here.scoring
-        images = self.here.network.preprocess.normalise(split.pixels[places].to(device))
+        images = self.here.network.preprocess.normalise(split[places].to(device))
         found = self.scorer.batch(images, split.labels[places].to(device), self.race.active)
         self.scored = True
         rows = torch.tensor([0, *(1 + k for k in self.race.active)])

@@ -24,7 +24,7 @@ def compare(context: Context, module: nn.Module, found: Sequence[Candidate]) -> 
     config, split, device = context.config, context.scoring, context.run.device
     units = [candidate.unit for candidate in found]
     scorers = [Scorer(module, units, "off"), Scorer(module, units, config.sharing)]
-    images = context.network.preprocess.normalise(split.pixels[: config.score_batch_size].to(device))
+    images = context.network.preprocess.normalise(split[: config.score_batch_size].to(device))
     labels = split.labels[: len(images)].to(device)
     seconds, equal = [0.0, 0.0], True
     for turn in range(ROUNDS):

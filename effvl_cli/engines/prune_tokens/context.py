@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +13,9 @@ from effvl_cli.core import seeds
 from effvl_cli.core.errors import DataError, ModelError, UsageError
 from effvl_cli.core.run import Run
 from effvl_cli.data import load
+from effvl_cli.data.decoded import Decoded
 from effvl_cli.data.fewshot import few_shot
-from effvl_cli.data.loader import eval_images, loader_workers
+from effvl_cli.data.loader import loader_workers
 from effvl_cli.data.prompts import choose_templates
 from effvl_cli.data.source import ImageSource
 from effvl_cli.models import network as networks
@@ -24,37 +24,6 @@ from effvl_cli.models.openclip_tower import ClipTower, self_check, tower_of
 from effvl_cli.techniques.prune_tokens.macs import TowerShape
 
 MAX_VALIDATION = 1000
-
-
-@dataclass(frozen=True)
-class Images:
-    """Decoded images of one split."""
-
-    source: ImageSource
-    pixels: Tensor
-    """(M, 3, H, W) uint8."""
-    labels: Tensor
-    """(M,) int64."""
-    indices: np.ndarray
-    """(M,) positions in the split."""
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    @property
-    def ids(self) -> list[str]:
-        """Stable names, the same in every run."""
-        return [self.source.ids[int(index)] for index in self.indices]
-
-    @property
-    def keys(self) -> Tensor:
-        """(M,) int64 numbers derived from the names, for random draws that belong to a sample."""
-        digests = (hashlib.blake2b(name.encode(), digest_size=8).digest() for name in self.ids)
-        return torch.tensor([int.from_bytes(digest, "big") >> 1 for digest in digests], dtype=torch.int64)
-
-    def take(self, positions: Tensor) -> "Images":
-        """A subset, in the order given."""
-        return Images(self.source, self.pixels[positions], self.labels[positions], self.indices[positions.numpy()])
 
 
 @dataclass(frozen=True)
@@ -74,7 +43,7 @@ class Context:
     tau: Tensor
     """Scalar that multiplies cosines."""
 
-    def images(self, split: str, indices: np.ndarray | None = None) -> Images:
+    def images(self, split: str, indices: np.ndarray | None = None) -> Decoded:
         """Decode images of a split; all of them when no indices are given.
 
         Raises:
@@ -82,19 +51,17 @@ class Context:
         """
         config = self.config
         source = load(config.data, split, root=config.data_root, seed=0)
-        if indices is None:
-            indices = np.arange(len(source))
-        pixels, kept = eval_images(
+        images = Decoded.read(
             source,
             self.network.preprocess,
             indices,
             workers=loader_workers(config.workers, self.run.device.type),
             on_bad=config.on_bad,
         )
-        self.run.report.data(source, num_samples=len(kept), bad_files=len(indices) - len(kept))
-        return Images(source, pixels, torch.as_tensor(source.labels[kept]), kept)
+        self.run.report.data(source, num_samples=len(images), bad_files=images.bad_files)
+        return images
 
-    def few_shot(self) -> Images:
+    def few_shot(self) -> Decoded:
         """The training images that are ranked, learned from and tuned on.
 
         Raises:
@@ -107,7 +74,7 @@ class Context:
             raise UsageError(f"--shots is all, and {source.name} has no last image", "Give a number")
         return self.images("train")
 
-    def validation(self) -> Images | None:
+    def validation(self) -> Decoded | None:
         """Up to `MAX_VALIDATION` images of the val split, the same ones in every run; None when there are none."""
         try:
             source = load(self.config.data, "val", root=self.config.data_root, seed=0)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from effvl_cli.core.errors import ModelError, NumericalError, UsageError
 from effvl_cli.core.metrics import mcnemar, mean_per_class, paired_difference, standard_error, top_k, wilson
+from effvl_cli.data.decoded import Decoded
 from effvl_cli.engines.inference import over_images
-from effvl_cli.engines.prune_tokens.context import Context, Images
+from effvl_cli.engines.prune_tokens.context import Context
 from effvl_cli.engines.prune_tokens.texts import with_prompts
 from effvl_cli.techniques.prune_tokens.evit import EvitSelector
 from effvl_cli.techniques.prune_tokens.prompts import Prompts
@@ -115,7 +116,7 @@ def merges(context: Context, keep: float) -> tuple[int, ...]:
     return merge_schedule(context.shape, context.tower.num_heads, kept, context.layer)
 
 
-def embed(context: Context, images: Images, vision: WrappedTower | None = None) -> Tensor:
+def embed(context: Context, images: Decoded, vision: WrappedTower | None = None) -> Tensor:
     """Unit embeddings (M, E) on the CPU; of the dense tower when no pruned one is given.
 
     Raises:
@@ -130,8 +131,7 @@ def embed(context: Context, images: Images, vision: WrappedTower | None = None) 
     try:
         return over_images(
             one_batch,
-            images.pixels,
-            context.network.preprocess,
+            images,
             context.run,
             batch_size=getattr(context.config, "eval_batch_size", 128),
             precision=context.config.precision,
@@ -152,7 +152,7 @@ def result(
     context: Context,
     name: str,
     keep: float,
-    images: Images,
+    images: Decoded,
     embedding: Tensor,
     dense: Tensor,
     prompts: Prompts | None = None,
@@ -231,7 +231,7 @@ def record_gain(context: Context, name: str, better: Tensor, worse: Tensor, labe
     context.run.report.metric(name, difference, split="test", n=len(labels), se=spread)
 
 
-def record_controls(context: Context, images: Images, dense: Tensor) -> None:
+def record_controls(context: Context, images: Decoded, dense: Tensor) -> None:
     """What the figures are to be read against: shuffled class names, and how much of an image the object covers."""
     shuffled = context.classifier.cpu().roll(1, dims=1)  # every name on another class
     correct = ((dense @ shuffled).argmax(1) == images.labels).float()

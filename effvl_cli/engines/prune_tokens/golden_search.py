@@ -8,7 +8,8 @@ import torch
 from effvl_cli.config.prune_tokens import SearchOptions
 from effvl_cli.core import sweep
 from effvl_cli.core.errors import DataError
-from effvl_cli.engines.prune_tokens.context import Context, Images
+from effvl_cli.data.decoded import Decoded
+from effvl_cli.engines.prune_tokens.context import Context
 from effvl_cli.engines.prune_tokens.rankings import Ranked, rank_images
 from effvl_cli.techniques.prune_tokens.predictor import dropped_overlap, kendall_tau
 from effvl_cli.techniques.prune_tokens.tower import num_keep
@@ -17,7 +18,7 @@ AUDITED = 16  # images
 KEEPS = (0.8, 0.6, 0.4)  # whose dropped sets are compared
 
 
-def rank_training(context: Context) -> tuple[Images, Ranked]:
+def rank_training(context: Context) -> tuple[Decoded, Ranked]:
     """Rank the few-shot images, or a shard of them, and put the search into the report.
 
     Raises:
@@ -40,7 +41,7 @@ def rank_training(context: Context) -> tuple[Images, Ranked]:
     return images, ranked
 
 
-def _audit(context: Context, images: Images) -> list[dict[str, Any]]:
+def _audit(context: Context, images: Decoded) -> list[dict[str, Any]]:
     """Overlap and rank correlation of cheaper searches with the one that removes patch by patch."""
     config = context.config
     some = images.take(torch.linspace(0, len(images) - 1, min(AUDITED, len(images))).long().unique())

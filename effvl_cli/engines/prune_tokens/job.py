@@ -7,8 +7,9 @@ from torch import Tensor
 from effvl_cli.config.prune_tokens import PruneTokensConfig
 from effvl_cli.core import distributed
 from effvl_cli.core.run import Run
+from effvl_cli.data.decoded import Decoded
 from effvl_cli.engines.prune_tokens import artefact, evaluation, latency, pictures, tables
-from effvl_cli.engines.prune_tokens.context import Context, Images, build_context, tower_summary
+from effvl_cli.engines.prune_tokens.context import Context, build_context, tower_summary
 from effvl_cli.engines.prune_tokens.evaluation import arm, embed, possible, prune, refuse_missing, result, selector_of
 from effvl_cli.engines.prune_tokens.golden_search import rank_training
 from effvl_cli.engines.prune_tokens.oracle import golden
@@ -80,7 +81,7 @@ def _time(context: Context, predictor: Any) -> None:
     distributed.barrier()
 
 
-def _draw(context: Context, predictor: Any, test: Images) -> None:
+def _draw(context: Context, predictor: Any, test: Decoded) -> None:
     """The curve is drawn on validation images: the test split serves the table alone."""
     names = possible(context, ("predictor", "cls-attn", "random"))
     selectors = {name: selector_of(name, context, predictor) for name in names}

@@ -13,7 +13,8 @@ from effvl_cli.core import distributed
 from effvl_cli.core.loop import autocast
 from effvl_cli.core.measure import Latency, interleaved_latency, ratio
 from effvl_cli.data import load
-from effvl_cli.data.loader import eval_images, loader_workers
+from effvl_cli.data.decoded import Decoded
+from effvl_cli.data.loader import loader_workers
 from effvl_cli.engines.prune_tokens.context import Context
 from effvl_cli.engines.prune_tokens.evaluation import macs_of, pooled
 from effvl_cli.models.network import zero_shot_classifier
@@ -109,8 +110,8 @@ def _whole(context: Context, call: Call, batch: int, layout: torch.memory_format
     workers = loader_workers(config.workers, device.type)
 
     def run() -> Tensor:
-        pixels, _ = eval_images(source, preprocess, indices, workers=workers, on_bad=config.on_bad)
-        images = preprocess.normalise(pixels.to(device)).to(memory_format=layout)
+        read = Decoded.read(source, preprocess, indices, workers=workers, on_bad=config.on_bad)
+        images = preprocess.normalise(read.pixels.to(device)).to(memory_format=layout)
         classifier = zero_shot_classifier(context.network, context.classes, context.templates, device)
         return (F.normalize(pooled(call(images, ids)), dim=-1) @ classifier).argmax(1)
 

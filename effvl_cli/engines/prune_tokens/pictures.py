@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from effvl_cli.core.plots import Point, curves, heat_maps, image_grid, paired_bars
-from effvl_cli.engines.prune_tokens.context import Context, Images
+from effvl_cli.data.decoded import Decoded
+from effvl_cli.engines.prune_tokens.context import Context
 from effvl_cli.engines.prune_tokens.evaluation import OFFLINE, prune
 from effvl_cli.techniques.prune_tokens.tower import PrunedVision, Selector
 
@@ -21,7 +22,7 @@ def spread(count: int, shown: int) -> torch.Tensor:
     return torch.linspace(0, count - 1, min(shown, count)).long().unique()
 
 
-def kept_patches(context: Context, images: Images, selectors: Mapping[str, Selector], keeps: Sequence[float]) -> None:
+def kept_patches(context: Context, images: Decoded, selectors: Mapping[str, Selector], keeps: Sequence[float]) -> None:
     """`plots/patches.png`: some images, and below them what each selector keeps."""
     pixels = images.pixels.permute(0, 2, 3, 1).numpy()
     rows, labels = [pixels], ["image"]
@@ -96,7 +97,7 @@ def _is_reference(row: Mapping[str, Any]) -> bool:
     return row["oracle"] or row["selector"] in OFFLINE
 
 
-def keep_maps(context: Context, images: Images, selectors: Mapping[str, Selector], keeps: Sequence[float]) -> None:
+def keep_maps(context: Context, images: Decoded, selectors: Mapping[str, Selector], keeps: Sequence[float]) -> None:
     """`plots/keep.png`: how often each place of the patch grid is kept, a picture for each selector and keep rate."""
     maps = {}
     for keep in keeps:
@@ -114,11 +115,11 @@ def keep_maps(context: Context, images: Images, selectors: Mapping[str, Selector
     context.run.plot("keep", heat_maps, maps, title=title, columns=len(selectors))
 
 
-def _kept(vision: PrunedVision, context: Context, images: Images) -> torch.Tensor:
+def _kept(vision: PrunedVision, context: Context, images: Decoded) -> torch.Tensor:
     """(M, K) ids of the patches that are kept, on the CPU."""
     device, parts = context.run.device, []
-    for pixels, keys in zip(images.pixels.split(BATCH), images.keys.split(BATCH), strict=True):
-        x = context.network.preprocess.normalise(pixels.to(device))
+    for rows, pixels in images.batches(BATCH):
+        keys, x = images.keys[rows.start : rows.stop], context.network.preprocess.normalise(pixels.to(device))
         with torch.inference_mode():
             parts.append(vision(x, keys.to(device), return_keep=True)[1].cpu())
     return torch.cat(parts)

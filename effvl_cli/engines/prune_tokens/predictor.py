@@ -10,9 +10,10 @@ from effvl_cli.core import distributed, loop, optim, seeds
 from effvl_cli.core.errors import UsageError
 from effvl_cli.core.measure import count_parameters
 from effvl_cli.core.metrics import paired_difference, standard_error
+from effvl_cli.data.decoded import Decoded
 from effvl_cli.data.sampler import EpochSampler
 from effvl_cli.engines.inference import over_images
-from effvl_cli.engines.prune_tokens.context import Context, Images
+from effvl_cli.engines.prune_tokens.context import Context
 from effvl_cli.engines.prune_tokens.evaluation import embed, prune
 from effvl_cli.techniques.prune_tokens.losses import (
     keepset_loss,
@@ -57,7 +58,7 @@ class PredictorTask(loop.Task):
         return figures
 
 
-def train_predictor(context: Context, images: Images, ranks: Tensor, prompts: Prompts | None = None) -> Predictor:
+def train_predictor(context: Context, images: Decoded, ranks: Tensor, prompts: Prompts | None = None) -> Predictor:
     """Train on nine tenths of the ranked images; the epoch that overlaps best with the ranking of the rest is kept.
 
     Args:
@@ -187,7 +188,7 @@ def _stream(config: Any, training: Tensor) -> tuple[Any, int]:
     return batches, sampler.steps_per_epoch
 
 
-def _inputs(context: Context, images: Images, module: Predictor, prompts: Prompts | None) -> Tensor:
+def _inputs(context: Context, images: Decoded, module: Predictor, prompts: Prompts | None) -> Tensor:
     """(M, ...) float16: what the predictor reads, for every ranked image."""
     shape, visual = context.shape, prompts.visual if prompts else None
     vision = PrunedVision(
@@ -196,8 +197,7 @@ def _inputs(context: Context, images: Images, module: Predictor, prompts: Prompt
     rows = shape.num_prefix + shape.num_patches
     return over_images(
         lambda x, _: module.inputs(vision.states(x)[:, :rows]),
-        images.pixels,
-        context.network.preprocess,
+        images,
         context.run,
         batch_size=64,
     ).half()

@@ -5,7 +5,8 @@ from torch import Tensor
 
 from effvl_cli.core import seeds
 from effvl_cli.core.errors import UsageError
-from effvl_cli.engines.prune_tokens.context import Context, Images
+from effvl_cli.data.decoded import Decoded
+from effvl_cli.engines.prune_tokens.context import Context
 from effvl_cli.engines.prune_tokens.texts import class_texts
 from effvl_cli.models.openclip_text import prompt_template, text_blocks
 from effvl_cli.techniques.prune_tokens.prompts import (
@@ -39,7 +40,7 @@ def check_prompts(context: Context) -> None:
         prompt_template(network.tokenize, context.templates, config.num_text_tokens, context.classes)
 
 
-def initial_prompts(context: Context, images: Images, selector: Selector, kept: int) -> Prompts:
+def initial_prompts(context: Context, images: Decoded, selector: Selector, kept: int) -> Prompts:
     """Prompts of the kind that --prompts names; see `check_prompts`."""
     config, device = context.config, context.run.device
     text = None if config.prompts == "visual" else _text_prompts(context)
@@ -73,11 +74,11 @@ def prompt_start(context: Context) -> int:
     return context.layer if given is None else given
 
 
-def _mean_states(context: Context, images: Images, selector: Selector, kept: int, *, start: int, depth: int) -> Tensor:
+def _mean_states(context: Context, images: Decoded, selector: Selector, kept: int, *, start: int, depth: int) -> Tensor:
     """(depth, D): the mean state of the patches that are there, block by block."""
     tower, layer, num_prefix = context.tower, context.layer, context.shape.num_prefix
     plain = PrunedVision(tower, layer=layer, num_keep=kept, selector=selector)
-    rows = images.pixels[:: max(1, len(images) // INIT_IMAGES)][:INIT_IMAGES]
+    rows = images[list(range(0, len(images), max(1, len(images) // INIT_IMAGES)))[:INIT_IMAGES]]
     with torch.no_grad():
         pixels = context.network.preprocess.normalise(rows.to(context.run.device))
         before = mean_patch_states(tower, tower.embed(pixels), num_prefix=num_prefix, start=0, depth=layer)

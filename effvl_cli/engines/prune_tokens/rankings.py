@@ -13,7 +13,8 @@ from effvl_cli.core import distributed
 from effvl_cli.core.cache import Entry
 from effvl_cli.core.errors import ModelError, NumericalError
 from effvl_cli.core.report import physical_memory
-from effvl_cli.engines.prune_tokens.context import Context, Images
+from effvl_cli.data.decoded import Decoded
+from effvl_cli.engines.prune_tokens.context import Context
 from effvl_cli.techniques.prune_tokens.candidates import auto_candidate_tokens
 from effvl_cli.techniques.prune_tokens.ranking import Ranking, golden_ranking
 from effvl_cli.techniques.prune_tokens.scorers import ConfidenceScorer, FeatureScorer, LabelScorer, Scorer
@@ -90,7 +91,7 @@ def _classifier(context: Context) -> str | None:
     return hashlib.sha256(json.dumps([context.classes, context.templates]).encode()).hexdigest()[:16]
 
 
-def rank_images(context: Context, images: Images, phase: str) -> Ranked:
+def rank_images(context: Context, images: Decoded, phase: str) -> Ranked:
     """Rank images, taking from the cache what is there; each shard is saved as it is done.
 
     Raises:
@@ -106,7 +107,7 @@ def rank_images(context: Context, images: Images, phase: str) -> Ranked:
         )
     entry = context.run.cache.entry("rankings", key_of(context, images.source.split))
     # A path does not say what lies behind it: names alone would take another folder's ranking for this one's.
-    names = [_name(images, row, context.config.scorer == "label") for row in range(len(images))]
+    names = _names(images, context.config.scorer == "label")
     known = _load(entry, context)
     missing = [row for row, name in enumerate(names) if name not in known]
     distributed.barrier()  # every process has read the same cache before any adds to it
@@ -131,13 +132,17 @@ def rank_images(context: Context, images: Images, phase: str) -> Ranked:
     )
 
 
-def _name(images: Images, row: int, labelled: bool) -> bytes:
-    """Digest of an image's name and pixels, and of its label where the ranking depends on it."""
-    total = hashlib.blake2b(images.source.ids[int(images.indices[row])].encode(), digest_size=16)
-    total.update(images.pixels[row].numpy().tobytes())
-    if labelled:
-        total.update(int(images.labels[row]).to_bytes(8, "big"))
-    return total.digest()
+def _names(images: Decoded, labelled: bool) -> list[bytes]:
+    """Digest of each image's name and pixels, and of its label where the ranking depends on it."""
+    names = []
+    for rows, pixels in images.batches(SHARD):
+        for row, picture in zip(rows, pixels, strict=True):
+            total = hashlib.blake2b(images.ids[row].encode(), digest_size=16)
+            total.update(picture.numpy().tobytes())
+            if labelled:
+                total.update(int(images.labels[row]).to_bytes(8, "big"))
+            names.append(total.digest())
+    return names
 
 
 def _load(entry: Entry, context: Context) -> dict[bytes, tuple[Tensor, int]]:
@@ -152,7 +157,7 @@ def _load(entry: Entry, context: Context) -> dict[bytes, tuple[Tensor, int]]:
 
 
 def _search(
-    context: Context, images: Images, names: list[bytes], missing: list[int], entry: Entry, phase: str, tokens: int
+    context: Context, images: Decoded, names: list[bytes], missing: list[int], entry: Entry, phase: str, tokens: int
 ) -> None:
     share = distributed.shard(len(missing))
     mine = missing[share.start : share.stop]
@@ -175,9 +180,9 @@ def _shares(total: int) -> list[range]:
     return [range(r * total // size, (r + 1) * total // size) for r in range(size)]
 
 
-def _rank(context: Context, images: Images, rows: list[int], tokens: int) -> Ranking:
+def _rank(context: Context, images: Decoded, rows: list[int], tokens: int) -> Ranking:
     config = context.config
-    batch = context.network.preprocess.normalise(images.pixels[rows].to(context.run.device))
+    batch = context.network.preprocess.normalise(images[rows].to(context.run.device))
     try:
         return golden_ranking(
             context.tower,
@@ -194,7 +199,7 @@ def _rank(context: Context, images: Images, rows: list[int], tokens: int) -> Ran
             candidate_tokens=tokens,
         )
     except NonFiniteError as error:
-        names = ", ".join(images.source.ids[int(images.indices[rows[k]])] for k in error.samples[:5])
+        names = ", ".join(images.ids[rows[k]] for k in error.samples[:5])
         raise NumericalError(f"scores of {names} are not finite", "The weights or the image hold NaN") from error
 
 

@@ -10,11 +10,12 @@ from effvl_cli.core import distributed, loop, optim, seeds
 from effvl_cli.core.errors import UsageError
 from effvl_cli.core.measure import count_parameters
 from effvl_cli.core.metrics import paired_difference
+from effvl_cli.data.decoded import Decoded
 from effvl_cli.data.loader import Batch, loader_workers, train_batches
 from effvl_cli.data.sampler import EpochSampler
 from effvl_cli.data.source import Subset
 from effvl_cli.data.transforms import augment
-from effvl_cli.engines.prune_tokens.context import Context, Images
+from effvl_cli.engines.prune_tokens.context import Context
 from effvl_cli.engines.prune_tokens.evaluation import embed, pooled
 from effvl_cli.engines.prune_tokens.prompt_init import initial_prompts
 from effvl_cli.engines.prune_tokens.texts import class_texts, class_weights, with_prompts
@@ -28,7 +29,7 @@ MIXED_KEEPS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 class TuneTask(loop.Task):
     """Cross entropy over the classes, closeness to the dense tower, or both."""
 
-    def __init__(self, context: Context, selector: Selector, prompts: Prompts, validation: Images | None) -> None:
+    def __init__(self, context: Context, selector: Selector, prompts: Prompts, validation: Decoded | None) -> None:
         self.context, self.module, self.validation = context, prompts, validation
         self.objective = context.config.tune_objective
         self.num_keep = num_keep(context.config.keep, context.shape.num_patches)
@@ -78,7 +79,7 @@ class TuneTask(loop.Task):
         return num_keep(MIXED_KEEPS[int(drawn)], self.context.shape.num_patches)
 
 
-def tune_prompts(context: Context, images: Images, selector: Selector) -> Prompts:
+def tune_prompts(context: Context, images: Decoded, selector: Selector) -> Prompts:
     """Tune prompts on the few-shot images; the epoch that is best on validation images is kept."""
     config, run = context.config, context.run
     prompts = initial_prompts(context, images, selector, num_keep(config.keep, context.shape.num_patches))
@@ -140,7 +141,7 @@ def _rate(lr: float, steps: int, steps_per_epoch: int) -> Callable[[int], float]
     return rate
 
 
-def _stream(context: Context, images: Images) -> tuple[Callable[[int], Iterator[Batch]], int]:
+def _stream(context: Context, images: Decoded) -> tuple[Callable[[int], Iterator[Batch]], int]:
     config, world = context.config, distributed.world()
     size = min(config.tune_batch_size, len(images))
     if size % world.size:
@@ -151,7 +152,7 @@ def _stream(context: Context, images: Images) -> tuple[Callable[[int], Iterator[
         step = start
         while True:
             _, rows = sampler.share(step, world.rank, world.size)
-            yield Batch(images.pixels[rows], images.labels[rows], rows)
+            yield Batch(images[rows], images.labels[rows], rows)
             step += 1
 
     def augmented(start: int) -> Iterator[Batch]:
