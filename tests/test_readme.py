@@ -1,4 +1,4 @@
-"""The README's commands are understood, and its make targets are there."""
+"""The commands of README and pages are understood, their make targets are there, and the Python page runs."""
 
 import re
 import shlex
@@ -7,9 +7,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(r"^```\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "recipes").glob("*/README.md"))]
+TEXTS = [page.read_text() for page in PAGES]
+BLOCKS = [block for text in TEXTS for block in re.findall(r"^```\n(.*?)^```", text, re.M | re.S)]
 LINES = [line.partition("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
-COMMANDS = [shlex.split(line)[1:] for line in LINES if line.startswith("effvl ")]
+LINES += [line for line in re.findall(r"\| `(effvl .*?)` \|", TEXTS[0])]
+COMMANDS = [shlex.split(line)[1:] for line in dict.fromkeys(LINES) if line.startswith("effvl ")]
+PYTHON = (ROOT / "recipes" / "PYTHON.md").read_text()
+EXAMPLES = dict(re.findall(r"^## .*?\(`(\w+)`\).*?^```python\n(.*?)^```", PYTHON, re.M | re.S))
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
@@ -25,8 +30,7 @@ def test_a_command_resolves(effvl, workdir, words):
 
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
-    text = (ROOT / "README.md").read_text()
-    targets = set(re.findall(r"\bmake ([a-z][a-z0-9-]*)", text))
+    targets = {target for text in TEXTS for target in re.findall(r"\bmake ([a-z][a-z0-9-]*)", text)}
     assert {"demo", "test", "lint", "assets", "mini-prune-tokens", "bench-prune-tokens"} <= targets
     for target in targets:
         known = f"\n{target}:" in makefile
@@ -37,3 +41,28 @@ def test_make_targets_exist():
             and (ROOT / "tests" / "bench" / f"bench_{target[6:].replace('-', '_')}.py").is_file()
         )
         assert known, target
+
+
+def test_the_readme_is_short_and_every_technique_has_a_page_and_an_example():
+    from effvl_cli.cli.commands import names
+
+    assert len(TEXTS[0].splitlines()) <= 250
+    for name in names():
+        assert f"(recipes/{name}/README.md)" in TEXTS[0]
+        assert (ROOT / "recipes" / name / "README.md").is_file()
+        assert name.replace("-", "_") in EXAMPLES
+
+
+def test_links_lead_somewhere():
+    for page, text in zip(PAGES, TEXTS, strict=True):
+        for target in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("technique", EXAMPLES)
+def test_the_examples_of_the_python_page_run(technique):
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        exec(compile(EXAMPLES[technique], "recipes/PYTHON.md", "exec"), {"__name__": "example"})

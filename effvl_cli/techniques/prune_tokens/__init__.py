@@ -8,3 +8,32 @@ lowest ranked patches there and runs its remaining blocks on a shorter sequence 
 Notation: B images, N patches on a grid, P prefix tokens (CLS, registers), D width, L blocks, E embedding width;
 p the blocks run before pruning, K kept patches, v prompt tokens.
 """
+
+from .losses import keepset_loss, listwise_loss, pairwise_loss
+from .predictor import Predictor, make_predictor
+from .ranking import Ranking, golden_ranking
+from .selectors import CenterSelector, ClsAttentionSelector, GoldenSelector, GridSelector, NormSelector, RandomSelector
+from .tome import MergedVision, merge_schedule
+from .tower import PrunedVision, Selector, Tower, num_keep
+
+__all__ = [
+    "CenterSelector",
+    "ClsAttentionSelector",
+    "GoldenSelector",
+    "GridSelector",
+    "MergedVision",
+    "NormSelector",
+    "Predictor",
+    "PrunedVision",
+    "RandomSelector",
+    "Ranking",
+    "Selector",
+    "Tower",
+    "golden_ranking",
+    "keepset_loss",
+    "listwise_loss",
+    "make_predictor",
+    "merge_schedule",
+    "num_keep",
+    "pairwise_loss",
+]
