@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from effvl_cli.cli import execute
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "recipes").glob("*/README.md"))]
 TEXTS = [page.read_text() for page in PAGES]
-BLOCKS = [block for text in TEXTS for block in re.findall(r"^```\n(.*?)^```", text, re.M | re.S)]
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
+BLOCKS = [block for text in TEXTS for language, block in FENCED.findall(text) if not language]
 LINES = [line.partition("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
 LINES += [line for line in re.findall(r"\| `(effvl .*?)` \|", TEXTS[0])]
 COMMANDS = [shlex.split(line)[1:] for line in dict.fromkeys(LINES) if line.startswith("effvl ")]
@@ -18,12 +21,16 @@ EXAMPLES = dict(re.findall(r"^## .*?\(`(\w+)`\).*?^```python\n(.*?)^```", PYTHON
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_a_command_resolves(effvl, workdir, words):
-    if "eval" in words:  # it works on a run: a stored one with nothing but its options
-        run = workdir / "runs" / "prune-tokens" / "flowers"
+def test_a_command_resolves(effvl, workdir, monkeypatch, words):
+    monkeypatch.setattr(execute, "preview", lambda command, config: None)  # it opens data, which a reader has
+    (workdir / "recipes").symlink_to(ROOT / "recipes")
+    technique, verb = words[0], words[1] if len(words) > 1 else ""
+    if technique in ("prune-tokens", "pretrain") and verb in ("eval", "search"):  # a stored run: options alone
+        run = workdir / "runs" / technique / "flowers"
         run.mkdir(parents=True)
-        (run / "config.yaml").write_text("effvl: 1\ncommand: prune-tokens\nconfig: {keep: 0.6}\n")
-        words = [*words, str(run)] if "runs/prune-tokens/flowers" not in words else words
+        (run / "config.yaml").write_text(f"effvl: 1\ncommand: {technique}\nconfig: {{}}\n")
+        words = [word.replace("<name>", "flowers") for word in words]
+        words = words if any(word.startswith("runs/") for word in words) else [*words, str(run)]
     outcome = effvl(*words, "--dry-run")
     assert outcome.code == 0, outcome.err
 
