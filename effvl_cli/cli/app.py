@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     debug = "--debug" in arguments
     try:
-        _check(arguments)
+        check_words(arguments)
         result = _app(arguments)(arguments, prog_name="effvl", standalone_mode=False, obj=("effvl", *arguments))
         sys.stdout.flush()  # a reader that has left is noticed here, not while Python shuts down
         return int(result or 0)
@@ -122,7 +122,7 @@ def _callback(command: Command) -> Callable[..., None]:
 def dispatch(command: Command, typed: dict[str, Any], invocation: Invocation) -> int:
     """Resolve the options of a command and run it."""
     config = flags.config_class(command.config)
-    base = _earlier_run(command, config, typed, invocation.recipe) if "run" in flags.options(config) else None
+    base = earlier_run(command, config, typed, invocation.recipe) if "run" in flags.options(config) else None
     resolved = resolve(config, typed, command=command.title, recipe=invocation.recipe, base=base)
     if invocation.dry_run:
         print(dry_run_text(command.title, resolved))
@@ -136,7 +136,7 @@ def dispatch(command: Command, typed: dict[str, Any], invocation: Invocation) ->
     return execute(command, resolved, invocation)
 
 
-def _earlier_run(command: Command, config: type, typed: dict[str, Any], recipe: str | None) -> Recipe | None:
+def earlier_run(command: Command, config: type, typed: dict[str, Any], recipe: str | None) -> Recipe | None:
     """The config.yaml of the run that a verb works on: RUN, else the recipe's, else the newest completed one.
 
     None for a verb that can do without (`run_optional`) and was given none.
@@ -157,7 +157,7 @@ def _earlier_run(command: Command, config: type, typed: dict[str, Any], recipe: 
 # --- what Typer would let pass ---------------------------------------------------------------------------------------
 
 
-def _check(arguments: list[str]) -> None:
+def check_words(arguments: list[str]) -> None:
     """Refuse unknown commands and options with a suggestion, options before a verb, and options given twice."""
     if not arguments or arguments[0] in ROOT_FLAGS:
         return

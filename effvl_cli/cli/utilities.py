@@ -108,12 +108,20 @@ def sweep(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the runs (default: runs/sweeps/NAME).")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check every run, print what is done and what is to do, and stop.")
+    ] = False,
 ) -> None:
     """Run a file's arms for each of its seeds, one after the other; finished runs are not run again."""
-    from effvl_cli.core.sweep import run_sweep
+    from effvl_cli.cli.console import Console
+    from effvl_cli.cli.sweep_lines import check
+    from effvl_cli.core import sweep, sweep_check
 
-    code = run_sweep(file, shard=shard, out=out, launch=_launch, echo=_echo)
-    raise typer.Exit(code)
+    recipe, folder = sweep_check.checked(file, out, check, _echo)
+    if dry_run:
+        Console().print_table(sweep.overview(recipe, folder, shard))
+        return
+    raise typer.Exit(sweep.run_sweep(recipe, folder, shard=shard, launch=_launch, echo=_echo))
 
 
 def _echo(text: str) -> None:

@@ -1,9 +1,10 @@
 """Options of a run from defaults, an earlier run, a recipe and flags, in rising precedence, through one validation."""
 
 import difflib
+import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,12 @@ def resolve(
     return Resolved(validate(config, values, origins), origins, found, inherited)
 
 
+def as_recipe(command: str, resolved: Resolved, folder: Path) -> Recipe:
+    """The config.yaml that a run of these options would leave in `folder`."""
+    config = {key: str(value) for key, value in to_yaml_mapping(resolved.config).items()}
+    return Recipe(str(folder / "config.yaml"), command, config, run={"inherited": dict(resolved.inherited)})
+
+
 def _displaced(alternatives: tuple[str, ...], found: Mapping[str, Any]) -> list[str]:
     """Of options that stand for one another, those that a source leaves out when it gives another one."""
     return [name for name in alternatives if name not in found and any(other in found for other in alternatives)]
@@ -170,7 +177,7 @@ def validate(config: type, values: Mapping[str, Any], origins: Mapping[str, str]
     Raises:
         UsageError: a value does not fit.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     known = options(config)
     parsed = {}
@@ -179,9 +186,16 @@ def validate(config: type, values: Mapping[str, Any], origins: Mapping[str, str]
         if parsed[name] == () and known[name].default:
             raise UsageError(_is(known[name], "", origins or {}), "Give one value, or several with commas")
     try:
-        return TypeAdapter(config).validate_python(parsed)
+        return _adapter(config).validate_python(parsed)
     except ValidationError as error:
         raise _readable(error.errors()[0], known, values, origins or {}) from None
+
+
+@functools.cache
+def _adapter(config: type) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(config)
 
 
 def _parse(option: Option, value: Any) -> Any:
@@ -301,8 +315,11 @@ def read_recipe(path: Path) -> Recipe:
         if not isinstance(content.get(key, ""), str):
             raise UsageError(f"{key} in {path} is no text", f"Write {key}: and words on one line")
     config = _options(content.get("config"), "config", path)
-    arms = {name: _options(arm, f"arm {name!r}", path) for name, arm in (content.get("arms") or {}).items()}
-    arm_seeds = {name: _seeds(arm.pop("seeds").split(","), path) for name, arm in arms.items() if "seeds" in arm}
+    written_arms = {name: _options(arm, f"arm {name!r}", path) for name, arm in (content.get("arms") or {}).items()}
+    arm_seeds = {
+        name: _seeds(arm.pop("seeds").split(","), path) for name, arm in written_arms.items() if "seeds" in arm
+    }
+    arms = {name: _like(name, written_arms, path) for name in written_arms}
     baseline = content.get("baseline") or ""
     if baseline and baseline not in arms:
         raise UsageError(f"baseline in {path} is {baseline!r}, which is no arm", f"Give one of {', '.join(arms)}")
@@ -323,6 +340,29 @@ def read_recipe(path: Path) -> Recipe:
         claims=tuple(_listed(content.get("claims"), "claims", path)),
         pictures=pictures,
     )
+
+
+def _like(name: str, arms: Mapping[str, Mapping[str, str]], path: Path) -> dict[str, str]:
+    """Options of an arm: those of the arm that it is `like`, and its own over them."""
+    chain = [name]
+    while "like" in arms[chain[-1]]:
+        other = arms[chain[-1]]["like"]
+        if other not in arms:
+            raise UsageError(f"arm {name!r} in {path} is like {other!r}, which is no arm", f"Give one of {_some(arms)}")
+        if other in chain:
+            raise UsageError(f"arm {name!r} in {path} is like itself", "Write the options of one of them out")
+        chain.append(other)
+    merged: dict[str, str] = {}
+    for arm in reversed(chain):
+        merged.update(arms[arm])
+    merged.pop("like", None)
+    return merged
+
+
+def _some(names: Iterable[str], count: int = 8) -> str:
+    """The first few names of many."""
+    listed = list(names)
+    return ", ".join(listed[:count]) + (f" and {len(listed) - count} more" if len(listed) > count else "")
 
 
 def _seeds(words: list[str], path: Path) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """What the option dataclasses say about each option: words, type, range, default, panel."""
 
 import dataclasses
+import functools
 import inspect
 import types
 import typing
@@ -50,6 +51,7 @@ class Option:
         return f"{word},..." if self.is_list else word
 
 
+@functools.cache
 def options(config: type) -> dict[str, Option]:
     """Options of a dataclass by field name, in the order in which help, `--dry-run` and config.yaml show them.
 

@@ -75,7 +75,7 @@ def arms_of(claim: str, arms: Iterable[str]) -> list[str]:
     comparison = _parse(claim)
     for side in (comparison.left, comparison.comparators[0]):
         _values(side, (), (), claim)
-    known = {_written(arm): arm for arm in arms}
+    known = {spoken(arm): arm for arm in arms}
     found = []
     for node in ast.walk(comparison):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
@@ -105,7 +105,7 @@ def _parse(claim: str) -> ast.Compare:
 
 def _complete(node: ast.AST, everything: Sequence[Figures], claim: str) -> list[Figures]:
     """The seeds that have all arms outside of functions; one, where there are none."""
-    arms = {_written(arm): arm for figures in everything for arm in figures}
+    arms = {spoken(arm): arm for figures in everything for arm in figures}
     needed = {arms[_known(name, arms, "arm", claim)] for name in _names(node)} if everything else set()
     return [figures for figures in everything if needed <= figures.keys()][: None if needed else 1]
 
@@ -150,7 +150,7 @@ def _apply(function: Callable[[float, float], float], a: float, b: float) -> flo
 
 
 def _look_up(arm: str, metric: str, figures: Figures, claim: str) -> float:
-    arms = {_written(name): values for name, values in figures.items()}
+    arms = {spoken(name): values for name, values in figures.items()}
     found = arms[_known(arm, arms, "arm", claim)]
     return found[_known(metric, found, "figure", claim)]
 
@@ -162,5 +162,6 @@ def _known(name: str, known: Mapping[str, object], kind: str, claim: str) -> str
     return name
 
 
-def _written(arm: str) -> str:
+def spoken(arm: str) -> str:
+    """The name of an arm as claims write it: `_` for all but letters and digits."""
     return re.sub(r"\W", "_", arm)

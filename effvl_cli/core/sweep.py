@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from effvl_cli.config.resolve import Recipe, read_recipe
-from effvl_cli.core import claims
 from effvl_cli.core.errors import ModelError, UsageError
 from effvl_cli.core.files import write_text
+from effvl_cli.core.table import Table
 
 FILE = "sweep.yaml"  # copy of the sweep in its folder, so that the folder alone can be tabulated
 CONFIG, REPORT = "config.yaml", "report.json"
@@ -31,13 +31,11 @@ def read_sweep(path: Path) -> Recipe:
     """Read a sweep file, or the one in a sweep's folder.
 
     Raises:
-        UsageError: no sweep, or a claim that cannot be read or names no arm.
+        UsageError: no sweep.
     """
     recipe = read_recipe(path / FILE if path.is_dir() else path)
     if not recipe.arms:
         raise UsageError(f"{path} has no arms", "A sweep holds e.g. arms: {base: {}, half: {keep: 0.5}}")
-    for claim in recipe.claims:
-        claims.arms_of(claim, recipe.arms)
     return recipe
 
 
@@ -61,7 +59,7 @@ def plan(recipe: Recipe, out: Path) -> list[Planned]:
             if seed not in seeds[arm]:
                 continue
             folder = out / f"{arm}-seed{seed}"
-            options = _options(recipe, overrides)
+            options = options_of(recipe, overrides)
             words = str(options.pop("command", recipe.command)).split()
             for key, value in options.items():
                 words += _flag(key, value.replace("{out}", str(out)).replace("{seed}", str(seed)))
@@ -69,7 +67,8 @@ def plan(recipe: Recipe, out: Path) -> list[Planned]:
     return runs
 
 
-def _options(recipe: Recipe, overrides: Mapping[str, str]) -> dict[str, str]:
+def options_of(recipe: Recipe, overrides: Mapping[str, str]) -> dict[str, str]:
+    """Options of an arm; one with a command of its own shares none with the sweep."""
     return {**(recipe.config if "command" not in overrides else {}), **overrides}
 
 
@@ -91,7 +90,7 @@ def share(recipe: Recipe, out: Path, shard: str) -> list[Planned]:
     """
     first, count = parse_shard(shard)
     runs = plan(recipe, out)
-    values = (value for arm in recipe.arms.values() for value in _options(recipe, arm).values())
+    values = (value for arm in recipe.arms.values() for value in options_of(recipe, arm).values())
     links = [value for value in values if "{out}" in value]
     if not links:
         return runs[first::count]
@@ -101,15 +100,18 @@ def share(recipe: Recipe, out: Path, shard: str) -> list[Planned]:
     return [run for run in runs if run.seed in seeds]
 
 
+# --- running ---------------------------------------------------------------------------------------------------------
+
+
 def run_sweep(
-    path: Path, *, shard: str, out: Path | None, launch: Callable[[list[str]], int], echo: Callable[[str], None]
+    recipe: Recipe, folder: Path, *, shard: str, launch: Callable[[list[str]], int], echo: Callable[[str], None]
 ) -> int:
     """Run what is not completed yet.
 
     Args:
-        path: sweep file, or the folder of a sweep.
+        recipe: of the sweep, see `sweep_check.checked`.
+        folder: of its runs.
         shard: "i/n", see `share`.
-        out: folder of the runs.
         launch: runs one command line and returns its exit code.
         echo: where progress goes.
 
@@ -117,10 +119,8 @@ def run_sweep(
         0, the code of a run that was asked to stop (which stops the sweep), or the first failure's.
 
     Raises:
-        UsageError: no sweep, or a shard that is none.
+        UsageError: a shard that is none.
     """
-    recipe = read_sweep(path)
-    folder = out or folder_of(path)
     runs = share(recipe, folder, shard)
     write_text(folder / FILE, Path(recipe.path).read_text(encoding="utf-8"))
     failed = 0
@@ -145,9 +145,11 @@ def is_completed(run: Planned) -> bool:
     That is: by this command line, and after the files that its options name were last written. Anything else is
     launched; the command itself tells whether its stored result still holds, and refuses a folder of other options.
     """
+    report = run.folder / REPORT
+    if not report.is_file():
+        return False
     from effvl_cli.core.report import read_report
 
-    report = run.folder / REPORT
     with contextlib.suppress(ModelError, UsageError):
         if read_report(report).status != "completed":
             return False
@@ -177,3 +179,25 @@ def parse_shard(text: str, flag: str = "--shard") -> tuple[int, int]:
     if not 0 <= first < count:
         raise UsageError(f"{flag} is {text}", f"i is 0 to {max(0, count - 1)}")
     return first, count
+
+
+def overview(recipe: Recipe, out: Path, shard: str) -> Table:
+    """The runs of a shard, whether they are done, and their command lines."""
+    rows = [(run.arm, run.seed, _state(run), f"effvl {shlex.join(run.arguments)}") for run in share(recipe, out, shard)]
+    done = sum(row[2] == "done" for row in rows)
+    return Table(f"{len(rows)} runs, {done} done", ("arm", "seed", "state", "command"), tuple(rows))
+
+
+def _state(run: Planned) -> str:
+    if is_completed(run):
+        return "done"
+    if not (run.folder / CONFIG).is_file():
+        return "to do"
+    if not (run.folder / REPORT).is_file():
+        return "begun"
+    from effvl_cli.core.report import read_report
+
+    with contextlib.suppress(ModelError):
+        status = read_report(run.folder / REPORT).status
+        return "of other options or inputs" if status == "completed" else status
+    return "begun"

@@ -33,7 +33,7 @@ def draw(recipe: Recipe, reports: Mapping[str, Mapping[int, Report]], folder: Pa
     """
     drawn = []
     for name, words in recipe.pictures.items():
-        _check(recipe, name, words)
+        check(recipe, name, words)
         series: dict[str, list[plots.Point]] = {}
         for arm, by_seed in reports.items():
             point = _point(list(by_seed.values()), words["x"], words["y"])
@@ -52,7 +52,12 @@ def draw(recipe: Recipe, reports: Mapping[str, Mapping[int, Report]], folder: Pa
     return drawn
 
 
-def _check(recipe: Recipe, name: str, words: Mapping[str, str]) -> None:
+def check(recipe: Recipe, name: str, words: Mapping[str, str]) -> None:
+    """A picture says what it needs, and nothing else.
+
+    Raises:
+        UsageError: it does not.
+    """
     unknown = set(words) - {*_NEEDED, *_WORDS}
     if unknown or not set(_NEEDED) <= set(words):
         what = f"does not know {min(unknown)!r}" if unknown else "lacks x or y"

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from effvl_cli.core import claims, plots, sweep
+from effvl_cli.cli import sweep_lines
+from effvl_cli.core import claims, plots, sweep, sweep_check
 from effvl_cli.core.errors import DataError, UsageError
 from effvl_cli.core.report import ReportBuilder, write
 from effvl_cli.core.sweep_table import pictures, tabulate
@@ -56,7 +57,8 @@ def file(workdir):
 
 def run(file, launch, **options):
     lines = []
-    code = sweep.run_sweep(file, shard=options.get("shard", "0/1"), out=None, launch=launch, echo=lines.append)
+    recipe, folder = sweep_check.checked(file, None, sweep_lines.check, lines.append)
+    code = sweep.run_sweep(recipe, folder, shard=options.get("shard", "0/1"), launch=launch, echo=lines.append)
     return code, lines
 
 
@@ -137,7 +139,7 @@ def test_a_run_is_known_again_by_the_command_line_that_the_command_records(effvl
         return effvl(*arguments).code
 
     for _ in range(2):
-        assert sweep.run_sweep(Path("real.yaml"), shard="0/1", out=None, launch=launch, echo=print) == 0
+        assert run(Path("real.yaml"), launch)[0] == 0
     assert len(seen) == 1
 
 
