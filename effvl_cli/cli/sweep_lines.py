@@ -46,7 +46,8 @@ def _command(arguments: list[str]) -> tuple[str, str, list[str]]:
 
 def _typed(words: list[str], config: type) -> dict[str, Any]:
     """Values by field name of words such as `--keep=0.5`, `--download`, `--no-download`, `--seed 0` and RUN."""
-    known, typed = options(config), {}
+    known = options(config)
+    typed: dict[str, Any] = {}
     rest = iter(words)
     for word in rest:
         key, equals, value = word.removeprefix("--").partition("=")

@@ -1,7 +1,6 @@
 """What the option dataclasses say about each option: words, type, range, default, panel."""
 
 import dataclasses
-import functools
 import inspect
 import types
 import typing
@@ -51,12 +50,20 @@ class Option:
         return f"{word},..." if self.is_list else word
 
 
-@functools.cache
+_known: dict[type, dict[str, Option]] = {}
+
+
 def options(config: type) -> dict[str, Option]:
     """Options of a dataclass by field name, in the order in which help, `--dry-run` and config.yaml show them.
 
     Panel by panel, a command's own first; in a panel the fields of the most derived class first.
     """
+    if config not in _known:
+        _known[config] = _read(config)
+    return _known[config]
+
+
+def _read(config: type) -> dict[str, Option]:
     hints = typing.get_type_hints(config, include_extras=True)
     found = {item.name: _option(config, item, hints[item.name]) for item in dataclasses.fields(config)}
     panels = [getattr(base, "panel", "") for base in config.__mro__]
