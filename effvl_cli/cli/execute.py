@@ -10,7 +10,7 @@ from typing import Any
 from effvl_cli.cli.commands import Command
 from effvl_cli.cli.console import Console
 from effvl_cli.config.resolve import Invocation, Resolved
-from effvl_cli.core.errors import EffvlError, Interrupted, NumericalError, Preempted, UsageError
+from effvl_cli.core.errors import EffvlError, Interrupted, NumericalError, Preempted, StorageError, UsageError
 
 
 def execute(command: Command, resolved: Resolved, invocation: Invocation) -> int:
@@ -46,6 +46,7 @@ def preview(command: Command, config: Any) -> None:
 def _run(command: Command, resolved: Resolved, invocation: Invocation, console: Console) -> int:
     import torch
 
+    from effvl_cli import data
     from effvl_cli.core import distributed
     from effvl_cli.core.devices import resolve_device
     from effvl_cli.core.report import Report
@@ -62,7 +63,7 @@ def _run(command: Command, resolved: Resolved, invocation: Invocation, console: 
     engine = importlib.import_module(command.engine)
     recipe = resolved.recipe.path if resolved.recipe else None
     request = RunRequest(command.title, config, recipe, invocation.argv, invocation.fresh, resolved.inherited)
-    opened = open_run(request, device, progress=console.progress, echo=console.log)
+    opened = open_run(request, device, progress=console.progress, echo=console.log, fingerprints=data.fingerprints)
     if isinstance(opened, Report):
         console.log("finished before with these options; this is the stored result (--fresh runs it again)")
         _show(opened, engine.table, console)
@@ -80,30 +81,36 @@ def _run(command: Command, resolved: Resolved, invocation: Invocation, console: 
 
 def _guarded(run_engine: Callable[[Any, Any], None], config: Any, run: Any, *, debug: bool) -> Any:
     """Run the engine; whatever ends it, the report says so before the error goes on."""
-    import torch
-
     try:
         run_engine(config, run)
         return run.finish("completed")
-    except Interrupted as error:
-        _close(run, "interrupted", error)
-        raise
-    except Preempted as error:
-        _close(run, "preempted", error)
-        raise
     except EffvlError as error:
-        _close(run, "failed", error)
+        status = "interrupted" if isinstance(error, Interrupted) else "preempted"
+        _close(run, status if isinstance(error, Preempted) else "failed", error)
         raise
-    except torch.OutOfMemoryError as error:
-        _close(run, "failed", error)
-        raise NumericalError("out of memory", "Lower the batch size, or --candidate-tokens") from error
     except Exception as error:
-        run.log(traceback.format_exc())
+        known = _in_words(error)
+        if known is None:
+            run.log(traceback.format_exc())
         _close(run, "failed", error)
         if debug:
             raise
         where = Path(run.folder) / "log.txt"
-        raise EffvlError(f"internal error: {type(error).__name__}: {error}", f"The traceback is in {where}") from error
+        internal = EffvlError(f"internal error: {type(error).__name__}: {error}", f"The traceback is in {where}")
+        raise known or internal from error
+
+
+def _in_words(error: Exception) -> EffvlError | None:
+    """What a user can act on although no line of ours raised it: the memory or the disk is full."""
+    import torch
+
+    from effvl_cli.core.files import is_full
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return NumericalError("out of memory", "Lower the batch size, or --candidate-tokens")
+    if isinstance(error, OSError) and is_full(error):
+        return StorageError(f"cannot write {error.filename or 'a file'}: {error.strerror}", "Free some space")
+    return None
 
 
 def _close(run: Any, status: str, error: BaseException) -> None:

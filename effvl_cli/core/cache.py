@@ -15,6 +15,7 @@ from torch import Tensor
 from effvl_cli.core.files import write_bytes, write_json
 
 Key = Mapping[str, Any]
+OPTION = "--cache-dir"
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Entry:
 
     def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Store tensors, atomically; two processes may store the same content at once."""
-        write_bytes(self.folder / f"{name}.safetensors", save({k: v.contiguous() for k, v in tensors.items()}))
+        data = save({k: v.contiguous() for k, v in tensors.items()})
+        write_bytes(self.folder / f"{name}.safetensors", data, option=OPTION)
 
 
 class Cache:
@@ -60,7 +62,7 @@ class Cache:
         text = json.dumps(key, sort_keys=True)
         entry = Entry(self.root / kind / hashlib.sha256(text.encode()).hexdigest()[:16])
         if not (entry.folder / "key.json").is_file():
-            write_json(entry.folder / "key.json", dict(key))
+            write_json(entry.folder / "key.json", dict(key), option=OPTION)
         return entry
 
 

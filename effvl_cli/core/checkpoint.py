@@ -261,7 +261,11 @@ class StepFolders:
         path = folder / STATE
         if not path.is_file() or sha256(path) != manifest["state_sha256"]:
             raise ModelError(f"{path} is damaged")
-        return Step(model, torch.load(path, map_location="cpu", weights_only=True), step)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises half a dozen kinds for what is no state, or holds code
+            raise ModelError(f"{path} holds other things than a state of training, and is not read") from error
+        return Step(model, state, step)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"

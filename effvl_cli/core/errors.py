@@ -63,6 +63,12 @@ class CheckError(EffvlError):
     exit_code = 8
 
 
+class StorageError(EffvlError):
+    """A disk that takes no more, or a folder that must not be written; what was saved before is untouched."""
+
+    exit_code = 9
+
+
 class Preempted(EffvlError):  # noqa: N818 - an outcome, not a fault
     """The run was asked to stop, has saved its state and can be resumed."""
 

@@ -12,28 +12,39 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from effvl_cli.core.errors import EffvlError
+from effvl_cli.core.errors import StorageError
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def is_full(error: OSError) -> bool:
+    """Whether the disk, the quota or the size that a file may have is used up."""
+    return error.errno in _FULL
 
 
 @contextlib.contextmanager
-def disk_errors(target: Path) -> Iterator[None]:
-    """Turn an operating-system error into one line that names the file.
+def disk_errors(target: Path, *, option: str = "") -> Iterator[None]:
+    """Turn an operating-system error into one line that names the file, and the option that names another place.
 
     Raises:
-        EffvlError: no space, no permission, read-only...
+        StorageError: no space, no permission, read-only...
     """
     try:
         yield
     except OSError as error:
-        full = error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-        hint = "Free some space and give the same command again" if full else "Check the folder's permissions"
+        advice = "Free some space" if is_full(error) else "Check the folder's permissions"
+        if option:
+            advice += f", or give another {option}"
         reason = (error.strerror or str(error)).lower()
-        raise EffvlError(f"cannot write {target}: {reason}; what was saved before is untouched", hint) from error
+        raise StorageError(
+            f"cannot write {target}: {reason}; what was saved before is untouched",
+            f"{advice}; then give the same command again",
+        ) from error
 
 
-def write_bytes(target: Path, data: bytes) -> None:
-    """Replace a file: temporary file beside it, fsync, rename, fsync of the folder."""
-    with disk_errors(target):
+def write_bytes(target: Path, data: bytes, *, option: str = "") -> None:
+    """Replace a file: temporary file beside it, fsync, rename, fsync of the folder; `option` names another place."""
+    with disk_errors(target, option=option):
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
         temporary = Path(name)
@@ -54,9 +65,9 @@ def write_text(target: Path, text: str) -> None:
     write_bytes(target, text.encode())
 
 
-def write_json(target: Path, value: Any) -> None:
+def write_json(target: Path, value: Any, *, option: str = "") -> None:
     """`write_bytes` of indented JSON; NaN is refused."""
-    write_text(target, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    write_bytes(target, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode(), option=option)
 
 
 def write_csv(target: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

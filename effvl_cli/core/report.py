@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -168,6 +168,7 @@ class ReportBuilder:
         self._expected: list[dict[str, Any]] = []
         self._resume = Resume()
         self._started = time.time()
+        self.on_data: Callable[[Any, str], None] = lambda source, fingerprint: None
 
     def metric(self, name: str, value: float | None, **about: Any) -> None:
         """Record a figure; one that is not finite becomes null, with a warning."""
@@ -189,6 +190,7 @@ class ReportBuilder:
             bad_files=bad_files,
         )
         self._data[row.name, row.split, row.num_samples] = row
+        self.on_data(source, row.fingerprint)
 
     def model(self, name: str, source: str, module: nn.Module) -> None:
         """Record the network."""

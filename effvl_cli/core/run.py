@@ -27,15 +27,16 @@ import torch
 
 from effvl_cli.config import resolve
 from effvl_cli.config.options import ARTEFACT
-from effvl_cli.core import distributed, errors, signals
+from effvl_cli.core import distributed, errors, signals, used_data
 from effvl_cli.core.cache import Cache
 from effvl_cli.core.checkpoint import MANIFEST, sha256
 from effvl_cli.core.devices import resolve_device
-from effvl_cli.core.errors import EffvlError, Interrupted, Preempted, UsageError
-from effvl_cli.core.files import write_json, write_text
+from effvl_cli.core.errors import EffvlError, Interrupted, Preempted, StorageError, UsageError
+from effvl_cli.core.files import disk_errors, is_full, write_json, write_text
 from effvl_cli.core.report import Report, ReportBuilder, Status, environment, read_report
 from effvl_cli.core.report import write as write_report
 from effvl_cli.core.run_files import REGISTER, RunFiles, clear
+from effvl_cli.core.used_data import Fingerprints
 
 RUNS = Path("runs")
 CONFIG, REPORT, RECORDS, LOG, ENVIRONMENT, LOCK = (
@@ -117,8 +118,9 @@ class Run(RunFiles):
         if self._records is not None:
             if self._settled is not None:
                 self.rewind_records(self._settled)
-            self._records.write((json.dumps({"event": event, **fields}) + "\n").encode())
-            self._records.flush()
+            with disk_errors(self.folder / RECORDS):
+                self._records.write((json.dumps({"event": event, **fields}) + "\n").encode())
+                self._records.flush()
 
     def record_offset(self) -> int | None:
         """Bytes of metrics.jsonl that count so far; None where this process writes none."""
@@ -139,6 +141,14 @@ class Run(RunFiles):
             self._records.truncate(kept)
             self._records.seek(kept)
             self._settled = None
+
+    def remember_data(self, source: Any, fingerprint: str) -> None:
+        """Keep what a split is known by, for the attempts that follow."""
+        row, path = used_data.row_of(source, fingerprint), self.path(used_data.DATA)
+        if row is not None and distributed.is_main():
+            known = used_data.read(self.folder)
+            if row not in known:
+                write_json(path, [*known, row])
 
     def resumed(self, phase: str, steps: int) -> None:
         """Count work that an earlier attempt did and this one does not repeat."""
@@ -195,11 +205,19 @@ def open_run(
     *,
     progress: ProgressFactory = silent_progress,
     echo: Callable[[str], None] = lambda text: None,
+    fingerprints: Fingerprints | None = None,
 ) -> Run | Report:
     """Open the folder of a run, new or to be continued; a finished run of the same options gives its report.
 
+    Args:
+        request: the command.
+        device: that it computes on.
+        progress: shows how far it is.
+        echo: shows a line.
+        fingerprints: of data as they are now, to be compared with those that earlier attempts have read.
+
     Raises:
-        UsageError: the folder holds a run of other options, is in use, or is not a run folder.
+        UsageError: the folder holds a run of other options or other data, is in use, or is not a run folder.
     """
     config = request.config
     inputs = input_digests(config)
@@ -212,6 +230,8 @@ def open_run(
     if distributed.is_main():
         try:
             lock, answer = _take(folder, request, inputs)
+            if answer["attempt"] > 1 and fingerprints is not None:
+                _check_data(folder, fingerprints, echo)
         except EffvlError as error:
             answer = {"error": [type(error).__name__, error.message, error.hint]}
     answer = distributed.broadcast_json(answer)
@@ -221,7 +241,7 @@ def open_run(
     if answer["finished"]:
         if lock:
             lock.close()
-        return read_report(folder / REPORT)
+        return _stored(folder, echo)
     report = ReportBuilder(
         command=request.command,
         run_id=folder.name,
@@ -232,6 +252,7 @@ def open_run(
     )
     cache, lengths = Cache(config.cache_dir), resolve.growable(config)
     run = Run(folder, request.command, device, cache, report, answer["attempt"], lengths, progress, echo)
+    run.report.on_data = run.remember_data
     if run.attempt > 1:
         run.report.resume(run.attempt - 1, 0)
     if distributed.is_main():
@@ -239,6 +260,34 @@ def open_run(
         run._lock = lock
     distributed.barrier()
     return run
+
+
+def _check_data(folder: Path, fingerprints: Fingerprints, echo: Callable[[str], None]) -> None:
+    """Compare the data that earlier attempts have read with what is there now.
+
+    Raises:
+        UsageError: they are other data.
+    """
+    other, gone = used_data.changed(used_data.read(folder), fingerprints)
+    if other:
+        raise UsageError(
+            f"the data of {folder} have changed since it read them ({', '.join(other)})",
+            "Put the former files back, or give --fresh to start anew",
+        )
+    if gone:
+        echo(f"warning: not there any more, and so not compared with what the run has read: {', '.join(gone)}")
+
+
+def _stored(folder: Path, echo: Callable[[str], None]) -> Report:
+    """The report of a finished run, with a warning of each of its files that is not what it has written."""
+    report = read_report(folder / REPORT)
+    for artifact in report.artifacts if distributed.is_main() else ():
+        path = folder / artifact.path
+        if not path.is_file():
+            echo(f"warning: {path} is missing; --fresh makes it again")
+        elif path.stat().st_size != artifact.bytes or sha256(path) != artifact.sha256:
+            echo(f"warning: {path} is damaged or has been changed since the run; --fresh makes it again")
+    return report
 
 
 def unopened(command: str, config: Any) -> Run:
@@ -262,6 +311,8 @@ def _take(folder: Path, request: RunRequest, inputs: Mapping[str, str]) -> tuple
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK).open("w")
     except OSError as error:
+        if is_full(error):
+            raise StorageError(f"cannot write the run folder {folder}: {error.strerror}", "Free some space") from error
         raise UsageError(f"cannot write the run folder {folder}: {error.strerror}", "Give another --out") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -277,7 +328,7 @@ def _take(folder: Path, request: RunRequest, inputs: Mapping[str, str]) -> tuple
     _refuse_other_config(folder, old, request, inputs)
     report = folder / REPORT
     if report.exists() and read_report(report).status == "completed" and not _grown(old.config, request.config):
-        return lock, {"finished": True}
+        return lock, {"finished": True, "attempt": 2}
     attempt = 1
     with contextlib.suppress(OSError, ValueError):
         attempt = json.loads((folder / ENVIRONMENT).read_text())["attempt"]

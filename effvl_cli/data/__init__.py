@@ -55,10 +55,13 @@ def load(spec: str, split: str, *, root: str | Path | None = None, seed: int = 0
         DataError: missing, empty or unreadable.
     """
     row, argument = DATASETS.find(spec)
-    return DATASETS.builder(row)(argument, split, root=Path(root) if root else None, seed=seed)
+    source: ImageSource = DATASETS.builder(row)(argument, split, root=Path(root) if root else None, seed=seed)
+    with suppress(AttributeError):  # a plug-in's class may have no room for it
+        source.opened = (spec, str(root) if root else None)  # type: ignore[attr-defined]
+    return source
 
 
-def fingerprints(spec: str, *, root: str | Path | None = None) -> dict[str, str]:
+def fingerprints(spec: str, root: str | Path | None = None) -> dict[str, str]:
     """What the content of each split is known by, to tell whether it changed; without those that are not there.
 
     Raises:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from effvl_cli.core.run import resolve_device
+from effvl_cli.core.devices import resolve_device
 
 
 @pytest.mark.parametrize(("visible", "index"), [(1, 0), (4, 3)])

@@ -108,11 +108,31 @@ def test_the_clock_of_measured_time_is_kept_for_a_resume(effvl, report, monkeypa
     assert len(calls) == 1
 
 
+def test_times_of_another_network_or_batch_are_not_believed(effvl, report, monkeypatch):
+    """A stale costs.json once made a run of another model stop after one step and call itself completed."""
+    calls = []
+    monkeypatch.setattr(arm_training, "step_times", lambda trainer, c: calls.append(1) or dict.fromkeys(c, 6.0))
+    line = (*SMALL, *TWO_STAGES, "--budget", 200, "--no-baseline", "--cost-model", "time")
+    assert effvl(*line, "--out", "run").code == 0
+    stale = json.loads(Path("run/costs.json").read_text())
+    stale[0]["times"] = dict.fromkeys(stale[0]["times"], 1e6)
+    for number, other in enumerate((("--precision", "bf16"), ("--model", "vit:nano/8@24,mean"), ("--head-out", 8))):
+        Path(f"other{number}").mkdir()
+        Path(f"other{number}/costs.json").write_text(json.dumps(stale))
+        Path(f"other{number}/.lock").touch()
+        assert effvl(*line, *other, "--out", f"other{number}").code == 0
+        assert report(f"other{number}").technique["arms"]["train"]["steps"] >= 5
+    assert len(calls) == 4
+    assert effvl(*line, "--fresh", "--out", "run").code == 0  # nothing is left of the first run
+    assert len(calls) == 5
+
+
 def test_times_of_a_step_are_measured(effvl, report):
     done = effvl(*SMALL, "--keep", 0.25, "--budget", 100, "--no-baseline", "--cost-model", "time", "--out", "run")
     assert done.code == 0, done.err
     costs = json.loads(Path("run/costs.json").read_text())
-    assert len(costs) == 1 and 0.3 < next(iter(costs.values())) < 30
+    times = costs[0]["times"]
+    assert len(costs) == len(times) == 1 and 0.3 < next(iter(times.values())) < 30
 
 
 def test_workers_crop_alike_however_many_there_are(effvl, image_folder):

@@ -1,5 +1,8 @@
 """Trains one arm: a method under a schedule, at a budget."""
 
+import contextlib
+import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -88,19 +91,40 @@ def make_clock(trainer: ArmTrainer, schedule: Schedule, budget: float) -> Clock:
 
 
 def _measured(trainer: ArmTrainer, compressions: list[Compression]) -> list[float]:
-    """Seconds of an image in a step over those of one uncompressed forward pass; measured once, kept for a resume."""
-    path = trainer.run.folder / COSTS
+    """Seconds of an image in a step over those of one uncompressed forward pass; measured once, kept for a resume.
+
+    All compressions are timed together, by turns, under everything that their times depend on.
+    """
+    path, keys = trainer.run.path(COSTS), [str(c) for c in compressions]
+    about = _timed_on(trainer)
     answer: dict[str, Any] = {}
     if distributed.is_main():
-        answer = json.loads(path.read_text()) if path.is_file() else {}
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            rows = json.loads(path.read_bytes())
+            answer = next((row["times"] for row in rows if row["of"] == about and {*keys} <= {*row["times"]}), {})
     answer = distributed.broadcast_json(answer)
-    keys = [str(c) for c in compressions]
-    if any(key not in answer for key in keys):
-        times = step_times(trainer, dict(zip(keys, compressions, strict=True)))
-        answer = distributed.broadcast_json({**answer, **times})
+    if not answer:
+        answer = distributed.broadcast_json(step_times(trainer, dict(zip(keys, compressions, strict=True))))
         if distributed.is_main():
-            write_json(path, answer)
+            write_json(path, [{"of": about, "times": answer}])
     return [answer[key] for key in keys]
+
+
+def _timed_on(trainer: ArmTrainer) -> dict[str, Any]:
+    """What the time of a step depends on, besides the compression."""
+    config, device = trainer.config, trainer.run.device
+    shapes = [[name, *value.shape] for name, value in trainer.costs.method.state_dict().items()]
+    return {
+        "model": trainer.network.name,
+        "method": config.method,
+        "shapes": hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16],
+        "views": dataclasses.asdict(trainer.costs.sizes),
+        "batch": config.batch_size,
+        "processes": distributed.world().size,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "precision": config.precision,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def step_times(trainer: ArmTrainer, compressions: dict[str, Compression]) -> dict[str, float]:

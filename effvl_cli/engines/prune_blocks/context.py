@@ -57,7 +57,9 @@ class Context:
     @cached_property
     def train(self) -> ImageSource:
         """What is fine-tuned on; the images that score are never in it, unless --score-split train."""
-        return self._open("train")
+        source = self._open("train")
+        self.run.report.data(source)
+        return source
 
     @cached_property
     def scoring(self) -> Decoded:
