@@ -54,7 +54,9 @@ mini-%: recipes/mini/%.yaml $(READY)
 	$(BIN)/effvl sweep $<
 	$(BIN)/effvl table $<
 
-mini-pretrain mini-prune-blocks mini-prune-tokens-cifar table-pretrain-cifar10: runs/data/cifar10
+mini-pretrain mini-prune-blocks mini-prune-blocks-published mini-prune-tokens-cifar table-pretrain-cifar10: \
+	runs/data/cifar10
+mini-prune-blocks-published: runs/data/cifar10-resnets
 
 # Sweeps behind papers' tables, for clusters: the same as a sweep, on data of your own.
 table-%: recipes/tables/%.yaml $(READY)
@@ -81,6 +83,12 @@ bench-pretrain: .peers/lightly
 
 bench-prune-blocks: export PYTHONPATH := .peers/torch-pruning
 bench-prune-blocks: .peers/torch-pruning
+
+# Published CIFAR-10 ResNets, resnet20-12fca82f.th and resnet56-4bfd9763.th of github.com/akamaster/pytorch_resnet_cifar10
+runs/data/cifar10-resnets: $(wildcard $(EFFVL_TEST_DATA)/weights/*.th)
+	mkdir -p $@
+	cp $(EFFVL_TEST_DATA)/weights/*.th $@
+	touch $@
 
 runs/data/cifar10: $(EFFVL_TEST_DATA)/cifar10_jpeg.tar.gz
 	mkdir -p $@

@@ -80,6 +80,15 @@ class ModelOptions:
         str | None, ARTEFACT, Doc("run folder, file (safetensors, .pt state dict), pretrained tag, or none = random")
     ] = None
     download: Annotated[bool, VOLATILE, Doc("allow the network for a pretrained tag that is not cached")] = False
+    weights_key: Annotated[
+        str | None, Doc("which network of a --weights file that holds several, e.g. teacher or model_ema")
+    ] = None
+    normalise: Annotated[
+        Literal["imagenet", "cifar10", "cifar100", "clip", "half", "none"] | None,
+        Doc("mean and deviation of the images that the network was trained with (default: its own)"),
+    ] = None
+    mean: Annotated[tuple[float, ...], Doc("the mean in numbers: red, green, blue in 0..1")] = ()
+    std: Annotated[tuple[float, ...], Doc("the deviation likewise")] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

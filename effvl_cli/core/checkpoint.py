@@ -3,16 +3,20 @@
 Tensors are safetensors; training state is `torch.save` of plain containers and is read with `weights_only=True` only.
 """
 
+import argparse
 import hashlib
 import io
 import json
+import re
 import shutil
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import torch
 from safetensors.torch import load_file, save
@@ -25,8 +29,13 @@ FORMAT = 1
 WEIGHTS, STATE, MANIFEST = "model.safetensors", "state.pt", "manifest.json"
 CHECKPOINT, STEPS = "checkpoint.safetensors", "checkpoints"
 """What users get, and the folder of the states of training."""
-_WRAPPERS = ("state_dict", "model", "module")
-_PREFIXES = ("module.", "_orig_mod.")
+_SCALAR = np.float64(0).__reduce__()[0]  # numpy's function that makes a number
+# What training scripts' files hold beside tensors: options and best figures. Reading these runs no code.
+_HARMLESS: list[Any] = [
+    *(argparse.Namespace, np.dtype, (_SCALAR, "numpy.core.multiarray.scalar"), _SCALAR),
+    *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "bool")),
+]
+_REFUSED = re.compile(r"GLOBAL (\S+) was not an allowed global")
 
 
 def sha256(path: Path) -> str:
@@ -49,18 +58,27 @@ def digest(state: Mapping[str, Tensor]) -> str:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file or of a `.pt` state dict, with the usual wrappers and prefixes taken off.
+    """Tensors of a safetensors file.
 
     Raises:
-        ModelError: missing, corrupt, a TorchScript archive, or something other than tensors.
+        ModelError: missing or corrupt.
     """
     if not path.is_file():
         raise ModelError(f"no weights at {path}", "Give a safetensors file, a .pt state dict or a run folder")
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except safetensors.SafetensorError as error:
-            raise ModelError(f"{path} is not a whole safetensors file: {error}", "Copy or download it again") from error
+    try:
+        return load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ModelError(f"{path} is not a whole safetensors file: {error}", "Copy or download it again") from error
+
+
+def read_any(path: Path) -> Any:
+    """What a safetensors file or one of `torch.save` holds: tensors, in whatever containers.
+
+    Raises:
+        ModelError: missing, corrupt, a TorchScript archive, or with objects that only their code can read.
+    """
+    if path.suffix == ".safetensors" or not path.is_file():
+        return read_state_dict(path)
     if _is_torchscript(path):
         raise ModelError(
             f"{path} is a TorchScript archive, which holds code",
@@ -69,13 +87,22 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             f"s.save_file({{k: v.contiguous() for k, v in m.state_dict().items()}}, '{path.stem}.safetensors')",
         )
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds for a damaged or unsafe file
-        reason = str(error).splitlines()[0]
+        # Its own text is a page, with colours for a terminal.
+        refused = _REFUSED.search(str(error))
+        if refused is None:
+            raise ModelError(
+                f"{path} cannot be read as tensors: it is damaged, or no file of torch.save",
+                "Copy or download it again",
+            ) from error
         raise ModelError(
-            f"{path} cannot be read as tensors: {reason}", "Save the state dict itself: torch.save(m.state_dict(), f)"
+            f"{path} cannot be read as tensors: it holds an object of {refused[1]}, whose code would run",
+            "Where you trust the file, save the state dict itself: "
+            "torch.save(torch.load(FILE, 'cpu', weights_only=False)['state_dict'], 'weights.pt')",
         ) from error
-    return _unwrap(loaded, path)
 
 
 def _is_torchscript(path: Path) -> bool:
@@ -83,23 +110,6 @@ def _is_torchscript(path: Path) -> bool:
         return False
     with zipfile.ZipFile(path) as archive:
         return any(name.endswith("/constants.pkl") or "/code/" in name for name in archive.namelist())
-
-
-def _unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
-    for _ in range(len(_WRAPPERS)):
-        inner = next((loaded[k] for k in _WRAPPERS if isinstance(loaded, Mapping) and k in loaded), None)
-        if not isinstance(inner, Mapping):
-            break
-        loaded = inner
-    if not isinstance(loaded, Mapping):
-        raise ModelError(f"{path} holds {type(loaded).__name__}, not a state dict", "Save the state dict itself")
-    state = {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
-    if not state:
-        raise ModelError(f"{path} holds no tensors", f"Its keys are: {', '.join(map(str, list(loaded)[:5]))}")
-    for prefix in _PREFIXES:
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
 
 
 def check_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, what: str, hint: str = "") -> None:

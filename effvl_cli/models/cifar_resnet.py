@@ -1,9 +1,10 @@
-"""The residual networks for CIFAR of He et al. (arXiv 1512.03385, sec. 4.2): `cifar-resnet:DEPTH[,width=W]`.
+"""The residual networks for CIFAR of He et al. (arXiv 1512.03385, sec. 4.2): `cifar-resnet:DEPTH[,width=W][,pad=both]`.
 
 B images, C channels, H and W the sides of a feature map.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,27 +12,32 @@ from torch import Tensor, nn
 from effvl_cli.core.errors import UsageError
 from effvl_cli.data.transforms import Preprocess
 from effvl_cli.models.network import Network
+from effvl_cli.models.normalise import STATISTICS
 
 WIDTH = 16  # of the first stage; each later one has twice as many channels
-# Of CIFAR-10's training images; the paper subtracts the mean of each pixel instead.
-_MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+_MEAN, _STD = STATISTICS["cifar10"]  # the paper subtracts the mean of each pixel instead
+_SYNTAX = "Write cifar-resnet:DEPTH, e.g. cifar-resnet:56, perhaps with ,width=8 or ,pad=both behind it"
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut without parameters (option A of sec. 4.1)."""
+    """Two 3x3 convolutions beside a shortcut without parameters (option A of sec. 4.1).
 
-    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+    The paper does not say where the channels of zeros are: after the others, or half of them on each `both` sides.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1, *, both: bool = False) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.stride, self.padding = stride, outputs - inputs
+        self.stride, more = stride, outputs - inputs
+        self.padding = (more // 2, more - more // 2) if both else (0, more)
 
     def shortcut(self, x: Tensor) -> Tensor:
-        """Every `stride`-th pixel, with channels of zeros after the last: (B, C, H, W) to the block's output shape."""
+        """Every `stride`-th pixel, with channels of zeros: (B, C, H, W) to the block's output shape."""
         x = x[:, :, :: self.stride, :: self.stride]
-        return F.pad(x, (0, 0, 0, 0, 0, self.padding)) if self.padding else x
+        return F.pad(x, (0, 0, 0, 0, *self.padding)) if any(self.padding) else x
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', H/stride, W/stride)."""
@@ -43,9 +49,9 @@ class BasicBlock(nn.Module):
 class CifarResNet(nn.Module):
     """A 3x3 stem, three stages of `depths` blocks at 32, 16 and 8 px, the mean over pixels, and a linear layer."""
 
-    def __init__(self, depths: Sequence[int], num_classes: int, width: int) -> None:
+    def __init__(self, depths: Sequence[int], num_classes: int, width: int, *, both: bool = False) -> None:
         super().__init__()
-        self.num_classes = num_classes
+        self.num_classes, self.both = num_classes, both
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.layer1 = self._stage(width, width, depths[0], stride=1)
@@ -62,35 +68,59 @@ class CifarResNet(nn.Module):
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.fc(x.mean((2, 3)))
 
-    @staticmethod
-    def _stage(inputs: int, outputs: int, num_blocks: int, *, stride: int) -> nn.Sequential:
-        first = [BasicBlock(inputs, outputs, stride)] if num_blocks else []
+    def _stage(self, inputs: int, outputs: int, num_blocks: int, *, stride: int) -> nn.Sequential:
+        first = [BasicBlock(inputs, outputs, stride, both=self.both)] if num_blocks else []
         return nn.Sequential(*first, *(BasicBlock(outputs, outputs) for _ in range(num_blocks - 1)))
 
 
 def build(argument: str, *, num_classes: int | None = None) -> Network:
-    """Registry builder; the argument is the depth, 6n + 2, and perhaps the channels of the first stage.
+    """Registry builder; the argument is the depth, 6n + 2, perhaps the channels of the first stage, and the padding.
 
     Raises:
-        UsageError: no such depth or width.
+        UsageError: no such depth, width or padding.
     """
-    first, _, more = argument.partition(",")
-    depth, width = _depth(first), _width(argument, more)
-    module = CifarResNet([(depth - 2) // 6] * 3, num_classes or 10, width)
+    first, *more = argument.split(",")
+    depth, (width, both) = _depth(first), _words(argument, more)
+    module = CifarResNet([(depth - 2) // 6] * 3, num_classes or 10, width, both=both)
     preprocess = Preprocess(size=(32, 32), mean=_MEAN, std=_STD, interpolation="bilinear")
-    name = f"cifar-resnet:{depth}" + (f",width={width}" if width != WIDTH else "")
-    return Network(name, "classifier", module, preprocess)
+    name = f"cifar-resnet:{depth}" + f",width={width}" * (width != WIDTH) + ",pad=both" * both
+    return Network(name, "classifier", module, preprocess, adapt=_adapt)
 
 
-def _width(argument: str, more: str) -> int:
-    key, _, value = more.partition("=")
-    if not more:
-        return WIDTH
-    if key == "width" and value.isdecimal() and int(value) > 0:
-        return int(value)
-    raise UsageError(
-        f"cifar-resnet:{argument} cannot be read", "Write cifar-resnet:DEPTH or cifar-resnet:DEPTH,width=8"
-    )
+def _adapt(network: Network, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The published networks of Idelbayev (github.com/akamaster/pytorch_resnet_cifar10) call the last layer `linear`.
+
+    They pad on both sides and saw images that were normalised with ImageNet's statistics.
+    """
+    if "linear.weight" not in state or any("shortcut" in key for key in state):
+        return state
+    module = network.module
+    for block in module.modules():
+        if isinstance(block, BasicBlock):
+            more = sum(block.padding)
+            block.padding = (more // 2, more - more // 2)
+    if not module.both:
+        module.both, network.name = True, f"{network.name},pad=both"
+    mean, std = STATISTICS["imagenet"]
+    network.preprocess = replace(network.preprocess, mean=mean, std=std)
+    network.notes.append(f"{network.name}, normalised as ImageNet: what networks whose last layer is `linear` need")
+    return {f"fc{key.removeprefix('linear')}" if key.startswith("linear.") else key: v for key, v in state.items()}
+
+
+def _words(argument: str, more: Sequence[str]) -> tuple[int, bool]:
+    """Channels of the first stage, and whether both sides are padded."""
+    words = {"width": str(WIDTH), "pad": "after"}
+    given = [word.partition("=")[::2] for word in more]
+    words |= dict(given)
+    width = words["width"]
+    if (
+        len(words) > 2
+        or len(dict(given)) < len(given)
+        or not (width.isdecimal() and int(width))
+        or words["pad"] not in ("after", "both")
+    ):
+        raise UsageError(f"cifar-resnet:{argument} cannot be read", _SYNTAX)
+    return int(width), words["pad"] == "both"
 
 
 def _depth(argument: str) -> int:

@@ -249,6 +249,7 @@ def _length(container: nn.Module) -> int:
 def _cifar(name: str, module: Any, removals: Sequence[Removal]) -> Iterator[Code]:
     depths = tuple(len(stage) for stage in (module.layer1, module.layer2, module.layer3))
     sizes = f"depths={depths}, num_classes={module.num_classes}, width={module.conv1.out_channels}"
+    sizes += ", both=True" * module.both
     yield Code(
         f"CifarResNet({sizes})",
         ["import torch.nn.functional as F", "from collections.abc import Sequence", "from torch import Tensor, nn"],

@@ -8,11 +8,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from effvl_cli.config.options import ModelOptions
 from effvl_cli.core import checkpoint, seeds
 from effvl_cli.core.errors import DataError, ModelError, UsageError
 from effvl_cli.data.transforms import Preprocess
-from effvl_cli.models import MODELS
+from effvl_cli.models import MODELS, foreign
 from effvl_cli.models.edits import apply_edits
+from effvl_cli.models.normalise import normalised
 
 Kind = Literal["clip", "classifier", "backbone"]
 CHECKPOINT = checkpoint.CHECKPOINT
@@ -22,7 +24,7 @@ def _no_text(texts: Sequence[str]) -> Tensor:
     raise ModelError("this network has no text encoder", "Choose a CLIP model")
 
 
-def _as_is(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _as_is(network: "Network", state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
@@ -41,7 +43,8 @@ class Network:
         tokenize: texts to (T, context) int64; clip only.
         shipped: weights that come with the package.
         fetch: file of a pretrained tag, `fetch(tag, download)`; None when the source has no tags.
-        adapt: turns a foreign state dict into this module's, and may adjust the module to it.
+        adapt: turns a foreign state dict into this network's, and may adjust name, module and preprocess to it.
+        notes: what was done to foreign weights, for the log.
         source: where the weights are from.
         weights_sha256: digest of the loaded tensors.
         manifest: of the effvl checkpoint that the weights come from, else empty.
@@ -55,7 +58,8 @@ class Network:
     tokenize: Callable[[Sequence[str]], Tensor] = _no_text
     shipped: Path | None = None
     fetch: Callable[[str, bool], Path] | None = None
-    adapt: Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]] = _as_is
+    adapt: Callable[["Network", dict[str, Tensor]], dict[str, Tensor]] = _as_is
+    notes: list[str] = field(default_factory=list)
     source: str = "random"
     weights_sha256: str = ""
     manifest: Mapping[str, Any] = field(default_factory=dict)
@@ -82,6 +86,8 @@ def load(
     num_classes: int | None = None,
     download: bool = False,
     new_head: bool = False,
+    options: ModelOptions | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> Network:
     """Build a network by name, repeat the edits of its checkpoint and load its weights.
 
@@ -94,13 +100,16 @@ def load(
         num_classes: outputs of a classifier.
         download: whether a pretrained tag may reach the network.
         new_head: keep the random weights of the last linear layer, whatever the classes of the loaded ones.
+        options: which network of a file, and its normalisation; None: their defaults.
+        log: takes what was done to foreign weights.
 
     Raises:
-        UsageError: unknown name.
+        UsageError: unknown name, or a normalisation that is none.
         DataError: weights of a classifier of other than `num_classes`.
         ModelError: weights that are missing, damaged or another network's, edits that do not fit it, or a network of
             another kind.
     """
+    options = options or ModelOptions()
     path = _checkpoint_file(weights)
     manifest = manifest_of(weights)
     name = spec or manifest.get("model") or default
@@ -114,19 +123,32 @@ def load(
         )
     network.edits = manifest.get("edits", [])
     apply_edits(network.module, network.edits)
-    if weights == "none":
-        network.weights_sha256 = checkpoint.digest(network.module.state_dict())
-        return network
-    state = _read_weights(network, weights, path, manifest, download)
+    if weights != "none":
+        state = _read_weights(network, weights, path, manifest, download, options.weights_key)
+        _load_state(network, state, weights, num_classes, new_head=new_head)
+    network.preprocess = normalised(network.preprocess, options)
+    network.weights_sha256 = checkpoint.digest(network.module.state_dict())
+    for note in network.notes if log else ():
+        log(f"--weights {weights}: {note}")
+    return network
+
+
+def _load_state(
+    network: Network, state: dict[str, Tensor], weights: str | None, num_classes: int | None, *, new_head: bool
+) -> None:
+    """Put a state dict into the network; counters of batch norm that it lacks begin at zero."""
+    own = network.module.state_dict()
+    counters = {key: torch.zeros_like(value) for key, value in own.items() if key.endswith(foreign.COUNTER)}
+    state = counters | state
     if new_head:
-        state |= _head(network.module)
+        head = _head(network.module)
+        layers = tuple({f"{key.rpartition('.')[0]}." for key in head})
+        state = {key: value for key, value in state.items() if not key.startswith(layers)} | head
     elif num_classes:
         _check_classes(network, state, num_classes)
     what = f"the weights {weights or 'in the package'} and {network.name}"
-    checkpoint.check_keys(network.module.state_dict(), state, what=what, hint=_suggest(state))
+    checkpoint.check_keys(own, state, what=what, hint=_suggest(state))
     network.module.load_state_dict(state)
-    network.weights_sha256 = checkpoint.digest(network.module.state_dict())
-    return network
 
 
 def build(name: str, *, seed: int, num_classes: int | None = None) -> Network:
@@ -182,7 +204,12 @@ def manifest_of(weights: str | None) -> dict[str, Any]:
 
 
 def _read_weights(
-    network: Network, weights: str | None, path: Path | None, manifest: dict[str, Any], download: bool
+    network: Network,
+    weights: str | None,
+    path: Path | None,
+    manifest: dict[str, Any],
+    download: bool,
+    key: str | None,
 ) -> dict[str, Tensor]:
     """State dict for the network, which gets to know where it is from."""
     if manifest and path is not None:
@@ -190,7 +217,8 @@ def _read_weights(
         network.preprocess = Preprocess.from_dict(manifest["preprocess"])
         network.source = str(path.parent)
     elif path is not None:
-        state, network.source = checkpoint.read_state_dict(path), str(path)
+        network.source = str(path)
+        state = _foreign(network, path, key)
     elif weights is None and network.shipped:
         state, network.manifest = checkpoint.load_model(network.shipped)
         network.source = "package"
@@ -199,10 +227,20 @@ def _read_weights(
             f"{network.name} comes without weights", "Give --weights FILE, a run folder, a pretrained tag, or none"
         )
     elif network.fetch:
-        state, network.source = checkpoint.read_state_dict(network.fetch(weights, download)), weights
+        network.source = weights
+        state = _foreign(network, network.fetch(weights, download), key)
     else:
         raise ModelError(f"no weights at --weights {weights}", "Give a run folder or a file")
-    return network.adapt(network.module, state)
+    return state
+
+
+def _foreign(network: Network, path: Path, key: str | None) -> dict[str, Tensor]:
+    """State dict of a file that is no checkpoint of ours."""
+    found = foreign.read(path, network.module.state_dict().keys(), key)
+    found.add_head(_head(network.module))
+    if found.note:
+        network.notes.append(found.note)
+    return network.adapt(network, found.state)
 
 
 def _head(module: nn.Module) -> dict[str, Tensor]:

@@ -57,7 +57,7 @@ def build(name: str, *, num_classes: int | None = None) -> Network:
         preprocess=preprocess_of(module),
         tokenize=tokenize,
         fetch=lambda tag, download: _fetch(name, tag, download),
-        adapt=adapt,
+        adapt=adapt_weights,
     )
 
 
@@ -83,6 +83,11 @@ def preprocess_of(module: nn.Module) -> Preprocess:
         interpolation=config.get("interpolation", "bicubic"),
         resize_mode=config.get("resize_mode", "shortest"),
     )
+
+
+def adapt_weights(network: Network, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`adapt` for a network."""
+    return adapt(network.module, state)
 
 
 def adapt(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:

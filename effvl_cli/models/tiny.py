@@ -10,7 +10,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from effvl_cli.data.transforms import Preprocess
 from effvl_cli.models.network import CHECKPOINT, Network
-from effvl_cli.models.openclip import adapt
+from effvl_cli.models.openclip import adapt_weights
 
 ASSETS = Path(__file__).parent / "assets"
 MERGES = ASSETS / "merges.txt.gz"
@@ -42,7 +42,7 @@ def _clip(name: str, vision: CLIPVisionCfg, *, text_width: int) -> Network:
         size=size, mean=open_clip.OPENAI_DATASET_MEAN, std=open_clip.OPENAI_DATASET_STD, interpolation="bicubic"
     )
     module = CLIP(embed_dim=64, vision_cfg=vision, text_cfg=text)
-    return Network(name, "clip", module, preprocess, tokenize=tokenize, adapt=adapt)
+    return Network(name, "clip", module, preprocess, tokenize=tokenize, adapt=adapt_weights)
 
 
 def resnet(argument: str = "", *, num_classes: int | None = None) -> Network:

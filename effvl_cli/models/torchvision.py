@@ -3,9 +3,8 @@
 import re
 from typing import Any, Literal
 
-import torch
 import torchvision
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models import get_model, get_model_weights, list_models
 
 from effvl_cli.core.errors import UsageError
@@ -64,9 +63,6 @@ def _preprocess(name: str) -> Preprocess:
     )
 
 
-def _adapt(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Released files hold auxiliary heads, spell DenseNet in an old way, and may lack the counters of batch norm."""
-    own = module.state_dict()
-    counters = {key: torch.zeros_like(value) for key, value in own.items() if key.endswith(".num_batches_tracked")}
-    renamed = {_DENSENET_KEY.sub(r"\1\2", key): value for key, value in state.items() if not _AUXILIARY_KEY.match(key)}
-    return counters | renamed
+def _adapt(network: Network, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Released files hold auxiliary heads, and spell DenseNet in an old way."""
+    return {_DENSENET_KEY.sub(r"\1\2", key): value for key, value in state.items() if not _AUXILIARY_KEY.match(key)}

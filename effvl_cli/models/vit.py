@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from effvl_cli.core.errors import UsageError
 from effvl_cli.core.registry import nearest
@@ -92,9 +92,9 @@ def _parse(argument: str) -> _Spec:
     return _Spec(size, ViTShape(width, depth, heads, patch, pixels), bool(words["mean"]), bool(words["learned"]))
 
 
-def _new_head(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _new_head(network: Network, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights without a head, or with one of other classes, get this module's own random one."""
-    own: Mapping[str, Tensor] = module.state_dict()
+    own: Mapping[str, Tensor] = network.module.state_dict()
     head = {key: own[key] for key in own if key.startswith("head.")}
     fits = all(key in state and state[key].shape == value.shape for key, value in head.items())
     body = {key: value for key, value in state.items() if not key.startswith("head.")}

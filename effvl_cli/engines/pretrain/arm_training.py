@@ -46,7 +46,7 @@ class ArmTrainer:
     @classmethod
     def build(cls, config: PretrainConfig | SearchConfig, run: Run, images: TrainImages) -> "ArmTrainer":
         """Fresh networks on the device."""
-        network = build_network(config)
+        network = build_network(config, log=run.log)
         shape = network.module.shape
         method = build_method(config, network.module, len(images)).to(run.device)
         sizes = Sizes.of(config, shape)

@@ -41,6 +41,8 @@ def run(config: PretrainConfig, run: Run) -> None:
         seed=config.seed,
         num_classes=len(source.classes),
         download=config.download,
+        options=config,
+        log=run.log,
     )
     network.module.to(run.device)
     templates = choose_templates(config.templates, source.templates)

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,10 @@ Config = PretrainConfig | SearchConfig
 # --- network and method ----------------------------------------------------------------------------------------------
 
 
-def build_network(config: Config, *, seed: int | None = None) -> networks.Network:
-    """The backbone that is trained.
+def build_network(
+    config: Config, *, seed: int | None = None, log: Callable[[str], None] | None = None
+) -> networks.Network:
+    """The backbone that is trained; `log` takes what was done to foreign weights.
 
     Raises:
         UsageError: no Vision Transformer.
@@ -52,7 +55,14 @@ def build_network(config: Config, *, seed: int | None = None) -> networks.Networ
     if config.image_size:
         name = vit.with_image_size(name or DEFAULT_MODEL, config.image_size)
     network = networks.load(
-        name, config.weights or "none", default=DEFAULT_MODEL, kind="backbone", seed=seed, download=config.download
+        name,
+        config.weights or "none",
+        default=DEFAULT_MODEL,
+        kind="backbone",
+        seed=seed,
+        download=config.download,
+        options=config,
+        log=log,
     )
     if not isinstance(network.module, VisionTransformer):
         raise UsageError(f"--method {config.method} compresses Vision Transformers, not {name}", "Give --model vit:..")

@@ -50,6 +50,7 @@ def _key(context: Context, recipe: Recipe) -> dict[str, object]:
     return {
         "format": FORMAT,
         "model": [context.network.name, context.network.edits],
+        "preprocess": context.network.preprocess.to_dict(),
         "from": context.network.weights_sha256,
         "data": context.train.fingerprint(),
         "recipe": [recipe.epochs, recipe.lr, recipe.batch_size, recipe.warmup],

@@ -193,6 +193,8 @@ def build_context(config: Any, run: Run, *, weights: str | None, model: str | No
         num_classes=len(source.classes),
         download=config.download,
         new_head=getattr(config, "new_head", False),
+        options=config,
+        log=run.log,
     )
     network.module.to(run.device).eval()
     run.report.model(network.name, network.source, network.module)

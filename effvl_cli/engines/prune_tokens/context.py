@@ -107,6 +107,8 @@ def build_context(config: Any, run: Run) -> Context:
         kind="clip",
         seed=config.seed,
         download=config.download,
+        options=config,
+        log=run.log,
     )
     if network.manifest.get("classes"):
         run.log(f"weights trained on {network.manifest.get('data')}")

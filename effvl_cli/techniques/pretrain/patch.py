@@ -75,13 +75,14 @@ def grid_coordinates(grid: int, base_grid: int) -> Tensor:
     return (torch.arange(grid, dtype=torch.float64) + 0.5) * (base_grid / grid) - 0.5
 
 
-def sincos_positions(grid: int, base_grid: int, width: int) -> Tensor:
+def sincos_positions(grid: int, base_grid: int, width: int, *, rows_first: bool = False) -> Tensor:
     """Fixed two-dimensional sine-cosine positions (MoCo-v3, arXiv 2104.02057), for any grid over the same picture.
 
     Args:
         grid: cells a side.
         base_grid: cells a side of the grid whose coordinates are 0, 1, ...
         width: D, a multiple of 4.
+        rows_first: the first half tells rows apart, as in the code that MoCo-v3's authors released; else columns.
 
     Returns:
         (grid^2, D) float32, row by row.
@@ -90,7 +91,22 @@ def sincos_positions(grid: int, base_grid: int, width: int) -> Tensor:
     angles = grid_coordinates(grid, base_grid)[:, None] / _FREQUENCY_BASE**steps
     column = angles.repeat(grid, 1)
     row = angles.repeat_interleave(grid, 0)
-    return torch.cat([column.sin(), column.cos(), row.sin(), row.cos()], 1).float()
+    first, second = (row, column) if rows_first else (column, row)
+    return torch.cat([first.sin(), first.cos(), second.sin(), second.cos()], 1).float()
+
+
+def sincos_order(table: Tensor, grid: int) -> bool | None:
+    """Whether positions (grid^2, D) are `sincos_positions` with the rows first; None: they are no such table.
+
+    Others compute it in float32 and in another order of operations: equal to within 1e-4.
+    """
+    if len(table) != grid * grid or table.shape[1] % 4:
+        return None
+    for rows_first in (False, True):
+        ours = sincos_positions(grid, grid, table.shape[1], rows_first=rows_first).to(table.device)
+        if torch.allclose(table.float(), ours, rtol=0, atol=1e-4):
+            return rows_first
+    return None
 
 
 def resample_positions(table: Tensor, grid: int) -> Tensor:

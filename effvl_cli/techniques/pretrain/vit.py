@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .patch import PatchResize, resample_positions, resize_kernel, sincos_positions
+from .patch import PatchResize, resample_positions, resize_kernel, sincos_order, sincos_positions
 
 Pool = Literal["cls", "mean"]
 
@@ -221,8 +221,9 @@ class VisionTransformer(nn.Module):
     def _fixed_positions(self, grid: int) -> Tensor:
         """Sine-cosine positions, or, where a foreign state dict brought others, those resampled."""
         table, base, width = self.pos_embed[0].detach(), self.shape.grid, self.shape.width
-        if torch.equal(table[1:].cpu(), sincos_positions(base, base, width)):
-            patches = sincos_positions(grid, base, width).to(table.device)
+        rows_first = sincos_order(table[1:], base)
+        if rows_first is not None:
+            patches = sincos_positions(grid, base, width, rows_first=rows_first).to(table.device)
         else:
             patches = resample_positions(table[1:], grid)
         return torch.cat([table[:1], patches])
