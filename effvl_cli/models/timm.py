@@ -6,11 +6,13 @@ from typing import Any, Literal
 
 import timm
 from timm.models import PretrainedCfg, get_pretrained_cfg
+from torch import Tensor
 
 from effvl_cli.core.errors import ModelError, UsageError
 from effvl_cli.core.registry import nearest
 from effvl_cli.data.transforms import Preprocess
 from effvl_cli.models.network import Network
+from effvl_cli.models.vit import MOCO_HEADS, MOCO_WIDTH, of_moco
 
 _FILES = ("model.safetensors", "pytorch_model.bin")  # of a repository on the Hugging Face hub
 
@@ -30,9 +32,24 @@ def build(argument: str, *, num_classes: int | None = None) -> Network:
     config = get_pretrained_cfg(argument) or PretrainedCfg(architecture=name)
     classes = num_classes or config.num_classes or 1000
     module = timm.create_model(argument, pretrained=False, num_classes=classes)
-    network = Network(f"timm:{argument}", "classifier", module, _preprocess(config))
+    network = Network(f"timm:{argument}", "classifier", module, _preprocess(config), adapt=_adapt)
     network.fetch = lambda tag, download: _fetch(network, name, tag, download)
     return network
+
+
+def _adapt(network: Network, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A timm state dict loads as it is.
+
+    Raises:
+        ModelError: MoCo-v3's ViT-S, which would load and compute something else.
+    """
+    heads = getattr(getattr(next(iter(getattr(network.module, "blocks", ())), None), "attn", None), "num_heads", None)
+    if heads and of_moco(state) and state["pos_embed"].shape[-1] == MOCO_WIDTH and heads != MOCO_HEADS:
+        raise ModelError(
+            f"these are weights of MoCo-v3's ViT-S, which has {MOCO_HEADS} heads, and {network.name} has {heads}",
+            "Give --model vit:small/16@224",
+        )
+    return state
 
 
 def _preprocess(config: PretrainedCfg) -> Preprocess:

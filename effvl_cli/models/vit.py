@@ -3,9 +3,10 @@
 Without labels (`num_classes` 0) they give features. Their weights are a timm state dict, and a timm one loads.
 """
 
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -13,6 +14,8 @@ from effvl_cli.core.errors import UsageError
 from effvl_cli.core.registry import nearest
 from effvl_cli.data.transforms import Preprocess
 from effvl_cli.models.network import Network
+from effvl_cli.models.normalise import STATISTICS
+from effvl_cli.techniques.pretrain.patch import sincos_order
 from effvl_cli.techniques.pretrain.vit import VisionTransformer, ViTShape
 
 SIZES = {  # width, depth, heads, patch, pixels
@@ -22,7 +25,8 @@ SIZES = {  # width, depth, heads, patch, pixels
     "small": (384, 12, 6, 16, 224),
     "base": (768, 12, 12, 16, 224),
 }
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MOCO_WIDTH, MOCO_HEADS = 384, 12  # of MoCo-v3's ViT-S
+_MEAN, _STD = STATISTICS["imagenet"]
 _CROP_RATIO = 0.875  # as timm evaluates
 _GRAMMAR = re.compile(r"(?P<size>\w+)(/(?P<patch>\d+))?(@(?P<pixels>\d+))?(?P<more>(,[a-z]+(=\d+)?)*)")
 
@@ -65,7 +69,7 @@ def build(argument: str, *, num_classes: int | None = None) -> Network:
     preprocess = Preprocess(
         size=(pixels, pixels), mean=_MEAN, std=_STD, interpolation="bicubic", crop_ratio=_CROP_RATIO
     )
-    return Network(spec.name, "classifier" if num_classes else "backbone", module, preprocess, adapt=_new_head)
+    return Network(spec.name, "classifier" if num_classes else "backbone", module, preprocess, adapt=_adapt)
 
 
 def _parse(argument: str) -> _Spec:
@@ -92,10 +96,35 @@ def _parse(argument: str) -> _Spec:
     return _Spec(size, ViTShape(width, depth, heads, patch, pixels), bool(words["mean"]), bool(words["learned"]))
 
 
-def _new_head(network: Network, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights without a head, or with one of other classes, get this module's own random one."""
+def _adapt(network: Network, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights without a head, or with one of other classes, get this module's own random one.
+
+    MoCo-v3's ViT-S has 12 heads where everybody else's has 6: nothing in its tensors' shapes says so.
+    """
+    if of_moco(state) and network.module.shape.width == MOCO_WIDTH:
+        _set_heads(network, MOCO_HEADS)
     own: Mapping[str, Tensor] = network.module.state_dict()
     head = {key: own[key] for key in own if key.startswith("head.")}
     fits = all(key in state and state[key].shape == value.shape for key, value in head.items())
     body = {key: value for key, value in state.items() if not key.startswith("head.")}
     return {**body, **({key: state[key] for key in head} if fits else head)}
+
+
+def of_moco(state: Mapping[str, Tensor]) -> bool:
+    """Whether a ViT was trained by the code that MoCo-v3's authors released: its fixed positions have rows first."""
+    table = state.get("pos_embed")
+    if table is None or table.ndim != 3 or len(table) != 1:
+        return False
+    return sincos_order(table[0, 1:], math.isqrt(table.shape[1] - 1)) is True
+
+
+def _set_heads(network: Network, heads: int) -> None:
+    module = network.module
+    if module.shape.heads == heads:
+        return
+    module.shape = replace(module.shape, heads=heads)
+    for block in module.blocks:
+        block.attn.heads = heads
+    spec = _parse(network.name.removeprefix("vit:"))
+    network.name = replace(spec, shape=module.shape).name
+    network.notes.append(f"positions with the rows first are MoCo-v3's: {network.name}")

@@ -12,30 +12,6 @@ from effvl_cli.core.errors import EffvlError, ModelError
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2)}
 
 
-@pytest.mark.parametrize(
-    "wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {"model": {"module": s}, "epoch": 3}]
-)
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
-def test_wrappers_and_prefixes_come_off(tmp_path, wrap, prefix):
-    torch.save(wrap({prefix + key: value for key, value in STATE.items()}), tmp_path / "w.pt")
-    found = read_state_dict(tmp_path / "w.pt")
-    assert found.keys() == STATE.keys()
-    assert torch.equal(found["a.weight"], STATE["a.weight"])
-
-
-def test_torchscript_is_refused_with_the_way_out(tmp_path):
-    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "m.pt")
-    with pytest.raises(ModelError, match="TorchScript") as caught:
-        read_state_dict(tmp_path / "m.pt")
-    assert "torch.jit.load('m.pt'" in caught.value.hint
-
-
-def test_a_pickled_module_is_not_unpickled(tmp_path):
-    torch.save(torch.nn.Linear(2, 2), tmp_path / "m.pt")
-    with pytest.raises(ModelError, match="cannot be read as tensors"):
-        read_state_dict(tmp_path / "m.pt")
-
-
 def test_damaged_files(tmp_path):
     save_model(tmp_path / "w.safetensors", STATE, {})
     data = (tmp_path / "w.safetensors").read_bytes()
