@@ -39,7 +39,8 @@ METRICS = {
         *("gain_over_random", "gain_over_cls_attn"),
     ),
     "prune-blocks": (
-        *("top1", "top1_pruned", "top1_before_ft_mean", "scoring_bit_equal", "scoring_speedup", "scoring_mac_ratio"),
+        *("top1", "top1_baseline", "top1_pruned", "top1_before_ft_mean"),
+        *("scoring_bit_equal", "scoring_speedup", "scoring_mac_ratio"),
         *("tau_top1", "tau_loss"),
     ),
     "pretrain": ("knn20", "knn20_raw_pixels", "knn20_random_init", "compressed_stages", "bias2_growth_patch8"),
