@@ -6,11 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from effvl_cli.cli import commands
 from effvl_cli.cli.flags import config_class
 from effvl_cli.config.resolve import read_recipe, resolve
 from effvl_cli.core import claims, sweep
+from effvl_cli.models.network import build
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -152,7 +154,9 @@ def test_a_tables_arms_run_in_miniature(effvl, image_folder, report, path, workd
     assert all(text.split(".knn20")[0] in names for text in recipe.claims)
 
 
-@pytest.mark.parametrize("path", [p for p in SWEEPS if "prune-blocks" in p.name], ids=name)
+@pytest.mark.parametrize(
+    "path", [p for p in SWEEPS if "prune-blocks" in p.name and "published" not in p.name], ids=name
+)
 def test_arms_of_block_removal_run_in_miniature(effvl, image_folder, report, path, workdir):
     """The training and one arm that builds on it; another network, so that blocks named by path are left out."""
     shutil.copytree(ROOT / "recipes", "recipes")
@@ -170,3 +174,19 @@ def test_arms_of_block_removal_run_in_miniature(effvl, image_folder, report, pat
         assert outcome.code == 0, outcome.err
     figures = report("out/" + first + "-seed0").metrics
     assert figures["params_removed"].value >= float(recipe.arms[first].get("target-params", 0))
+
+
+def test_an_arm_on_published_weights_runs_in_miniature(effvl, image_folder, report):
+    """A file like the published ones, of two classes, and one removal."""
+    recipe = sweep.read_sweep(ROOT / "recipes" / "mini" / "prune-blocks-published.yaml")
+    state = build("cifar-resnet:20,pad=both", seed=0, num_classes=2).module.state_dict()
+    renamed = {f"module.{key.replace('fc.', 'linear.')}": value for key, value in state.items() if "num_" not in key}
+    torch.save({"state_dict": renamed, "best_prec1": 91.7}, "resnet20.th")
+    config = recipe.config | {"data": f"folder:{image_folder}", "weights": "resnet20.th", "force": "true"}
+    config |= {"remove": "1", "finetune-steps": "1", "finetune-batch-size": "8", "score-size": "2"}
+    first = {"r20-direct": recipe.arms["r20-direct"]}
+    (run,) = sweep.plan(dataclasses.replace(recipe, config=config, arms=first, arm_seeds={}), Path("out"))
+    outcome = effvl(*run.arguments)
+    assert outcome.code == 0, outcome.err
+    found = report("out/r20-direct-seed0")
+    assert found.model.name == "cifar-resnet:20,pad=both" and len(found.technique["steps"]) == 1
