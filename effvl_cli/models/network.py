@@ -128,8 +128,9 @@ def load(
         _load_state(network, state, weights, num_classes, new_head=new_head)
     network.preprocess = normalised(network.preprocess, options)
     network.weights_sha256 = checkpoint.digest(network.module.state_dict())
-    for note in network.notes if log else ():
-        log(f"--weights {weights}: {note}")
+    if log is not None:
+        for note in network.notes:
+            log(f"--weights {weights}: {note}")
     return network
 
 
