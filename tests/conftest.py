@@ -108,10 +108,11 @@ def few_images(monkeypatch):
 @pytest.fixture
 def quick_figures(monkeypatch):
     """Jobs of prune-tokens time two passes and draw two points of the curve: what they measure is tested elsewhere."""
-    from effvl_cli.engines.prune_tokens import job, latency
+    from effvl_cli.core import bench
+    from effvl_cli.engines.prune_tokens import job
 
-    timed, few = latency.interleaved_latency, {"max_passes": 2, "min_passes": 2, "warmup": 1}
-    monkeypatch.setattr(latency, "interleaved_latency", lambda arms, device: timed(arms, device, **few))
+    for name, few in (("MAX_PASSES", 2), ("WARM_UPS", 1)):
+        monkeypatch.setattr(bench, name, few)
     monkeypatch.setattr(job, "CURVE", (1.0, 0.5))
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from effvl_cli.core.measure import Latency, interleaved_latency, ratio
+from effvl_cli.core.bench import Latency, ratio, timed
 from effvl_cli.data.views import crop_batch, draw_noise, recolour, view_pair
 from effvl_cli.techniques.pretrain.cost import forward_macs, units_per_sample
 from effvl_cli.techniques.pretrain.method import View, Views, alone
@@ -125,7 +125,7 @@ def steps() -> list[Row]:
         "large": step_of(method, images, *LARGE),
         "views": two_views(pictures),
     }
-    times = interleaved_latency(arms, torch.device("cpu"), seconds=60, max_passes=12)
+    times = timed(arms, torch.device("cpu"), seconds=60, passes=12)
     rows = [
         _against_macs("keep 0.25 / 0.25", times["dense"], times["dropped"], implied(method, *DROPPED)),
         _against_macs("patch 32", times["dense"], times["large"], implied(method, *LARGE)),
@@ -166,7 +166,7 @@ def throughput(device: torch.device, shape: ViTShape, batch: int) -> None:
             with torch.autocast(device.type, torch.bfloat16):
                 step()
 
-        found = interleaved_latency({"step": autocast}, device, seconds=10, warmup=4)["step"]
+        found = timed({"step": autocast}, device)["step"]
         macs = 6 * batch * forward_macs(shape, patch=patch, keep=keep)
         rate = 2 * macs / found.median_ms / 1e9  # TFLOP/s
         used = "unknown" if peak is None else f"{rate / peak:.1%} of {peak}"

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch_pruning.utils import count_ops_and_params
 
-from effvl_cli.core.measure import count_macs, count_parameters, interleaved_latency, ratio
+from effvl_cli.core.bench import ratio, timed
+from effvl_cli.core.measure import count_macs, count_parameters
 from effvl_cli.models.network import build
 from effvl_cli.models.onnx import INPUT, export_onnx, session
 from effvl_cli.techniques.prune_blocks.discover import discover
@@ -87,7 +88,7 @@ def latency() -> None:
         in_torch = {name: _call(module, images) for name, module in networks.items()}
         in_ort = {name: _call(lambda x, s=s: s.run(None, {INPUT: x.numpy()}), images) for name, s in sessions.items()}
         for runtime, arms in (("torch", in_torch), ("onnxruntime", in_ort)):
-            times = interleaved_latency(arms, CPU)
+            times = timed(arms, CPU)
             found = ratio(times["pruned"], times["original"])
             print(
                 f"ResNet-50 without {', '.join(REMOVED)}, batch 1, {runtime}: "

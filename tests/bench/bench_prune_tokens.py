@@ -18,7 +18,7 @@ import open_clip
 import torch
 from torch import Tensor
 
-from effvl_cli.core.measure import Latency, interleaved_latency, ratio
+from effvl_cli.core.bench import Latency, ratio, timed
 from effvl_cli.engines.prune_tokens.parity import Embedder, Parity
 from effvl_cli.models.onnx import export_onnx, session
 from effvl_cli.models.openclip_tower import OpenClipTower, self_check, tower_of
@@ -69,7 +69,7 @@ def towers(tower: OpenClipTower, shape: TowerShape, keep: int) -> list[Row]:
     images = torch.randn(BATCH, 3, 224, 224)
     with torch.inference_mode():
         states, context = pruned.states(images), Context(tower, LAYER)
-    times = interleaved_latency(
+    times = timed(
         {
             "dense": lambda: tower.module(images),
             "merged": lambda: merged(images),
@@ -114,9 +114,7 @@ def in_onnxruntime(tower: OpenClipTower, shape: TowerShape, keep: int) -> Row:
         export_onnx(Dense(tower), (224, 224), files["dense"], images, outputs=("embedding",))
         sessions = {name: session(file) for name, file in files.items()}
         feed = {"images": images.numpy()}
-        times = interleaved_latency(
-            {name: (lambda run=run: run.run(None, feed)) for name, run in sessions.items()}, CPU
-        )
+        times = timed({name: (lambda run=run: run.run(None, feed)) for name, run in sessions.items()}, CPU)
     print(
         f"ONNX of the pruned tower against torch, {parity.images} images: lowest cosine {parity.cosine:.6f}, "
         f"kept patches equal in all {parity.images - parity.ties} whose scores leave no doubt   PASS"
@@ -170,7 +168,7 @@ def search(tower: OpenClipTower, shape: TowerShape, keep: int) -> list[Row]:
     }
     with torch.inference_mode():
         assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(arms["naive"](), arms["search"](), strict=True))
-    times = interleaved_latency(arms, CPU)
+    times = timed(arms, CPU)
     kept_counts = [kept.shape[1] for kept in rounds for _ in kept]
     cost = sum(shape.candidate(kept, LAYER) for kept in kept_counts)
     through_all = sum(shape.pruned(kept, LAYER) - shape.embed for kept in kept_counts)

@@ -1,6 +1,4 @@
-"""Multiply-adds, latency, random streams, pictures."""
-
-import time
+"""Multiply-adds, random streams, pictures."""
 
 import numpy as np
 import pytest
@@ -31,30 +29,6 @@ def test_a_frozen_module_counts_as_much(context):
     with context():
         assert measure.count_macs(layer, torch.randn(1, 5, 8)) == 2960
     assert torch.backends.mha.get_fastpath_enabled()
-
-
-def test_latency_alternates_and_tells_slow_from_fast():
-    order = []
-
-    def arm(name, seconds):
-        def run():
-            order.append(name)
-            time.sleep(seconds)
-
-        return run
-
-    times = measure.interleaved_latency(
-        {"slow": arm("s", 0.004), "fast": arm("f", 0.001)}, torch.device("cpu"), seconds=0.05, warmup=1
-    )
-    assert order[:6] == ["s", "f"] * 3
-    assert len(times["slow"].samples) >= 5
-    gain = measure.ratio(times["slow"], times["fast"])
-    assert gain.low <= gain.value <= gain.high and gain.value > 1.5
-
-
-def test_percentiles():
-    latency = measure.Latency(tuple(float(k) for k in range(11)))
-    assert (latency.p10_ms, latency.median_ms, latency.p90_ms) == (1, 5, 9)
 
 
 def test_streams_are_derived_and_independent():

@@ -135,7 +135,7 @@ def test_the_front_of_a_run_that_began_with_a_pruned_network_begins_there(traine
     assert effvl("prune-blocks", "apply", trained, "--units", 0, *SHORT, "--out", "a").code == 0
     outcome = effvl("prune-blocks", "bench", "a", "--batch-size", 1, "--no-onnx", "--out", "b")
     assert outcome.code == 0, outcome.err
-    measured = {row["network"]: row["median_ms"] for row in report("b").technique["bench"]}
+    measured = {row["arm"]: row["median_ms"] for row in report("b").technique["bench"]}
     rows = _csv("b/pareto.csv")
     assert set(measured) == {"original", "step 1", "step 2", "step 3"}
     assert float(rows[0]["latency_torch"]) == measured["step 2"]

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from effvl_cli.core import bench as bench_
 from effvl_cli.core.errors import CheckError, ModelError
 from effvl_cli.data.decoded import Decoded
 from effvl_cli.engines.prune_tokens import export, latency
@@ -217,15 +218,20 @@ def test_bench_times_every_arm_beside_the_dense_tower(made, effvl, report, quick
     done = report(folder)
     rows = done.technique["bench"]
     names = [(s, k) for s in ("predictor", "tome", "random") for k in (0.6, 0.3)]
-    assert [(row["selector"], row["keep"], row["batch"]) for row in rows] == [(*n, b) for b in (1, 4) for n in names]
+    arms = ["dense", *(f"{selector}, keep {keep:g}" for selector, keep in names)]
+    assert [(row["arm"], row["batch"]) for row in rows] == [(name, batch) for batch in (1, 4) for name in arms]
+    dense_ms = {row["batch"]: row["median_ms"] for row in rows if row["arm"] == "dense"}
     for row in rows:
-        assert row["speedup"] == row["dense_ms"] / row["pruned_ms"]
-        assert row["img_s"] == 1000 * row["batch"] / row["pruned_ms"]
-        assert row["passes"] == 2 and row["threads"] == torch.get_num_threads() and row["peak_mb"] is None
-        assert done.metrics[f"speedup_{row['selector']}_keep{row['keep']:g}_b{row['batch']}"].value == row["speedup"]
-    for batch in (1, 4):
-        assert len({row["dense_ms"] for row in rows if row["batch"] == batch}) == 1
-    ratios = {(row["selector"], row["keep"]): row["mac_ratio"] for row in rows}
+        assert row["passes"] == 2 and row["ratio"] == row["median_ms"] / dense_ms[row["batch"]]
+    for (selector, keep), name in zip(names, arms[1:], strict=True):
+        for batch in (1, 4):
+            [row] = [row for row in rows if (row["arm"], row["batch"]) == (name, batch)]
+            assert row["about"] == {"patches": {0.6: 38, 0.3: 19}[keep]}
+            assert done.metrics[f"speedup_{selector}_keep{keep:g}_b{batch}"].value == 1 / row["ratio"]
+    ratios = {
+        name: next(row for row in rows if row["arm"] == arm)["mac_ratio"]
+        for name, arm in zip(names, arms[1:], strict=True)
+    }
     per_row, n = 4 * 64**2 + 2 * 64 * 128, 1 + 38
     tower = 64 * 192 * 64 + 4 * (n * per_row + 2 * n * n * 64) + 64 * 64
     dense = 64 * 192 * 64 + 4 * (65 * per_row + 2 * 65 * 65 * 64) + 64 * 64
@@ -238,16 +244,16 @@ def test_bench_times_every_arm_beside_the_dense_tower(made, effvl, report, quick
 def test_bench_of_one_arm_warns_at_batch_1_and_skips_what_does_not_fit(made, effvl, report, quick_figures, monkeypatch):
     times = {1: (1.0, 0.98), 2: (1.0, 0.5)}
 
-    def canned(arms, device):
+    def canned(arms, device, seconds):
         batch = seen.pop(0)
         if batch == 3:
             raise torch.OutOfMemoryError("no memory")
         if batch == 4:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
-        return {name: latency.Latency((ms, ms)) for name, ms in zip(arms, times[batch], strict=True)}
+        return {name: bench_.Latency((ms, ms)) for name, ms in zip(arms, times[batch], strict=True)}
 
     seen = [1, 2, 3, 4]
-    monkeypatch.setattr(latency, "interleaved_latency", canned)
+    monkeypatch.setattr(bench_, "timed", canned)
     outcome = bench(effvl, made, "--batch-size", "1,2,3,4", "--out", "out")
     assert outcome.code == 0, outcome.err
     done = report("out")

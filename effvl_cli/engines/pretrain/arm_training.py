@@ -11,9 +11,8 @@ from typing import Any
 import torch
 
 from effvl_cli.config.pretrain import PretrainConfig, SearchConfig
-from effvl_cli.core import distributed, loop, optim
+from effvl_cli.core import bench, distributed, loop, optim
 from effvl_cli.core.files import write_json
-from effvl_cli.core.measure import interleaved_latency
 from effvl_cli.core.run import Run
 from effvl_cli.data.loader import Batch
 from effvl_cli.data.views import WorkerCrops
@@ -30,6 +29,7 @@ from effvl_cli.techniques.pretrain.tokens import count_kept
 STAGES = (0.0, 0.05, 0.25, 0.5, 0.75, 1.0)
 """Shares of the budget whose checkpoints stay, for `pretrain search`."""
 COSTS = "costs.json"
+STEP_SECONDS = 2.0  # that a compression's steps are timed
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,8 @@ def step_times(trainer: ArmTrainer, compressions: dict[str, Compression]) -> dic
     arms: dict[str, Any] = {"forward": lambda: method.backbone(pictures)}
     arms |= {key: (lambda c=c: step(c)) for key, c in compressions.items()}
     state = {key: value.clone() for key, value in method.state_dict().items()}
-    found = interleaved_latency(arms, trainer.run.device, seconds=2.0, max_passes=15, min_passes=5)
+    with loop.autocast(trainer.run.device, config.precision):
+        found = bench.timed(arms, trainer.run.device, seconds=STEP_SECONDS)
     method.load_state_dict(state)
     base = found["forward"].median_ms
     return {key: found[key].median_ms / base for key in compressions}

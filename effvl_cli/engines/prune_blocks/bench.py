@@ -1,25 +1,27 @@
 """Latency of a run's network and of the one that it came from, in torch and in onnxruntime."""
 
+import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from effvl_cli.config.prune_blocks import BenchConfig
-from effvl_cli.core import distributed
+from effvl_cli.core import bench, distributed
 from effvl_cli.core.files import write_csv
 from effvl_cli.core.find_run import find_run
 from effvl_cli.core.run import Run
-from effvl_cli.engines.prune_blocks import latency, load_run, pictures, tables
+from effvl_cli.engines.prune_blocks import latency, load_run, pictures
 from effvl_cli.engines.prune_blocks.context import Context
 from effvl_cli.engines.prune_blocks.removal_step import size_of
 from effvl_cli.models import edits, onnx
 from effvl_cli.models import network as networks
 
-table = tables.bench
+table = bench.table
 PARETO = "pareto.csv"
+CPU = torch.device("cpu")
 
 
 def run(config: BenchConfig, run: Run) -> None:
@@ -30,16 +32,17 @@ def run(config: BenchConfig, run: Run) -> None:
     arms = latency.along_steps(original, made)
     arms[list(arms)[-1]] = context.module  # with its weights: what onnxruntime is checked on
     rows = latency.measure(context, arms, config.batch_size)
-    if config.onnx and distributed.is_main():
+    if config.onnx:
         rows += _in_onnxruntime(context, arms)
+    bench.record(run, rows)
     before, after = size_of(context, original), size_of(context, context.module)
     report, last = run.report, list(arms)[-1]
-    report.technique.update(bench=rows, mac_ratio=after.macs / before.macs, params_ratio=after.params / before.params)
+    report.technique.update(mac_ratio=after.macs / before.macs, params_ratio=after.params / before.params)
     report.metric("mac_ratio", after.macs / before.macs, unit="ratio", higher_is_better=False)
     for row in rows:
-        if row["network"] == last:
-            short = "latency" if row["runtime"] == "torch" else "onnx_latency"
-            report.metric(f"{short}_ratio_b{row['batch']}", row["ratio"], unit="ratio", higher_is_better=False)
+        if row.arm == last:
+            short = "latency" if row.runtime == bench.TORCH else "onnx_latency"
+            report.metric(f"{short}_ratio_b{row.batch}", row.ratio, unit="ratio", higher_is_better=False)
     _pareto(context, find_run(load_run.TECHNIQUE, config.run), rows)
 
 
@@ -52,31 +55,34 @@ def _built(context: Context) -> nn.Module:
     return network.module.to(context.run.device).eval()
 
 
-def _in_onnxruntime(context: Context, arms: Mapping[str, nn.Module]) -> list[dict[str, Any]]:
+def _in_onnxruntime(context: Context, built: Mapping[str, nn.Module]) -> list[bench.Row]:
     """Time the networks in onnxruntime on the CPU; each is checked against its logits in torch first."""
-    size, rows = context.network.preprocess.size, []
+    size, batches = context.network.preprocess.size, list(context.config.batch_size)
+    images = bench.noise(size, CPU)
     with tempfile.TemporaryDirectory() as folder:
-        sessions = {}
-        for number, (name, network) in enumerate(arms.items()):
-            path = Path(folder) / f"{number}.onnx"
-            reason = onnx.export_onnx(network, size, path)
-            if reason:
-                context.run.warn(f"{name} takes one image at a time in ONNX: {reason}")
-            sessions[name] = (onnx.session(path), not reason)
-        for batch in context.config.batch_size:
-            if batch == 1 or all(free for _, free in sessions.values()):
-                images = context.noise(batch).cpu()
-                calls = {name: _call(session, images) for name, (session, _) in sessions.items()}
-                rows += latency.rows_of(calls, context.noise(1).cpu().device, batch, "onnxruntime")
-    return rows
+        arms: list[bench.Arm] = []
+        for plain in latency.arms(context, built):
+            path = Path(folder) / f"{len(arms)}.onnx"
+            if distributed.is_main():
+                reason = onnx.export_onnx(built[plain.name], size, path)
+                if reason:
+                    context.run.warn(f"{plain.name} takes one image at a time in ONNX: {reason}")
+                    batches = [batch for batch in batches if batch == 1]
+            arms.append(dataclasses.replace(plain, prepare=_passes(path, images)))
+        return bench.compare(
+            arms, batches, context.run, seconds=latency.PER_ARM_SECONDS, runtime="onnxruntime", device=CPU
+        )
 
 
-def _call(session: Any, images: Tensor) -> Callable[[], Any]:
-    feed = {onnx.INPUT: images.numpy()}
-    return lambda: session.run(None, feed)
+def _passes(path: Path, images: Callable[[int], Tensor]) -> Callable[[int], bench.Pass]:
+    def prepare(batch: int) -> bench.Pass:
+        session, feed = onnx.session(path), {onnx.INPUT: images(batch).numpy()}
+        return lambda: session.run(None, feed)
+
+    return prepare
 
 
-def _pareto(context: Context, folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def _pareto(context: Context, folder: Path, rows: Sequence[bench.Row]) -> None:
     """Cost and accuracy of the run's steps, with these latencies."""
     technique = load_run.report_of(folder).technique
     first, last = technique["pareto"][0], technique["pareto"][-1]

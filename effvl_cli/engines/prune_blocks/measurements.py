@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from effvl_cli.core import bench
 from effvl_cli.core.phases import Phases
 from effvl_cli.engines.prune_blocks import latency, pictures
 from effvl_cli.engines.prune_blocks.context import Context
@@ -33,7 +34,7 @@ def record(
     report.metric("macs_removed", 1 - now.macs / original.macs)
 
 
-def time(context: Context, start: State, state: State, phases: Phases) -> list[dict[str, Any]]:
+def time(context: Context, start: State, state: State, phases: Phases) -> list[bench.Row]:
     """Latency of the network after each step, at batch 1; of the first and the last one, also at another batch."""
     networks = latency.along_steps(context.module, state.removals[len(start.removals) :])
     last = list(networks)[-1]
@@ -41,15 +42,13 @@ def time(context: Context, start: State, state: State, phases: Phases) -> list[d
 
     def timed() -> list[dict[str, Any]]:
         batch = context.config.latency_batch_size
-        return [
-            *latency.measure(context, networks, [1]),
-            *(latency.measure(context, ends, [batch]) if batch != 1 else []),
-        ]
+        rows = latency.measure(context, networks, [1])
+        rows += latency.measure(context, ends, [batch]) if batch != 1 else []
+        return [row.to_dict() for row in rows]
 
-    rows: list[dict[str, Any]] = phases.timed("latency", timed)
-    context.run.report.technique["bench"] = rows
-    final = next((row for row in rows if row["network"] == last and row["batch"] == 1), None)
-    ratio = final["ratio"] if final else None
+    rows = bench.rows_from(phases.timed("latency", timed))
+    bench.record(context.run, rows)
+    ratio = next((row.ratio for row in rows if row.arm == last and row.batch == 1), None)
     context.run.report.metric("latency_ratio", ratio, unit="ratio", higher_is_better=False)
     return rows
 
@@ -60,13 +59,13 @@ def draw(
     final: Figures,
     steps: Sequence[dict[str, Any]],
     original: Size,
-    bench: Sequence[dict[str, Any]],
+    rows: Sequence[bench.Row],
 ) -> None:
     """Accuracy along the steps, and against what the network costs."""
     ends = before["test"]["top1"], final["test"]["top1"]
     pictures.along_steps(context.run, steps, *ends)
     size = {"params": original.params, "macs": original.macs}
-    context.run.report.technique["pareto"] = pictures.pareto_points(steps, *ends, size, bench)
+    context.run.report.technique["pareto"] = pictures.pareto_points(steps, *ends, size, rows)
     pictures.pareto(context.run, context.run.report.technique["pareto"])
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from effvl_cli.core import plots
+from effvl_cli.core import bench, plots
 from effvl_cli.core.run import Run
 from effvl_cli.engines.prune_blocks.latency import ORIGINAL
 
@@ -59,7 +59,7 @@ def pareto_points(
     before: float,
     after: float,
     original: Mapping[str, int],
-    bench: Sequence[Mapping[str, Any]],
+    timed: Sequence[bench.Row],
     first: str = ORIGINAL,
 ) -> list[dict[str, Any]]:
     """Cost and accuracy of the original network, of each step, and of the result where it was trained once more.
@@ -69,12 +69,12 @@ def pareto_points(
         before: test top-1 of the original network.
         after: the same of the result.
         original: `params` and `macs` of the original network.
-        bench: measured latencies; None stands where there is none.
+        timed: measured latencies; None stands where there is none.
         first: name of the original network in it.
     """
 
     def latency(name: str, runtime: str) -> float | None:
-        found = (r["median_ms"] for r in bench if (r["network"], r["runtime"]) == (name, runtime) and r["batch"] == 1)
+        found = (row.median_ms for row in timed if (row.arm, row.runtime, row.batch) == (name, runtime, TIMED_BATCH))
         return next(found, None)
 
     rows: list[dict[str, Any]] = [{"step": 0, **original, "top1": before}]

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from effvl_cli.core.measure import interleaved_latency, ratio
 from effvl_cli.core.phases import Phases
-from effvl_cli.engines.prune_blocks import baseline, candidates, importance, lookahead, targets
+from effvl_cli.engines.prune_blocks import baseline, candidates, importance, latency, lookahead, targets
 from effvl_cli.engines.prune_blocks.candidates import Candidate, Found
 from effvl_cli.engines.prune_blocks.context import Context
 from effvl_cli.engines.prune_blocks.lookahead import Lookahead, Trial
@@ -16,7 +15,6 @@ from effvl_cli.engines.prune_blocks.training import Recipe
 from effvl_cli.techniques.prune_blocks.score import STACKED
 
 Stopped = Literal["target_reached", "max_drop", "exhausted"]
-PER_STEP_SECONDS = 2.0  # of latency measurement, where it is a target
 UNSCORED: dict[str, Any] = {
     **{"rows": [], "reason": ""},
     **dict.fromkeys(("seconds", "images", "images_needed", "sharing", "cost_model")),
@@ -120,15 +118,8 @@ class Pruning:
 
     def _latency(self, state: State) -> float:
         """Of one image through the pruned network, over the original's."""
-        image, first = self.here.noise(1), self.here.module
-
-        def timed() -> float:
-            arms = {"pruned": lambda: state.module(image), "original": lambda: first(image)}
-            times = interleaved_latency(arms, self.here.run.device, seconds=PER_STEP_SECONDS)
-            return ratio(times["pruned"], times["original"]).value
-
         names = ",".join(removal.original_path for removal in state.removals)
-        return float(self.phases.timed(f"latency without {names}", timed))
+        return float(self.phases.timed(f"latency without {names}", lambda: latency.share_of(self.here, state.module)))
 
     def _fell_too_far(self, row: dict[str, Any]) -> bool:
         limit = self.here.config.max_drop

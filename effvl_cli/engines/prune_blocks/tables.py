@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from effvl_cli.core import bench
 from effvl_cli.core.report import Report
 from effvl_cli.core.table import Cell, Table, percent, points, times
 
 STEPS = ("step", "removed", "params", "- %", "MMACs", "- %", "test top-1 %", "fine-tuned", "scoring top-1 %")
 UNITS = ("index", "unit", "stage", "shortcut", "params", "MMACs")
 SCORES = ("index", "unit", "importance", "± 95 %", "loss", "tied", "images")
-BENCH = ("network", "runtime", "batch", "ms", "p10-p90", "ratio", "95 %")
 
 
 def steps(report: Report) -> Table:
@@ -38,12 +38,18 @@ def steps(report: Report) -> Table:
         f"top-1 {percent(before)} % before, {percent(after)} % after all fine-tuning ({change} points), "
         f"n = {metrics['top1_baseline'].n}",
         f"parameters - {percent(metrics['params_removed'].value)} %, multiply-adds - "
-        f"{percent(metrics['macs_removed'].value)} %, latency at batch 1 {times(metrics['latency_ratio'].value)}",
+        f"{percent(metrics['macs_removed'].value)} %, latency at batch 1 {_latency(report)}",
         f"FLOPs are twice the multiply-adds: {2 * (metrics['macs_pruned'].value or 0) / 1e6:.1f} M at the end",
         _scoring(report),
         f"stopped: {technique['stopped'].replace('_', ' ')}",
     ]
     return Table(title, STEPS, tuple(rows), tuple(note for note in notes if note))
+
+
+def _latency(report: Report) -> str:
+    """Time of one image over the original's, with its interval."""
+    rows = [row for row in bench.rows_from(report.technique["bench"]) if row.batch == 1]
+    return f"{times(rows[-1].ratio)} ({bench.span(rows[-1].ratio_ci95)})" if rows else "not measured"
 
 
 def _leak(report: Report) -> str:
@@ -98,21 +104,3 @@ def _score(index: int, row: Mapping[str, Any], metric: str) -> tuple[Cell, ...]:
         "yes" if row["tied_with_best"] else "",
         row["n_used"],
     )
-
-
-def bench(report: Report) -> Table:
-    """Latency of the networks."""
-    rows = tuple(
-        (
-            r["network"],
-            r["runtime"],
-            r["batch"],
-            f"{r['median_ms']:.2f}",
-            f"{r['p10_ms']:.2f}-{r['p90_ms']:.2f}",
-            times(r["ratio"]),
-            f"{r['ratio_ci95'][0]:.2f}-{r['ratio_ci95'][1]:.2f}",
-        )
-        for r in report.technique["bench"]
-    )
-    notes = (f"multiply-adds: {times(report.technique['mac_ratio'])} of the original network's",)
-    return Table(f"latency: {report.model.name if report.model else ''}", BENCH, rows, notes)

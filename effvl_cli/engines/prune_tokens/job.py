@@ -5,7 +5,6 @@ from typing import Any
 from torch import Tensor
 
 from effvl_cli.config.prune_tokens import PruneTokensConfig
-from effvl_cli.core import distributed
 from effvl_cli.core.run import Run
 from effvl_cli.data.decoded import Decoded
 from effvl_cli.engines.prune_tokens import artefact, evaluation, latency, pictures, tables
@@ -66,19 +65,9 @@ def _evaluate(context: Context, predictor: Any, tuned: Any, prompts: Any) -> Non
         evaluation.record_gain(context, name, embeddings["predictor"], embeddings[other], test.labels)
     evaluation.record_controls(context, test, dense)
     evaluation.record_mac_ratio(context, "predictor", config.keep)
-    _time(context, predictor)
+    shown = latency.PrunedArm("predictor", config.keep, prune(context, predictor, config.keep))
+    latency.compare(context, [shown], BATCHES)
     _draw(context, predictor, test)
-
-
-def _time(context: Context, predictor: Any) -> None:
-    config, report = context.config, context.run.report
-    pruned = latency.Arm("predictor", config.keep, prune(context, predictor, config.keep))
-    rows = latency.measure(context, [pruned], BATCHES)
-    report.technique["bench"] = rows
-    for row in rows:
-        report.metric(f"speedup_b{row['batch']}", row["speedup"], unit="ratio")
-    pictures.latency_bars(context, rows)
-    distributed.barrier()
 
 
 def _draw(context: Context, predictor: Any, test: Decoded) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from effvl_cli.core.plots import Point, curves, heat_maps, image_grid, paired_bars
+from effvl_cli.core.plots import Point, curves, heat_maps, image_grid
 from effvl_cli.data.decoded import Decoded
 from effvl_cli.engines.prune_tokens.context import Context
 from effvl_cli.engines.prune_tokens.evaluation import OFFLINE, prune
@@ -123,23 +123,3 @@ def _kept(vision: PrunedVision, context: Context, images: Decoded) -> torch.Tens
         with torch.inference_mode():
             parts.append(vision(x, keys.to(device), return_keep=True)[1].cpu())
     return torch.cat(parts)
-
-
-def latency_bars(context: Context, rows: Sequence[Mapping[str, Any]]) -> None:
-    """`plots/latency.png`: measured speed-up beside what the multiply-adds say."""
-    if not rows:
-        return
-    one = len({(row["selector"], row["keep"]) for row in rows}) == 1
-    labels = [("" if one else f"{row['selector']}\nkeep {row['keep']:g}\n") + f"batch {row['batch']}" for row in rows]
-    measured = [row["speedup"] for row in rows]
-    spread = [(row["speedup"] - row["speedup_ci95"][0], row["speedup_ci95"][1] - row["speedup"]) for row in rows]
-    context.run.plot(
-        "latency",
-        paired_bars,
-        labels,
-        {"measured": measured, "by multiply-adds": [1 / row["mac_ratio"] for row in rows]},
-        title=f"Speed-up of the pruned tower on {context.run.device.type} (threads: {rows[0]['threads']})",
-        ylabel="dense time / pruned time",
-        errors={"measured": [(max(0.0, low), max(0.0, high)) for low, high in spread]},
-        level=1.0,
-    )

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from effvl_cli.core import bench
 from effvl_cli.core.report import Report
 from effvl_cli.core.table import Cell, Table, percent, points, times
 
@@ -17,7 +18,7 @@ def results(report: Report) -> Table:
     rows = report.technique.get("results", [])
     dense = next((row for row in rows if row["selector"] == "dense"), None)
     name = report.model.name if report.model else ""
-    notes = [_golden(rows), _others(rows), _speed(report.technique.get("bench", [])), _controls(report)]
+    notes = [_golden(rows), _others(rows), _speed(report), _controls(report)]
     return Table(
         f"{report.command}: {name} on {report.data[0].name if report.data else ''}",
         COLUMNS,
@@ -68,11 +69,10 @@ def _others(rows: list[dict[str, Any]]) -> str:
     return "; ".join(parts)
 
 
-def _speed(bench: list[dict[str, Any]]) -> str:
-    parts = [f"{times(row['speedup'])} at batch {row['batch']}" for row in bench]
-    if not parts:
-        return ""
-    return f"speed-up {', '.join(parts)}; the MACs say {times(1 / bench[0]['mac_ratio'])}"
+def _speed(report: Report) -> str:
+    rows = bench.rows_from(report.technique.get("bench", []))[1::2]  # dense and the predictor's, in turn
+    ratios = [row.mac_ratio for row in rows if row.mac_ratio]
+    return f"speed-up {bench.described(rows)}; the MACs say {times(1 / ratios[0])}" if ratios else ""
 
 
 def _controls(report: Report) -> str:
