@@ -92,6 +92,15 @@ class ModelOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GuardOptions:
+    """Whether a network that does not know its classes is refused."""
+
+    panel: ClassVar[str] = "Model"
+
+    force: Annotated[bool, Doc("go on with a network that is hardly better than chance")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class SaveOptions:
     """When state is written."""
 

@@ -11,6 +11,7 @@ from effvl_cli.config.options import (
     VOLATILE,
     Count,
     DataOptions,
+    GuardOptions,
     ModelOptions,
     Positive,
     Rate,
@@ -41,7 +42,7 @@ class UnitOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitOptions:
+class SplitOptions(GuardOptions):
     """Which images choose."""
 
     panel: ClassVar[str] = "Scoring"
@@ -72,7 +73,6 @@ class ScoreOptions(SplitOptions):
         Literal["none", "macs", "params", "latency"], Doc("divide the impact by what the removal saves")
     ] = "none"
     score_batch_size: Annotated[Positive, Doc("scored images per step")] = 256
-    force: Annotated[bool, Doc("go on with a network that is hardly better than chance")] = False
     sharing: Annotated[
         Literal["auto", "chain", "replay", "off"], Doc("computations shared by candidates; same scores, bit for bit")
     ] = "auto"

@@ -12,6 +12,7 @@ from effvl_cli.config.options import (
     Count,
     DataOptions,
     Fraction,
+    GuardOptions,
     ModelOptions,
     Positive,
     PromptOptions,
@@ -237,7 +238,12 @@ class _Base(TowerOptions, RunOptions, DataOptions, PromptOptions, ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneTokensConfig(KeepOptions, _Base, RankOptions, PredictorOptions, TuneOptions, EvalOptions, SaveOptions):
+class _Judged(_Base, GuardOptions):
+    """A step that means nothing where the dense tower does not know its classes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneTokensConfig(KeepOptions, _Judged, RankOptions, PredictorOptions, TuneOptions, EvalOptions, SaveOptions):
     """The whole job: rank, predict, tune, evaluate."""
 
 
@@ -253,7 +259,7 @@ class _OnRun:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankConfig(_Base, RankOptions):
+class RankConfig(_Judged, RankOptions):
     """Search the golden rankings of the training images; needs no earlier run."""
 
     panel: ClassVar[str] = "Ranking"
@@ -262,12 +268,12 @@ class RankConfig(_Base, RankOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig(KeepOptions, _OnRun, _Base, RankOptions, PredictorOptions, SaveOptions):
+class PredictConfig(KeepOptions, _OnRun, _Judged, RankOptions, PredictorOptions, SaveOptions):
     """Train a predictor on the rankings of RUN; validation keeps as many patches."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneConfig(KeepOptions, _OnRun, _Base, TuneOptions, SaveOptions):
+class TuneConfig(KeepOptions, _OnRun, _Judged, TuneOptions, SaveOptions):
     """Tune prompts with the predictor of RUN pruning."""
 
     panel: ClassVar[str] = "Pruning"
@@ -282,7 +288,7 @@ class TuneConfig(KeepOptions, _OnRun, _Base, TuneOptions, SaveOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(KeepListOptions, _OnRun, _Base, SearchOptions, EvalOptions):
+class EvalConfig(KeepListOptions, _OnRun, _Judged, SearchOptions, EvalOptions):
     """Accuracy of selectors at keep rates, with RUN's predictor and prompts."""
 
     panel: ClassVar[str] = "Evaluation"

@@ -11,7 +11,7 @@ from effvl_cli.engines.prune_blocks import candidates, load_run, measurements, r
 from effvl_cli.engines.prune_blocks.candidates import Candidate, Found
 from effvl_cli.engines.prune_blocks.context import note_leaks
 from effvl_cli.engines.prune_blocks.job import check_split
-from effvl_cli.engines.prune_blocks.removal_step import UNCHOSEN, figures, finetune, settle, size_of
+from effvl_cli.engines.prune_blocks.removal_step import UNCHOSEN, figures, finetune, original_figures, settle, size_of
 from effvl_cli.engines.prune_blocks.training import Recipe
 
 table = tables.steps
@@ -29,7 +29,7 @@ def run(config: ApplyConfig, run: Run) -> None:
     picked = _picked(config.units, found)
     training.check(context, baseline=False)
     phases, original = Phases(run), size_of(context, start.module)
-    before = phases.once("baseline", lambda: figures(context, context.module))
+    before = original_figures(context, phases)
     number = 1 + max((removal.step for removal in start.removals), default=0)
     state = surgery.cut(context, start, picked, step=number)
     steps = [UNCHOSEN | settle(context, phases, state, k=1, count=len(picked), original=original)]

@@ -3,7 +3,7 @@
 from effvl_cli.config.prune_blocks import EMBEDDED
 from effvl_cli.core import distributed
 from effvl_cli.core.checkpoint import digest
-from effvl_cli.core.errors import ModelError, UsageError
+from effvl_cli.core.errors import UsageError
 from effvl_cli.core.phases import Phases
 from effvl_cli.engines.prune_blocks import training
 from effvl_cli.engines.prune_blocks.context import Context
@@ -11,7 +11,6 @@ from effvl_cli.engines.prune_blocks.training import Recipe
 
 PHASE = "baseline"
 EMBEDDED_EPOCHS = 8
-HOPELESS = 1.5  # times chance: below it, weights and labels do not belong together
 FORMAT = 1  # of the cached content: raised when the training changes
 
 
@@ -60,19 +59,3 @@ def _key(context: Context, recipe: Recipe) -> dict[str, object]:
         "device": context.run.device.type,
         "seed": config.seed,
     }
-
-
-def check_better_than_chance(context: Context, top1: float) -> None:
-    """Refuse a network that does not know its classes.
-
-    Raises:
-        ModelError: top-1 of at most `HOPELESS` times chance, without --force.
-    """
-    chance = 1 / len(context.classes)
-    if top1 > HOPELESS * chance:
-        return
-    text = f"{context.network.name} has {top1:.1%} top-1 on the images that score, and chance is {chance:.1%}"
-    if context.config.force:
-        context.run.warn(text)
-        return
-    raise ModelError(text, "Check that weights and class names belong together, or give --force")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from effvl_cli.config.prune_blocks import EMBEDDED
 from effvl_cli.core import seeds
+from effvl_cli.core.chance import refuse_chance
 from effvl_cli.core.errors import DataError, NumericalError, UsageError
 from effvl_cli.core.metrics import top_k
 from effvl_cli.core.run import Run
@@ -136,6 +137,21 @@ class Context:
         loss = nn.functional.cross_entropy(logits.double(), split.labels)
         top1, top5 = (float(top_k(logits, split.labels, k).mean()) for k in (1, 5))
         return {"top1": top1, "top5": top5, "loss": float(loss)}
+
+    def refuse_chance(self, top1: float) -> None:
+        """Look at the accuracy of the original network on the images that score.
+
+        Raises:
+            ModelError: it is hardly better than chance, without --force.
+        """
+        refuse_chance(
+            self.run,
+            self.network.name,
+            top1,
+            len(self.classes),
+            images="the images that score",
+            force=self.config.force,
+        )
 
     def noise(self, batch: int) -> Tensor:
         """(batch, 3, H, W) normal images on the device, always the same."""

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from effvl_cli.core.phases import Phases
-from effvl_cli.engines.prune_blocks import baseline, candidates, importance, latency, lookahead, targets
+from effvl_cli.engines.prune_blocks import candidates, importance, latency, lookahead, targets
 from effvl_cli.engines.prune_blocks.candidates import Candidate, Found
 from effvl_cli.engines.prune_blocks.context import Context
 from effvl_cli.engines.prune_blocks.lookahead import Lookahead, Trial
-from effvl_cli.engines.prune_blocks.removal_step import figures, finetune, settle, size_of
+from effvl_cli.engines.prune_blocks.removal_step import finetune, original_figures, settle, size_of
 from effvl_cli.engines.prune_blocks.surgery import State, cut
 from effvl_cli.engines.prune_blocks.targets import Targets
 from effvl_cli.engines.prune_blocks.training import Recipe
@@ -76,8 +76,7 @@ class Pruning:
         context, state = self.here, self.start
         found = candidates.find(context, state.module, state.origins, self.allowed)
         self.candidates = found.candidates
-        self.baseline = self.phases.once("baseline", lambda: figures(context, context.module))
-        baseline.check_better_than_chance(context, self.baseline["score"]["top1"])
+        self.baseline = original_figures(context, self.phases)
         stopped: Stopped = "target_reached"
         while not self._reached(state):
             if self.steps:

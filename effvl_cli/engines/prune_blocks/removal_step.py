@@ -34,6 +34,17 @@ def figures(context: Context, module: nn.Module) -> dict[str, dict[str, float]]:
     return {"score": context.accuracy(module, context.scoring), "test": context.accuracy(module, context.test)}
 
 
+def original_figures(context: Context, phases: Phases) -> dict[str, dict[str, float]]:
+    """`figures` of the network that a job or verb begins with.
+
+    Raises:
+        ModelError: it is hardly better than chance.
+    """
+    found: dict[str, dict[str, float]] = phases.once("baseline", lambda: figures(context, context.module))
+    context.refuse_chance(found["score"]["top1"])
+    return found
+
+
 def settle(
     context: Context,
     phases: Phases,

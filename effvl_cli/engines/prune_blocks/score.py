@@ -2,7 +2,7 @@
 
 from effvl_cli.config.prune_blocks import ScoreConfig
 from effvl_cli.core.run import Run
-from effvl_cli.engines.prune_blocks import baseline, candidates, importance, load_run, pictures, surgery, tables
+from effvl_cli.engines.prune_blocks import candidates, importance, load_run, pictures, surgery, tables
 from effvl_cli.engines.prune_blocks.context import note_leaks
 from effvl_cli.engines.prune_blocks.job import check_options
 
@@ -20,7 +20,7 @@ def run(config: ScoreConfig, run: Run) -> None:
     technique = run.report.technique
     technique.update(candidates.describe(found), criterion=config.criterion, metric=config.metric)
     before = context.accuracy(state.module, context.scoring)
-    baseline.check_better_than_chance(context, before["top1"])
+    context.refuse_chance(before["top1"])
     run.report.metric("top1_score", before["top1"], split=context.scoring.source.split, n=len(context.scoring))
     scored = importance.measure(context, state.module, found, 1)
     technique.update(

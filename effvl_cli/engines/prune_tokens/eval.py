@@ -14,6 +14,7 @@ from effvl_cli.engines.prune_tokens.evaluation import (
     arm,
     asked_for,
     embed,
+    embed_dense,
     prune,
     record,
     record_controls,
@@ -38,7 +39,7 @@ def run(config: EvalConfig, run: Run) -> None:
     saved = artefact.load(context, Path(str(config.run)))
     _refuse_early(context, names, saved)
     test = context.images("test")
-    dense = embed(context, test)
+    dense = embed_dense(context, test)
     record(context, result(context, "dense", 1.0, test, dense, dense))
     searched = golden(context, test, dense) if "golden" in names else None
     rows: list[dict[str, Any]] = []

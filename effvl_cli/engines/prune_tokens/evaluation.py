@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from effvl_cli.core.chance import refuse_chance
 from effvl_cli.core.errors import ModelError, NumericalError, UsageError
 from effvl_cli.core.metrics import mcnemar, mean_per_class, paired_difference, standard_error, top_k, wilson
 from effvl_cli.data.decoded import Decoded
@@ -27,6 +28,7 @@ from effvl_cli.techniques.prune_tokens.taylor import PROBES
 from effvl_cli.techniques.prune_tokens.tome import MergedVision, merge_schedule
 from effvl_cli.techniques.prune_tokens.tower import NonFiniteError, PrunedVision, Selector, WrappedTower, num_keep
 
+GUARDED = 256  # images that are looked at before a search
 ORACLES = frozenset({"golden"})  # know what no deployed selector can
 OFFLINE = frozenset({"taylor"})  # cost more than they save
 CLS_ARMS = frozenset({"cls-attn", "evit"})
@@ -141,6 +143,40 @@ def embed(context: Context, images: Decoded, vision: WrappedTower | None = None)
         raise NumericalError(
             f"scores of {', '.join(names[:5])} are not finite", "The weights or images hold NaN"
         ) from error
+
+
+def known_images(context: Context) -> Decoded:
+    """The few-shot images, for a search or a training that takes long: the dense tower has to know their classes.
+
+    Raises:
+        ModelError: its accuracy on some of them is hardly better than chance.
+    """
+    images = context.few_shot()
+    some = images.take(torch.linspace(0, len(images) - 1, min(GUARDED, len(images))).long().unique())
+    _refuse_chance(context, some, embed(context, some))
+    return images
+
+
+def embed_dense(context: Context, images: Decoded) -> Tensor:
+    """`embed` with the dense tower, whose accuracy the others are read against.
+
+    Raises:
+        ModelError: it is hardly better than chance.
+    """
+    embeddings = embed(context, images)
+    _refuse_chance(context, images, embeddings)
+    return embeddings
+
+
+def _refuse_chance(context: Context, images: Decoded, embeddings: Tensor) -> None:
+    refuse_chance(
+        context.run,
+        context.network.name,
+        float(context.accuracy(embeddings, images.labels).mean()),
+        len(context.classes),
+        images=f"{len(images)} {images.source.split} images",
+        force=context.config.force or context.network.source == "random",  # asked for: --weights none
+    )
 
 
 def pooled(output: Any) -> Tensor:

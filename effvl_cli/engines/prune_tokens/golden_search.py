@@ -10,6 +10,7 @@ from effvl_cli.core import sweep
 from effvl_cli.core.errors import DataError
 from effvl_cli.data.decoded import Decoded
 from effvl_cli.engines.prune_tokens.context import Context
+from effvl_cli.engines.prune_tokens.evaluation import known_images
 from effvl_cli.engines.prune_tokens.rankings import Ranked, rank_images
 from effvl_cli.techniques.prune_tokens.predictor import dropped_overlap, kendall_tau
 from effvl_cli.techniques.prune_tokens.tower import num_keep
@@ -25,7 +26,7 @@ def rank_training(context: Context) -> tuple[Decoded, Ranked]:
         DataError: the shard holds no image.
         UsageError: a shard that is none.
     """
-    config, images = context.config, context.few_shot()
+    config, images = context.config, known_images(context)
     shard = getattr(config, "sample_shard", "0/1")
     first, count = sweep.parse_shard(shard, "--sample-shard")
     if count > 1:

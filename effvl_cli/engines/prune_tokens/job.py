@@ -9,7 +9,16 @@ from effvl_cli.core.run import Run
 from effvl_cli.data.decoded import Decoded
 from effvl_cli.engines.prune_tokens import artefact, evaluation, latency, pictures, tables
 from effvl_cli.engines.prune_tokens.context import Context, build_context, tower_summary
-from effvl_cli.engines.prune_tokens.evaluation import arm, embed, possible, prune, refuse_missing, result, selector_of
+from effvl_cli.engines.prune_tokens.evaluation import (
+    arm,
+    embed,
+    embed_dense,
+    possible,
+    prune,
+    refuse_missing,
+    result,
+    selector_of,
+)
 from effvl_cli.engines.prune_tokens.golden_search import rank_training
 from effvl_cli.engines.prune_tokens.oracle import golden
 from effvl_cli.engines.prune_tokens.predictor import train_predictor
@@ -45,7 +54,7 @@ def run(config: PruneTokensConfig, run: Run) -> None:
 def _evaluate(context: Context, predictor: Any, tuned: Any, prompts: Any) -> None:
     config = context.config
     test = context.images("test")
-    dense = embed(context, test)
+    dense = embed_dense(context, test)
     evaluation.record(context, result(context, "dense", 1.0, test, dense, dense))
     if config.num_golden:
         some, selector, reference = golden(context, test, dense)

@@ -7,7 +7,15 @@ from effvl_cli.core.errors import ModelError
 from effvl_cli.core.run import Run
 from effvl_cli.engines.prune_tokens import artefact, tables
 from effvl_cli.engines.prune_tokens.context import build_context, tower_summary
-from effvl_cli.engines.prune_tokens.evaluation import embed, prune, record, record_mac_ratio, result
+from effvl_cli.engines.prune_tokens.evaluation import (
+    embed,
+    embed_dense,
+    known_images,
+    prune,
+    record,
+    record_mac_ratio,
+    result,
+)
 from effvl_cli.engines.prune_tokens.prompt_init import check_prompts, prompt_start
 from effvl_cli.engines.prune_tokens.tuning import tune_prompts
 
@@ -27,10 +35,10 @@ def run(config: TuneConfig, run: Run) -> None:
     before = artefact.load(context, Path(str(config.run)))
     if before.predictor is None:
         raise ModelError(f"{config.run} holds no predictor", f"Train one: effvl prune-tokens predict {config.run}")
-    prompts = tune_prompts(context, context.few_shot(), before.predictor)
+    prompts = tune_prompts(context, known_images(context), before.predictor)
     artefact.save(context, before.predictor, prompts, ranking=before.manifest["ranking"], prompted=before.prompted)
     keep, test = context.config.keep, context.images("test")
-    dense = embed(context, test)
+    dense = embed_dense(context, test)
     record(context, result(context, "dense", 1.0, test, dense, dense))
     for name, added in (("predictor", None), ("predictor+tuned", prompts)):
         pruned = embed(context, test, prune(context, before.predictor, keep, added))
