@@ -110,3 +110,37 @@ class SaveOptions:
         Count, VOLATILE, Doc("steps between checkpoints; 0: as often as costs less than 2 % of the time")
     ] = 0
     log_every: Annotated[Positive, VOLATILE, Doc("steps between records in metrics.jsonl")] = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(SaveOptions):
+    """Optimisation, the same words for every command."""
+
+    panel: ClassVar[str] = "Training"
+
+    epochs: Annotated[Positive | None, GROWABLE, Doc("passes over the training data")] = None
+    steps: Annotated[Positive | None, GROWABLE, Doc("optimizer steps")] = None
+    batch_size: Annotated[Positive, Doc("samples per step, over all processes")] = 64
+    accumulate: Annotated[Positive, Doc("backward passes per step")] = 1
+    optimizer: Annotated[Literal["adamw", "sgd", "muon"], Doc("muon: AdamW for all but the block matrices")] = "adamw"
+    lr: Annotated[Rate, Doc("peak learning rate")] = 1e-3
+    lr_decay: Annotated[
+        Literal["cosine", "poly", "poly-concave", "step"],
+        Doc("after the warm-up, over the rest u: half a cosine, (1-u)^p, 1-u^p, or gamma at each milestone"),
+    ] = "cosine"
+    lr_power: Annotated[float, Gt(0), Doc("p of poly and poly-concave")] = 2.0
+    lr_milestones: Annotated[tuple[Fraction, ...], Doc("step: shares of the training, e.g. 0.5,0.75")] = (0.5, 0.75)
+    lr_gamma: Annotated[Fraction, Doc("step: factor at each milestone")] = 0.1
+    lr_floor: Annotated[float, Ge(0), Lt(1), Doc("share of the peak rate that cosine and poly end at")] = 0.0
+    weight_decay: Annotated[float, Ge(0), Doc("weight decay")] = 0.02
+    weight_decay_end: Annotated[
+        float | None, Ge(0), Doc("weight decay at the end, along half a cosine (default: constant)")
+    ] = None
+    decay_all: Annotated[bool, Doc("decay biases and norms too; else matrices only")] = False
+    momentum: Annotated[float, Ge(0), Lt(1), Doc("momentum of sgd and muon")] = 0.9
+    warmup: Annotated[float, Ge(0), Lt(1), Doc("share of the training over which the rate rises")] = 0.05
+    clip_grad: Annotated[float, Ge(0), Doc("largest gradient norm; 0: no clipping")] = 1.0
+    clip_mode: Annotated[Literal["global", "per-param"], Doc("the norm of all gradients, or of each tensor's")] = (
+        "global"
+    )
+    eval_every: Annotated[Count, Doc("steps between evaluations; 0: each epoch, or at half time and the end")] = 0

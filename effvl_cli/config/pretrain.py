@@ -2,15 +2,16 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from annotated_doc import Doc
 from annotated_types import Ge, Gt, Le, Lt
 
+from effvl_cli.config.methods import METHODS, VIEW_METHODS, defaults_of, methods_with
 from effvl_cli.config.options import (
     ARTEFACT,
-    GROWABLE,
     Count,
     DataOptions,
     Fraction,
@@ -19,47 +20,35 @@ from effvl_cli.config.options import (
     PromptOptions,
     Rate,
     RunOptions,
-    SaveOptions,
+    TrainOptions,
 )
 
-INVARIANCE = ("simclr", "mocov3", "dino")
 EMBEDDED = "shape-captions"
 _BUDGET = re.compile(r"([0-9]+(?:\.[0-9]*)?(?:e[0-9]+)?)([kMG]?)")
 _SUFFIX = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(SaveOptions):
-    """Optimisation, the same words for every command."""
+class MethodTrainOptions(TrainOptions):
+    """Optimisation, with defaults that follow the method; once built, none of them is None but the end of the decay."""
 
-    panel: ClassVar[str] = "Training"
-
-    epochs: Annotated[Positive | None, GROWABLE, Doc("passes over the training data")] = None
-    steps: Annotated[Positive | None, GROWABLE, Doc("optimizer steps (clip, supervised)")] = None
-    batch_size: Annotated[Positive, Doc("samples per step, over all processes")] = 64
-    accumulate: Annotated[Positive, Doc("backward passes per step (clip, supervised)")] = 1
-    optimizer: Annotated[Literal["adamw", "sgd", "muon"], Doc("muon: AdamW for all but the block matrices")] = "adamw"
-    lr: Annotated[Rate, Doc("peak learning rate")] = 1e-3
-    lr_decay: Annotated[
-        Literal["cosine", "poly", "poly-concave", "step"],
-        Doc("after the warm-up, over the rest u: half a cosine, (1-u)^p, 1-u^p, or gamma at each milestone"),
-    ] = "cosine"
-    lr_power: Annotated[float, Gt(0), Doc("p of poly and poly-concave")] = 2.0
-    lr_milestones: Annotated[tuple[Fraction, ...], Doc("step: shares of the training, e.g. 0.5,0.75")] = (0.5, 0.75)
-    lr_gamma: Annotated[Fraction, Doc("step: factor at each milestone")] = 0.1
-    lr_floor: Annotated[float, Ge(0), Lt(1), Doc("share of the peak rate that cosine and poly end at")] = 0.0
-    weight_decay: Annotated[float, Ge(0), Doc("weight decay")] = 0.02
+    lr: Annotated[
+        Rate | None, Doc("peak learning rate (default: the method's at batch 256, in proportion to the batch)")
+    ] = None  # type: ignore[assignment]  # of the shared option
+    weight_decay: Annotated[float | None, Ge(0), Doc("weight decay (default: the method's)")] = None  # type: ignore[assignment]
     weight_decay_end: Annotated[
-        float | None, Ge(0), Doc("weight decay at the end, along half a cosine (default: constant)")
+        float | None, Ge(0), Doc("weight decay at the end, along half a cosine (default: dino 0.4, else constant)")
     ] = None
-    decay_all: Annotated[bool, Doc("decay biases and norms too; else matrices only")] = False
-    momentum: Annotated[float, Ge(0), Lt(1), Doc("momentum of sgd and muon")] = 0.9
-    warmup: Annotated[float, Ge(0), Lt(1), Doc("share of the training over which the rate rises")] = 0.05
-    clip_grad: Annotated[float, Ge(0), Doc("largest gradient norm; 0: no clipping")] = 1.0
-    clip_mode: Annotated[Literal["global", "per-param"], Doc("the norm of all gradients, or of each tensor's")] = (
-        "global"
+    warmup: Annotated[
+        float | None, Ge(0), Lt(1), Doc("share of the training over which the rate rises (default: the method's)")
+    ] = None  # type: ignore[assignment]
+    clip_grad: Annotated[float | None, Ge(0), Doc("largest gradient norm; 0: no clipping (default: the method's)")] = (
+        None  # type: ignore[assignment]
     )
-    eval_every: Annotated[Count, Doc("steps between evaluations; 0: each epoch, or at half time and the end")] = 0
+    clip_mode: Annotated[
+        Literal["global", "per-param"] | None,
+        Doc("the norm of all gradients, or of each tensor's (default: dino per-param, else global)"),
+    ] = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +111,11 @@ class MethodOptions:
 
     panel: ClassVar[str] = "Method"
 
+    derived: ClassVar[Mapping[str, str]] = {}
+    """Where options that were not given have their values from, once a config is built."""
+
     method: Annotated[
-        Literal["simclr", "mocov3", "dino", "clip", "supervised"],
+        Literal[*METHODS],  # type: ignore[valid-type]  # the rows are the choices
         Doc("simclr, mocov3, dino: from images alone, accelerated; clip: with texts; supervised: with labels"),
     ] = "simclr"
     temperature: Annotated[float | None, Gt(0), Doc("of the loss (default: 0.2; dino: 0.1, the student's)")] = None
@@ -134,8 +126,13 @@ class MethodOptions:
     moco_loss_scale: Annotated[float | None, Gt(0), Doc("mocov3: factor of the loss (default: 2 temperatures)")] = None
     stop_grad_patch_embed: Annotated[bool | None, Doc("freeze the patch kernel (default: mocov3 only)")] = None
     head_layers: Annotated[Positive | None, Doc("layers of the projector (default: 2; mocov3 3)")] = None
-    head_hidden: Annotated[Positive | None, Doc("hidden width of the heads (default: 4 times the backbone's)")] = None
-    head_out: Annotated[Positive | None, Doc("width of the embedding (default: the backbone's)")] = None
+    head_hidden: Annotated[
+        Positive | None,
+        Doc("hidden width of the heads (default: 2048; mocov3 4096; embedded data 4 x the ViT's)"),
+    ] = None
+    head_out: Annotated[
+        Positive | None, Doc("width of the embedding (default: 128; mocov3, dino 256; embedded data the ViT's)")
+    ] = None
     prototypes: Annotated[
         Positive | None, Doc("dino: outputs of the head (default: 65536 from 100,000 images on, else 4096)")
     ] = None
@@ -166,7 +163,7 @@ class PretrainConfig(
     DataOptions,
     PromptOptions,
     ModelOptions,
-    TrainOptions,
+    MethodTrainOptions,
     ProbeOptions,
     ViewOptions,
     LengthOptions,
@@ -179,7 +176,8 @@ class PretrainConfig(
     def __post_init__(self) -> None:
         """What no single option can say."""
         _refuse_foreign(self, self.method)
-        if self.method in INVARIANCE:
+        _fill(self)
+        if self.method in VIEW_METHODS:
             _check_invariance(self)
         elif (self.steps is None) == (self.epochs is None):
             raise ValueError("the length is missing or given twice. Give --steps or --epochs")
@@ -196,7 +194,7 @@ class PretrainConfig(
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchConfig(RunOptions, DataOptions, ModelOptions, TrainOptions, ViewOptions, MethodOptions):
+class SearchConfig(RunOptions, DataOptions, ModelOptions, MethodTrainOptions, ViewOptions, MethodOptions):
     """Measure the gradient error of compressions along a training, and choose a schedule."""
 
     panel: ClassVar[str] = "Search"
@@ -225,8 +223,9 @@ class SearchConfig(RunOptions, DataOptions, ModelOptions, TrainOptions, ViewOpti
 
     def __post_init__(self) -> None:
         """What no single option can say."""
-        if self.method not in INVARIANCE:
-            raise ValueError(f"--method is {self.method}, which has no views. Give one of {', '.join(INVARIANCE)}")
+        if self.method not in VIEW_METHODS:
+            raise ValueError(f"--method is {self.method}, which has no views. Give one of {', '.join(VIEW_METHODS)}")
+        _fill(self)
         parse_budget(self.budget)
         if self.grad_batch_size == 1:
             raise ValueError("--grad-batch-size is 1. A contrastive loss needs at least 2 images")
@@ -255,34 +254,24 @@ class EvalConfig(RunOptions, DataOptions, ProbeOptions):
     cls_blocks: Annotated[Positive, Doc("CLS tokens of so many last blocks, side by side (DINO ViT-S: 4)")] = 1
 
 
-_METHODS_OF = {
-    **dict.fromkeys(("steps", "accumulate", "augment", "templates"), ("clip", "supervised")),
-    **dict.fromkeys(("eval_data",), ("clip",)),
-    **dict.fromkeys(("label_smoothing",), ("supervised",)),
-    **dict.fromkeys(("symmetric_loss", "moco_loss_scale"), ("mocov3",)),
-    **dict.fromkeys(
-        ("prototypes", "teacher_temperature", "teacher_warmup", "freeze_last", "local_crops", "local_size"), ("dino",)
-    ),
-    "ema": ("mocov3", "dino"),
-    "keep": (*INVARIANCE, "clip"),
-    **dict.fromkeys(
-        (
-            *("budget", "schedule", "patch", "baseline", "cost_model", "compile", "image_size", "size_policy"),
-            *("patch_resize", "crop_min", "aug_device", "temperature", "stop_grad_patch_embed", "head_layers"),
-            *("head_hidden", "head_out", "drop_path"),
-        ),
-        INVARIANCE,
-    ),
-}
-
-
 def _refuse_foreign(config: PretrainConfig, method: str) -> None:
     """An option of another method is not silently ignored."""
     for item in dataclasses.fields(config):
-        known = _METHODS_OF.get(item.name, (method,))
+        known = methods_with(item.name)
         if method not in known and getattr(config, item.name) != item.default:
             flag = item.name.replace("_", "-")
             raise ValueError(f"--{flag} is of --method {', '.join(known)}, and the method is {method}. Leave it out")
+
+
+def _fill(config: "PretrainConfig | SearchConfig") -> None:
+    """Give options that are not given what the method, or the embedded data, make of them."""
+    embedded = config.data == EMBEDDED and config.method == type(config).method
+    derived = {}
+    for name, (value, origin) in defaults_of(config, embedded).items():
+        if getattr(config, name) is None:
+            object.__setattr__(config, name, value)
+            derived[name] = origin
+    object.__setattr__(config, "derived", derived)
 
 
 def _check_invariance(config: PretrainConfig) -> None:

@@ -128,7 +128,9 @@ def resolve(
     if base is not None and "run" in known:  # however it was named, as a checkpoint file or not at all
         values["run"] = str(Path(base.path).parent)
         origins["run"] = "newest run" if origins["run"] == "default" else origins["run"]
-    return Resolved(validate(config, values, origins), origins, found, inherited)
+    built = validate(config, values, origins)
+    origins |= getattr(built, "derived", {})
+    return Resolved(built, origins, found, inherited)
 
 
 def as_recipe(command: str, resolved: Resolved, folder: Path) -> Recipe:

@@ -13,12 +13,15 @@ from torch import Tensor, nn
 from effvl_cli.core import distributed
 from effvl_cli.core.checkpoint import STEPS, Step, StepFolders
 from effvl_cli.core.errors import NumericalError
+from effvl_cli.core.modes import Buffers, as_found
 from effvl_cli.core.optim import Optimizers
 from effvl_cli.core.run import Run
+from effvl_cli.core.stopping import Rule
 
 PATIENCE = 3  # non-finite steps in a row before the run is given up
 CHECKPOINT_SHARE = 0.02  # of the time, at most, goes into checkpoints whose period is not given
 FIRST_CHECKPOINT = 2.0  # seconds
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 EVALUATION_LINES = 10.0  # seconds at least between two logged evaluations; all are in metrics.jsonl
 
 
@@ -43,8 +46,8 @@ class Task:
     def after_backward(self, step: int) -> None:
         """Called between the backward passes of a step and its update."""
 
-    def after_step(self, step: int) -> None:
-        """Called after the update of a step."""
+    def after_step(self, step: int, *, counted: bool) -> None:
+        """Called at the end of a step; `counted` is False where its gradient was not finite and nothing was updated."""
 
     def watch(self, step: int, figures: Mapping[str, float]) -> None:
         """Called with the figures of each record."""
@@ -68,6 +71,8 @@ class Plan:
     steps: int
     rate: Callable[[int], float]
     """Share of the peak learning rate at a step."""
+    rates: tuple[Callable[[int], float], ...] = ()
+    """One for each optimizer, where they differ; `rate` is then what is logged."""
     phase: str = "train"
     accumulate: int = 1
     clip_grad: float = 0.0
@@ -88,6 +93,10 @@ class Plan:
     """What else may help a run whose gradients are not finite."""
     best: str | None = None
     """Validation figure, higher is better, whose best state is the result; None: the last state is."""
+    stop: Rule | None = None
+    """When to end before the last step, by the figures of all evaluations so far."""
+    broadcast_buffers: bool = True
+    """Whether every process takes the first one's buffers before each forward pass; False for buffers of its own."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +108,8 @@ class FitResult:
     best_step: int | None
     figures: dict[str, float]
     seconds: float
+    stopped: bool = False
+    """Whether `Plan.stop` ended it."""
 
 
 class _StepModule(nn.Module):
@@ -123,6 +134,8 @@ def fit(
 ) -> FitResult:
     """Train to `plan.steps`, from the newest checkpoint of this phase if there is one.
 
+    Parameters and buffers move only with steps that count; each part of the module leaves in the mode that it came in.
+
     Args:
         task: the objective.
         optimizers: over `task.module`'s parameters.
@@ -134,7 +147,8 @@ def fit(
         Preempted: asked to stop; the state is saved.
         NumericalError: the loss stayed non-finite.
     """
-    return _Loop(task, optimizers, run, plan).run_from(batches)
+    with as_found(task.module, buffers=False):
+        return _Loop(task, optimizers, run, plan).run_from(batches)
 
 
 class _Loop:
@@ -145,7 +159,9 @@ class _Loop:
         self.step = self.resumed_at = self.bad_steps = 0
         self.best: tuple[float, int] | None = None
         self.figures: dict[str, float] = {}
+        self.history: list[dict[str, float]] = []
         self.step_module: nn.Module = _StepModule(task)
+        self.buffers = Buffers([task.module])
         self.saved_at, self.save_cost = time.monotonic(), 0.0
         self.told_at = 0.0
         self.batch: Any = None
@@ -157,22 +173,31 @@ class _Loop:
         if saved is not None:
             self._restore(saved)
         self.run.resumed(self.plan.phase, self.resumed_at)
-        if distributed.world().size > 1 and self.step < self.plan.steps:
-            self.step_module = nn.parallel.DistributedDataParallel(self.step_module)
+        if distributed.world().size > 1 and not self._over:
+            self.step_module = nn.parallel.DistributedDataParallel(
+                self.step_module, broadcast_buffers=self.plan.broadcast_buffers
+            )
         if self.step == 0 and 0 in self.plan.milestones:
             self._save()
-        if self.step < self.plan.steps:
+        if not self._over:
             self._train(batches(self.step * self.plan.accumulate))
         if self.plan.best and self.best and self.best[1] != self.step:
             self.task.module.load_state_dict(self.folders.load(self.best[1]).model)
         best_step = self.best[1] if self.best else None
-        return FitResult(self.step, self.resumed_at, best_step, self.figures, time.monotonic() - started)
+        stopped = self.step < self.plan.steps
+        return FitResult(self.step, self.resumed_at, best_step, self.figures, time.monotonic() - started, stopped)
+
+    @property
+    def _over(self) -> bool:
+        """At the last step, or stopped by the rule."""
+        stop = self.plan.stop
+        return self.step >= self.plan.steps or bool(stop and self.history and stop(self.history))
 
     def _train(self, stream: Iterator[Any]) -> None:
         work = self.plan.work
         total, done = math.ceil(work(self.plan.steps)), int(work(self.step))
         with self.run.progress(self.plan.phase, total, completed=done) as progress:
-            while self.step < self.plan.steps:
+            while not self._over:
                 losses, norm = self._one_step(stream)
                 self.step += 1
                 self._record(losses, norm, progress)
@@ -182,9 +207,10 @@ class _Loop:
     def _one_step(self, stream: Iterator[Any]) -> tuple[dict[str, Tensor], Tensor]:
         plan = self.plan
         self.task.module.train()
-        self.optimizers.set_rate(plan.rate(self.step))
+        self.optimizers.set_rates([rate(self.step) for rate in plan.rates or (plan.rate,)])
         if plan.decay:
             self.optimizers.set_decay(plan.decay(self.step))
+        self.buffers.keep()
         totals: dict[str, Tensor] = {}
         for part in range(plan.accumulate):
             waiting = time.monotonic()
@@ -210,19 +236,22 @@ class _Loop:
         self.task.after_backward(self.step)
         parameters = [p for group in self.optimizers.groups() for p in group["params"] if p.grad is not None]
         norm = _clip(parameters, self.plan)
+        counted = bool(torch.isfinite(norm))
         if self.scaler.is_enabled():
             for part in self.optimizers.parts:
                 self.scaler.step(part)
             self.scaler.update()
-        elif bool(torch.isfinite(norm)):
+        elif counted:
             self.optimizers.step()
+        if not counted:
+            self.buffers.put_back()
         self.optimizers.zero_grad()
-        self.task.after_step(self.step)
-        self._guard(norm)
+        self.task.after_step(self.step, counted=counted)
+        self._guard(counted=counted)
         return norm
 
-    def _guard(self, norm: Tensor) -> None:
-        self.bad_steps = 0 if bool(torch.isfinite(norm)) else self.bad_steps + 1
+    def _guard(self, *, counted: bool) -> None:
+        self.bad_steps = 0 if counted else self.bad_steps + 1
         if self.bad_steps == 1 and not self.scaler.is_enabled():
             self.run.warn(f"step {self.step} of {self.plan.phase}: gradient not finite, step left out")
         if self.bad_steps >= PATIENCE and not (self.scaler.is_enabled() and self.scaler.get_scale() > 1.0):
@@ -255,9 +284,12 @@ class _Loop:
         due = self.step == plan.steps or periodic or self.step in plan.eval_at
         if not due:
             return False
-        self.task.module.eval()
-        with torch.no_grad():
+        with as_found(self.task.module, training=False), torch.no_grad():
             self.figures = self.task.evaluate()
+        if plan.stop:
+            self.history.append(self.figures)
+            if self._over and self.step < plan.steps:
+                self.run.log(f"{plan.phase}: no further gain, stopped at step {self.step} of {plan.steps}")
         self.run.record("eval", phase=plan.phase, step=self.step, **self.figures)
         if self.figures and (self.step == plan.steps or time.monotonic() - self.told_at > EVALUATION_LINES):
             self.told_at = time.monotonic()
@@ -275,7 +307,7 @@ class _Loop:
         wait = max(FIRST_CHECKPOINT, self.save_cost / CHECKPOINT_SHARE)
         timed = not plan.save_every and time.monotonic() - self.saved_at >= wait
         periodic = bool(plan.save_every) and self.step % plan.save_every == 0
-        wanted = improved or self.step == plan.steps or timed or periodic or self.step in plan.milestones
+        wanted = improved or self._over or timed or periodic or self.step in plan.milestones
         wish = distributed.all_reduce_max(2 + stop if stop else int(wanted))
         if wish:
             self._save()
@@ -291,6 +323,7 @@ class _Loop:
                 "task": self.task.state_dict(),
                 "best": list(self.best) if self.best else [],
                 "figures": self.figures,
+                "history": self.history,
                 "bad_steps": self.bad_steps,
                 "records": self.run.record_offset(),
             }
@@ -307,8 +340,9 @@ class _Loop:
         best = saved.state["best"]
         self.best = (best[0], int(best[1])) if best else None
         self.figures, self.bad_steps = saved.state["figures"], saved.state["bad_steps"]
+        self.history = saved.state.get("history", [])  # a checkpoint of an older version has none
         self.step = self.resumed_at = saved.step
-        if self.step < self.plan.steps:
+        if not self._over:
             self.run.rewind_records(saved.state["records"])
         else:  # records of later work may follow
             self.run.settle_records(saved.state["records"])
@@ -329,6 +363,5 @@ def _clip(parameters: list[Tensor], plan: Plan) -> Tensor:
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
     """Autocast to `precision`; nothing for fp32."""
-    if precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+    kind = PRECISIONS[precision]
+    return contextlib.nullcontext() if kind is None else torch.autocast(device.type, kind)

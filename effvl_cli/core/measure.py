@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from effvl_cli.core.modes import as_found
+
 
 def count_parameters(module: nn.Module) -> int:
     """Number of parameters."""
@@ -15,13 +17,14 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def count_macs(module: nn.Module, *inputs: Tensor) -> int:
-    """Multiply-adds of a forward pass: half of torch's FLOP count.
+    """Multiply-adds of a forward pass in evaluation mode: half of torch's FLOP count; the module stays as it is.
 
     Fused attention is invisible to the counter, in some versions of torch even that of training: it is computed by
     plain products while counting.
     """
     plain = sdpa_kernel(SDPBackend.MATH)
-    with unfused_attention(), plain, torch.enable_grad(), FlopCounterMode(display=False) as counter:
+    quiet = as_found(module, training=False)
+    with quiet, unfused_attention(), plain, torch.enable_grad(), FlopCounterMode(display=False) as counter:
         module(*inputs)
     return counter.get_total_flops() // 2
 

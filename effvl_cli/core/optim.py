@@ -2,12 +2,15 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+Decays = Callable[[str, Tensor], float]
+"""Share of the weight decay that falls on a parameter, by its name and itself."""
 
 _BLOCK = re.compile(r"(^|\.)(resblocks|blocks|layers)\.\d+\.")
 
@@ -24,10 +27,12 @@ class Optimizers:
         """All parameter groups."""
         return [group for part in self.parts for group in part.param_groups]
 
-    def set_rate(self, factor: float) -> None:
-        """Learning rate of every group = its peak * factor."""
-        for group in self.groups():
-            group["lr"] = group["peak_lr"] * factor
+    def set_rates(self, factors: Sequence[float]) -> None:
+        """Learning rate of every group = its peak * the factor of its optimizer; one factor is for all."""
+        each = list(factors) * len(self.parts) if len(factors) == 1 else factors
+        for part, factor in zip(self.parts, each, strict=True):
+            for group in part.param_groups:
+                group["lr"] = group["peak_lr"] * factor
 
     def set_decay(self, factor: float) -> None:
         """Weight decay of every group = the one it was built with * factor."""
@@ -54,6 +59,16 @@ class Optimizers:
             part.load_state_dict(saved)
 
 
+def matrices(name: str, parameter: Tensor) -> float:
+    """Weight decay on matrices and kernels; none on biases, gains and other vectors."""
+    return float(parameter.ndim >= 2)
+
+
+def everything(name: str, parameter: Tensor) -> float:
+    """Weight decay on all parameters."""
+    return 1.0
+
+
 def build(
     module: nn.Module,
     name: Literal["adam", "adamw", "sgd", "muon"],
@@ -61,21 +76,30 @@ def build(
     lr: float,
     weight_decay: float,
     momentum: float = 0.9,
-    decay_all: bool = False,
+    nesterov: bool = False,
+    decays: Decays = matrices,
 ) -> Optimizers:
     """Optimizer of a module's trainable parameters.
 
-    Weight decay falls on matrices only, unless `decay_all`. `muon` orthogonalises the updates of the matrices inside
-    transformer blocks (torch.optim.Muon, rate matched to AdamW's) and leaves the rest to AdamW at the same rate.
+    Args:
+        module: whose parameters.
+        name: `muon` orthogonalises the updates of the matrices inside transformer blocks (torch.optim.Muon, rate
+            matched to AdamW's) and leaves the rest to AdamW at the same rate.
+        lr: peak learning rate.
+        weight_decay: of adam an L2 penalty on everything, as torch.optim.Adam has it.
+        momentum: of sgd and muon.
+        nesterov: of sgd.
+        decays: how much of the weight decay falls on each parameter; parameters of one share are one group.
     """
     named = [(key, value) for key, value in module.named_parameters() if value.requires_grad]
     blocks = [p for key, p in named if name == "muon" and p.ndim == 2 and _BLOCK.search(key)]
     taken = {id(p) for p in blocks}
-    rest = [p for _, p in named if id(p) not in taken]
-    groups = [{"params": rest, "weight_decay": weight_decay}] if decay_all else _decay_groups(rest, weight_decay)
+    named = [(key, p) for key, p in named if id(p) not in taken]
+    rest = [p for _, p in named]
+    groups = _decay_groups(named, weight_decay, decays)
     if name == "sgd":
-        return Optimizers([torch.optim.SGD(groups, lr=lr, momentum=momentum)])
-    if name == "adam":  # L2 penalty on everything, as torch.optim.Adam has it
+        return Optimizers([torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)])
+    if name == "adam":
         return Optimizers([torch.optim.Adam(rest, lr=lr, weight_decay=weight_decay)])
     parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=lr)] if rest else []
     if blocks:
@@ -87,20 +111,39 @@ def build(
     return Optimizers(parts)
 
 
-def _decay_groups(parameters: Sequence[Tensor], weight_decay: float) -> list[dict[str, Any]]:
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+def _decay_groups(named: Sequence[tuple[str, Tensor]], weight_decay: float, decays: Decays) -> list[dict[str, Any]]:
+    """One group for each share of the weight decay, the largest first."""
+    shares = [decays(name, parameter) for name, parameter in named]
+    return [
+        {
+            "params": [parameter for (_, parameter), own in zip(named, shares, strict=True) if own == share],
+            "weight_decay": weight_decay * share,
+        }
+        for share in sorted(set(shares), reverse=True)
     ]
-    return [group for group in groups if group["params"]]
+
+
+def warm_up(done: float, length: float) -> float | None:
+    """Share of the peak rate while it rises in a straight line over `length`; None behind that.
+
+    Whoever counts steps passes the one that begins as done, so that the first one is not lost to a rate of 0; whoever
+    measures the share of the training that is done begins at 0.
+    """
+    return done / length if length and done <= length else None
 
 
 def cosine(step: int, steps: int, *, warmup: int = 0, floor: float = 0.0) -> float:
     """Share of the peak rate at `step`: linear rise over `warmup` steps, then half a cosine down to `floor`."""
-    if step < warmup:
-        return (step + 1) / warmup
+    rising = warm_up(step + 1, warmup)
+    if rising is not None:
+        return rising
     progress = (step - warmup) / max(1, steps - warmup)
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return floor + (1 - floor) * half_cosine(progress)
+
+
+def half_cosine(u: float) -> float:
+    """From 1 at u = 0 to 0 at u = 1 and beyond."""
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, u)))
 
 
 Decay = Literal["cosine", "poly", "poly-concave", "step"]
@@ -129,13 +172,14 @@ class RateCurve:
 
     def __call__(self, t: float) -> float:
         """The share at t."""
-        if t < self.warmup:
-            return t / self.warmup
+        rising = warm_up(t, self.warmup)
+        if rising is not None:
+            return rising
         if self.decay == "step":
             return self.gamma ** sum(t >= milestone for milestone in self.milestones)
         u = min(1.0, (t - self.warmup) / (1 - self.warmup))
         shapes = {
-            "cosine": 0.5 * (1 + math.cos(math.pi * u)),
+            "cosine": half_cosine(u),
             "poly": (1 - u) ** self.power,
             "poly-concave": 1 - u**self.power,
         }

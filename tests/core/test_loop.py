@@ -11,14 +11,15 @@ from effvl_cli.core.errors import NumericalError, Preempted
 from effvl_cli.core.loop import Plan, StepOutput, Task, fit
 from effvl_cli.core.report import ReportBuilder
 from effvl_cli.core.run import Run
+from effvl_cli.core.stopping import patience, plateau
 
 
 class Toy(Task):
     """Regression of a fixed linear map; evaluation figures can be dictated."""
 
-    def __init__(self, figures=None, poison=()):
+    def __init__(self, figures=None, poison=(), module=None):
         torch.manual_seed(0)
-        self.module = torch.nn.Linear(4, 2)
+        self.module = module or torch.nn.Linear(4, 2)
         self.figures, self.poison, self.seen = iter(figures or []), poison, 0
 
     def train_step(self, batch, step):
@@ -184,3 +185,91 @@ def test_muon_takes_the_block_matrices_only():
     muon = {names[id(p)] for p in built.parts[1].param_groups[0]["params"]}
     assert len(muon) == 8 and all("resblocks.0" in key for key in muon)
     assert sum(len(g["params"]) for g in built.groups()) == len(names)
+
+
+def _normed():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.BatchNorm1d(2), torch.nn.Dropout(0.5))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("finished", [False, True])
+def test_each_part_leaves_the_loop_in_the_mode_that_it_came_in(open_toy, training, finished):
+    task = Toy(figures=[0.1], module=_normed())
+    if finished:
+        train(open_toy(), Toy(figures=[0.1], module=_normed()), plan(2))
+    task.module.train(training)
+    task.module[2].train(not training)
+    train(open_toy(), task, plan(2))
+    assert [part.training for part in task.module] == [training, training, not training]
+
+
+def test_statistics_move_only_with_a_step_that_counts(open_toy):
+    """Step 3 has a loss that is not finite: statistics as if it had not been."""
+
+    def without_the_third(start):
+        for number, batch in enumerate(stream(start), start):
+            if number != 3:
+                yield batch
+
+    task, other = Toy(poison={3}, module=_normed()[:2]), Toy(module=_normed()[:2])
+    train(open_toy("a"), task, Plan(steps=5, rate=lambda s: 1.0))
+    train(open_toy("b"), other, Plan(steps=4, rate=lambda s: 1.0), without_the_third)
+    assert task.module[1].num_batches_tracked == 4
+    for key, value in other.module.state_dict().items():
+        assert torch.equal(value, task.module.state_dict()[key]), key
+
+
+# --- ending early ----------------------------------------------------------------------------------------------------
+
+PLATEAU = [0.1, 0.5, 0.4, 0.5, 0.6, 0.3]  # after four evaluations, two in a row were no better than the second
+
+
+@pytest.mark.parametrize("interrupted_after", [None, 3, 5, 7, 8])
+def test_patience_ends_a_training_at_the_same_step_wherever_it_was_interrupted(open_toy, interrupted_after):
+    the_plan = plan(20, eval_every=2, stop=patience("figure", 2))
+
+    def stops(start):
+        for number, batch in enumerate(stream(start), start):
+            if number == interrupted_after:
+                raise RuntimeError("pulled the plug")
+            yield batch
+
+    straight = Toy(PLATEAU)
+    fitted, _ = train(open_toy("a"), straight, the_plan)
+    assert (fitted.steps, fitted.stopped, fitted.figures) == (8, True, {"figure": 0.5})
+    if interrupted_after is None:
+        return
+    if interrupted_after < 8:
+        with pytest.raises(RuntimeError):
+            train(open_toy("b"), Toy(PLATEAU), the_plan, stops)
+    else:
+        train(open_toy("b"), Toy(PLATEAU), the_plan)
+    known = 4 * (interrupted_after // 4)
+    again = Toy(PLATEAU[known // 2 :])
+    fitted, _ = train(open_toy("b"), again, the_plan)
+    assert (fitted.steps, fitted.stopped, fitted.resumed_at) == (8, True, known)
+    assert torch.equal(straight.module.weight, again.module.weight)
+
+
+def test_rules_of_stopping():
+    def history(*values):
+        return [{"figure": value} for value in values]
+
+    waits = patience("figure", 2)
+    assert [waits(history(*PLATEAU[:n])) for n in range(6)] == [False, False, False, False, True, False]
+    assert patience("figure", 1, least=0.2)(history(0.1, 0.25))
+    flat = plateau("figure", 2, least=0.05)
+    assert not flat(history(0.1, 0.2, 0.3))
+    assert not flat(history(0.1, 0.2, 0.3, 0.4))
+    assert flat(history(0.1, 0.2, 0.3, 0.4, 0.38, 0.4))
+
+
+def test_each_optimizer_follows_a_rate_of_its_own(open_toy):
+    task, seen = Toy(), []
+    layers = [torch.optim.SGD([p], lr=0.1) for p in task.module.parameters()]
+    optimizers = optim.Optimizers(layers)
+    task.after_step = lambda step, counted: seen.append([group["lr"] for group in optimizers.groups()])
+    rates = (lambda step: 1.0, lambda step: step / 2)
+    fit(task, optimizers, stream, open_toy(), Plan(steps=3, rate=rates[0], rates=rates))
+    assert seen == [[0.1, 0.0], [0.1, 0.05], [0.1, 0.1]]

@@ -31,6 +31,15 @@ def test_a_frozen_module_counts_as_much(context):
     assert torch.backends.mha.get_fastpath_enabled()
 
 
+def test_counting_changes_neither_mode_nor_statistics():
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), torch.nn.BatchNorm2d(2), torch.nn.Dropout()).train()
+    module[2].eval()
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    assert measure.count_macs(module, torch.randn(1, 3, 4, 4)) == 3 * 2 * 16
+    assert [part.training for part in module] == [True, True, False]
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+
+
 def test_streams_are_derived_and_independent():
     assert seeds.derive(0, "a", 1) == seeds.derive(0, "a", 1)
     assert len({seeds.derive(s, n, k) for s in range(3) for n in "ab" for k in range(3)}) == 18

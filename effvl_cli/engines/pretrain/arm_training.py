@@ -10,17 +10,21 @@ from typing import Any
 
 import torch
 
+from effvl_cli.config.methods import METHODS
 from effvl_cli.config.pretrain import PretrainConfig, SearchConfig
-from effvl_cli.core import bench, distributed, loop, optim
+from effvl_cli.core import bench, distributed, loop
 from effvl_cli.core.files import write_json
+from effvl_cli.core.modes import as_found
 from effvl_cli.core.run import Run
 from effvl_cli.data.loader import Batch
 from effvl_cli.data.views import WorkerCrops
+from effvl_cli.engines.common.plans import optimizers_of, plan_of
+from effvl_cli.engines.pretrain.costs import Costs
 from effvl_cli.engines.pretrain.images import TrainImages
+from effvl_cli.engines.pretrain.methods import build_method, build_network
 from effvl_cli.engines.pretrain.probes import Probe
-from effvl_cli.engines.pretrain.rates import decay_curve, rate_curve
-from effvl_cli.engines.pretrain.setup import Costs, Sizes, build_method, build_network
 from effvl_cli.engines.pretrain.task import InvarianceTask
+from effvl_cli.engines.pretrain.view_sizes import Sizes
 from effvl_cli.engines.pretrain.views import ViewMaker
 from effvl_cli.models.network import Network
 from effvl_cli.techniques.pretrain.schedule import Clock, Compression, Schedule
@@ -146,10 +150,8 @@ def step_times(trainer: ArmTrainer, compressions: dict[str, Compression]) -> dic
 
     arms: dict[str, Any] = {"forward": lambda: method.backbone(pictures)}
     arms |= {key: (lambda c=c: step(c)) for key, c in compressions.items()}
-    state = {key: value.clone() for key, value in method.state_dict().items()}
-    with loop.autocast(trainer.run.device, config.precision):
+    with as_found(method, training=True), loop.autocast(trainer.run.device, config.precision):
         found = bench.timed(arms, trainer.run.device, seconds=STEP_SECONDS)
-    method.load_state_dict(state)
     base = found["forward"].median_ms
     return {key: found[key].median_ms / base for key in compressions}
 
@@ -164,38 +166,21 @@ def train(trainer: ArmTrainer, schedule: Schedule, budget: float, *, phase: str,
     if getattr(config, "compile", False):
         compile_backbone(method, run)
     task = InvarianceTask(method, clock, trainer.maker, run, probe)
-    optimizers = optim.build(
-        method,
-        config.optimizer,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        momentum=config.momentum,
-        decay_all=config.decay_all,
-    )
-    curve = rate_curve(config)
-    plan = loop.Plan(
-        steps=clock.steps,
-        rate=lambda step: curve(clock.t(step)),
-        decay=decay_curve(config, clock.t),
+    plan = plan_of(
+        config,
+        clock.steps,
+        t=clock.t,
         phase=phase,
-        clip_grad=config.clip_grad,
-        clip_mode=config.clip_mode,
         precision=config.precision,
-        eval_every=config.eval_every,
         eval_at=frozenset({clock.step_at(0.5)} - {0}),
-        save_every=config.save_every,
-        log_every=config.log_every,
         milestones=frozenset(clock.step_at(t) for t in STAGES),
         work=clock.spent,
-        hint=f", or {_hints(config.method)}, or use --precision fp32",
+        hint=f", or {METHODS[config.method].hint}, or use --precision fp32",
     )
     stream = trainer.stream_of(clock)
+    optimizers = optimizers_of(config, method)
     fitted = loop.fit(task, optimizers, lambda start: task.meter.timed(stream(start)), run, plan)
     return Trained(fitted, clock, task)
-
-
-def _hints(method: str) -> str:
-    return "raise --teacher-temperature" if method == "dino" else "raise --temperature"
 
 
 def compile_backbone(method: Any, run: Run) -> None:

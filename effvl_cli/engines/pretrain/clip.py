@@ -1,20 +1,23 @@
 """Image-text contrastive training on captions, or on class names in templates."""
 
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from effvl_cli.core import distributed, seeds
-from effvl_cli.core.loop import StepOutput, Task
+from effvl_cli.core.loop import StepOutput, Task, autocast
+from effvl_cli.core.modes import as_found
 from effvl_cli.core.run import Run
 from effvl_cli.data.decoded import Decoded
 from effvl_cli.data.loader import Batch
 from effvl_cli.data.prompts import captions
 from effvl_cli.data.source import ImageSource
 from effvl_cli.engines.inference import over_images
-from effvl_cli.models.network import Network, zero_shot_classifier
+from effvl_cli.engines.pretrain.objective import Objective
+from effvl_cli.models.network import Kind, Network, zero_shot_classifier
 from effvl_cli.models.openclip_tower import tower_of
 from effvl_cli.techniques.pretrain.contrastive import contrastive_loss
 from effvl_cli.techniques.pretrain.tokens import count_kept, encode_kept, random_tokens
@@ -35,6 +38,7 @@ class ClipTask(Task):
         *,
         seed: int,
         token_keep: float,
+        precision: str,
         validation: Decoded,
     ) -> None:
         self.network, self.module, self.run, self.seed = network, network.module, run, seed
@@ -42,7 +46,7 @@ class ClipTask(Task):
         self.tower = tower_of(self.module)
         self.num_patches = self.tower.grid[0] * self.tower.grid[1]
         self.num_keep = count_kept(self.num_patches, token_keep)
-        self.validation = validation
+        self.validation, self.precision = validation, precision
         if self.classes:
             texts = [captions(self.classes, (template,)) for template in templates]
             self.tokens = torch.stack([network.tokenize(text) for text in texts], 1).to(run.device)
@@ -89,35 +93,78 @@ class ClipTask(Task):
         images = self.validation
         if not len(images) or not self.classes:
             return {}
-        logits = zero_shot_logits(self.network, images, self.classes, self.templates, self.run)
+        logits = zero_shot_logits(self.network, images, self.classes, self.templates, self.run, self.precision)
         return {"top1_val": float((logits.argmax(1) == images.labels).float().mean())}
+
+
+class ClipObjective(Objective):
+    """Images and texts."""
+
+    kind: ClassVar[Kind] = "clip"
+    default_model: ClassVar[str] = "tiny:clip"
+
+    def task(self, validation: Decoded) -> ClipTask:
+        """Captions of the images, or class names in templates."""
+        return ClipTask(
+            self.network,
+            self.source,
+            self.templates,
+            self.run,
+            seed=self.config.seed,
+            token_keep=self.config.keep or 1.0,
+            precision=self.config.precision,
+            validation=validation,
+        )
+
+    def test(self) -> None:
+        """Zero-shot top-1 on --data and on --eval-data, or recall of the captions where there are no classes."""
+        network, run, precision = self.network, self.run, self.config.precision
+        if not self.source.classes:
+            images = self.test_images(self.open("test"))
+            self.figure("recall1_image_to_text", image_to_text_recall(network, images, run, precision))
+            return
+        for data in (self.config.data, *self.config.eval_data):
+            own = data == self.config.data
+            test = self.open("test", data)
+            images = self.test_images(test)
+            suffix = "" if own else f"_{data.partition(':')[2] or data}"
+            templates = self.templates if own else test.templates
+            logits = zero_shot_logits(network, images, test.classes, templates, run, precision)
+            shuffled = torch.arange(len(test.classes)).roll(1)  # every name on another class
+            self.accuracy(f"top1_shuffled_names{suffix}", logits[:, shuffled], images.labels)
+            self.accuracy(f"top1{suffix}", logits, images.labels)
 
 
 def _gather_labels(labels: Tensor) -> Tensor:
     return distributed.gather_rows(labels, len(labels) * distributed.world().size)
 
 
-def image_embeddings(network: Network, images: Decoded, run: Run, precision: str = "fp32") -> Tensor:
+def image_embeddings(network: Network, images: Decoded, run: Run, precision: str) -> Tensor:
     """Unit embeddings (M, E)."""
-    network.module.eval()
     encode = network.module.encode_image
-    return over_images(lambda x, _: encode(x, normalize=True), images, run, batch_size=256, precision=precision)
+    with as_found(network.module, training=False):
+        return over_images(lambda x, _: encode(x, normalize=True), images, run, batch_size=256, precision=precision)
 
 
 def zero_shot_logits(
-    network: Network, images: Decoded, classes: tuple[str, ...], templates: tuple[str, ...], run: Run
+    network: Network,
+    images: Decoded,
+    classes: tuple[str, ...],
+    templates: tuple[str, ...],
+    run: Run,
+    precision: str,
 ) -> Tensor:
     """Cosines (M, C) of images with class names."""
-    network.module.eval()
-    classifier = zero_shot_classifier(network, classes, templates, run.device)
-    return image_embeddings(network, images, run) @ classifier.cpu()
+    with as_found(network.module, training=False), autocast(run.device, precision):
+        classifier = zero_shot_classifier(network, classes, templates, run.device)
+    return image_embeddings(network, images, run, precision) @ classifier.cpu()
 
 
-def image_to_text_recall(network: Network, images: Decoded, run: Run) -> Tensor:
+def image_to_text_recall(network: Network, images: Decoded, run: Run, precision: str) -> Tensor:
     """(M,) 0/1: whether the text nearest to each image is its own, or one of the same words."""
-    embeddings = image_embeddings(network, images, run)
+    embeddings = image_embeddings(network, images, run, precision)
     tokens = network.tokenize(images.captions)
-    with torch.no_grad():
+    with as_found(network.module, training=False), torch.no_grad(), autocast(run.device, precision):
         parts = [network.module.encode_text(part.to(run.device), normalize=True).cpu() for part in tokens.split(256)]
     nearest = (embeddings @ torch.cat(parts).float().T).argmax(1)
     return (tokens[nearest] == tokens).all(1).float()

@@ -1,6 +1,6 @@
 """Pictures without labels as a stream of training batches: held in memory, or read by loader processes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 from effvl_cli.config.pretrain import EvalConfig, PretrainConfig, SearchConfig
-from effvl_cli.core import distributed
 from effvl_cli.core.errors import UsageError
 from effvl_cli.core.report import physical_memory
 from effvl_cli.core.run import Run
 from effvl_cli.data import load
 from effvl_cli.data.decoded import Decoded
-from effvl_cli.data.loader import Batch, loader_workers, train_batches
+from effvl_cli.data.loader import Batch, loader_workers
 from effvl_cli.data.sampler import EpochSampler
 from effvl_cli.data.source import ImageSource, Subset
 from effvl_cli.data.transforms import Preprocess
 from effvl_cli.data.views import SMALL, WorkerCrops
+from effvl_cli.engines.common.batches import Stream, in_memory, loaded
 
 MEMORY_SHARE = 0.25  # of the machine's, for the pictures of a training
 CANVAS = 2  # times the view: larger pictures are made smaller before they are held in memory
@@ -76,31 +76,10 @@ class TrainImages:
 
     def batches(
         self, config: PretrainConfig | SearchConfig, run: Run, batch_size: int, crops_at: StepCrops, *, seed: int
-    ) -> Callable[[int], Iterator[Batch]]:
+    ) -> Stream[Batch]:
         """The stream of this process's batches, from any step on: of whole pictures, or of `crops_at(step)`."""
-        world = distributed.world()
         sampler = EpochSampler(len(self), batch_size, seed)
-
-        def held(start: int) -> Iterator[Batch]:
-            assert self.canvas is not None
-            step = start
-            while True:
-                _, places = sampler.share(step, world.rank, world.size)
-                yield Batch(self.canvas[places], torch.zeros_like(places), self.kept[places])
-                step += 1
-
-        def read(start: int) -> Iterator[Batch]:
-            return train_batches(
-                self.source,
-                None,
-                sampler,
-                transform_at=crops_at,
-                seed=seed,
-                start_step=start,
-                rank=world.rank,
-                world=world.size,
-                workers=loader_workers(config.workers, run.device.type),
-                on_bad=config.on_bad,
-            )
-
-        return read if self.canvas is None else held
+        canvas = self.canvas
+        if canvas is None:
+            return loaded(self.source, sampler, config, run, seed=seed, transform_at=crops_at)
+        return in_memory(sampler, lambda rows: Batch(canvas[rows], torch.zeros_like(rows), self.kept[rows]))

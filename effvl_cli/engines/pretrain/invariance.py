@@ -10,18 +10,12 @@ from effvl_cli.core.run import Run
 from effvl_cli.core.table import Cell, Table, percent, points, times
 from effvl_cli.engines.pretrain import pictures
 from effvl_cli.engines.pretrain.arm_training import ArmTrainer, Trained, stage_rows, tokens, train
+from effvl_cli.engines.pretrain.costs import Costs, budget_of, memory_estimate
 from effvl_cli.engines.pretrain.images import TrainImages, open_split
+from effvl_cli.engines.pretrain.methods import build_method, build_network, check_batch
 from effvl_cli.engines.pretrain.probes import Judged, Probe, decode
-from effvl_cli.engines.pretrain.setup import (
-    Costs,
-    Sizes,
-    budget_of,
-    build_method,
-    build_network,
-    build_schedule,
-    check_batch,
-    memory_estimate,
-)
+from effvl_cli.engines.pretrain.schedules import build_schedule
+from effvl_cli.engines.pretrain.view_sizes import Sizes
 from effvl_cli.techniques.pretrain.schedule import Clock, Compression, Schedule
 
 BOTH = ("baseline", "accelerated")

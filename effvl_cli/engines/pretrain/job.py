@@ -1,6 +1,7 @@
 """Trains a network from scratch by one of the methods."""
 
-from effvl_cli.config.pretrain import INVARIANCE, PretrainConfig
+from effvl_cli.config.methods import VIEW_METHODS
+from effvl_cli.config.pretrain import PretrainConfig
 from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
 from effvl_cli.core.table import Table, percent
@@ -9,18 +10,18 @@ from effvl_cli.engines.pretrain import invariance, labelled
 
 def run(config: PretrainConfig, run: Run) -> None:
     """Train, evaluate, save."""
-    engine = invariance if config.method in INVARIANCE else labelled
+    engine = invariance if config.method in VIEW_METHODS else labelled
     engine.run(config, run)
 
 
 def preview(config: PretrainConfig) -> Table | None:
     """What `--dry-run` shows beside the options."""
-    return invariance.preview(config) if config.method in INVARIANCE else None
+    return invariance.preview(config) if config.method in VIEW_METHODS else None
 
 
 def table(report: Report) -> Table:
     """Test figures."""
-    if report.technique.get("method") in INVARIANCE:
+    if report.technique.get("method") in VIEW_METHODS:
         return invariance.table(report)
     rows = [
         (name, percent(metric.value), percent(metric.se), metric.n)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from effvl_cli.config.pretrain import EvalConfig, PretrainConfig
 from effvl_cli.core import seeds
+from effvl_cli.core.modes import as_found
 from effvl_cli.core.run import Run
 from effvl_cli.data.decoded import Decoded
 from effvl_cli.data.loader import loader_workers
@@ -54,8 +55,8 @@ class Probe:
 
     def knn20(self, module: nn.Module) -> float:
         """Share that 20 neighbours get right."""
-        module.eval()
-        bank, asked = self.features(module)
+        with as_found(module, training=False):
+            bank, asked = self.features(module)
         return float(knn(bank, self.bank.labels, asked, (20,))[20].eq(self.asked.labels).float().mean())
 
     def judge(self, encode: Encoder) -> Judged:

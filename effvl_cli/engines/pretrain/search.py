@@ -16,18 +16,15 @@ from effvl_cli.core import distributed, plots
 from effvl_cli.core.checkpoint import Step, StepFolders
 from effvl_cli.core.errors import DataError, ModelError, UsageError
 from effvl_cli.core.files import write_json, write_text
+from effvl_cli.core.modes import as_found
 from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
 from effvl_cli.core.table import Cell, Table, times
 from effvl_cli.engines.pretrain.arm_training import STAGES, ArmTrainer, tokens, train
+from effvl_cli.engines.pretrain.costs import DEFAULT_BUDGET
 from effvl_cli.engines.pretrain.images import TrainImages
-from effvl_cli.engines.pretrain.setup import (
-    DEFAULT_BUDGET,
-    build_network,
-    check_batch,
-    key_keep,
-    parse_schedule,
-)
+from effvl_cli.engines.pretrain.methods import build_network, check_batch
+from effvl_cli.engines.pretrain.schedules import key_keep, parse_schedule, unsaid_key_keep
 from effvl_cli.techniques.pretrain.gradient_error import Estimate, GradientError, best, monotone
 from effvl_cli.techniques.pretrain.schedule import Compression, Schedule, Stage, schedule_from, schedule_to
 
@@ -99,7 +96,7 @@ def _read_candidates(path: Path, method: str) -> list[Compression]:
         raise UsageError(f"--candidates {path} is no list", "Write e.g. - {patch: 8, keep_q: 0.5}, one a line")
     numbered = [{**row, "until": index + 1} for index, row in enumerate(rows)]
     try:
-        found = schedule_from({"unit": "steps", "stages": numbered}, default_keep_k=None if method == "simclr" else 1.0)
+        found = schedule_from({"unit": "steps", "stages": numbered}, default_keep_k=unsaid_key_keep(method))
     except ValueError as error:
         raise UsageError(f"--candidates {path}: {str(error).replace('stage', 'row')}") from error
     return [stage.compression for stage in found.stages]
@@ -159,20 +156,17 @@ def measure(
     config, method = trainer.config, trainer.costs.method
     assert isinstance(config, SearchConfig)
     _load(method, step, config)
-    state = {key: value.clone() for key, value in method.state_dict().items()}
     batch_size = config.grad_batch_size or config.batch_size
     full_cost = trainer.costs.full
     errors = GradientError({name: trainer.costs.sample(c) / full_cost for name, c in candidates.items()})
     parameters = scope(method, config.grad_scope)
     streams = {patch: trainer.stream_for(batch_size, patch) for patch in {c.patch for c in candidates.values()}}
-    method.train()
     for index in range(config.num_grad_batches):
         batches = {patch: next(stream).to(trainer.run.device) for patch, stream in streams.items()}
         full = torch.zeros(0)
         for name, compression in candidates.items():
             views = trainer.maker.views(batches[compression.patch], compression, 1_000_000 + index)
             gradient = _gradient(method, views, parameters)
-            method.load_state_dict(state)
             if name == FULL:
                 full = gradient
                 errors.add_full(full)
@@ -202,9 +196,10 @@ def scope(method: Any, name: str) -> list[nn.Parameter]:
 
 
 def _gradient(method: Any, views: Any, parameters: list[nn.Parameter]) -> Tensor:
-    """(P,) gradient of the loss, in float32."""
-    loss = method.loss(views, distributed.gather_with_gradient, 0.5).loss
-    parts = torch.autograd.grad(loss, parameters, allow_unused=True)
+    """(P,) gradient of the loss, in float32; batch norms and centre stay as they are."""
+    with as_found(method, training=True):
+        loss = method.loss(views, distributed.gather_with_gradient, 0.5).loss
+        parts = torch.autograd.grad(loss, parameters, allow_unused=True)
     flat = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, parts, strict=True)]
     return torch.cat([part.detach().float().flatten() for part in flat])
 

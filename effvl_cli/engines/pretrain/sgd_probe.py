@@ -1,19 +1,18 @@
 """Linear probe by SGD on augmented pictures: several rates at once on the same features, the best by validation."""
 
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from effvl_cli.config.pretrain import EvalConfig
-from effvl_cli.core import distributed, loop, seeds
+from effvl_cli.core import loop, seeds
 from effvl_cli.core.optim import Optimizers, RateCurve
 from effvl_cli.core.run import Run
-from effvl_cli.data.loader import Batch, loader_workers, train_batches
+from effvl_cli.data.loader import Batch
 from effvl_cli.data.sampler import EpochSampler
 from effvl_cli.data.source import ImageSource
 from effvl_cli.data.transforms import Preprocess, augment
+from effvl_cli.engines.common.batches import check_divides, loaded
 from effvl_cli.engines.pretrain.probes import Encoder, Probe
 from effvl_cli.models.network import Network
 
@@ -84,8 +83,9 @@ def sgd_probe(
     with seeds.global_stream(config.seed, "probe"):
         heads = LinearHeads(len(config.sgd_lr), width, len(source.classes)).to(run.device)
     task = ProbeTask(heads, encode, network.preprocess, run, validation)
-    world = distributed.world()
-    sampler = EpochSampler(len(source), min(config.sgd_batch_size, len(source)), config.seed)
+    size = min(config.sgd_batch_size, len(source))
+    check_divides(size, "--sgd-batch-size")
+    sampler = EpochSampler(len(source), size, config.seed)
     steps = config.sgd_epochs * sampler.steps_per_epoch
     scale = sampler.batch_size / REFERENCE_BATCH
     groups = [
@@ -94,19 +94,8 @@ def sgd_probe(
     ]
     curve = RateCurve()
 
-    def batches(start: int) -> Iterator[Batch]:
-        return train_batches(
-            source,
-            augment("rrc-flip", network.preprocess),
-            sampler,
-            seed=config.seed,
-            start_step=start,
-            rank=world.rank,
-            world=world.size,
-            workers=loader_workers(config.workers, run.device.type),
-            on_bad=config.on_bad,
-        )
-
+    transform = augment("rrc-flip", network.preprocess)
+    batches = loaded(source, sampler, config, run, seed=config.seed, transform=transform)
     optimizers = Optimizers([torch.optim.SGD(groups, lr=config.sgd_lr[0], momentum=MOMENTUM)])
     plan = loop.Plan(steps=steps, rate=lambda step: curve(step / steps), phase="probe", precision=config.precision)
     loop.fit(task, optimizers, batches, run, plan)

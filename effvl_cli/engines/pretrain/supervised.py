@@ -1,41 +1,47 @@
 """Cross-entropy training of a classifier."""
 
-import torch
-import torch.nn.functional as F
+from typing import ClassVar
+
 from torch import Tensor
 
-from effvl_cli.core.loop import StepOutput, Task
-from effvl_cli.core.run import Run
 from effvl_cli.data.decoded import Decoded
-from effvl_cli.data.loader import Batch
-from effvl_cli.engines.inference import over_images
-from effvl_cli.models.network import Network
+from effvl_cli.engines.common.classifier import ClassifierTask, cross_entropy, logits_of
+from effvl_cli.engines.pretrain.objective import Objective
+from effvl_cli.models.network import Kind
 
 
-class SupervisedTask(Task):
-    """Cross entropy with label smoothing (Szegedy et al., arXiv 1512.00567, sec. 7)."""
+class SupervisedObjective(Objective):
+    """Labels alone."""
 
-    def __init__(self, network: Network, run: Run, *, label_smoothing: float, validation: Decoded) -> None:
-        self.network, self.module, self.run = network, network.module, run
-        self.label_smoothing = label_smoothing
-        self.validation = validation
+    kind: ClassVar[Kind] = "classifier"
+    default_model: ClassVar[str] = "tiny:resnet"
 
-    def train_step(self, batch: Batch, step: int) -> StepOutput:
-        """Mean loss of one process's images."""
-        batch = batch.to(self.run.device)
-        logits = self.module(self.network.preprocess.normalise(batch.images))
-        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
-        return StepOutput(loss, {"top1_train": (logits.detach().argmax(1) == batch.labels).float().mean()})
+    def task(self, validation: Decoded) -> ClassifierTask:
+        """Cross entropy."""
+        return ClassifierTask(
+            self.network.module,
+            self.network.preprocess,
+            self.run,
+            loss=cross_entropy(self.config.label_smoothing),
+            validate=lambda _: self._top1(validation),
+        )
 
-    def evaluate(self) -> dict[str, float]:
-        """Top-1 on validation images."""
-        images = self.validation
+    def test(self) -> None:
+        """Top-1."""
+        images = self.test_images(self.open("test"))
+        self.accuracy("top1", self._logits(images), images.labels)
+
+    def _top1(self, images: Decoded) -> dict[str, float]:
+        """On validation images, if there are any."""
         if not len(images):
             return {}
-        return {"top1_val": float((self.logits(images).argmax(1) == images.labels).float().mean())}
+        return {"top1_val": float((self._logits(images).argmax(1) == images.labels).float().mean())}
 
-    def logits(self, images: Decoded) -> Tensor:
-        """(M, C)."""
-        self.module.eval()
-        with torch.no_grad():
-            return over_images(lambda x, _: self.module(x), images, self.run, batch_size=256)
+    def _logits(self, images: Decoded) -> Tensor:
+        return logits_of(
+            self.network.module,
+            images,
+            self.run,
+            batch_size=self.config.eval_batch_size,
+            precision=self.config.precision,
+        )

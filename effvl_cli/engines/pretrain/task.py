@@ -63,7 +63,6 @@ class InvarianceTask(Task):
     def train_step(self, batch: Batch, step: int) -> StepOutput:
         """Loss of the whole batch, from this process's images."""
         t = self.clock.t(step)
-        self.method.before_step(t)
         views = self.maker.views(batch.to(self.run.device), self.clock.stage(step).compression, step)
         found = self.method.loss(views, distributed.gather_with_gradient, t)
         return StepOutput(found.loss, {"emb_std": embedding_std(found.embeddings), **found.logs})
@@ -72,10 +71,11 @@ class InvarianceTask(Task):
         """The method's hook."""
         self.method.after_backward(self.clock.t(step))
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: int, *, counted: bool) -> None:
         """The method's hook, and the clock of the stage."""
-        self.method.after_step(self.clock.t(step))
         self.t = self.clock.t(step + 1)
+        if counted:
+            self.method.after_step(self.clock.t(step), self.t)
         self.meter.step_done(self.clock.stage(step).index)
 
     def watch(self, step: int, figures: Mapping[str, float]) -> None:

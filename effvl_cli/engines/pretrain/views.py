@@ -5,12 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from effvl_cli.config.methods import METHODS
 from effvl_cli.config.pretrain import PretrainConfig, SearchConfig
 from effvl_cli.core import distributed, seeds
 from effvl_cli.data.loader import Batch
 from effvl_cli.data.transforms import Preprocess
 from effvl_cli.data.views import ViewRecipe, WorkerCrops, crop_batch, draw_noise, local_view, recolour, view_pair
-from effvl_cli.engines.pretrain.setup import Sizes
+from effvl_cli.engines.pretrain.view_sizes import Sizes
 from effvl_cli.techniques.pretrain.method import View, Views
 from effvl_cli.techniques.pretrain.schedule import Compression
 from effvl_cli.techniques.pretrain.tokens import count_kept, random_tokens
@@ -21,7 +22,6 @@ class ViewMaker:
     """Draws and makes the views of a step; all draws are those of one process with the whole batch.
 
     Attributes:
-        method: name.
         recipes: of the two global views, then of the local ones.
         sizes: sides of the views.
         preprocess: colours of the network's input.
@@ -29,9 +29,9 @@ class ViewMaker:
         depth: blocks of the backbone.
         drop_path: stochastic depth of the last block of the query encoder.
         both_ways: whether each view is a query and a key.
+        same_views: whether the teacher sees the views of the student.
     """
 
-    method: str
     recipes: tuple[ViewRecipe, ...]
     sizes: Sizes
     preprocess: Preprocess
@@ -39,14 +39,16 @@ class ViewMaker:
     depth: int
     drop_path: float
     both_ways: bool
+    same_views: bool
 
     @classmethod
     def of(cls, config: PretrainConfig | SearchConfig, sizes: Sizes, preprocess: Preprocess, depth: int) -> "ViewMaker":
         """As configured."""
-        pair = view_pair(config.method, sizes.image_size, local_crops=config.local_crops > 0, crop_min=config.crop_min)
+        spec = METHODS[config.method]
+        pair = view_pair(spec.views, sizes.image_size, local_crops=config.local_crops > 0, crop_min=config.crop_min)
         local = [local_view(sizes.local_size)] * config.local_crops
-        both = config.method == "dino" or config.symmetric_loss
-        return cls(config.method, (*pair, *local), sizes, preprocess, config.seed, depth, config.drop_path, both)
+        both, same = spec.both_ways(config), spec.same_views
+        return cls((*pair, *local), sizes, preprocess, config.seed, depth, config.drop_path, both, same)
 
     def crop_sizes(self, patch: int) -> list[int]:
         """Side of each view for a patch size."""
@@ -72,8 +74,8 @@ class ViewMaker:
         with torch.no_grad():
             images = [self.preprocess.standardise(x) for x in self.pixels(batch, compression.patch, step)]
         queries, keys = ((0, 1), (1, 0)) if self.both_ways else ((0,), (1,))
-        if self.method == "dino":
-            keys = (0, 1)  # the teacher sees the same global views
+        if self.same_views:
+            keys = (0, 1)
         total = self._total(batch)
         return Views(
             [self._view(images[i], total, compression, compression.keep_q, "query", i, step) for i in queries],

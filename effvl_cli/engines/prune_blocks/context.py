@@ -13,6 +13,7 @@ from effvl_cli.core import seeds
 from effvl_cli.core.chance import refuse_chance
 from effvl_cli.core.errors import DataError, NumericalError, UsageError
 from effvl_cli.core.metrics import top_k
+from effvl_cli.core.modes import as_found
 from effvl_cli.core.run import Run
 from effvl_cli.data import load
 from effvl_cli.data.decoded import Decoded
@@ -128,8 +129,14 @@ class Context:
         Raises:
             NumericalError: logits that are not finite.
         """
-        module.eval()
-        logits = over_images(lambda x, _: module(x), split, self.run, batch_size=self._batch_size)
+        with as_found(module, training=False):
+            logits = over_images(
+                lambda x, _: module(x),
+                split,
+                self.run,
+                batch_size=self._batch_size,
+                precision=self.config.precision,
+            )
         if not bool(torch.isfinite(logits).all()):
             raise NumericalError(
                 f"logits of {self.network.name} are not finite", "Its weights, or --finetune-lr too high"

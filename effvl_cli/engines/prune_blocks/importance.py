@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from effvl_cli.config.prune_blocks import CRITERIA
 from effvl_cli.core import distributed, seeds
 from effvl_cli.core.errors import DataError, ModelError, UsageError
+from effvl_cli.core.loop import autocast
 from effvl_cli.core.registry import nearest
 from effvl_cli.engines.prune_blocks import latency
 from effvl_cli.engines.prune_blocks.candidates import Candidate, Choice, Found
@@ -65,7 +66,8 @@ def measure(context: Context, module: nn.Module, found: Found, step: int, count:
                 scored["seconds_before"] += before
     else:
         try:
-            values = _proxy(context, module, candidates, step)
+            with autocast(context.run.device, config.precision):
+                values = _proxy(context, module, candidates, step)
         except ValueError as error:
             raise ModelError(f"--criterion {config.criterion}: {error}", "Choose another criterion") from error
         scored = _by_value(context, module, candidates, choices, values)

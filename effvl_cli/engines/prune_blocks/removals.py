@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from effvl_cli.core import distributed
 from effvl_cli.core.errors import ModelError, NumericalError
 from effvl_cli.core.files import write_bytes
+from effvl_cli.core.loop import PRECISIONS
 from effvl_cli.engines.prune_blocks.context import Context
 from effvl_cli.engines.prune_blocks.race import Race
 from effvl_cli.techniques.prune_blocks.recalibrate import recalibrated
@@ -129,7 +130,15 @@ class _Scoring:
     ) -> None:
         config = context.config
         self.here, self.path, self.size = context, path, size
-        self.scorer = Scorer(module, units, config.sharing, sets, buffers=buffers, stack=config.score_stack)
+        self.scorer = Scorer(
+            module,
+            units,
+            config.sharing,
+            sets,
+            buffers=buffers,
+            stack=config.score_stack,
+            autocast=PRECISIONS[config.precision],
+        )
         self.race = Race(context, len(sets))
         self.outcomes = Outcomes.empty(self.race.order, 1 + len(sets))
         self.done = 0  # batches that are in `outcomes`

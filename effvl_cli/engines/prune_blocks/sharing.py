@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from effvl_cli.core.loop import PRECISIONS
 from effvl_cli.engines.prune_blocks.candidates import Candidate
 from effvl_cli.engines.prune_blocks.context import Context
 from effvl_cli.techniques.prune_blocks.score import Scorer, same_bits
@@ -23,7 +24,8 @@ def compare(context: Context, module: nn.Module, found: Sequence[Candidate]) -> 
     """
     config, split, device = context.config, context.scoring, context.run.device
     units = [candidate.unit for candidate in found]
-    scorers = [Scorer(module, units, "off"), Scorer(module, units, config.sharing)]
+    cast = PRECISIONS[config.precision]
+    scorers = [Scorer(module, units, way, autocast=cast) for way in ("off", config.sharing)]
     images = context.network.preprocess.normalise(split[: config.score_batch_size].to(device))
     labels = split.labels[: len(images)].to(device)
     seconds, equal = [0.0, 0.0], True

@@ -3,8 +3,9 @@
 import contextlib
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,10 +14,10 @@ from torch import Tensor, nn
 
 from effvl_cli.core import distributed, loop, optim
 from effvl_cli.core.errors import ModelError, UsageError
-from effvl_cli.core.loop import StepOutput, Task
-from effvl_cli.data.loader import Batch, loader_workers, train_batches
 from effvl_cli.data.sampler import EpochSampler
 from effvl_cli.data.transforms import augment
+from effvl_cli.engines.common.batches import check_divides, loaded
+from effvl_cli.engines.common.classifier import ClassifierTask, Loss, cross_entropy
 from effvl_cli.engines.prune_blocks.context import Context
 from effvl_cli.techniques.prune_blocks.distill import PooledFeatures, distillation_loss, mimic_loss
 from effvl_cli.techniques.prune_blocks.recalibrate import recalibrate
@@ -35,42 +36,32 @@ class Recipe:
     steps: int | None = None
 
 
-class ClassifierTask(Task):
+def _loss(context: Context, teacher: nn.Module | None, features: Sequence[PooledFeatures]) -> Loss:
     """Cross entropy, and the distance to a teacher where there is one."""
+    config = context.config
+    if teacher is None:
+        return cross_entropy()
 
-    def __init__(self, context: Context, module: nn.Module, teacher: nn.Module | None) -> None:
-        self.here, self.module, self.teacher = context, module, teacher
-        networks = (module, teacher) if teacher is not None and context.config.mimic else ()
-        self.features = [PooledFeatures(network) for network in networks]
-
-    def train_step(self, batch: Batch, step: int) -> StepOutput:
-        """Mean loss of one process's images."""
-        batch = batch.to(self.here.run.device)
-        images = self.here.network.preprocess.normalise(batch.images)
-        logits = self.module(images)
-        logs = {"top1_train": (logits.detach().argmax(1) == batch.labels).float().mean()}
-        return StepOutput(self._loss(images, logits, batch.labels), logs)
-
-    def _loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        config = self.here.config
-        if self.teacher is None:
-            return F.cross_entropy(logits, labels)
+    def loss(images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad():
-            taught = self.teacher(images)
+            taught = teacher(images)
         if config.kd:
-            loss = distillation_loss(logits, taught, labels, alpha=config.kd_alpha, temperature=config.kd_temperature)
+            total = distillation_loss(logits, taught, labels, alpha=config.kd_alpha, temperature=config.kd_temperature)
         else:
-            loss = F.cross_entropy(logits, labels)
-        if self.features:
-            ours, theirs = (features.last for features in self.features)
-            loss = loss + config.mimic * mimic_loss(ours, theirs)
-        return loss
+            total = F.cross_entropy(logits, labels)
+        if features:
+            ours, theirs = (part.last for part in features)
+            total = total + config.mimic * mimic_loss(ours, theirs)
+        return total
 
-    def evaluate(self) -> dict[str, float]:
-        """Accuracy on the images that score; batch-norm statistics are those of the first process from here on."""
-        distributed.share_buffers(self.module)
-        found = self.here.accuracy(self.module, self.here.scoring)
-        return {f"{name}_score": value for name, value in found.items()}
+    return loss
+
+
+def _validate(context: Context, module: nn.Module) -> dict[str, float]:
+    """Accuracy on the images that score; batch-norm statistics are those of the first process from here on."""
+    distributed.share_buffers(module)
+    found = context.accuracy(module, context.scoring)
+    return {f"{name}_score": value for name, value in found.items()}
 
 
 def train(
@@ -78,7 +69,7 @@ def train(
 ) -> loop.FitResult:
     """Train `module` in place; a phase that an earlier attempt began or finished goes on from there."""
     config = context.config
-    sampler = EpochSampler(len(context.train), _divisible(recipe.batch_size), config.seed)
+    sampler = EpochSampler(len(context.train), recipe.batch_size, config.seed)
     steps = recipe.steps or recipe.epochs * sampler.steps_per_epoch
     warmup = math.ceil(recipe.warmup * steps)
     select = getattr(config, "select", "last") == "best" and recipe.warmup == 0
@@ -99,13 +90,18 @@ def train(
         lr=recipe.lr,
         weight_decay=config.weight_decay,
         momentum=config.momentum,
-        decay_all=config.decay_all,
+        decays=optim.everything if config.decay_all else optim.matrices,
     )
-    task = ClassifierTask(context, module, teacher)
+    preprocess = context.network.preprocess
+    features = [PooledFeatures(module), PooledFeatures(teacher)] if config.mimic and teacher is not None else []
+    loss = _loss(context, teacher, features)
+    task = ClassifierTask(module, preprocess, context.run, loss=loss, validate=partial(_validate, context))
+    transform = augment(config.augment, preprocess)
+    batches = loaded(context.train, sampler, config, context.run, seed=config.seed, transform=transform)
     with contextlib.ExitStack() as hooks:
-        for features in task.features:
-            hooks.enter_context(features)
-        fitted = loop.fit(task, optimizers, lambda start: _batches(context, sampler, start), context.run, plan)
+        for part in features:
+            hooks.enter_context(part)
+        fitted = loop.fit(task, optimizers, batches, context.run, plan)
     module.eval().requires_grad_(False)
     return fitted
 
@@ -130,38 +126,13 @@ def check(context: Context, *, baseline: bool) -> None:
                 f"Give 1 to {count}",
             )
         if used:
-            _divisible(getattr(config, name))
+            check_divides(getattr(config, name), f"--{name.replace('_', '-')}")
     if config.bn_recal:
         images = context.recalibration[0][:2]
         try:
             recalibrate(copy.deepcopy(context.module), [images])
         except ValueError as error:
             raise ModelError(f"--bn-recal: {error}", "Leave it out") from error
-
-
-def _divisible(batch_size: int) -> int:
-    size = distributed.world().size
-    if batch_size % size:
-        raise UsageError(
-            f"a batch of {batch_size} images does not divide among {size} processes",
-            f"Give --baseline-batch-size and --finetune-batch-size as multiples of {size}",
-        )
-    return batch_size
-
-
-def _batches(context: Context, sampler: EpochSampler, start: int) -> Iterator[Any]:
-    config, world = context.config, distributed.world()
-    return train_batches(
-        context.train,
-        augment(config.augment, context.network.preprocess),
-        sampler,
-        seed=config.seed,
-        start_step=start,
-        rank=world.rank,
-        world=world.size,
-        workers=loader_workers(config.workers, context.run.device.type),
-        on_bad=config.on_bad,
-    )
 
 
 def needs_teacher(config: Any) -> bool:

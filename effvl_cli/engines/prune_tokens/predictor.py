@@ -1,17 +1,17 @@
 """Training of the predictor on golden rankings."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from effvl_cli.core import distributed, loop, optim, seeds
-from effvl_cli.core.errors import UsageError
+from effvl_cli.core import loop, optim, seeds
 from effvl_cli.core.measure import count_parameters
 from effvl_cli.core.metrics import paired_difference, standard_error
 from effvl_cli.data.decoded import Decoded
 from effvl_cli.data.sampler import EpochSampler
+from effvl_cli.engines.common.batches import Stream, check_divides, in_memory
 from effvl_cli.engines.inference import over_images
 from effvl_cli.engines.prune_tokens.context import Context
 from effvl_cli.engines.prune_tokens.evaluation import embed, prune
@@ -170,22 +170,12 @@ def split(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     return order[held_out:].sort().values, order[:held_out].sort().values
 
 
-def _stream(config: Any, training: Tensor) -> tuple[Any, int]:
-    world = distributed.world()
+def _stream(config: Any, training: Tensor) -> tuple[Stream[Tensor], int]:
+    """Positions of ranked images from any step on, and the steps in an epoch."""
     size = min(config.predictor_batch_size, len(training))
-    if size % world.size:
-        raise UsageError(
-            f"a predictor batch of {size} is no multiple of {world.size} processes", "Change --predictor-batch-size"
-        )
+    check_divides(size, "--predictor-batch-size")
     sampler = EpochSampler(len(training), size, config.seed)
-
-    def batches(start: int) -> Iterator[Tensor]:
-        step = start
-        while True:
-            yield training[sampler.share(step, world.rank, world.size)[1]]
-            step += 1
-
-    return batches, sampler.steps_per_epoch
+    return in_memory(sampler, lambda rows: training[rows]), sampler.steps_per_epoch
 
 
 def _inputs(context: Context, images: Decoded, module: Predictor, prompts: Prompts | None) -> Tensor:

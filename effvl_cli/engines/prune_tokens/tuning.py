@@ -1,20 +1,20 @@
 """Prompt tuning with pruning active: the towers and the predictor stay as they are."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from effvl_cli.core import distributed, loop, optim, seeds
-from effvl_cli.core.errors import UsageError
+from effvl_cli.core import loop, optim, seeds
 from effvl_cli.core.measure import count_parameters
 from effvl_cli.core.metrics import paired_difference
 from effvl_cli.data.decoded import Decoded
-from effvl_cli.data.loader import Batch, loader_workers, train_batches
+from effvl_cli.data.loader import Batch
 from effvl_cli.data.sampler import EpochSampler
 from effvl_cli.data.source import Subset
 from effvl_cli.data.transforms import augment
+from effvl_cli.engines.common.batches import Stream, check_divides, in_memory, loaded
 from effvl_cli.engines.prune_tokens.context import Context
 from effvl_cli.engines.prune_tokens.evaluation import embed, pooled
 from effvl_cli.engines.prune_tokens.prompt_init import initial_prompts
@@ -141,31 +141,16 @@ def _rate(lr: float, steps: int, steps_per_epoch: int) -> Callable[[int], float]
     return rate
 
 
-def _stream(context: Context, images: Decoded) -> tuple[Callable[[int], Iterator[Batch]], int]:
-    config, world = context.config, distributed.world()
+def _stream(context: Context, images: Decoded) -> tuple[Stream[Batch], int]:
+    """Few-shot batches from any step on, and the steps in an epoch."""
+    config = context.config
     size = min(config.tune_batch_size, len(images))
-    if size % world.size:
-        raise UsageError(f"--tune-batch-size {size} is no multiple of {world.size} processes", "Give a multiple")
+    check_divides(size, "--tune-batch-size")
     sampler = EpochSampler(len(images), size, config.seed)
-
-    def decoded(start: int) -> Iterator[Batch]:
-        step = start
-        while True:
-            _, rows = sampler.share(step, world.rank, world.size)
-            yield Batch(images[rows], images.labels[rows], rows)
-            step += 1
-
-    def augmented(start: int) -> Iterator[Batch]:
-        return train_batches(
-            Subset(images.source, images.indices),
-            augment(config.tune_augment, context.network.preprocess),
-            sampler,
-            seed=config.seed,
-            start_step=start,
-            rank=world.rank,
-            world=world.size,
-            workers=loader_workers(config.workers, context.run.device.type),
-            on_bad=config.on_bad,
-        )
-
-    return (decoded if config.tune_augment == "none" else augmented), sampler.steps_per_epoch
+    if config.tune_augment == "none":
+        stream = in_memory(sampler, lambda rows: Batch(images[rows], images.labels[rows], rows))
+    else:
+        transform = augment(config.tune_augment, context.network.preprocess)
+        source = Subset(images.source, images.indices)
+        stream = loaded(source, sampler, config, context.run, seed=config.seed, transform=transform)
+    return stream, sampler.steps_per_epoch

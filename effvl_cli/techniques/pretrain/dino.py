@@ -126,7 +126,7 @@ class DINO(Method):
         if t < self.freeze_last:
             self.head.prototypes.grad = None
 
-    def after_step(self, t: float) -> None:
+    def after_step(self, t: float, ahead: float) -> None:
         """The teacher follows after the update."""
         momentum = half_cosine(t, self.momentum, 1.0)
         follow(self.teacher_backbone, self.backbone, momentum)

@@ -91,14 +91,11 @@ class Method(nn.Module):
         """Loss of the whole batch, from this process's views."""
         raise NotImplementedError
 
-    def before_step(self, t: float) -> None:
-        """Called once before the loss of an optimizer step that starts at t."""
-
     def after_backward(self, t: float) -> None:
         """Called once between the backward passes and the update."""
 
-    def after_step(self, t: float) -> None:
-        """Called once after the update."""
+    def after_step(self, t: float, ahead: float) -> None:
+        """Called once after the update of a step that began at t; the next one begins at `ahead`."""
 
 
 def encode(backbone: nn.Module, views: Sequence[View]) -> list[Tensor]:

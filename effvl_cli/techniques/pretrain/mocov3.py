@@ -54,9 +54,9 @@ class MoCoV3(Method):
         count = 2 if self.symmetric else 1
         return Passes(query=count, key=count)
 
-    def before_step(self, t: float) -> None:
-        """The key encoder follows before it makes the keys."""
-        momentum = half_cosine(t, self.momentum, 1.0)
+    def after_step(self, t: float, ahead: float) -> None:
+        """The key encoder follows before it makes the keys of the next step; before the first both are equal."""
+        momentum = half_cosine(ahead, self.momentum, 1.0)
         follow(self.key_backbone, self.backbone, momentum)
         follow(self.key_projector, self.projector, momentum)
 

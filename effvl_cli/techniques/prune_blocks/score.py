@@ -78,6 +78,7 @@ class Scorer:
         buffers: of each candidate, those that differ from the network's; of modules called after its only unit.
         stack: candidates that run as one larger batch where the network is a chain; more than 1 only for single units
             without `buffers`. Their logits may then differ by `STACK_TOLERANCE`.
+        autocast: type that the passes are cast to; None: none, whatever the caller has set.
 
     Attributes:
         sharing: what is in use, also "stack"; before the first batch, what was asked for.
@@ -97,6 +98,7 @@ class Scorer:
         stand_ins: Sequence[Forward] | None = None,
         buffers: Sequence[Buffers] | None = None,
         stack: int = 1,
+        autocast: torch.dtype | None = None,
     ) -> None:
         if not units:
             raise ValueError("there are no units to score")
@@ -107,7 +109,7 @@ class Scorer:
         self.sets = [(index,) for index in range(len(units))] if sets is None else [tuple(s) for s in sets]
         self.stand_ins = [passing_on(unit) for unit in units] if stand_ins is None else list(stand_ins)
         self.buffers: Sequence[Buffers] = [{} for _ in self.sets] if buffers is None else buffers
-        self.stack = stack
+        self.stack, self.autocast = stack, autocast
         self.sharing: str = sharing
         self.reason = ""
         self._untried = ((STACKED,) if stack > 1 else ()) + _ORDER[sharing]
@@ -125,7 +127,8 @@ class Scorer:
             ValueError: a unit is not called exactly once.
         """
         chosen = list(range(len(self.sets))) if active is None else list(active)
-        with evaluating(self.network), torch.autocast(images.device.type, enabled=False):
+        kind = images.device.type
+        with evaluating(self.network), torch.autocast(kind, self.autocast, enabled=self.autocast is not None):
             logits = self._logits(images, chosen)
             loss = torch.stack([F.cross_entropy(row, labels, reduction="none") for row in logits])
         broken = ~loss.isfinite()

@@ -147,10 +147,10 @@ def test_mocos_keys_have_no_gradient_and_follow_before_the_step():
     before = copy.deepcopy(method.key_backbone.state_dict())
     with torch.no_grad():
         method.backbone.cls_token.add_(1.0)
-    method.before_step(0.0)
+    method.after_step(0.5, 0.0)
     moved = method.key_backbone.cls_token - before["cls_token"]
     assert torch.allclose(moved, torch.full_like(moved, 0.01), atol=1e-6)  # 1 - 0.99
-    method.before_step(1.0)
+    method.after_step(0.5, 1.0)
     assert torch.allclose(method.key_backbone.cls_token - before["cls_token"], moved)  # at t = 1 it stays
 
 
@@ -222,13 +222,12 @@ def test_a_few_steps_lower_the_loss(name):
     optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=3e-3)
     losses = []
     for _ in range(25):
-        method.before_step(0.5)
         loss = method.loss(views_of(name), alone, 0.9).loss
         loss.backward()
         method.after_backward(0.9)
         optimizer.step()
         optimizer.zero_grad()
-        method.after_step(0.5)
+        method.after_step(0.9, 0.5)
         losses.append(float(loss))
     assert losses[-1] < losses[0]
     assert method.result is (method.teacher_backbone if name == "dino" else method.backbone)

@@ -1,0 +1,58 @@
+"""A module's mode and buffers are state: whoever changes them in passing puts them back."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Buffers:
+    """A copy of the buffers of modules, to put back.
+
+    Args:
+        modules: whose buffers, those that no state dict holds included.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self.live = [buffer for module in modules for buffer in module.buffers()]
+        self.kept = [buffer.detach().clone() for buffer in self.live]
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Take the values of now."""
+        _copy(self.kept, self.live)
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Give them back."""
+        _copy(self.live, self.kept)
+
+
+def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
+    if targets:
+        torch._foreach_copy_(targets, sources)
+
+
+@contextlib.contextmanager
+def as_found(*modules: nn.Module, training: bool | None = None, buffers: bool = True) -> Iterator[None]:
+    """Run the body; afterwards every part of the modules is in the mode that it was in, with the buffers that it had.
+
+    Args:
+        modules: that the body works with.
+        training: mode in which it does; None: the one that each part is in.
+        buffers: whether to put them back too; False for a body that is meant to move them.
+    """
+    parts = [part for module in modules for part in module.modules()]
+    modes = [part.training for part in parts]
+    saved = Buffers(modules) if buffers else None
+    try:
+        if training is not None:
+            for module in modules:
+                module.train(training)
+        yield
+    finally:
+        for part, mode in zip(parts, modes, strict=True):
+            part.training = mode
+        if saved is not None:
+            saved.put_back()
