@@ -126,10 +126,9 @@ def dispatch(command: Command, typed: dict[str, Any], invocation: Invocation) ->
     resolved = resolve(config, typed, command=command.title, recipe=invocation.recipe, base=base)
     if invocation.dry_run:
         print(dry_run_text(command.title, resolved))
-        if command.title in commands.PREVIEWS:
-            from effvl_cli.cli.execute import preview
+        from effvl_cli.cli.execute import preview
 
-            preview(command, resolved.config)
+        preview(command, resolved.config)
         return 0
     from effvl_cli.cli.execute import execute
 

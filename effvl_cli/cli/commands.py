@@ -11,7 +11,8 @@ class Command:
         name: the technique.
         verb: the part of the job, or "".
         config: "module:Class" of its options.
-        engine: module with `run(config, run)` and `table(report)`.
+        engine: module with `run(config, run)` and `table(report)`; for `--dry-run` also with `preview(config)`, tables of
+            what a run will do and cost.
         summary: one line for help.
     """
 
@@ -68,10 +69,6 @@ COMMANDS = (
         ),
     ),
 )
-
-
-PREVIEWS = frozenset({"pretrain", "prune-blocks"})
-"""Titles of the commands whose engine has `preview(config)`, a table for `--dry-run`."""
 
 
 def names() -> list[str]:

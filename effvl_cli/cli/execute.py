@@ -38,8 +38,8 @@ def execute(command: Command, resolved: Resolved, invocation: Invocation) -> int
 
 def preview(command: Command, config: Any) -> None:
     """Print what the engine can tell of a run beforehand."""
-    table = importlib.import_module(command.engine).preview(config)
-    if table is not None:
+    engine = importlib.import_module(command.engine)
+    for table in engine.preview(config) if hasattr(engine, "preview") else ():
         Console(quiet=True, json=False).print_table(table)
 
 

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from effvl_cli.config.pretrain import PretrainConfig, SearchConfig
-from effvl_cli.core import distributed
+from effvl_cli.config.pretrain import PretrainConfig
 from effvl_cli.engines.pretrain.view_sizes import Sizes
 from effvl_cli.techniques.pretrain.cost import forward_macs, units_per_sample
 from effvl_cli.techniques.pretrain.method import Method
@@ -54,14 +53,3 @@ def budget_of(config: PretrainConfig, costs: Costs, num_images: int) -> float:
     if config.epochs is not None:
         return config.epochs * num_images * costs.full
     return DEFAULT_BUDGET
-
-
-def memory_estimate(config: PretrainConfig | SearchConfig, costs: Costs, compression: Compression) -> int:
-    """Rough peak bytes of a step on one process: weights, gradients, optimizer, and activations of 34 L D a block."""
-    parameters = sum(p.numel() for p in costs.method.parameters())
-    shape, share = costs.shape, config.batch_size / distributed.world().size
-    passes = costs.method.passes
-    tokens = (costs.sizes.view(compression.patch) // compression.patch) ** 2 * compression.keep_q + 1
-    width = 2 if config.precision != "fp32" else 4
-    activations = share * (passes.query + passes.key * passes.key_gradient) * shape.depth * tokens * shape.width * 17
-    return int(4 * 4 * parameters + width * activations)

@@ -9,14 +9,14 @@ from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
 from effvl_cli.core.table import Cell, Table, percent, points, times
 from effvl_cli.engines.pretrain import pictures
-from effvl_cli.engines.pretrain.arm_training import ArmTrainer, Trained, stage_rows, tokens, train
-from effvl_cli.engines.pretrain.costs import Costs, budget_of, memory_estimate
+from effvl_cli.engines.pretrain.arm_training import ArmTrainer, Trained, stage_rows, train
+from effvl_cli.engines.pretrain.costs import budget_of
 from effvl_cli.engines.pretrain.images import TrainImages, open_split
-from effvl_cli.engines.pretrain.methods import build_method, build_network, check_batch
+from effvl_cli.engines.pretrain.methods import build_network, check_batch
 from effvl_cli.engines.pretrain.probes import Judged, Probe, decode
 from effvl_cli.engines.pretrain.schedules import build_schedule
 from effvl_cli.engines.pretrain.view_sizes import Sizes
-from effvl_cli.techniques.pretrain.schedule import Clock, Compression, Schedule
+from effvl_cli.techniques.pretrain.schedule import Compression, Schedule
 
 BOTH = ("baseline", "accelerated")
 
@@ -163,37 +163,6 @@ def _save(config: PretrainConfig, run: Run, trainer: ArmTrainer, trained: Traine
 
 
 # --- what users see --------------------------------------------------------------------------------------------------
-
-
-def preview(config: PretrainConfig) -> Table:
-    """The stages that a run would have; nothing is opened but the labels of the data."""
-    check_batch(config)
-    network = build_network(config)
-    count = len(open_split(config, "train")) if config.units is None and config.epochs else 1
-    method = build_method(config, network.module, count)
-    shape = network.module.shape
-    schedule, source = build_schedule(config, shape)
-    costs = Costs(shape, method, Sizes.of(config, shape))
-    costs.sizes.check(schedule)
-    budget = budget_of(config, costs, count)
-    units = [config.batch_size * costs.sample(stage.compression) for stage in schedule.stages]
-    clock = Clock(schedule, units, budget if schedule.unit != "steps" else None)
-    rows: list[tuple[Cell, ...]] = []
-    for stage in clock.stages:
-        c = stage.compression
-        patches = (costs.sizes.view(c.patch) // c.patch) ** 2
-        each = costs.sample(c)
-        end = f"{clock.t(stage.first + stage.steps):.3f}"
-        lengths = (tokens(patches, c.keep_q), tokens(patches, c.keep_k))
-        rows.append((end, c.patch, *lengths, stage.steps, f"{each:.3f}", times(costs.full / each)))
-    peak = max(memory_estimate(config, costs, stage.compression) for stage in clock.stages)
-    notes = (
-        f"{clock.units:,.0f} units of {costs.unit_macs:,} multiply-adds; {clock.steps} steps of {config.batch_size}",
-        f"memory of a step, roughly {peak / 2**20:,.0f} MiB on each process",
-        *(f"stage {index} is shorter than one step and does not come up" for index in clock.skipped),
-    )
-    columns = ("until", "patch", "tokens q", "tokens k", "steps", "units/image", "speed-up")
-    return Table(f"{config.method} on {network.name}, schedule: {source}", columns, tuple(rows), notes)
 
 
 def table(report: Report) -> Table:

@@ -6,6 +6,7 @@ from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
 from effvl_cli.core.table import Table, percent
 from effvl_cli.engines.pretrain import invariance, labelled
+from effvl_cli.engines.pretrain.preview import preview as costs_of
 
 
 def run(config: PretrainConfig, run: Run) -> None:
@@ -14,9 +15,9 @@ def run(config: PretrainConfig, run: Run) -> None:
     engine.run(config, run)
 
 
-def preview(config: PretrainConfig) -> Table | None:
+def preview(config: PretrainConfig) -> list[Table]:
     """What `--dry-run` shows beside the options."""
-    return invariance.preview(config) if config.method in VIEW_METHODS else None
+    return costs_of(config)
 
 
 def table(report: Report) -> Table:

@@ -24,7 +24,7 @@ MAX_VALIDATION = 2000  # images looked at while training
 
 def run(config: PretrainConfig, run: Run) -> None:
     """Train, evaluate, save."""
-    objective = _open(config, run)
+    objective = open_objective(config, run)
     network = objective.network
     fitted = _fit(objective)
     run.report.model(network.name, network.source, network.module)
@@ -41,7 +41,8 @@ def run(config: PretrainConfig, run: Run) -> None:
     _save(objective)
 
 
-def _open(config: PretrainConfig, run: Run) -> Objective:
+def open_objective(config: PretrainConfig, run: Run) -> Objective:
+    """Data and network of the method, on the device."""
     module, _, name = METHODS[config.method].target.partition(":")
     kind: type[Objective] = getattr(importlib.import_module(module), name)
     source = load(config.data, "train", root=config.data_root, seed=config.seed)
@@ -66,20 +67,31 @@ def _fit(objective: Objective) -> loop.FitResult:
     count = min(len(held_out), MAX_VALIDATION)
     order = torch.randperm(len(held_out), generator=seeds.generator(0, "validation"))[:count].sort().values
     task = objective.task(objective.decode(held_out, order.numpy()))
+    steps, steps_per_epoch, sampler = length(objective)
+    transform = augment(config.augment, network.preprocess)
+    batches = loaded(source, sampler, config, run, seed=config.seed, transform=transform)
+    plan = plan_of(
+        config,
+        steps,
+        precision=config.precision,
+        eval_every=config.eval_every or (steps_per_epoch if config.epochs else 0),
+    )
+    return loop.fit(task, optimizers_of(config, network.module), batches, run, plan)
+
+
+def length(objective: Objective) -> tuple[int, int, EpochSampler]:
+    """Optimizer steps, those of an epoch, and the order of the samples.
+
+    Raises:
+        UsageError: epochs of data without end, or a batch that does not divide.
+    """
+    config, source = objective.config, objective.source
     if config.steps is None and source.endless:
         raise UsageError(f"--epochs of endless data ({config.data})", "Give --steps")
     check_divides(config.batch_size, "--batch-size", accumulate=config.accumulate)
     sampler = EpochSampler(len(source), config.batch_size // config.accumulate, config.seed)
     steps_per_epoch = max(1, sampler.steps_per_epoch // config.accumulate)
-    transform = augment(config.augment, network.preprocess)
-    batches = loaded(source, sampler, config, run, seed=config.seed, transform=transform)
-    plan = plan_of(
-        config,
-        config.steps or int(config.epochs or 0) * steps_per_epoch,
-        precision=config.precision,
-        eval_every=config.eval_every or (steps_per_epoch if config.epochs else 0),
-    )
-    return loop.fit(task, optimizers_of(config, network.module), batches, run, plan)
+    return config.steps or int(config.epochs or 0) * steps_per_epoch, steps_per_epoch, sampler
 
 
 def _save(objective: Objective) -> None:

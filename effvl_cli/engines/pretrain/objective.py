@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 from torch import Tensor
 
 from effvl_cli.config.pretrain import PretrainConfig
@@ -42,6 +43,10 @@ class Objective:
     def task(self, validation: Decoded) -> Task:
         """What the loop trains."""
         raise NotImplementedError
+
+    def probe(self) -> Task:
+        """The same without images to validate on, to time a step of noise images of the first class."""
+        return self.task(self.decode(self.source, np.arange(0)))
 
     def test(self) -> None:
         """Put the figures of the test split into the report."""

@@ -20,10 +20,12 @@ from effvl_cli.core.modes import as_found
 from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
 from effvl_cli.core.table import Cell, Table, times
+from effvl_cli.engines.common.costs import cost_table
 from effvl_cli.engines.pretrain.arm_training import STAGES, ArmTrainer, tokens, train
 from effvl_cli.engines.pretrain.costs import DEFAULT_BUDGET
 from effvl_cli.engines.pretrain.images import TrainImages
 from effvl_cli.engines.pretrain.methods import build_network, check_batch
+from effvl_cli.engines.pretrain.preview import search_parts
 from effvl_cli.engines.pretrain.schedules import key_keep, parse_schedule, unsaid_key_keep
 from effvl_cli.techniques.pretrain.gradient_error import Estimate, GradientError, best, monotone
 from effvl_cli.techniques.pretrain.schedule import Compression, Schedule, Stage, schedule_from, schedule_to
@@ -370,6 +372,18 @@ def _bias_growth(
                 n=run.report.technique.get("num_batches", 0),
                 se=error,
             )
+
+
+def preview(config: SearchConfig) -> list[Table]:
+    """What `--dry-run` shows beside the options."""
+    share = config.pilot_budget or (0.0 if config.run else PILOT_SHARE)
+    count = len(KEEPS) * len(SCALES)
+    if config.candidates:
+        count = 1 + len(_read_candidates(Path(config.candidates), config.method))
+    trainee, parts = search_parts(config, count, len(STAGES), share)
+    memory = trainee.memory(Compression(trainee.costs.shape.patch))
+    title = f"search for {config.method} on {trainee.network.name}"
+    return [cost_table(title, parts, trainee.device, memory=memory, notes=())]
 
 
 def table(report: Report) -> Table:

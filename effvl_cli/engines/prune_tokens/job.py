@@ -22,6 +22,7 @@ from effvl_cli.engines.prune_tokens.evaluation import (
 from effvl_cli.engines.prune_tokens.golden_search import rank_training
 from effvl_cli.engines.prune_tokens.oracle import golden
 from effvl_cli.engines.prune_tokens.predictor import train_predictor
+from effvl_cli.engines.prune_tokens.preview import preview_job
 from effvl_cli.engines.prune_tokens.prompt_init import check_prompts
 from effvl_cli.engines.prune_tokens.tuning import tune_prompts
 
@@ -30,7 +31,7 @@ BATCHES = (1, 32)
 SHOWN = 8
 ARMS = ("predictor", "predictor+tuned", "cls-attn", "evit", "tome", "grid", "center", "random")
 
-table = tables.results
+table, preview = tables.results, preview_job
 
 
 def run(config: PruneTokensConfig, run: Run) -> None:

@@ -5,8 +5,9 @@ from effvl_cli.core.run import Run
 from effvl_cli.engines.prune_tokens import artefact, tables
 from effvl_cli.engines.prune_tokens.context import build_context, tower_summary
 from effvl_cli.engines.prune_tokens.golden_search import rank_training
+from effvl_cli.engines.prune_tokens.preview import preview_search
 
-table = tables.ranking
+table, preview = tables.ranking, preview_search
 
 
 def run(config: RankConfig, run: Run) -> None:

@@ -1,0 +1,67 @@
+"""What a run will do and cost, before it does it: the table behind the options that `--dry-run` prints."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from effvl_cli.core.table import Cell, Table
+
+TRAINING = 3  # multiply-adds of a forward and a backward pass, over those of the forward pass
+STATES = {"sgd": 3, "adam": 4, "adamw": 4, "muon": 4}  # copies of the parameters: weights, gradients, moments
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing that a run does.
+
+    Attributes:
+        name: of it.
+        work: how much, in words, e.g. "313 steps of 64 images".
+        macs: multiply-adds of all of it.
+        seconds: on this device, by a probe.
+    """
+
+    name: str
+    work: str
+    macs: float
+    seconds: float
+
+
+def cost_table(title: str, parts: Sequence[Part], device: torch.device, *, memory: int, notes: Sequence[str]) -> Table:
+    """Parts and their sum.
+
+    Args:
+        title: of the table.
+        parts: in order.
+        device: that was probed.
+        memory: bytes at the peak, roughly.
+        notes: further lines.
+    """
+    rows: list[tuple[Cell, ...]] = [(part.name, part.work, _macs(part.macs), duration(part.seconds)) for part in parts]
+    if len(parts) > 1:
+        total = sum(part.macs for part in parts), sum(part.seconds for part in parts)
+        rows.append(("all", "", _macs(total[0]), duration(total[1])))
+    return Table(title, ("part", "work", "multiply-adds", "time"), tuple(rows), (*notes, note_of(device, memory)))
+
+
+def note_of(device: torch.device, memory: int) -> str:
+    """What was probed, and the memory."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    threads = f" with {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    return f"times by a short probe on {name}{threads}, decoding left out; memory roughly {memory / 2**20:,.0f} MiB"
+
+
+def duration(seconds: float) -> str:
+    """As a person says it: "12 s", "3.5 min", "7.2 h", "4.1 days"."""
+    for limit, unit, word in ((90, 1, "s"), (5400, 60, "min"), (36 * 3600, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.0f} {word}" if unit == 1 else f"{seconds / unit:.1f} {word}"
+    return f"{seconds / 86400:.1f} days"
+
+
+def _macs(macs: float) -> str:
+    for limit, unit, word in ((1e9, 1e6, "M"), (1e12, 1e9, "G"), (1e15, 1e12, "T")):
+        if macs < limit:
+            return f"{macs / unit:.3g} {word}"
+    return f"{macs / 1e15:.4g} P"

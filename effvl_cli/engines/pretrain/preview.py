@@ -1,0 +1,233 @@
+"""What a pretraining will do and cost, for `--dry-run`: nothing is opened but the labels of the data."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from effvl_cli.config.methods import VIEW_METHODS
+from effvl_cli.config.pretrain import PretrainConfig, SearchConfig
+from effvl_cli.core import distributed
+from effvl_cli.core.devices import resolve_device
+from effvl_cli.core.errors import DataError
+from effvl_cli.core.loop import Task, autocast
+from effvl_cli.core.measure import count_macs, count_parameters
+from effvl_cli.core.modes import as_found
+from effvl_cli.core.probe import saved_bytes, seconds_for
+from effvl_cli.core.run import unopened
+from effvl_cli.core.table import Cell, Table, times
+from effvl_cli.data.loader import Batch
+from effvl_cli.data.transforms import Preprocess
+from effvl_cli.engines.common.costs import STATES, TRAINING, Part, cost_table
+from effvl_cli.engines.pretrain import labelled
+from effvl_cli.engines.pretrain.arm_training import tokens
+from effvl_cli.engines.pretrain.costs import DEFAULT_BUDGET, Costs, budget_of
+from effvl_cli.engines.pretrain.images import open_split
+from effvl_cli.engines.pretrain.methods import build_method, build_network, check_batch
+from effvl_cli.engines.pretrain.probes import MAX_VALIDATION
+from effvl_cli.engines.pretrain.schedules import build_schedule, parse_schedule
+from effvl_cli.engines.pretrain.view_sizes import Sizes
+from effvl_cli.engines.pretrain.views import ViewMaker
+from effvl_cli.techniques.pretrain.method import Method
+from effvl_cli.techniques.pretrain.schedule import Clock, Compression, Schedule
+
+EVALUATIONS = 2  # of the features while an arm is trained
+SMALLEST = 2  # samples that a probe of a step takes
+
+
+def preview(config: PretrainConfig) -> list[Table]:
+    """Stages and costs of a training by any method."""
+    return _of_views(config) if config.method in VIEW_METHODS else [_of_labels(config)]
+
+
+# --- methods that compare views --------------------------------------------------------------------------------------
+
+
+class Trainee:
+    """A method on the device, and the steps that it would take."""
+
+    def __init__(self, config: PretrainConfig | SearchConfig, num_images: int) -> None:
+        check_batch(config)
+        self.config, self.device = config, resolve_device(config.device)
+        self.network = build_network(config)
+        shape = self.network.module.shape
+        self.method: Method = build_method(config, self.network.module, num_images).to(self.device)
+        self.costs = Costs(shape, self.method, Sizes.of(config, shape))
+        self.maker = ViewMaker.of(config, self.costs.sizes, self.network.preprocess, shape.depth)
+
+    def clock(self, schedule: Schedule, budget: float) -> Clock:
+        """Steps of a schedule."""
+        self.costs.sizes.check(schedule)
+        units = [self.config.batch_size * self.costs.sample(stage.compression) for stage in schedule.stages]
+        return Clock(schedule, units, budget if schedule.unit != "steps" else None)
+
+    def step(self, compression: Compression) -> Callable[[int], None]:
+        """Loss and gradient of a number of noise images, augmentation included."""
+
+        def run(count: int) -> None:
+            self.loss(compression, max(SMALLEST, count)).backward()
+            self.method.zero_grad(set_to_none=True)
+
+        return run
+
+    def loss(self, compression: Compression, count: int) -> torch.Tensor:
+        """Of noise images."""
+        views = self.maker.views(noise(self.network.preprocess, count, self.device), compression, 0)
+        with as_found(self.method, training=True), autocast(self.device, self.config.precision):
+            return self.method.loss(views, distributed.gather_with_gradient, 0.5).loss
+
+    def seconds(self, compression: Compression) -> float:
+        """Of a step of this process's share."""
+        share = self.config.batch_size // distributed.world().size
+        return seconds_for(self.step(compression), share, self.device)
+
+    def memory(self, compression: Compression) -> int:
+        """Weights, gradients, moments, and what the backward pass of a share needs."""
+        few, many = (saved_bytes(partial(self.loss, compression, count)) for count in (SMALLEST, 2 * SMALLEST))
+        share = self.config.batch_size // distributed.world().size
+        activations = few + (many - few) / SMALLEST * max(0, share - SMALLEST)
+        return int(4 * STATES[self.config.optimizer] * count_parameters(self.method) + activations)
+
+
+def _of_views(config: PretrainConfig) -> list[Table]:
+    count = len(open_split(config, "train")) if config.units is None and config.epochs else 1
+    trainee = Trainee(config, count)
+    schedule, source = build_schedule(config, trainee.costs.shape)
+    budget = budget_of(config, trainee.costs, count)
+    arms = {"train": trainee.clock(schedule, budget)}
+    if config.compares:
+        whole = Schedule.constant(Compression(trainee.costs.shape.patch))
+        arms = {"baseline": trainee.clock(whole, budget), "accelerated": arms["train"]}
+    kinds = dict.fromkeys(stage.compression for clock in arms.values() for stage in clock.stages)
+    seconds = {kind: trainee.seconds(kind) for kind in kinds}
+    parts = [
+        Part(
+            arm,
+            f"{clock.steps} steps of {config.batch_size} images",
+            clock.units * trainee.costs.unit_macs,
+            sum(stage.steps * seconds[stage.compression] for stage in clock.stages),
+        )
+        for arm, clock in arms.items()
+    ]
+    images = _judged(config, len(arms))
+    if images:
+        parts.append(_forward(trainee, images))
+    clock = list(arms.values())[-1]
+    title = f"{config.method} on {trainee.network.name}, schedule: {source}"
+    memory = max(trainee.memory(kind) for kind in kinds)
+    notes = (f"{clock.units:,.0f} units of {trainee.costs.unit_macs:,} multiply-adds an arm",)
+    return [_stages(title, trainee, clock), cost_table("cost", parts, trainee.device, memory=memory, notes=notes)]
+
+
+def _judged(config: PretrainConfig, arms: int) -> int:
+    """Images whose features are computed: bank and validation while training, bank and test at the end."""
+    try:
+        bank = min(config.num_bank, len(open_split(config, "train")))
+        validation = min(MAX_VALIDATION, len(open_split(config, "val")))
+        return EVALUATIONS * arms * (bank + validation) + (arms + 1) * (bank + len(open_split(config, "test")))
+    except DataError:
+        return 0
+
+
+def _forward(trainee: Trainee, images: int) -> Part:
+    config, backbone = trainee.config, trainee.method.result
+    size = getattr(config, "eval_batch_size", 256)
+
+    def run(count: int) -> None:
+        batch = noise(trainee.network.preprocess, count, trainee.device)
+        with as_found(backbone, training=False), torch.inference_mode(), autocast(trainee.device, config.precision):
+            backbone(trainee.network.preprocess.normalise(batch.images))
+
+    seconds = seconds_for(run, size, trainee.device) * images / size
+    return Part(
+        "features", f"{images:,} images, without k-NN and linear probe", images * trainee.costs.unit_macs, seconds
+    )
+
+
+def _stages(title: str, trainee: Trainee, clock: Clock) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    costs = trainee.costs
+    for stage in clock.stages:
+        c = stage.compression
+        patches = (costs.sizes.view(c.patch) // c.patch) ** 2
+        each = costs.sample(c)
+        end = f"{clock.t(stage.first + stage.steps):.3f}"
+        lengths = (tokens(patches, c.keep_q), tokens(patches, c.keep_k))
+        rows.append((end, c.patch, *lengths, stage.steps, f"{each:.3f}", times(costs.full / each)))
+    notes = tuple(f"stage {index} is shorter than one step and does not come up" for index in clock.skipped)
+    columns = ("until", "patch", "tokens q", "tokens k", "steps", "units/image", "speed-up")
+    return Table(title, columns, tuple(rows), notes)
+
+
+def noise(preprocess: Preprocess, count: int, device: torch.device) -> Batch:
+    """Images of noise (count, 3, H, W), all of class 0."""
+    images = torch.randint(256, (count, 3, *preprocess.size), dtype=torch.uint8, generator=torch.Generator())
+    nothing = torch.zeros(count, dtype=torch.int64)
+    return Batch(images.to(device), nothing.to(device), nothing.to(device))
+
+
+def search_parts(config: SearchConfig, candidates: int, stages: int, share: float) -> tuple[Trainee, list[Part]]:
+    """A pilot, if one is trained, and the gradients of every candidate at every stage.
+
+    Args:
+        config: options.
+        candidates: compressions that are compared.
+        stages: checkpoints.
+        share: of the budget that the pilot has; 0: none is trained.
+    """
+    trainee = Trainee(config, 1)
+    full = Compression(trainee.costs.shape.patch)
+    seconds = trainee.seconds(full) / config.batch_size / trainee.costs.full  # of a unit
+    parts = []
+    if share:
+        schedule = parse_schedule(config.pilot_schedule, config.method, trainee.costs.shape)
+        clock = trainee.clock(schedule, share * (config.units or DEFAULT_BUDGET))
+        work = f"{clock.steps} steps of {config.batch_size} images"
+        parts.append(Part("pilot", work, clock.units * trainee.costs.unit_macs, clock.units * seconds))
+    batch = config.grad_batch_size or config.batch_size
+    images = batch * config.num_grad_batches * stages
+    units = images * candidates * trainee.costs.full  # at most: compressed ones cost less
+    work = f"{candidates} candidates x {config.num_grad_batches} batches of {batch} at {stages} stages, at most"
+    parts.append(Part("gradients", work, units * trainee.costs.unit_macs, units * seconds))
+    return trainee, parts
+
+
+# --- texts and labels ------------------------------------------------------------------------------------------------
+
+
+def _of_labels(config: PretrainConfig) -> Table:
+    run = unopened("pretrain", config)
+    objective = labelled.open_objective(config, run)
+    network, device = objective.network, run.device
+    steps, _, _ = labelled.length(objective)
+    size = config.batch_size // config.accumulate // distributed.world().size
+    image = torch.zeros(1, 3, *network.preprocess.size, device=device)
+    macs = count_macs(getattr(network.module, "visual", network.module), image)
+    task = objective.probe()
+
+    def step(count: int) -> None:
+        _loss(task, noise(network.preprocess, count, device), config).backward()
+        network.module.zero_grad(set_to_none=True)
+
+    images = steps * config.batch_size
+    seconds = steps * config.accumulate * seconds_for(step, size, device)
+    parts = [
+        Part("train", f"{steps} steps of {config.batch_size} images", TRAINING * images * macs, seconds),
+    ]
+    test = len(objective.open("test"))
+    each = seconds / images / TRAINING
+    parts.append(Part("evaluate", f"{test:,} test images", test * macs, test * each))
+    few, many = (
+        saved_bytes(partial(_loss, task, noise(network.preprocess, count, device), config))
+        for count in (SMALLEST, 2 * SMALLEST)
+    )
+    activations = few + (many - few) / SMALLEST * max(0, size - SMALLEST)
+    memory = 4 * STATES[config.optimizer] * count_parameters(network.module) + activations
+    title = f"{config.method}: {network.name} on {config.data}"
+    notes = ("multiply-adds of the image network alone",) if network.kind == "clip" else ()
+    return cost_table(title, parts, device, memory=int(memory), notes=notes)
+
+
+def _loss(task: Task, batch: Batch, config: PretrainConfig) -> torch.Tensor:
+    with as_found(task.module, training=True), autocast(batch.images.device, config.precision):
+        return task.train_step(batch, 0).loss

@@ -1,0 +1,106 @@
+"""What scoring and removing blocks will cost, for `--dry-run`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from effvl_cli.config.prune_blocks import PruneBlocksConfig
+from effvl_cli.core import distributed
+from effvl_cli.core.loop import autocast
+from effvl_cli.core.measure import count_macs, count_parameters
+from effvl_cli.core.modes import as_found
+from effvl_cli.core.probe import saved_bytes, seconds_for
+from effvl_cli.core.table import Table
+from effvl_cli.engines.common.costs import STATES, TRAINING, Part, cost_table
+from effvl_cli.engines.prune_blocks import baseline, candidates, importance, surgery, tables
+from effvl_cli.engines.prune_blocks.candidates import Found
+from effvl_cli.engines.prune_blocks.context import Context
+from effvl_cli.engines.prune_blocks.targets import EMBEDDED_REMOVED
+
+UNKNOWN = "removals go on until a target is met: one is counted here"
+
+
+def preview_score(context: Context) -> list[Table]:
+    """The units, and one scoring of them."""
+    found, units = _units(context, "single")
+    parts = _scoring(context, found, 1, _speed(context))
+    return [units, _table(context, parts, 4 * count_parameters(context.module), ())]
+
+
+def preview_job(context: Context) -> list[Table]:
+    """The units, and every removal."""
+    config: PruneBlocksConfig = context.config
+    found, units = _units(context, config.search)
+    speed, macs = _speed(context), count_macs(context.module, context.noise(1))
+    train, test = len(context.train), context.count("test")
+    targets = (config.target_params, config.target_macs, config.target_latency)
+    known = config.remove or (EMBEDDED_REMOVED if all(goal is None for goal in targets) else None)
+    turns = -(-known // config.blocks_per_step) if known else 1
+    tuned = config.finetune_epochs * train
+    if config.finetune_steps:
+        tuned = config.finetune_steps * config.finetune_batch_size
+    trainings = {"fine-tuning": (turns, tuned), "at the end": (1, config.final_epochs * train)}
+    if baseline.wanted(config):
+        trainings = {"original": (1, baseline.epochs_of(context) * train), **trainings}
+    parts = [
+        Part(name, f"{times} x {images:,} images", TRAINING * times * images * macs, TRAINING * times * images * macs / speed)
+        for name, (times, images) in trainings.items()
+        if images
+    ]
+    parts[-1:-1] = _scoring(context, found, turns, speed)
+    judged = (2 * turns + 2) * (context.count("score") + test)
+    parts.append(Part("evaluation", f"{judged:,} images", judged * macs, judged * macs / speed))
+    return [units, _table(context, parts, _training_memory(context), () if known else (UNKNOWN,))]
+
+
+def _units(context: Context, search: str) -> tuple[Found, Table]:
+    state = surgery.start(context)
+    allowed = candidates.permitted(context, state.origins)
+    found = candidates.find(context, state.module, state.origins, allowed, look=False)
+    candidates.refuse_none(context, found)
+    described = candidates.describe(found)
+    if search == "pairs":
+        described["cost_of_pairs"] = found.cost([choice.members for choice in importance.pairs(found)])
+    return found, tables.units(context.network.name, described)
+
+
+def _scoring(context: Context, found: Found, turns: int, speed: float) -> list[Part]:
+    """Direct scores before each removal, with what candidates share; proxies cost next to nothing."""
+    config, cost = context.config, found.cost()
+    if config.criterion != "direct" or cost is None:
+        return []
+    images = context.count("score")
+    macs = turns * images * (cost["naive_macs"] if config.sharing == "off" else cost["cached_macs"])
+    work = f"{turns} x {len(found.candidates)} units on {images:,} images"
+    return [Part("scoring", work, macs, macs / speed / distributed.world().size)]
+
+
+def _speed(context: Context) -> float:
+    """Multiply-adds a second of the network."""
+    size = context.config.score_batch_size
+    images = context.noise(size)
+
+    def run(count: int) -> Any:
+        with torch.inference_mode(), autocast(context.run.device, context.config.precision):
+            return context.module(images[:count])
+
+    return size * count_macs(context.module, images[:1]) / seconds_for(run, size, context.run.device)
+
+
+def _training_memory(context: Context) -> int:
+    """Weights, gradients, momentum, and what the backward pass of a fine-tuning step needs."""
+    images = context.noise(2)
+
+    def forward() -> Any:
+        with as_found(context.module, training=True):
+            return context.module(images)
+
+    context.module.requires_grad_(True)
+    activations = saved_bytes(forward) * context.config.finetune_batch_size // len(images)
+    return 4 * STATES["sgd"] * count_parameters(context.module) + activations
+
+
+def _table(context: Context, parts: Sequence[Part], memory: int, notes: Sequence[str]) -> Table:
+    title = f"cost of {context.network.name} on {context.data}"
+    return cost_table(title, parts, context.run.device, memory=memory, notes=notes)
