@@ -19,11 +19,16 @@ def wanted(config: object) -> bool:
     return getattr(config, "weights", None) in (None, "none") or bool(getattr(config, "new_head", False))
 
 
+def epochs_of(context: Context) -> int:
+    """Length of its training; 0 where nothing says how long."""
+    return context.config.baseline_epochs or (EMBEDDED_EPOCHS if context.data == EMBEDDED else 0)
+
+
 def prepare(context: Context, phases: Phases) -> None:
     """Train the original network in place, unless a run with these very options has done so."""
     config = context.config
-    epochs = config.baseline_epochs or (EMBEDDED_EPOCHS if context.data == EMBEDDED else None)
-    if epochs is None:
+    epochs = epochs_of(context)
+    if not epochs:
         raise UsageError(
             f"no --weights of {context.network.name} for {context.data}",
             "Give --weights, or --baseline-epochs to train it",

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from effvl_cli.data import load
 from effvl_cli.data.decoded import Decoded
 from effvl_cli.data.fewshot import few_shot
 from effvl_cli.data.loader import loader_workers
-from effvl_cli.data.source import ImageSource, digest
+from effvl_cli.data.source import ImageSource, Indices, digest
 from effvl_cli.engines.inference import over_images
 from effvl_cli.models import network as networks
 
@@ -71,6 +71,16 @@ class Context:
             DataError: a class without an image.
             UsageError: --score-size asks for more than there are.
         """
+        source, indices = self._scoring_indices()
+        split = self._decode(source, indices, on_bad="error")
+        self.run.report.technique["ids_sha256"] = digest(split.ids)
+        return split
+
+    def count(self, split: Literal["score", "test"]) -> int:
+        """Images of a split, which need not be decoded for that."""
+        return len(self._scoring_indices()[1] if split == "score" else self._open("test"))
+
+    def _scoring_indices(self) -> tuple[ImageSource, Indices]:
         config = self.config
         source = self._open({"holdout": "val"}.get(config.score_split, config.score_split))
         found = np.bincount(source.labels, minlength=len(self.classes))
@@ -83,10 +93,7 @@ class Context:
             )
         size = config.score_size or max(1, MAX_SCORED // len(self.classes))
         everything = not config.score_size and len(source) <= MAX_SCORED
-        indices = np.arange(len(source)) if everything else few_shot(source, size, config.seed)
-        split = self._decode(source, indices, on_bad="error")
-        self.run.report.technique["ids_sha256"] = digest(split.ids)
-        return split
+        return source, np.arange(len(source)) if everything else few_shot(source, size, config.seed)
 
     @cached_property
     def test(self) -> Decoded:

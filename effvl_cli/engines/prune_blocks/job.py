@@ -9,7 +9,6 @@ from effvl_cli.core.run import Run, unopened
 from effvl_cli.core.table import Table
 from effvl_cli.engines.prune_blocks import (
     baseline,
-    candidates,
     importance,
     measurements,
     pictures,
@@ -21,6 +20,7 @@ from effvl_cli.engines.prune_blocks import (
     training,
 )
 from effvl_cli.engines.prune_blocks.context import Context, build_context, note_leaks
+from effvl_cli.engines.prune_blocks.preview import preview_job
 from effvl_cli.engines.prune_blocks.pruning import Pruning
 from effvl_cli.engines.prune_blocks.removal_step import figures
 from effvl_cli.models import network as networks
@@ -54,17 +54,9 @@ def run(config: PruneBlocksConfig, run: Run) -> None:
     result.save(context, found.state)
 
 
-def preview(config: PruneBlocksConfig) -> Table:
-    """What `--dry-run` shows beside the options: the units and what scoring them costs."""
-    context = _open(config, unopened("prune-blocks", config))
-    state = surgery.start(context)
-    allowed = candidates.permitted(context, state.origins)
-    found = candidates.find(context, state.module, state.origins, allowed, look=False)
-    candidates.refuse_none(context, found)
-    described = candidates.describe(found)
-    if config.search == "pairs":
-        described["cost_of_pairs"] = found.cost([choice.members for choice in importance.pairs(found)])
-    return tables.units(context.network.name, described)
+def preview(config: PruneBlocksConfig) -> list[Table]:
+    """What `--dry-run` shows beside the options: the units, and what the job costs."""
+    return preview_job(_open(config, unopened("prune-blocks", config)))
 
 
 def _open(config: PruneBlocksConfig, run: Run) -> Context:

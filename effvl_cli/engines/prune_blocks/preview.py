@@ -44,7 +44,12 @@ def preview_job(context: Context) -> list[Table]:
     if baseline.wanted(config):
         trainings = {"original": (1, baseline.epochs_of(context) * train), **trainings}
     parts = [
-        Part(name, f"{times} x {images:,} images", TRAINING * times * images * macs, TRAINING * times * images * macs / speed)
+        Part(
+            name,
+            f"{times} x {images:,} images",
+            TRAINING * times * images * macs,
+            TRAINING * times * images * macs / speed,
+        )
         for name, (times, images) in trainings.items()
         if images
     ]

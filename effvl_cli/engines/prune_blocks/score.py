@@ -1,12 +1,20 @@
 """Importance of every block, without removing any."""
 
 from effvl_cli.config.prune_blocks import ScoreConfig
-from effvl_cli.core.run import Run
+from effvl_cli.core.run import Run, unopened
+from effvl_cli.core.table import Table
 from effvl_cli.engines.prune_blocks import candidates, importance, load_run, pictures, surgery, tables
 from effvl_cli.engines.prune_blocks.context import note_leaks
 from effvl_cli.engines.prune_blocks.job import check_options
+from effvl_cli.engines.prune_blocks.preview import preview_score
 
 table = tables.scores
+
+
+def preview(config: ScoreConfig) -> list[Table]:
+    """What `--dry-run` shows beside the options: the units, and what scoring them costs."""
+    check_options(config)
+    return preview_score(load_run.open_network(config, unopened("prune-blocks score", config)))
 
 
 def run(config: ScoreConfig, run: Run) -> None:
