@@ -11,8 +11,8 @@ class Command:
         name: the technique.
         verb: the part of the job, or "".
         config: "module:Class" of its options.
-        engine: module with `run(config, run)` and `table(report)`; for `--dry-run` also with `preview(config)`, tables of
-            what a run will do and cost.
+        engine: module with `run(config, run)` and `table(report)`, and `preview(config)` for `--dry-run`: tables
+            of what a run will do and cost.
         summary: one line for help.
     """
 
