@@ -14,7 +14,7 @@ LINES = {
     "prune-tokens --shots 2": ["ranking", "predictor", "prompts", "golden ranking", "evaluation"],
     "prune-tokens rank --shots 2": ["ranking"],
     "prune-blocks": ["original", "fine-tuning", "scoring", "at the end", "evaluation"],
-    "prune-blocks score --weights none --model cifar-resnet:8,width=4 --data digits": ["scoring"],
+    "prune-blocks score --weights none --model cifar-resnet:14,width=4 --data digits": ["scoring"],
     "pretrain --budget 2k": ["baseline", "accelerated", "features"],
     "pretrain search --budget 2k": ["pilot", "gradients"],
     "pretrain --method supervised --data digits --epochs 2": ["train", "evaluate"],

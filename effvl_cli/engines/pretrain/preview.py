@@ -65,7 +65,8 @@ class Trainee:
         """Loss and gradient of a number of noise images, augmentation included."""
 
         def run(count: int) -> None:
-            self.loss(compression, max(SMALLEST, count)).backward()
+            with as_found(self.method, training=True):
+                self.loss(compression, max(SMALLEST, count)).backward()
             self.method.zero_grad(set_to_none=True)
 
         return run
@@ -73,7 +74,7 @@ class Trainee:
     def loss(self, compression: Compression, count: int) -> torch.Tensor:
         """Of noise images."""
         views = self.maker.views(noise(self.network.preprocess, count, self.device), compression, 0)
-        with as_found(self.method, training=True), autocast(self.device, self.config.precision):
+        with autocast(self.device, self.config.precision):
             return self.method.loss(views, distributed.gather_with_gradient, 0.5).loss
 
     def seconds(self, compression: Compression) -> float:
@@ -83,7 +84,8 @@ class Trainee:
 
     def memory(self, compression: Compression) -> int:
         """Weights, gradients, moments, and what the backward pass of a share needs."""
-        few, many = (saved_bytes(partial(self.loss, compression, count)) for count in (SMALLEST, 2 * SMALLEST))
+        with as_found(self.method, training=True):
+            few, many = (saved_bytes(partial(self.loss, compression, count)) for count in (SMALLEST, 2 * SMALLEST))
         share = self.config.batch_size // distributed.world().size
         activations = few + (many - few) / SMALLEST * max(0, share - SMALLEST)
         return int(4 * STATES[self.config.optimizer] * count_parameters(self.method) + activations)
@@ -206,7 +208,8 @@ def _of_labels(config: PretrainConfig) -> Table:
     task = objective.probe()
 
     def step(count: int) -> None:
-        _loss(task, noise(network.preprocess, count, device), config).backward()
+        with as_found(task.module, training=True):
+            _loss(task, noise(network.preprocess, count, device), config).backward()
         network.module.zero_grad(set_to_none=True)
 
     images = steps * config.batch_size
@@ -217,10 +220,11 @@ def _of_labels(config: PretrainConfig) -> Table:
     test = len(objective.open("test"))
     each = seconds / images / TRAINING
     parts.append(Part("evaluate", f"{test:,} test images", test * macs, test * each))
-    few, many = (
-        saved_bytes(partial(_loss, task, noise(network.preprocess, count, device), config))
-        for count in (SMALLEST, 2 * SMALLEST)
-    )
+    with as_found(task.module, training=True):
+        few, many = (
+            saved_bytes(partial(_loss, task, noise(network.preprocess, count, device), config))
+            for count in (SMALLEST, 2 * SMALLEST)
+        )
     activations = few + (many - few) / SMALLEST * max(0, size - SMALLEST)
     memory = 4 * STATES[config.optimizer] * count_parameters(network.module) + activations
     title = f"{config.method}: {network.name} on {config.data}"
@@ -229,5 +233,5 @@ def _of_labels(config: PretrainConfig) -> Table:
 
 
 def _loss(task: Task, batch: Batch, config: PretrainConfig) -> torch.Tensor:
-    with as_found(task.module, training=True), autocast(batch.images.device, config.precision):
+    with autocast(batch.images.device, config.precision):
         return task.train_step(batch, 0).loss
