@@ -29,6 +29,14 @@ Rate = Annotated[float, Gt(0), Lt(10)]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Checked:
+    """End of the chain of checks that the option groups of one command make together."""
+
+    def __post_init__(self) -> None:
+        """What no single option can say."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """Where and how a run happens."""
 
@@ -98,6 +106,17 @@ class GuardOptions:
     panel: ClassVar[str] = "Model"
 
     force: Annotated[bool, Doc("go on with a network that is hardly better than chance")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInput:
+    """A verb that starts from an earlier run of its technique."""
+
+    panel: ClassVar[str] = "Run"
+
+    run: Annotated[
+        str | None, ARTEFACT, Doc("run folder or checkpoint of this technique (default: the newest completed one)")
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,14 +7,15 @@ from annotated_doc import Doc
 from annotated_types import Ge, Gt, Le, Lt
 
 from effvl_cli.config.options import (
-    ARTEFACT,
     VOLATILE,
+    Checked,
     Count,
     DataOptions,
     GuardOptions,
     ModelOptions,
     Positive,
     Rate,
+    RunInput,
     RunOptions,
     SaveOptions,
 )
@@ -42,7 +43,16 @@ class UnitOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitOptions(GuardOptions):
+class JudgeOptions(GuardOptions):
+    """How accuracy is measured."""
+
+    panel: ClassVar[str] = "Measurement"
+
+    eval_batch_size: Annotated[Positive, VOLATILE, Doc("images per step on each device, without training")] = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitOptions(JudgeOptions, Checked):
     """Which images choose."""
 
     panel: ClassVar[str] = "Scoring"
@@ -52,11 +62,32 @@ class SplitOptions(GuardOptions):
         Doc("images that score: held out of all training, trained on, or the test split (--allow-test-leak)"),
     ] = "holdout"
     allow_test_leak: Annotated[bool, Doc("let the test split choose; every figure is marked")] = False
+    score_batch_size: Annotated[Positive, Doc("scored images per step")] = 256
     score_size: Annotated[Positive | None, Doc("images per class that score (default: all, up to 10,000)")] = None
+
+    def __post_init__(self) -> None:
+        """What no single option can say."""
+        super().__post_init__()
+        if self.score_split == "test" and not self.allow_test_leak:
+            raise ValueError(
+                "--score-split is test, and the test images must not choose what is removed. "
+                "Give --score-split holdout; or --allow-test-leak, which marks every figure"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreOptions(SplitOptions):
+class RecalOptions:
+    """Batch norm without the unit that has gone."""
+
+    panel: ClassVar[str] = "Scoring"
+
+    bn_recal: Annotated[
+        Count, Doc("training images that re-estimate batch-norm statistics after a removal; 0: none")
+    ] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions(SplitOptions, RecalOptions):
     """How much each unit matters."""
 
     panel: ClassVar[str] = "Scoring"
@@ -69,10 +100,9 @@ class ScoreOptions(SplitOptions):
     tie: Annotated[Literal["exact", "loss-ci"], Doc("loss-ci: units not told apart by top1 are ranked by loss")] = (
         "exact"
     )
-    normalise: Annotated[
+    impact_per: Annotated[
         Literal["none", "macs", "params", "latency"], Doc("divide the impact by what the removal saves")
     ] = "none"
-    score_batch_size: Annotated[Positive, Doc("scored images per step")] = 256
     sharing: Annotated[
         Literal["auto", "chain", "replay", "off"], Doc("computations shared by candidates; same scores, bit for bit")
     ] = "auto"
@@ -87,6 +117,31 @@ class ScoreOptions(SplitOptions):
     score_stack: Annotated[
         Positive, Doc("candidates that run as one larger batch, for GPUs; above 1 no longer equal bit for bit")
     ] = 1
+
+    def __post_init__(self) -> None:
+        """What no single option can say."""
+        super().__post_init__()
+        if self.criterion != "direct":
+            for name in ("race", "score_bn", "score_stack", "tie"):
+                value, usual = getattr(self, name), getattr(ScoreOptions, name)
+                if value != usual:
+                    option = f"--{name.replace('_', '-')}"
+                    raise ValueError(f"{option} {value} needs --criterion direct. Give {option} {usual}")
+        if self.race != "none" and self.impact_per != "none":
+            raise ValueError(
+                f"--race {self.race} with --impact-per {self.impact_per}: a race drops by impact alone. Leave one out"
+            )
+        if self.tie == "loss-ci" and self.metric == "loss":
+            raise ValueError("--tie loss-ci with --metric loss. It breaks ties of --metric top1: give --tie exact")
+        if self.score_bn == "recal" and not self.bn_recal:
+            raise ValueError("--score-bn recal without --bn-recal. Say how many training images: --bn-recal 512")
+        if self.score_stack > 1:
+            if self.score_bn != "keep":
+                raise ValueError(f"--score-stack {self.score_stack} with --score-bn. Give --score-stack 1")
+            if self.sharing in ("replay", "off"):
+                raise ValueError(
+                    f"--score-stack {self.score_stack} with --sharing {self.sharing}. Give --sharing auto or chain"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,17 +197,6 @@ class FinetuneOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecalOptions:
-    """Batch norm without the unit that has gone."""
-
-    panel: ClassVar[str] = "Scoring"
-
-    bn_recal: Annotated[
-        Count, Doc("training images that re-estimate batch-norm statistics after a removal; 0: none")
-    ] = 0
-
-
-@dataclass(frozen=True, kw_only=True)
 class BaselineOptions:
     """The network that is pruned, where there are no weights of it."""
 
@@ -170,7 +214,6 @@ class MeasureOptions:
 
     panel: ClassVar[str] = "Measurement"
 
-    eval_batch_size: Annotated[Positive, VOLATILE, Doc("test images per step on each device")] = 256
     latency_batch_size: Annotated[Positive, Doc("second batch size at which latency is measured, beside 1")] = 32
 
 
@@ -193,7 +236,6 @@ class PruneBlocksConfig(
     MeasureOptions,
     BaselineOptions,
     FinetuneOptions,
-    RecalOptions,
     ScoreOptions,
     UnitOptions,
     TargetOptions,
@@ -202,20 +244,27 @@ class PruneBlocksConfig(
 
     panel: ClassVar[str] = "Target"
 
+    def __post_init__(self) -> None:
+        """What no single option can say."""
+        super().__post_init__()
+        if self.search == "single":
+            return
+        together = self.blocks_per_step
+        if self.criterion != "direct" or self.rescore == "once":
+            raise ValueError(f"--search {self.search} needs --criterion direct and --rescore every. Leave --search out")
+        if (self.search == "pairs" and together != 2) or together < 2:
+            wanted = "2" if self.search == "pairs" else "2 or more"
+            raise ValueError(
+                f"--search {self.search} with --blocks-per-step {together}. Give --blocks-per-step {wanted}"
+            )
+        if self.score_bn == "recal":
+            raise ValueError(f"--score-bn recal with --search {self.search}. Give --search single or --score-bn keep")
+        if self.score_stack > 1:
+            raise ValueError(f"--score-stack {self.score_stack} with --search. Give --score-stack 1")
+
 
 @dataclass(frozen=True, kw_only=True)
-class _OnRun:
-    """A verb that starts from an earlier run."""
-
-    panel: ClassVar[str] = "Run"
-
-    run: Annotated[
-        str | None, ARTEFACT, Doc("run folder or checkpoint of prune-blocks (default: the newest completed one)")
-    ] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _OnNetwork(_OnRun, RunOptions, ModelOptions):
+class NetworkConfig(RunInput, RunOptions, DataOptions, ModelOptions):
     """A verb on the network of RUN, or on --weights, of any source."""
 
     panel: ClassVar[str] = "Data"
@@ -224,18 +273,16 @@ class _OnNetwork(_OnRun, RunOptions, ModelOptions):
 
     data: Annotated[
         str | None, Doc("data set: NAME or NAME:ARGUMENT, see `effvl list datasets` (default: that of RUN)")
-    ] = None
-    data_root: Annotated[str | None, Doc("folder that relative paths in --data start from")] = None
-    on_bad: Annotated[Literal["error", "skip"], Doc("an unreadable image: stop, or skip up to 1 %")] = "error"
+    ] = None  # type: ignore[assignment]  # of the shared option
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig(_OnNetwork, RecalOptions, ScoreOptions, UnitOptions):
+class ScoreConfig(NetworkConfig, ScoreOptions, UnitOptions):
     """Importance of every block of RUN's network, or of --weights; removes nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ApplyConfig(_OnNetwork, SaveOptions, MeasureOptions, FinetuneOptions, RecalOptions, SplitOptions, UnitOptions):
+class ApplyConfig(NetworkConfig, SaveOptions, MeasureOptions, FinetuneOptions, RecalOptions, SplitOptions, UnitOptions):
     """Remove the named blocks of RUN's network, or of --weights, without scoring; fine-tune."""
 
     panel: ClassVar[str] = "Units"
@@ -244,7 +291,7 @@ class ApplyConfig(_OnNetwork, SaveOptions, MeasureOptions, FinetuneOptions, Reca
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchConfig(_OnRun, RunOptions):
+class BenchConfig(RunInput, RunOptions):
     """Latency of RUN's network and of the one it came from, in torch and in onnxruntime."""
 
     panel: ClassVar[str] = "Measurement"
@@ -254,7 +301,7 @@ class BenchConfig(_OnRun, RunOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig(_OnRun, RunOptions):
+class ExportConfig(RunInput, RunOptions):
     """RUN's network for use without effvl: ONNX, a torch.export program, rebuild.py."""
 
     panel: ClassVar[str] = "Run"

@@ -7,8 +7,8 @@ from annotated_doc import Doc
 from annotated_types import Ge, Le
 
 from effvl_cli.config.options import (
-    ARTEFACT,
     VOLATILE,
+    Checked,
     Count,
     DataOptions,
     Fraction,
@@ -17,6 +17,7 @@ from effvl_cli.config.options import (
     Positive,
     PromptOptions,
     Rate,
+    RunInput,
     RunOptions,
     SaveOptions,
 )
@@ -65,15 +66,7 @@ class KeepListOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Checked:
-    """End of the chain of checks that options of one command make together."""
-
-    def __post_init__(self) -> None:
-        """What no single option can say."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchOptions(_Checked):
+class SearchOptions(Checked):
     """Golden-ranking search of an image."""
 
     panel: ClassVar[str] = "Ranking"
@@ -125,17 +118,25 @@ class SearchOptions(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankOptions(SearchOptions):
+class ShotOptions:
+    """How few training images."""
+
+    panel: ClassVar[str] = "Data"
+
+    shots: Annotated[Shots, Doc("training images per class to rank, train and tune on")] = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankOptions(SearchOptions, ShotOptions):
     """Golden rankings of the training images."""
 
     panel: ClassVar[str] = "Ranking"
 
-    shots: Annotated[Shots, Doc("training images per class to rank, train and tune on")] = 16
     audit: Annotated[bool, Doc("on 16 images, compare this search, one shot and 10 a round with the exact one")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictorOptions(_Checked):
+class PredictorOptions(Checked):
     """Training of the predictor."""
 
     panel: ClassVar[str] = "Predictor"
@@ -168,7 +169,7 @@ class PredictorOptions(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneOptions(_Checked):
+class TuneOptions(Checked):
     """Prompt tuning with pruning active."""
 
     panel: ClassVar[str] = "Tuning"
@@ -222,44 +223,46 @@ class TuneOptions(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalOptions:
+class SelectorOptions:
+    """What the selectors read."""
+
+    panel: ClassVar[str] = "Pruning"
+
+    cls_block: Annotated[Literal["own", "prev"], Doc("CLS attention of the block after the pruning, or before")] = "own"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions(SelectorOptions):
     """Evaluation of pruned towers."""
 
     panel: ClassVar[str] = "Evaluation"
 
     num_golden: Annotated[Count, Doc("test images searched for the golden oracle; 0: none")] = 100
-    cls_block: Annotated[Literal["own", "prev"], Doc("CLS attention of the block after the pruning, or before")] = "own"
-    eval_batch_size: Annotated[Positive, VOLATILE, Doc("test images per step on each device")] = 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Base(TowerOptions, RunOptions, DataOptions, PromptOptions, ModelOptions):
+class TowerConfig(TowerOptions, RunOptions, DataOptions, PromptOptions, ModelOptions):
     """What every step needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Judged(_Base, GuardOptions):
+class JudgedConfig(TowerConfig, GuardOptions):
     """A step that means nothing where the dense tower does not know its classes."""
+
+    panel: ClassVar[str] = "Evaluation"
+
+    eval_batch_size: Annotated[Positive, VOLATILE, Doc("images per step on each device, without training")] = 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneTokensConfig(KeepOptions, _Judged, RankOptions, PredictorOptions, TuneOptions, EvalOptions, SaveOptions):
+class PruneTokensConfig(
+    KeepOptions, JudgedConfig, RankOptions, PredictorOptions, TuneOptions, EvalOptions, SaveOptions
+):
     """The whole job: rank, predict, tune, evaluate."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _OnRun:
-    """A verb that starts from an earlier run."""
-
-    panel: ClassVar[str] = "Run"
-
-    run: Annotated[
-        str | None, ARTEFACT, Doc("run folder or checkpoint of prune-tokens (default: the newest completed one)")
-    ] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankConfig(_Judged, RankOptions):
+class RankConfig(JudgedConfig, RankOptions):
     """Search the golden rankings of the training images; needs no earlier run."""
 
     panel: ClassVar[str] = "Ranking"
@@ -268,17 +271,13 @@ class RankConfig(_Judged, RankOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig(KeepOptions, _OnRun, _Judged, RankOptions, PredictorOptions, SaveOptions):
+class PredictConfig(KeepOptions, RunInput, JudgedConfig, RankOptions, PredictorOptions, SaveOptions):
     """Train a predictor on the rankings of RUN; validation keeps as many patches."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneConfig(KeepOptions, _OnRun, _Judged, TuneOptions, SaveOptions):
+class TuneConfig(KeepOptions, RunInput, JudgedConfig, TuneOptions, ShotOptions, SaveOptions):
     """Tune prompts with the predictor of RUN pruning."""
-
-    panel: ClassVar[str] = "Pruning"
-
-    shots: Annotated[Shots, Doc("training images per class")] = 16
 
     def __post_init__(self) -> None:
         """What no single option can say."""
@@ -288,7 +287,7 @@ class TuneConfig(KeepOptions, _OnRun, _Judged, TuneOptions, SaveOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(KeepListOptions, _OnRun, _Judged, SearchOptions, EvalOptions):
+class EvalConfig(KeepListOptions, RunInput, JudgedConfig, SearchOptions, EvalOptions):
     """Accuracy of selectors at keep rates, with RUN's predictor and prompts."""
 
     panel: ClassVar[str] = "Evaluation"
@@ -299,18 +298,17 @@ class EvalConfig(KeepListOptions, _OnRun, _Judged, SearchOptions, EvalOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VizConfig(KeepListOptions, _OnRun, _Base):
+class VizConfig(KeepListOptions, RunInput, TowerConfig, SelectorOptions):
     """Pictures of kept and dropped patches, with RUN's predictor."""
 
     panel: ClassVar[str] = "Pictures"
 
     selector: Annotated[tuple[Shown, ...], Doc("selectors, comma separated")] = ("predictor", "cls-attn", "random")
-    cls_block: Annotated[Literal["own", "prev"], Doc("CLS attention of the block after the pruning, or before")] = "own"
     num_images: Annotated[int, Ge(1), Le(64), Doc("test images shown")] = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig(KeepOptions, _OnRun, _Base):
+class ExportConfig(KeepOptions, RunInput, TowerConfig):
     """RUN's pruned tower in files for use elsewhere."""
 
     panel: ClassVar[str] = "Export"
@@ -322,13 +320,12 @@ class ExportConfig(KeepOptions, _OnRun, _Base):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchConfig(KeepListOptions, _OnRun, _Base):
+class BenchConfig(KeepListOptions, RunInput, TowerConfig, SelectorOptions):
     """Time of pruned towers beside the dense one."""
 
     panel: ClassVar[str] = "Measurement"
 
     selector: Annotated[tuple[Timed, ...], Doc("selectors, comma separated")] = ("predictor",)
-    cls_block: Annotated[Literal["own", "prev"], Doc("CLS attention of the block after the pruning, or before")] = "own"
     batch_size: Annotated[tuple[Positive, ...], Doc("batch sizes, comma separated; those that fit the memory")] = (
         *(1, 32, 256),
     )

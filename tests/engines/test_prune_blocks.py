@@ -378,7 +378,7 @@ def test_a_fresh_start_leaves_nothing_of_the_run_before(job, report, trained):
 
 
 def test_impacts_over_latency(job, report, trained):
-    job(*quick(trained, "--normalise", "latency", "--remove", 1), small=())
+    job(*quick(trained, "--impact-per", "latency", "--remove", 1), small=())
     assert len(report("r").technique["steps"]) == 1
 
 

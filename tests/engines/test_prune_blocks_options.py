@@ -70,7 +70,7 @@ def test_scores_from_a_file_are_finite_numbers(trained, effvl):
 @pytest.mark.parametrize(
     ("words", "code", "part"),
     [
-        (("--race", "halving", "--normalise", "params"), 2, "--race halving with --normalise params"),
+        (("--race", "halving", "--impact-per", "params"), 2, "--race halving with --impact-per params"),
         (("--criterion", "l1", "--score-bn", "recal", "--bn-recal", 9), 2, "--score-bn recal needs --criterion direct"),
         (("--criterion", "l1", "--score-stack", 2), 2, "--score-stack 2 needs --criterion direct"),
         (("--criterion", "l1", "--tie", "loss-ci"), 2, "--tie loss-ci needs --criterion direct"),

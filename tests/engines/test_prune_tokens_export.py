@@ -11,7 +11,7 @@ from PIL import Image
 from effvl_cli.core import bench as bench_
 from effvl_cli.core.errors import CheckError, ModelError
 from effvl_cli.data.decoded import Decoded
-from effvl_cli.engines.prune_tokens import export, latency
+from effvl_cli.engines.prune_tokens import export, tower_latency
 from effvl_cli.engines.prune_tokens.parity import Embedder, Parity
 from effvl_cli.models import network as networks
 from effvl_cli.models.onnx import session
@@ -270,7 +270,7 @@ def test_bench_of_one_arm_warns_at_batch_1_and_skips_what_does_not_fit(made, eff
 
 def test_end_to_end_decodes_and_encodes_texts_in_every_pass(made, effvl, few_images, quick_figures, monkeypatch):
     calls = {"images": 0, "texts": 0}
-    decode, encode = Decoded.read, latency.zero_shot_classifier
+    decode, encode = Decoded.read, tower_latency.zero_shot_classifier
 
     def images(*words, **more):
         calls["images"] += 1
@@ -281,7 +281,7 @@ def test_end_to_end_decodes_and_encodes_texts_in_every_pass(made, effvl, few_ima
         return encode(*words)
 
     monkeypatch.setattr(Decoded, "read", images)
-    monkeypatch.setattr(latency, "zero_shot_classifier", texts)
+    monkeypatch.setattr(tower_latency, "zero_shot_classifier", texts)
     outcome = bench(effvl, made, "--end-to-end", "--batch-size", 2, "--no-channels-last", "--out", "out")
     assert outcome.code == 0, outcome.err
     assert calls == {"images": 6, "texts": 6}  # two towers: a warm-up and two passes of each
@@ -294,7 +294,7 @@ def test_compiled_towers_give_the_same_embeddings(made, pixels, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda call, dynamic: compile_(call, dynamic=dynamic, backend="eager"))
     visual = load_pruned(made / "tuned").visual
     made_with["plain"] = visual(pixels, torch.arange(5))
-    made_with["compiled"] = latency._compiled(visual)(pixels, torch.arange(5))
+    made_with["compiled"] = tower_latency._compiled(visual)(pixels, torch.arange(5))
     assert torch.allclose(made_with["plain"], made_with["compiled"], atol=1e-5)
 
 

@@ -86,7 +86,7 @@ def make_clock(trainer: ArmTrainer, schedule: Schedule, budget: float) -> Clock:
     config, costs = trainer.config, trainer.costs
     compressions = [stage.compression for stage in schedule.stages]
     samples = [costs.sample(c) for c in compressions]
-    if getattr(config, "cost_model", "flops") == "time":
+    if isinstance(config, PretrainConfig) and config.cost_model == "time":
         samples = _measured(trainer, compressions)
     trainer.costs.sizes.check(schedule)
     return Clock(
@@ -163,7 +163,7 @@ def train(trainer: ArmTrainer, schedule: Schedule, budget: float, *, phase: str,
     for index in clock.skipped:
         run.warn(f"{phase}: stage {index} is shorter than one step and does not come up")
     method = trainer.costs.method
-    if getattr(config, "compile", False):
+    if isinstance(config, PretrainConfig) and config.compile:
         compile_backbone(method, run)
     task = InvarianceTask(method, clock, trainer.maker, run, probe)
     plan = plan_of(

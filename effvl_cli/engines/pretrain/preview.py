@@ -32,6 +32,7 @@ from effvl_cli.techniques.pretrain.method import Method
 from effvl_cli.techniques.pretrain.schedule import Clock, Compression, Schedule
 
 EVALUATIONS = 2  # of the features while an arm is trained
+PROBED = 256  # images of a forward pass, where no option says
 SMALLEST = 2  # samples that a probe of a step takes
 
 
@@ -133,7 +134,7 @@ def _judged(config: PretrainConfig, arms: int) -> int:
 
 def _forward(trainee: Trainee, images: int) -> Part:
     config, backbone = trainee.config, trainee.method.result
-    size = getattr(config, "eval_batch_size", 256)
+    size = config.eval_batch_size if isinstance(config, PretrainConfig) else PROBED
 
     def run(count: int) -> None:
         batch = noise(trainee.network.preprocess, count, trainee.device)

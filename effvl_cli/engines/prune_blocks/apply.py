@@ -10,7 +10,6 @@ from effvl_cli.core.run import Run
 from effvl_cli.engines.prune_blocks import candidates, load_run, measurements, result, surgery, tables, training
 from effvl_cli.engines.prune_blocks.candidates import Candidate, Found
 from effvl_cli.engines.prune_blocks.context import note_leaks
-from effvl_cli.engines.prune_blocks.job import check_split
 from effvl_cli.engines.prune_blocks.removal_step import UNCHOSEN, figures, finetune, original_figures, settle, size_of
 from effvl_cli.engines.prune_blocks.training import Recipe
 
@@ -19,7 +18,6 @@ table = tables.steps
 
 def run(config: ApplyConfig, run: Run) -> None:
     """Remove units of the network of RUN, or of --weights, in one step; fine-tune and measure."""
-    check_split(config)
     context = load_run.open_network(config, run)
     note_leaks(context)
     start = surgery.start(context)

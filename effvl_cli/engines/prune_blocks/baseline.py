@@ -1,6 +1,6 @@
 """The network that is pruned, where no weights of it were given: trained once, then taken from the cache."""
 
-from effvl_cli.config.prune_blocks import EMBEDDED
+from effvl_cli.config.prune_blocks import EMBEDDED, PruneBlocksConfig
 from effvl_cli.core import distributed
 from effvl_cli.core.checkpoint import digest
 from effvl_cli.core.errors import UsageError
@@ -14,17 +14,17 @@ EMBEDDED_EPOCHS = 8
 FORMAT = 1  # of the cached content: raised when the training changes
 
 
-def wanted(config: object) -> bool:
+def wanted(config: PruneBlocksConfig) -> bool:
     """Whether the options give no weights."""
-    return getattr(config, "weights", None) in (None, "none") or bool(getattr(config, "new_head", False))
+    return config.weights in (None, "none") or config.new_head
 
 
-def epochs_of(context: Context) -> int:
+def epochs_of(context: Context[PruneBlocksConfig]) -> int:
     """Length of its training; 0 where nothing says how long."""
     return context.config.baseline_epochs or (EMBEDDED_EPOCHS if context.data == EMBEDDED else 0)
 
 
-def prepare(context: Context, phases: Phases) -> None:
+def prepare(context: Context[PruneBlocksConfig], phases: Phases) -> None:
     """Train the original network in place, unless a run with these very options has done so."""
     config = context.config
     epochs = epochs_of(context)
@@ -49,7 +49,7 @@ def prepare(context: Context, phases: Phases) -> None:
     context.run.report.technique["baseline"] = {"epochs": epochs, "lr": config.baseline_lr, "key": entry.name}
 
 
-def _key(context: Context, recipe: Recipe) -> dict[str, object]:
+def _key(context: Context[PruneBlocksConfig], recipe: Recipe) -> dict[str, object]:
     config = context.config
     return {
         "format": FORMAT,

@@ -13,8 +13,8 @@ from effvl_cli.core import bench, distributed
 from effvl_cli.core.files import write_csv
 from effvl_cli.core.find_run import find_run
 from effvl_cli.core.run import Run
-from effvl_cli.engines.prune_blocks import latency, load_run, pictures
-from effvl_cli.engines.prune_blocks.context import Context
+from effvl_cli.engines.prune_blocks import load_run, network_latency, pictures
+from effvl_cli.engines.prune_blocks.context import NetworkContext
 from effvl_cli.engines.prune_blocks.removal_step import size_of
 from effvl_cli.models import edits, onnx
 from effvl_cli.models import network as networks
@@ -29,9 +29,9 @@ def run(config: BenchConfig, run: Run) -> None:
     context = load_run.open_run_network(config, run)
     made = edits.removals_of(context.network.edits)
     original = _built(context)
-    arms = latency.along_steps(original, made)
+    arms = network_latency.along_steps(original, made)
     arms[list(arms)[-1]] = context.module  # with its weights: what onnxruntime is checked on
-    rows = latency.measure(context, arms, config.batch_size)
+    rows = network_latency.measure(context, arms, config.batch_size)
     if config.onnx:
         rows += _in_onnxruntime(context, arms)
     bench.record(run, rows)
@@ -46,7 +46,7 @@ def run(config: BenchConfig, run: Run) -> None:
     _pareto(context, find_run(load_run.TECHNIQUE, config.run), rows)
 
 
-def _built(context: Context) -> nn.Module:
+def _built(context: NetworkContext[BenchConfig]) -> nn.Module:
     """The network before any removal, with random weights."""
     network = networks.build(
         context.network.name, seed=0, num_classes=getattr(context.network.module, "num_classes", None)
@@ -55,13 +55,13 @@ def _built(context: Context) -> nn.Module:
     return network.module.to(context.run.device).eval()
 
 
-def _in_onnxruntime(context: Context, built: Mapping[str, nn.Module]) -> list[bench.Row]:
+def _in_onnxruntime(context: NetworkContext[BenchConfig], built: Mapping[str, nn.Module]) -> list[bench.Row]:
     """Time the networks in onnxruntime on the CPU; each is checked against its logits in torch first."""
     size, batches = context.network.preprocess.size, list(context.config.batch_size)
     images = bench.noise(size, CPU)
     with tempfile.TemporaryDirectory() as folder:
         arms: list[bench.Arm] = []
-        for plain in latency.arms(context, built):
+        for plain in network_latency.arms(context, built):
             path = Path(folder) / f"{len(arms)}.onnx"
             if distributed.is_main():
                 reason = onnx.export_onnx(built[plain.name], size, path)
@@ -70,7 +70,7 @@ def _in_onnxruntime(context: Context, built: Mapping[str, nn.Module]) -> list[be
                     batches = [batch for batch in batches if batch == 1]
             arms.append(dataclasses.replace(plain, prepare=_passes(path, images)))
         return bench.compare(
-            arms, batches, context.run, seconds=latency.PER_ARM_SECONDS, runtime="onnxruntime", device=CPU
+            arms, batches, context.run, seconds=network_latency.PER_ARM_SECONDS, runtime="onnxruntime", device=CPU
         )
 
 
@@ -82,14 +82,14 @@ def _passes(path: Path, images: Callable[[int], Tensor]) -> Callable[[int], benc
     return prepare
 
 
-def _pareto(context: Context, folder: Path, rows: Sequence[bench.Row]) -> None:
+def _pareto(context: NetworkContext[BenchConfig], folder: Path, rows: Sequence[bench.Row]) -> None:
     """Cost and accuracy of the run's steps, with these latencies."""
     technique = load_run.report_of(folder).technique
     first, last = technique["pareto"][0], technique["pareto"][-1]
     size = {"params": first["params"], "macs": first["macs"]}
     steps = technique["steps"]
     before = min((removal["step"] for step in steps for removal in step["removed"]), default=1) - 1
-    start = f"step {before}" if before else latency.ORIGINAL  # RUN itself may have begun with a pruned network
+    start = f"step {before}" if before else network_latency.ORIGINAL  # RUN itself may have begun with a pruned network
     points = pictures.pareto_points(steps, first["top1"], last["top1"], size, rows, start)
     context.run.report.technique["pareto"] = points
     pictures.pareto(context.run, points)

@@ -10,7 +10,7 @@ from torch import nn
 
 from effvl_cli.core.errors import ModelError, UsageError
 from effvl_cli.core.measure import count_macs, count_parameters
-from effvl_cli.engines.prune_blocks.context import Context
+from effvl_cli.engines.prune_blocks.context import Judged
 from effvl_cli.engines.prune_blocks.targets import Saving
 from effvl_cli.techniques.prune_blocks.discover import (
     Discovery,
@@ -107,7 +107,7 @@ class Found:
         return {"naive_macs": found.naive, "cached_macs": found.cached, "ratio": found.ratio}
 
 
-def permitted(context: Context, origins: Mapping[str, str]) -> frozenset[str]:
+def permitted(context: Judged, origins: Mapping[str, str]) -> frozenset[str]:
     """Paths of the network's units that --protect and --only let go.
 
     Args:
@@ -132,7 +132,7 @@ def permitted(context: Context, origins: Mapping[str, str]) -> frozenset[str]:
 
 
 def find(
-    context: Context, module: nn.Module, origins: Mapping[str, str], allowed: frozenset[str], *, look: bool = True
+    context: Judged, module: nn.Module, origins: Mapping[str, str], allowed: frozenset[str], *, look: bool = True
 ) -> Found:
     """Units of a network that may go.
 
@@ -159,11 +159,11 @@ def find(
     return Found(candidates, room, found.rejected, parts)
 
 
-def _discover(context: Context, module: nn.Module) -> Discovery:
+def _discover(context: Judged, module: nn.Module) -> Discovery:
     return discover(module, context.noise(2), valid=context.config.valid, stages=context.config.unit == "stage")
 
 
-def refuse_none(context: Context, found: Found) -> None:
+def refuse_none(context: Judged, found: Found) -> None:
     """Say why nothing can be removed.
 
     Raises:
@@ -173,7 +173,7 @@ def refuse_none(context: Context, found: Found) -> None:
         raise _none(context, found.rejected, f"the options keep all of them; {reasons(found.rejected)}".rstrip("; "))
 
 
-def _none(context: Context, rejected: tuple[Rejected, ...], why: str) -> ModelError:
+def _none(context: Judged, rejected: tuple[Rejected, ...], why: str) -> ModelError:
     context.run.report.technique["rejected"] = [vars(row) for row in rejected]
     return ModelError(
         f"{context.network.name} has no removable {context.config.unit}: {why}",

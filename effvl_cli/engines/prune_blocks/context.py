@@ -1,15 +1,22 @@
 """What every stage of prune-blocks works with: the network that is pruned, and the images that judge it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from effvl_cli.config.prune_blocks import EMBEDDED
-from effvl_cli.core import seeds
+from effvl_cli.config.options import RunOptions
+from effvl_cli.config.prune_blocks import (
+    EMBEDDED,
+    ApplyConfig,
+    PruneBlocksConfig,
+    ScoreConfig,
+    ScoreOptions,
+)
+from effvl_cli.core import bench, seeds
 from effvl_cli.core.chance import refuse_chance
 from effvl_cli.core.errors import DataError, NumericalError, UsageError
 from effvl_cli.core.metrics import top_k
@@ -29,27 +36,45 @@ FEW_SCORED = 5_000  # below this many, top-1 often picks another unit than it wo
 BATCH = 256
 
 
+JudgedConfig = PruneBlocksConfig | ScoreConfig | ApplyConfig
+R_co = TypeVar("R_co", bound=RunOptions, covariant=True)
+C_co = TypeVar("C_co", bound=JudgedConfig, covariant=True)
+C = TypeVar("C", bound=JudgedConfig)
+
+
 @dataclass
-class Context:
-    """The network, its data and the run.
+class NetworkContext(Generic[R_co]):
+    """A network and the run, for what needs no data.
 
     Attributes:
         config: options of the job or verb.
         run: folder, device, report.
-        data: name of the data set.
         network: as it was loaded; its `module` is the original network, on the device.
     """
 
-    config: Any
+    config: R_co
     run: Run
-    data: str
     network: networks.Network
-    warned: set[str] = field(default_factory=set)
 
     @property
     def module(self) -> nn.Module:
         """The original network."""
         return self.network.module
+
+    def noise(self, batch: int) -> Tensor:
+        """(batch, 3, H, W) normal images on the device, always the same."""
+        return bench.noise(self.network.preprocess.size, self.run.device)(batch)
+
+
+@dataclass
+class Context(NetworkContext[C_co]):
+    """With the images that choose and judge.
+
+    Attributes:
+        data: name of the data set.
+    """
+
+    data: str
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -103,7 +128,7 @@ class Context:
 
     def first_images(self) -> Tensor:
         """(B, 3, H, W) the first of those that score, normalised, on the device."""
-        size = getattr(self.config, "score_batch_size", BATCH)
+        size = self.config.score_batch_size
         return self.network.preprocess.normalise(self.scoring[:size].to(self.run.device))
 
     @cached_property
@@ -141,7 +166,7 @@ class Context:
                 lambda x, _: module(x),
                 split,
                 self.run,
-                batch_size=self._batch_size,
+                batch_size=self.config.eval_batch_size,
                 precision=self.config.precision,
             )
         if not bool(torch.isfinite(logits).all()):
@@ -167,15 +192,6 @@ class Context:
             force=self.config.force,
         )
 
-    def noise(self, batch: int) -> Tensor:
-        """(batch, 3, H, W) normal images on the device, always the same."""
-        draw = torch.randn(batch, 3, *self.network.preprocess.size, generator=seeds.generator(0, "noise"))
-        return draw.to(self.run.device)
-
-    @property
-    def _batch_size(self) -> int:
-        return getattr(self.config, "eval_batch_size", BATCH)
-
     def _open(self, split: str) -> ImageSource:
         return load(self.data, split, root=self.config.data_root, seed=0)
 
@@ -191,7 +207,14 @@ class Context:
         return images
 
 
-def build_context(config: Any, run: Run, *, weights: str | None, model: str | None, data: str | None = None) -> Context:
+Judged = Context[JudgedConfig]
+Scoring = Context[PruneBlocksConfig | ScoreConfig]
+Tuning = Context[PruneBlocksConfig | ApplyConfig]
+
+
+def build_context(
+    config: C, run: Run, *, weights: str | None, model: str | None, data: str | None = None, new_head: bool = False
+) -> Context[C]:
     """Open the data and the network.
 
     Args:
@@ -200,6 +223,7 @@ def build_context(config: Any, run: Run, *, weights: str | None, model: str | No
         weights: run folder, file or tag; "none": random ones.
         model: registry name; None: that of the weights, else the embedded one.
         data: data set; None: the one that the weights were trained on.
+        new_head: whether the weights' own classifier is left out.
 
     Raises:
         UsageError: data without classes, or no data.
@@ -222,16 +246,16 @@ def build_context(config: Any, run: Run, *, weights: str | None, model: str | No
         seed=config.seed,
         num_classes=len(source.classes),
         download=config.download,
-        new_head=getattr(config, "new_head", False),
+        new_head=new_head,
         options=config,
         log=run.log,
     )
     network.module.to(run.device).eval()
     run.report.model(network.name, network.source, network.module)
-    return Context(config, run, name, network)
+    return Context(config, run, network, name)
 
 
-def note_leaks(context: Context) -> None:
+def note_leaks(context: Judged) -> None:
     """Put into the report whether the choosing images were seen before, or are the reported ones; warn of either."""
     technique, config = context.run.report.technique, context.config
     ours = context.network.source == "random" or context.network.manifest.get("data") == context.data
@@ -243,8 +267,8 @@ def note_leaks(context: Context) -> None:
         context.run.warn(
             "the images that score were trained on: accuracies on them are optimistic, their differences are paired"
         )
-    chooses = getattr(config, "criterion", None), getattr(config, "metric", None)
-    if chooses == ("direct", "top1") and len(context.scoring) < FEW_SCORED:
+    direct = isinstance(config, ScoreOptions) and (config.criterion, config.metric) == ("direct", "top1")
+    if direct and len(context.scoring) < FEW_SCORED:
         context.run.warn(
             f"{len(context.scoring)} images score: below {FEW_SCORED}, --metric loss ranks more steadily than top1"
         )

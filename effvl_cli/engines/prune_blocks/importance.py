@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from effvl_cli.config.prune_blocks import CRITERIA
+from effvl_cli.config.prune_blocks import CRITERIA, PruneBlocksConfig
 from effvl_cli.core import distributed, seeds
 from effvl_cli.core.errors import DataError, ModelError, UsageError
 from effvl_cli.core.loop import autocast
 from effvl_cli.core.registry import nearest
-from effvl_cli.engines.prune_blocks import latency
+from effvl_cli.engines.prune_blocks import network_latency
 from effvl_cli.engines.prune_blocks.candidates import Candidate, Choice, Found
-from effvl_cli.engines.prune_blocks.context import Context
+from effvl_cli.engines.prune_blocks.context import Scoring
 from effvl_cli.engines.prune_blocks.removals import Outcomes, score_removals, scores_file
 from effvl_cli.techniques.prune_blocks import criteria, statistics
 from effvl_cli.techniques.prune_blocks.unit import Unit
@@ -40,7 +40,7 @@ def check_criterion(criterion: str) -> None:
     raise UsageError(f"--criterion is {criterion!r}", hint)
 
 
-def measure(context: Context, module: nn.Module, found: Found, step: int, count: int = 1) -> dict[str, Any]:
+def measure(context: Scoring, module: nn.Module, found: Found, step: int, count: int = 1) -> dict[str, Any]:
     """Importance of every candidate, or of every set of `count` of them where --search asks for sets.
 
     Returns:
@@ -55,10 +55,11 @@ def measure(context: Context, module: nn.Module, found: Found, step: int, count:
     config, candidates = context.config, found.candidates
     choices = [Choice.of(candidates, (index,)) for index in range(len(candidates))]
     if config.criterion == "direct":
-        if getattr(config, "search", "single") == "pairs" and count == 2:
+        search = config.search if isinstance(config, PruneBlocksConfig) else "single"
+        if search == "pairs" and count == 2:
             choices = pairs(found)
         scored = _direct(context, module, candidates, choices, step)
-        if getattr(config, "search", "single") == "beam":
+        if search == "beam":
             for _ in range(1, count):
                 choices = grow(found, [choices[index] for index in scored["order"][:BEAM]])
                 before = scored["seconds_before"]
@@ -101,11 +102,12 @@ def _fits(found: Found, members: Sequence[int]) -> bool:
 
 
 def _direct(
-    context: Context, module: nn.Module, candidates: Sequence[Candidate], choices: Sequence[Choice], step: int
+    context: Scoring, module: nn.Module, candidates: Sequence[Candidate], choices: Sequence[Choice], step: int
 ) -> dict[str, Any]:
     sets = [choice.members for choice in choices]
+    picks = context.config.blocks_per_step if isinstance(context.config, PruneBlocksConfig) else 1
     units = [candidate.unit for candidate in candidates]
-    outcomes = score_removals(context, module, units, scores_file(context, step, len(sets[0])), sets)
+    outcomes = score_removals(context, module, units, scores_file(context, step, len(sets[0])), sets, picks=picks)
     by_accuracy, by_loss = _impacts(outcomes)
     finite = [not bool(nan) for nan in outcomes.nan[1:]]
     full = [k for k in range(len(choices)) if outcomes.used[1 + k] == len(outcomes.order)]
@@ -176,7 +178,7 @@ def _impacts(outcomes: Outcomes) -> tuple[list[float], list[float]]:
 
 
 def _rank(
-    context: Context,
+    context: Scoring,
     choices: Sequence[Choice],
     by_accuracy: Sequence[float],
     by_loss: Sequence[float],
@@ -198,16 +200,16 @@ def _rank(
 
 
 def _savings(
-    context: Context, module: nn.Module, candidates: Sequence[Candidate], choices: Sequence[Choice]
+    context: Scoring, module: nn.Module, candidates: Sequence[Candidate], choices: Sequence[Choice]
 ) -> list[float] | None:
-    """What --normalise divides by; the latency is of one image, and a set saves what its members save."""
-    match context.config.normalise:
+    """What --impact-per divides by; the latency is of one image, and a set saves what its members save."""
+    match context.config.impact_per:
         case "macs":
             return [float(choice.macs) for choice in choices]
         case "params":
             return [float(choice.params) for choice in choices]
         case "latency":
-            saved = latency.saved(context, module, [candidate.unit for candidate in candidates])
+            saved = network_latency.saved(context, module, [candidate.unit for candidate in candidates])
             return [sum(saved[index] for index in choice.members) for choice in choices]
     return None
 
@@ -215,7 +217,7 @@ def _savings(
 # --- proxies ---------------------------------------------------------------------------------------------------------
 
 
-def _proxy(context: Context, module: nn.Module, candidates: Sequence[Candidate], step: int) -> list[float]:
+def _proxy(context: Scoring, module: nn.Module, candidates: Sequence[Candidate], step: int) -> list[float]:
     """One number for each candidate, the lowest to go first."""
     config = context.config
     units = [candidate.unit for candidate in candidates]
@@ -233,13 +235,13 @@ def _proxy(context: Context, module: nn.Module, candidates: Sequence[Candidate],
     return named[config.criterion]()
 
 
-def _images(context: Context) -> Iterator[Tensor]:
+def _images(context: Scoring) -> Iterator[Tensor]:
     """The scoring images, normalised, in batches; each process takes all, so that all find the same."""
     for _, pixels in context.scoring.batches(context.config.score_batch_size):
         yield context.network.preprocess.normalise(pixels.to(context.run.device))
 
 
-def _sr_init(context: Context, module: nn.Module, units: Sequence[Unit], generator: torch.Generator) -> list[float]:
+def _sr_init(context: Scoring, module: nn.Module, units: Sequence[Unit], generator: torch.Generator) -> list[float]:
     """Mean fall of accuracy; batches are shared among the processes, and their counts are whole numbers."""
     split, size = context.scoring, context.config.score_batch_size
 
@@ -273,7 +275,7 @@ def _from_file(path: Path, candidates: Sequence[Candidate]) -> list[float]:
 
 
 def _by_value(
-    context: Context,
+    context: Scoring,
     module: nn.Module,
     candidates: Sequence[Candidate],
     choices: Sequence[Choice],

@@ -3,7 +3,6 @@
 from typing import Any
 
 from effvl_cli.config.prune_blocks import EMBEDDED, PruneBlocksConfig
-from effvl_cli.core.errors import UsageError
 from effvl_cli.core.phases import Phases
 from effvl_cli.core.run import Run, unopened
 from effvl_cli.core.table import Table
@@ -59,89 +58,26 @@ def preview(config: PruneBlocksConfig) -> list[Table]:
     return preview_job(_open(config, unopened("prune-blocks", config)))
 
 
-def _open(config: PruneBlocksConfig, run: Run) -> Context:
-    check_options(config)
+def _open(config: PruneBlocksConfig, run: Run) -> Context[PruneBlocksConfig]:
+    importance.check_criterion(config.criterion)
     weights = "none" if config.weights is None else config.weights
     data = config.data or networks.manifest_of(weights).get("data") or EMBEDDED
-    return build_context(config, run, weights=weights, model=config.model, data=data)
+    return build_context(config, run, weights=weights, model=config.model, data=data, new_head=config.new_head)
 
 
-def _compare_scoring(context: Context, pruning: Pruning, phases: Phases) -> None:
+def _compare_scoring(context: Context[PruneBlocksConfig], pruning: Pruning, phases: Phases) -> None:
     """Shared beside naive scoring of the original network; not measured for proxies."""
     found: dict[str, Any] = {"speedup": None, "bit_equal": None}
     if context.config.criterion == "direct":
         found = phases.timed("sharing", lambda: sharing.compare(context, pruning.start.module, pruning.candidates))
     report, equal = context.run.report, found["bit_equal"]
     report.metric("scoring_speedup", found["speedup"], unit="ratio")
-    report.metric("scoring_mac_ratio", report.technique["cost_model"]["ratio"], unit="ratio")
+    report.metric("scoring_mac_ratio", pruning.first_cost, unit="ratio")
     report.metric("scoring_bit_equal", None if equal is None else int(equal), unit="boolean")
     report.technique["sharing"] = found
-    report.technique["stability"] = stability.measure(context)
-    for row in report.technique["stability"]:
+    rows = stability.measure(context)
+    report.technique["stability"] = rows
+    for row in rows:
         if row["images"] == stability.REPORTED:
             report.metric("tau_top1", row["tau_top1"], unit="correlation")
             report.metric("tau_loss", row["tau_loss"], unit="correlation")
-
-
-def check_options(config: Any) -> None:
-    """Refuse what the types of the options let pass.
-
-    Raises:
-        UsageError: an unknown criterion, or test images that choose without the flag.
-    """
-    importance.check_criterion(config.criterion)
-    check_split(config)
-    if config.criterion != "direct":
-        _refuse_unused(config)
-    if config.race != "none" and config.normalise != "none":
-        raise UsageError(
-            f"--race {config.race} with --normalise {config.normalise}: a race drops by impact alone", "Leave one out"
-        )
-    if config.tie == "loss-ci" and config.metric == "loss":
-        raise UsageError("--tie loss-ci with --metric loss", "It breaks ties of --metric top1: give --tie exact")
-    if config.score_bn == "recal" and not config.bn_recal:
-        raise UsageError("--score-bn recal without --bn-recal", "Say how many training images: --bn-recal 512")
-    _check_passes(config)
-    search, together = getattr(config, "search", "single"), getattr(config, "blocks_per_step", 1)
-    if search != "single" and (config.criterion != "direct" or config.rescore == "once"):
-        raise UsageError(f"--search {search} needs --criterion direct and --rescore every", "Leave --search out")
-    if (search == "pairs" and together != 2) or (search == "beam" and together < 2):
-        wanted = "2" if search == "pairs" else "2 or more"
-        raise UsageError(f"--search {search} with --blocks-per-step {together}", f"Give --blocks-per-step {wanted}")
-
-
-def _refuse_unused(config: Any) -> None:
-    """Options of direct scoring that another criterion would pass over."""
-    for name, usual in (("race", "none"), ("score_bn", "keep"), ("score_stack", 1), ("tie", "exact")):
-        if getattr(config, name) != usual:
-            option = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{option} {getattr(config, name)} needs --criterion direct", f"Give {option} {usual}")
-
-
-def _check_passes(config: Any) -> None:
-    """Refuse ways of scoring that exclude each other."""
-    search = getattr(config, "search", "single")
-    if config.score_bn == "recal" and search != "single":
-        raise UsageError(f"--score-bn recal with --search {search}", "Give --search single or --score-bn keep")
-    if config.score_stack > 1:
-        others = {"--search": search != "single", "--score-bn": config.score_bn != "keep"}
-        clash = next((name for name, given in others.items() if given), None)
-        if clash:
-            raise UsageError(f"--score-stack {config.score_stack} with {clash}", "Give --score-stack 1")
-        if config.sharing in ("replay", "off"):
-            raise UsageError(
-                f"--score-stack {config.score_stack} with --sharing {config.sharing}", "Give --sharing auto or chain"
-            )
-
-
-def check_split(config: Any) -> None:
-    """Refuse test images that choose without the flag.
-
-    Raises:
-        UsageError: names it.
-    """
-    if config.score_split == "test" and not config.allow_test_leak:
-        raise UsageError(
-            "--score-split is test, and the test images must not choose what is removed",
-            "Give --score-split holdout; or --allow-test-leak, which marks every figure",
-        )

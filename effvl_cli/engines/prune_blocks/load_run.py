@@ -1,20 +1,23 @@
 """The network that a verb works on: that of RUN, or of --weights."""
 
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
+from effvl_cli.config.prune_blocks import ApplyConfig, BenchConfig, ExportConfig, ScoreConfig
 from effvl_cli.core import checkpoint
 from effvl_cli.core.errors import ModelError
 from effvl_cli.core.find_run import find_run
 from effvl_cli.core.report import Report, read_report
 from effvl_cli.core.run import REPORT, Run
-from effvl_cli.engines.prune_blocks.context import Context, build_context
+from effvl_cli.engines.prune_blocks.context import Context, NetworkContext, build_context
 from effvl_cli.models import network as networks
 
 TECHNIQUE = "prune-blocks"
+NC = TypeVar("NC", ScoreConfig, ApplyConfig)
+RC = TypeVar("RC", BenchConfig, ExportConfig)
 
 
-def open_network(config: Any, run: Run) -> Context:
+def open_network(config: NC, run: Run) -> Context[NC]:
     """Data and network of a verb.
 
     Raises:
@@ -39,7 +42,7 @@ def report_of(folder: Path) -> Report:
     return report
 
 
-def open_run_network(config: Any, run: Run) -> Context:
+def open_run_network(config: RC, run: Run) -> NetworkContext[RC]:
     """The network of RUN, for a verb that needs no data.
 
     Raises:
@@ -53,4 +56,4 @@ def open_run_network(config: Any, run: Run) -> Context:
     run.report.model(network.name, network.source, network.module)
     for edit in network.edits:
         run.report.edit(edit["kind"], **{"blocks": edit["args"]} if "args" in edit else {})
-    return Context(config, run, network.manifest["data"], network)
+    return NetworkContext(config, run, network)

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from effvl_cli.config.prune_blocks import PruneBlocksConfig
 from effvl_cli.core.checkpoint import StepFolders
 from effvl_cli.core.errors import UsageError
 from effvl_cli.core.phases import Phases
@@ -31,7 +32,7 @@ class Lookahead:
     epochs: float
 
     @classmethod
-    def of(cls, config: Any) -> "Lookahead | None":
+    def of(cls, config: PruneBlocksConfig) -> "Lookahead | None":
         """From --lookahead M:E; None where there is nothing to look ahead to.
 
         Raises:
@@ -86,7 +87,7 @@ class Trial:
 
 
 def try_out(
-    context: Context,
+    context: Context[PruneBlocksConfig],
     phases: Phases,
     state: State,
     shortlist: Sequence[Candidate],

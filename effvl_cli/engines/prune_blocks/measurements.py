@@ -5,8 +5,8 @@ from typing import Any
 
 from effvl_cli.core import bench
 from effvl_cli.core.phases import Phases
-from effvl_cli.engines.prune_blocks import latency, pictures
-from effvl_cli.engines.prune_blocks.context import Context
+from effvl_cli.engines.prune_blocks import network_latency, pictures
+from effvl_cli.engines.prune_blocks.context import Tuning
 from effvl_cli.engines.prune_blocks.removal_step import size_of
 from effvl_cli.engines.prune_blocks.surgery import State
 from effvl_cli.engines.prune_blocks.targets import Size
@@ -15,7 +15,7 @@ Figures = dict[str, dict[str, float]]
 
 
 def record(
-    context: Context, before: Figures, final: Figures, steps: Sequence[dict[str, Any]], original: Size, now: Size
+    context: Tuning, before: Figures, final: Figures, steps: Sequence[dict[str, Any]], original: Size, now: Size
 ) -> None:
     """Figures of the network before and after, on the test split."""
     report, n = context.run.report, len(context.test)
@@ -34,16 +34,16 @@ def record(
     report.metric("macs_removed", 1 - now.macs / original.macs)
 
 
-def time(context: Context, start: State, state: State, phases: Phases) -> list[bench.Row]:
+def time(context: Tuning, start: State, state: State, phases: Phases) -> list[bench.Row]:
     """Latency of the network after each step, at batch 1; of the first and the last one, also at another batch."""
-    networks = latency.along_steps(context.module, state.removals[len(start.removals) :])
+    networks = network_latency.along_steps(context.module, state.removals[len(start.removals) :])
     last = list(networks)[-1]
-    ends = {name: networks[name] for name in (latency.ORIGINAL, last)}
+    ends = {name: networks[name] for name in (network_latency.ORIGINAL, last)}
 
     def timed() -> list[dict[str, Any]]:
         batch = context.config.latency_batch_size
-        rows = latency.measure(context, networks, [1])
-        rows += latency.measure(context, ends, [batch]) if batch != 1 else []
+        rows = network_latency.measure(context, networks, [1])
+        rows += network_latency.measure(context, ends, [batch]) if batch != 1 else []
         return [row.to_dict() for row in rows]
 
     rows = bench.rows_from(phases.timed("latency", timed))
@@ -54,7 +54,7 @@ def time(context: Context, start: State, state: State, phases: Phases) -> list[b
 
 
 def draw(
-    context: Context,
+    context: Tuning,
     before: Figures,
     final: Figures,
     steps: Sequence[dict[str, Any]],
@@ -65,10 +65,11 @@ def draw(
     ends = before["test"]["top1"], final["test"]["top1"]
     pictures.along_steps(context.run, steps, *ends)
     size = {"params": original.params, "macs": original.macs}
-    context.run.report.technique["pareto"] = pictures.pareto_points(steps, *ends, size, rows)
-    pictures.pareto(context.run, context.run.report.technique["pareto"])
+    points = pictures.pareto_points(steps, *ends, size, rows)
+    context.run.report.technique["pareto"] = points
+    pictures.pareto(context.run, points)
 
 
-def sizes(context: Context, state: State) -> tuple[Size, Size]:
+def sizes(context: Tuning, state: State) -> tuple[Size, Size]:
     """Of the network that the run began with, and of the one that it made."""
     return size_of(context, context.module), size_of(context, state.module)

@@ -5,7 +5,7 @@ from typing import Any
 
 from effvl_cli.core import bench, plots
 from effvl_cli.core.run import Run
-from effvl_cli.engines.prune_blocks.latency import ORIGINAL
+from effvl_cli.engines.prune_blocks.network_latency import ORIGINAL
 
 MOST_SHOWN = 60  # units
 TIMED_BATCH = 1

@@ -15,20 +15,20 @@ from effvl_cli.core.table import Table
 from effvl_cli.engines.common.costs import STATES, TRAINING, Part, cost_table
 from effvl_cli.engines.prune_blocks import baseline, candidates, importance, surgery, tables
 from effvl_cli.engines.prune_blocks.candidates import Found
-from effvl_cli.engines.prune_blocks.context import Context
+from effvl_cli.engines.prune_blocks.context import Context, Scoring
 from effvl_cli.engines.prune_blocks.targets import EMBEDDED_REMOVED
 
 UNKNOWN = "removals go on until a target is met: one is counted here"
 
 
-def preview_score(context: Context) -> list[Table]:
+def preview_score(context: Scoring) -> list[Table]:
     """The units, and one scoring of them."""
     found, units = _units(context, "single")
     parts = _scoring(context, found, 1, _speed(context))
     return [units, _table(context, parts, 4 * count_parameters(context.module), ())]
 
 
-def preview_job(context: Context) -> list[Table]:
+def preview_job(context: Context[PruneBlocksConfig]) -> list[Table]:
     """The units, and every removal."""
     config: PruneBlocksConfig = context.config
     found, units = _units(context, config.search)
@@ -59,7 +59,7 @@ def preview_job(context: Context) -> list[Table]:
     return [units, _table(context, parts, _training_memory(context), () if known else (UNKNOWN,))]
 
 
-def _units(context: Context, search: str) -> tuple[Found, Table]:
+def _units(context: Scoring, search: str) -> tuple[Found, Table]:
     state = surgery.start(context)
     allowed = candidates.permitted(context, state.origins)
     found = candidates.find(context, state.module, state.origins, allowed, look=False)
@@ -70,7 +70,7 @@ def _units(context: Context, search: str) -> tuple[Found, Table]:
     return found, tables.units(context.network.name, described)
 
 
-def _scoring(context: Context, found: Found, turns: int, speed: float) -> list[Part]:
+def _scoring(context: Scoring, found: Found, turns: int, speed: float) -> list[Part]:
     """Direct scores before each removal, with what candidates share; proxies cost next to nothing."""
     config, cost = context.config, found.cost()
     if config.criterion != "direct" or cost is None:
@@ -81,7 +81,7 @@ def _scoring(context: Context, found: Found, turns: int, speed: float) -> list[P
     return [Part("scoring", work, macs, macs / speed / distributed.world().size)]
 
 
-def _speed(context: Context) -> float:
+def _speed(context: Scoring) -> float:
     """Multiply-adds a second of the network."""
     size = context.config.score_batch_size
     images = context.noise(size)
@@ -93,7 +93,7 @@ def _speed(context: Context) -> float:
     return size * count_macs(context.module, images[:1]) / seconds_for(run, size, context.run.device)
 
 
-def _training_memory(context: Context) -> int:
+def _training_memory(context: Context[PruneBlocksConfig]) -> int:
     """Weights, gradients, momentum, and what the backward pass of a fine-tuning step needs."""
     images = context.noise(2)
 
@@ -106,6 +106,6 @@ def _training_memory(context: Context) -> int:
     return 4 * STATES["sgd"] * count_parameters(context.module) + activations
 
 
-def _table(context: Context, parts: Sequence[Part], memory: int, notes: Sequence[str]) -> Table:
+def _table(context: Scoring, parts: Sequence[Part], memory: int, notes: Sequence[str]) -> Table:
     title = f"cost of {context.network.name} on {context.data}"
     return cost_table(title, parts, context.run.device, memory=memory, notes=notes)

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from effvl_cli.config.prune_blocks import PruneBlocksConfig
 from effvl_cli.core.phases import Phases
-from effvl_cli.engines.prune_blocks import candidates, importance, latency, lookahead, targets
+from effvl_cli.engines.prune_blocks import candidates, importance, lookahead, network_latency, targets
 from effvl_cli.engines.prune_blocks.candidates import Candidate, Found
 from effvl_cli.engines.prune_blocks.context import Context
 from effvl_cli.engines.prune_blocks.lookahead import Lookahead, Trial
@@ -45,7 +46,7 @@ class Pruning:
         start: the network to begin with.
     """
 
-    def __init__(self, context: Context, phases: Phases, start: State) -> None:
+    def __init__(self, context: Context[PruneBlocksConfig], phases: Phases, start: State) -> None:
         self.here, self.phases, self.start = context, phases, start
         self.original = size_of(context, context.module)
         self.targets = Targets.of(context.config, context.data)
@@ -64,7 +65,9 @@ class Pruning:
         self.allowed = candidates.permitted(context, state.origins)
         found = candidates.find(context, state.module, state.origins, self.allowed)
         candidates.refuse_none(context, found)
-        context.run.report.technique.update(candidates.describe(found))
+        described = candidates.describe(found)
+        self.first_cost: float = described["cost_model"]["ratio"]
+        context.run.report.technique.update(described)
         self._check_targets(found)
 
     def run(self) -> Result:
@@ -118,7 +121,9 @@ class Pruning:
     def _latency(self, state: State) -> float:
         """Of one image through the pruned network, over the original's."""
         names = ",".join(removal.original_path for removal in state.removals)
-        return float(self.phases.timed(f"latency without {names}", lambda: latency.share_of(self.here, state.module)))
+        return float(
+            self.phases.timed(f"latency without {names}", lambda: network_latency.share_of(self.here, state.module))
+        )
 
     def _fell_too_far(self, row: dict[str, Any]) -> bool:
         limit = self.here.config.max_drop

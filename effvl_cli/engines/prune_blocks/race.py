@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from effvl_cli.core import seeds
-from effvl_cli.engines.prune_blocks.context import Context
+from effvl_cli.engines.prune_blocks.context import Scoring
 from effvl_cli.techniques.prune_blocks.racing import (
     BOUND_EVERY,
     bound,
@@ -23,18 +23,19 @@ class Race:
     Args:
         here: the options and the scoring images.
         candidates: how many there are.
+        picks: how many go in a step.
 
     Attributes:
         order: (N,) positions of the images in the split.
         active: candidates that are left, ascending.
     """
 
-    def __init__(self, context: Context, candidates: int) -> None:
+    def __init__(self, context: Scoring, candidates: int, picks: int) -> None:
         labels, config = context.scoring.labels, context.config
         total = len(labels)
         self.kind, self.metric, self.candidates = config.race, config.metric, candidates
         self.clip = config.loss_clip
-        self.picks = getattr(config, "blocks_per_step", 1)
+        self.picks = picks
         self.active = list(range(candidates))
         self.order = torch.arange(total)
         self._checks: list[int] = []

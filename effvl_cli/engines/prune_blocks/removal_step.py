@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from effvl_cli.config.options import RunOptions
 from effvl_cli.core.measure import count_macs, count_parameters
 from effvl_cli.core.phases import Phases
 from effvl_cli.engines.prune_blocks import training
-from effvl_cli.engines.prune_blocks.context import Context
+from effvl_cli.engines.prune_blocks.context import NetworkContext, Tuning
 from effvl_cli.engines.prune_blocks.surgery import State
 from effvl_cli.engines.prune_blocks.targets import Size
 from effvl_cli.engines.prune_blocks.training import Recipe
@@ -24,17 +25,17 @@ UNCHOSEN: dict[str, Any] = dict.fromkeys(
 """What is unknown of a step whose units were named."""
 
 
-def size_of(context: Context, module: nn.Module) -> Size:
+def size_of(context: NetworkContext[RunOptions], module: nn.Module) -> Size:
     """Parameters, and multiply-adds of one image."""
     return Size(count_parameters(module), count_macs(module, context.noise(1)))
 
 
-def figures(context: Context, module: nn.Module) -> dict[str, dict[str, float]]:
+def figures(context: Tuning, module: nn.Module) -> dict[str, dict[str, float]]:
     """Accuracy on the images that score, and on those that are reported on."""
     return {"score": context.accuracy(module, context.scoring), "test": context.accuracy(module, context.test)}
 
 
-def original_figures(context: Context, phases: Phases) -> dict[str, dict[str, float]]:
+def original_figures(context: Tuning, phases: Phases) -> dict[str, dict[str, float]]:
     """`figures` of the network that a job or verb begins with.
 
     Raises:
@@ -46,7 +47,7 @@ def original_figures(context: Context, phases: Phases) -> dict[str, dict[str, fl
 
 
 def settle(
-    context: Context,
+    context: Tuning,
     phases: Phases,
     pruned: State,
     *,
@@ -101,7 +102,7 @@ def settle(
     }
 
 
-def finetune(context: Context, phases: Phases, module: nn.Module, phase: str, recipe: Recipe) -> dict[str, Any] | None:
+def finetune(context: Tuning, phases: Phases, module: nn.Module, phase: str, recipe: Recipe) -> dict[str, Any] | None:
     """Train in place; None where there is nothing to train for."""
     if not (recipe.steps or recipe.epochs):
         return None
@@ -111,12 +112,12 @@ def finetune(context: Context, phases: Phases, module: nn.Module, phase: str, re
     return {**length, "lr": recipe.lr, "seconds": fitted.seconds}
 
 
-def teacher_of(context: Context) -> nn.Module | None:
+def teacher_of(context: Tuning) -> nn.Module | None:
     """The original network, where fine-tuning looks at it."""
     return context.module if training.needs_teacher(context.config) else None
 
 
-def _recalibrate(context: Context, phases: Phases, module: nn.Module, k: int) -> float | None:
+def _recalibrate(context: Tuning, phases: Phases, module: nn.Module, k: int) -> float | None:
     """Estimate batch-norm statistics anew; top-1 on the scoring images after that."""
     if not context.config.bn_recal:
         return None

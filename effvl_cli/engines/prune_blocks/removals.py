@@ -17,7 +17,7 @@ from effvl_cli.core import distributed
 from effvl_cli.core.errors import ModelError, NumericalError
 from effvl_cli.core.files import write_bytes
 from effvl_cli.core.loop import PRECISIONS
-from effvl_cli.engines.prune_blocks.context import Context
+from effvl_cli.engines.prune_blocks.context import Scoring
 from effvl_cli.engines.prune_blocks.race import Race
 from effvl_cli.techniques.prune_blocks.recalibrate import recalibrated
 from effvl_cli.techniques.prune_blocks.score import Scorer
@@ -26,7 +26,7 @@ from effvl_cli.techniques.prune_blocks.unit import Unit
 SAVE_EVERY = 20  # batches
 
 
-def scores_file(context: Context, step: int, size: int = 1) -> Path:
+def scores_file(context: Scoring, step: int, size: int = 1) -> Path:
     """Where the scores of every image in a step are kept, without sets of `size` units."""
     name = f"step_{step}" + (f"_sets_of_{size}" if size > 1 else "")
     return context.run.path(f"scores/{name}.safetensors")
@@ -78,7 +78,13 @@ class _TooLargeError(Exception):
 
 
 def score_removals(
-    context: Context, module: nn.Module, units: Sequence[Unit], path: Path, sets: Sequence[Sequence[int]]
+    context: Scoring,
+    module: nn.Module,
+    units: Sequence[Unit],
+    path: Path,
+    sets: Sequence[Sequence[int]],
+    *,
+    picks: int = 1,
 ) -> Outcomes:
     """Leave out every set of units in turn; results that an earlier attempt saved at `path` are not made again.
 
@@ -89,7 +95,7 @@ def score_removals(
     buffers = _statistics(context, module, units)
     while True:
         try:
-            found = _Scoring(context, module, units, path, sets, size, buffers).run()
+            found = _Scoring(context, module, units, path, sets, size, buffers, picks).run()
         except _TooLargeError:
             if size == 1:
                 raise NumericalError("out of memory with one image", "Use --device cpu, or smaller images") from None
@@ -102,7 +108,7 @@ def score_removals(
         return found
 
 
-def _statistics(context: Context, module: nn.Module, units: Sequence[Unit]) -> list[dict[str, Tensor]] | None:
+def _statistics(context: Scoring, module: nn.Module, units: Sequence[Unit]) -> list[dict[str, Tensor]] | None:
     """Batch-norm statistics behind each unit without it, where --score-bn asks for them; each process finds the same.
 
     Raises:
@@ -120,13 +126,14 @@ def _statistics(context: Context, module: nn.Module, units: Sequence[Unit]) -> l
 class _Scoring:
     def __init__(
         self,
-        context: Context,
+        context: Scoring,
         module: nn.Module,
         units: Sequence[Unit],
         path: Path,
         sets: Sequence[Sequence[int]],
         size: int,
         buffers: Sequence[Mapping[str, Tensor]] | None,
+        picks: int,
     ) -> None:
         config = context.config
         self.here, self.path, self.size = context, path, size
@@ -139,7 +146,7 @@ class _Scoring:
             stack=config.score_stack,
             autocast=PRECISIONS[config.precision],
         )
-        self.race = Race(context, len(sets))
+        self.race = Race(context, len(sets), picks)
         self.outcomes = Outcomes.empty(self.race.order, 1 + len(sets))
         self.done = 0  # batches that are in `outcomes`
         self.began, self.scored = time.monotonic(), False

@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import nn
 
+from effvl_cli.config.options import RunOptions
 from effvl_cli.core.files import write_csv
-from effvl_cli.engines.prune_blocks.context import Context
+from effvl_cli.engines.prune_blocks.context import NetworkContext, Tuning
 from effvl_cli.engines.prune_blocks.surgery import State, edits_of
 from effvl_cli.models import network as networks
 from effvl_cli.models.constructors import NoConstructorError
@@ -29,12 +30,12 @@ COLUMNS = (
 )
 
 
-def pruned_network(context: Context, state: State) -> networks.Network:
+def pruned_network(context: Tuning, state: State) -> networks.Network:
     """The pruned network under its name."""
     return dataclasses.replace(context.network, module=state.module, edits=edits_of(context, state.removals))
 
 
-def save(context: Context, state: State) -> None:
+def save(context: Tuning, state: State) -> None:
     """Write the checkpoint, `model.pt2` and `rebuild.py`, verified, and name them in the report.
 
     Raises:
@@ -49,7 +50,7 @@ def save(context: Context, state: State) -> None:
     write_code(context, network)
 
 
-def write_program(context: Context, module: nn.Module) -> None:
+def write_program(context: NetworkContext[RunOptions], module: nn.Module) -> None:
     """`model.pt2`."""
     size = context.network.preprocess.size
     reason = context.run.write(PROGRAM, lambda path: save_program(module, size, path))
@@ -57,7 +58,7 @@ def write_program(context: Context, module: nn.Module) -> None:
         context.run.warn(f"{PROGRAM} takes one image at a time: {reason}")
 
 
-def write_code(context: Context, network: networks.Network) -> None:
+def write_code(context: NetworkContext[RunOptions], network: networks.Network) -> None:
     """`rebuild.py`, where public code builds the network."""
     try:
         context.run.write(REBUILD, lambda path: write_rebuild(network, path.parent))
@@ -65,9 +66,9 @@ def write_code(context: Context, network: networks.Network) -> None:
         context.run.warn(f"no {REBUILD}: {error.message}")
 
 
-def write_table(context: Context, steps: Sequence[Mapping[str, Any]]) -> None:
+def write_table(context: Tuning, steps: Sequence[Mapping[str, Any]]) -> None:
     """`table.csv`, a row for each step; what was not measured is empty."""
-    leak = context.run.report.technique["leak"]
+    leak = int(context.config.score_split == "test")
     rows = [
         {**step, "leak": leak, "removed": " ".join(row["original_path"] for row in step["removed"])} for step in steps
     ]

@@ -5,7 +5,6 @@ from effvl_cli.core.run import Run, unopened
 from effvl_cli.core.table import Table
 from effvl_cli.engines.prune_blocks import candidates, importance, load_run, pictures, surgery, tables
 from effvl_cli.engines.prune_blocks.context import note_leaks
-from effvl_cli.engines.prune_blocks.job import check_options
 from effvl_cli.engines.prune_blocks.preview import preview_score
 
 table = tables.scores
@@ -13,13 +12,13 @@ table = tables.scores
 
 def preview(config: ScoreConfig) -> list[Table]:
     """What `--dry-run` shows beside the options: the units, and what scoring them costs."""
-    check_options(config)
+    importance.check_criterion(config.criterion)
     return preview_score(load_run.open_network(config, unopened("prune-blocks score", config)))
 
 
 def run(config: ScoreConfig, run: Run) -> None:
     """Score the network of RUN, or of --weights."""
-    check_options(config)
+    importance.check_criterion(config.criterion)
     context = load_run.open_network(config, run)
     note_leaks(context)
     state = surgery.start(context)

@@ -9,13 +9,13 @@ from torch import nn
 
 from effvl_cli.core.loop import PRECISIONS
 from effvl_cli.engines.prune_blocks.candidates import Candidate
-from effvl_cli.engines.prune_blocks.context import Context
+from effvl_cli.engines.prune_blocks.context import Scoring
 from effvl_cli.techniques.prune_blocks.score import Scorer, same_bits
 
 ROUNDS = 4  # the first warms up, and checks itself
 
 
-def compare(context: Context, module: nn.Module, found: Sequence[Candidate]) -> dict[str, Any]:
+def compare(context: Scoring, module: nn.Module, found: Sequence[Candidate]) -> dict[str, Any]:
     """Score the first batch in both ways, in turn.
 
     Returns:

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from effvl_cli.core import distributed, seeds
-from effvl_cli.engines.prune_blocks.context import Context
+from effvl_cli.engines.prune_blocks.context import Scoring
 from effvl_cli.engines.prune_blocks.removals import scores_file
 from effvl_cli.techniques.prune_blocks import statistics
 
@@ -15,7 +15,7 @@ REPORTED = 500
 DRAWS = 100
 
 
-def measure(context: Context) -> list[dict[str, Any]]:
+def measure(context: Scoring) -> list[dict[str, Any]]:
     """For each number of images below that of all: how well the units of the first step are ranked by them.
 
     Returns:

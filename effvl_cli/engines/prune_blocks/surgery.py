@@ -11,7 +11,7 @@ from effvl_cli.core import seeds
 from effvl_cli.core.errors import ModelError
 from effvl_cli.core.measure import count_macs
 from effvl_cli.engines.prune_blocks.candidates import Candidate
-from effvl_cli.engines.prune_blocks.context import Context
+from effvl_cli.engines.prune_blocks.context import Judged
 from effvl_cli.models import edits
 from effvl_cli.models import network as networks
 from effvl_cli.techniques.prune_blocks.halves import split_halves
@@ -37,7 +37,7 @@ class State:
     origins: Mapping[str, str] = field(default_factory=dict)
 
 
-def start(context: Context) -> State:
+def start(context: Judged) -> State:
     """The network as it was loaded, its ViT blocks split where --unit half asks for it.
 
     Raises:
@@ -51,7 +51,7 @@ def start(context: Context) -> State:
     return State(network.module, removals, original_paths(base, removals))
 
 
-def _split(context: Context) -> None:
+def _split(context: Judged) -> None:
     """Split the blocks of the network, in place.
 
     Raises:
@@ -95,7 +95,7 @@ def _unlike_halves(module: nn.Module, images: Tensor) -> str:
     return "" if bool(((found - expected).abs() <= limit).all()) else "their halves give other logits"
 
 
-def cut(context: Context, state: State, picked: Sequence[Candidate], *, step: int) -> State:
+def cut(context: Judged, state: State, picked: Sequence[Candidate], *, step: int) -> State:
     """Remove units from a copy of the network.
 
     The copy is checked against the network with the units bypassed, and against one that is built by name, edited and
@@ -115,13 +115,13 @@ def cut(context: Context, state: State, picked: Sequence[Candidate], *, step: in
     return State(pruned.network, removals, pruned.originals)
 
 
-def edits_of(context: Context, removals: Sequence[Removal]) -> list[dict[str, object]]:
+def edits_of(context: Judged, removals: Sequence[Removal]) -> list[dict[str, object]]:
     """What the manifest of a pruned network says."""
     others = [edit for edit in context.network.edits if edit["kind"] != edits.REMOVED]
     return [*others, edits.blocks_removed(removals)] if removals else others
 
 
-def _check_rebuilt(context: Context, module: nn.Module, removals: Sequence[Removal]) -> None:
+def _check_rebuilt(context: Judged, module: nn.Module, removals: Sequence[Removal]) -> None:
     rebuilt = _built(context, edits_of(context, removals))
     rebuilt.load_state_dict(module.state_dict())
     images = context.noise(VERIFIED_BATCH)
@@ -133,7 +133,7 @@ def _check_rebuilt(context: Context, module: nn.Module, removals: Sequence[Remov
         )
 
 
-def _built(context: Context, made: Sequence[Mapping[str, object]]) -> nn.Module:
+def _built(context: Judged, made: Sequence[Mapping[str, object]]) -> nn.Module:
     """The network by name, with random weights and these edits."""
     network = networks.build(context.network.name, seed=0, num_classes=len(context.classes))
     edits.apply_edits(network.module, made)

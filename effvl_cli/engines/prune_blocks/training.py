@@ -6,19 +6,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from effvl_cli.config.prune_blocks import ApplyConfig, PruneBlocksConfig
 from effvl_cli.core import distributed, loop, optim
 from effvl_cli.core.errors import ModelError, UsageError
 from effvl_cli.data.sampler import EpochSampler
 from effvl_cli.data.transforms import augment
 from effvl_cli.engines.common.batches import check_divides, loaded
 from effvl_cli.engines.common.classifier import ClassifierTask, Loss, cross_entropy
-from effvl_cli.engines.prune_blocks.context import Context
+from effvl_cli.engines.prune_blocks.context import Tuning
 from effvl_cli.techniques.prune_blocks.distill import PooledFeatures, distillation_loss, mimic_loss
 from effvl_cli.techniques.prune_blocks.recalibrate import recalibrate
 
@@ -36,7 +36,7 @@ class Recipe:
     steps: int | None = None
 
 
-def _loss(context: Context, teacher: nn.Module | None, features: Sequence[PooledFeatures]) -> Loss:
+def _loss(context: Tuning, teacher: nn.Module | None, features: Sequence[PooledFeatures]) -> Loss:
     """Cross entropy, and the distance to a teacher where there is one."""
     config = context.config
     if teacher is None:
@@ -57,7 +57,7 @@ def _loss(context: Context, teacher: nn.Module | None, features: Sequence[Pooled
     return loss
 
 
-def _validate(context: Context, module: nn.Module) -> dict[str, float]:
+def _validate(context: Tuning, module: nn.Module) -> dict[str, float]:
     """Accuracy on the images that score; batch-norm statistics are those of the first process from here on."""
     distributed.share_buffers(module)
     found = context.accuracy(module, context.scoring)
@@ -65,14 +65,14 @@ def _validate(context: Context, module: nn.Module) -> dict[str, float]:
 
 
 def train(
-    context: Context, module: nn.Module, recipe: Recipe, phase: str, *, teacher: nn.Module | None = None
+    context: Tuning, module: nn.Module, recipe: Recipe, phase: str, *, teacher: nn.Module | None = None
 ) -> loop.FitResult:
     """Train `module` in place; a phase that an earlier attempt began or finished goes on from there."""
     config = context.config
     sampler = EpochSampler(len(context.train), recipe.batch_size, config.seed)
     steps = recipe.steps or recipe.epochs * sampler.steps_per_epoch
     warmup = math.ceil(recipe.warmup * steps)
-    select = getattr(config, "select", "last") == "best" and recipe.warmup == 0
+    select = config.select == "best" and recipe.warmup == 0
     plan = loop.Plan(
         steps=steps,
         phase=phase,
@@ -106,7 +106,7 @@ def train(
     return fitted
 
 
-def check(context: Context, *, baseline: bool) -> None:
+def check(context: Tuning, *, baseline: bool) -> None:
     """Refuse what training could not do, before anything is scored.
 
     Args:
@@ -118,15 +118,15 @@ def check(context: Context, *, baseline: bool) -> None:
         ModelError: --bn-recal without batch norm.
     """
     config, count = context.config, len(context.train)
-    trains = config.finetune_epochs or config.finetune_steps or config.final_epochs or getattr(config, "lookahead", "")
-    for name, used in (("finetune_batch_size", trains), ("baseline_batch_size", baseline)):
-        if used and getattr(config, name) > count:
-            raise UsageError(
-                f"--{name.replace('_', '-')} is {getattr(config, name)}, and there are {count} training images",
-                f"Give 1 to {count}",
-            )
-        if used:
-            check_divides(getattr(config, name), f"--{name.replace('_', '-')}")
+    lookahead = isinstance(config, PruneBlocksConfig) and config.lookahead
+    trains = config.finetune_epochs or config.finetune_steps or config.final_epochs or lookahead
+    sizes = {"--finetune-batch-size": config.finetune_batch_size} if trains else {}
+    if baseline and isinstance(config, PruneBlocksConfig):
+        sizes["--baseline-batch-size"] = config.baseline_batch_size
+    for option, size in sizes.items():
+        if size > count:
+            raise UsageError(f"{option} is {size}, and there are {count} training images", f"Give 1 to {count}")
+        check_divides(size, option)
     if config.bn_recal:
         images = context.recalibration[0][:2]
         try:
@@ -135,6 +135,6 @@ def check(context: Context, *, baseline: bool) -> None:
             raise ModelError(f"--bn-recal: {error}", "Leave it out") from error
 
 
-def needs_teacher(config: Any) -> bool:
+def needs_teacher(config: PruneBlocksConfig | ApplyConfig) -> bool:
     """Whether fine-tuning looks at the original network."""
     return bool(config.kd or config.mimic)

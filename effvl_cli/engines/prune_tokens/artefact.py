@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from effvl_cli.engines.prune_tokens.context import Context, artefact_fields, refuse_other
-from effvl_cli.engines.prune_tokens.rankings import key_of
+from effvl_cli.config.prune_tokens import KeepOptions
+from effvl_cli.engines.prune_tokens.context import AnyContext, artefact_fields, refuse_other
 from effvl_cli.engines.prune_tokens.texts import with_prompts
 from effvl_cli.models.network import CHECKPOINT
 from effvl_cli.models.token_pruned_clip import CLASS_WEIGHTS, KIND, describe_prompts, modules_of, read
@@ -45,25 +45,26 @@ class Artefact:
 
 
 def save(
-    context: Context,
+    context: AnyContext,
     predictor: Predictor | None,
     prompts: Prompts | None,
     *,
-    ranking: dict[str, Any] | None = None,
+    ranking: dict[str, Any],
     prompted: bool = False,
+    any_keep: bool = False,
 ) -> None:
     """Write `checkpoint.safetensors` and its manifest into the run folder.
 
     Args:
-        setup: what they belong to.
+        context: what they belong to.
         predictor: None where only rankings were made.
         prompts: None without tuning.
-        ranking: key of the rankings; default that of this run.
+        ranking: key of the rankings.
         prompted: whether the predictor was trained on states that the prompts had changed.
+        any_keep: whether the prompts were tuned for any keep rate.
     """
-    any_keep = getattr(context.config, "tune_keeps", "fixed") == "mix"
     parts = Artefact(predictor, prompts, {"predictor": {"prompted": prompted}})
-    state, manifest = contents(context, parts, any_keep, ranking or key_of(context, "train"))
+    state, manifest = contents(context, parts, any_keep, ranking)
     context.run.save_model(state, manifest)
     if predictor is not None:
         edit = {"layer": context.layer, "keep": manifest["keep"], "predictor": manifest["predictor"]}
@@ -71,7 +72,7 @@ def save(
 
 
 def contents(
-    context: Context, parts: Artefact, any_keep: bool, ranking: dict[str, Any]
+    context: AnyContext, parts: Artefact, any_keep: bool, ranking: dict[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Predictor, prompts and class weights as tensors, and the manifest that tells what they are."""
     state: dict[str, Tensor] = {}
@@ -90,7 +91,7 @@ def contents(
         if predictor
         else None,
         "prompts": describe_prompts(parts.prompts, any_keep=any_keep) if parts.prompts else None,
-        "keep": getattr(config, "keep", None),
+        "keep": config.keep if isinstance(config, KeepOptions) else None,
         "classes": list(context.classes),
         "templates": list(context.templates),
         "preprocess": context.network.preprocess.to_dict(),
@@ -98,7 +99,7 @@ def contents(
     return state, manifest
 
 
-def load(context: Context, folder: Path) -> Artefact:
+def load(context: AnyContext, folder: Path) -> Artefact:
     """Read a run's predictor and prompts.
 
     Raises:

@@ -1,12 +1,13 @@
 """`effvl prune-tokens bench`: time of pruned towers beside the dense one, and what the multiply-adds say."""
 
+import dataclasses
 import itertools
 from pathlib import Path
 
 from effvl_cli.config.prune_tokens import BenchConfig
 from effvl_cli.core import bench
 from effvl_cli.core.run import Run
-from effvl_cli.engines.prune_tokens import artefact, latency
+from effvl_cli.engines.prune_tokens import artefact, tower_latency
 from effvl_cli.engines.prune_tokens.context import build_context, tower_summary
 from effvl_cli.engines.prune_tokens.evaluation import arm, asked_for, refuse_missing
 
@@ -18,13 +19,14 @@ def run(config: BenchConfig, run: Run) -> None:
     context = build_context(config, run)
     run.report.technique["tower"] = tower_summary(context)
     saved = artefact.load(context, Path(str(config.run)))
+    context = dataclasses.replace(context, predictor=saved.predictor)
     names = asked_for(context)
     for name in names:
         refuse_missing(name, context, saved.predictor)
-    latency.compare(
+    tower_latency.compare(
         context,
         [
-            latency.PrunedArm(name, keep, arm(context, name, keep, saved.predictor))
+            tower_latency.PrunedArm(name, keep, arm(context, name, keep, saved.predictor))
             for name, keep in itertools.product(names, dict.fromkeys(context.config.keep))
         ],
         config.batch_size,

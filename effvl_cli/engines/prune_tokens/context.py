@@ -3,12 +3,26 @@
 import contextlib
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from effvl_cli.config.prune_tokens import (
+    BenchConfig,
+    EvalConfig,
+    JudgedConfig,
+    KeepListOptions,
+    KeepOptions,
+    PredictConfig,
+    PruneTokensConfig,
+    RankConfig,
+    SearchOptions,
+    TowerConfig,
+    TuneConfig,
+    VizConfig,
+)
 from effvl_cli.core import seeds
 from effvl_cli.core.errors import DataError, ModelError, UsageError
 from effvl_cli.core.run import Run
@@ -22,15 +36,20 @@ from effvl_cli.models import network as networks
 from effvl_cli.models.openclip import logit_scale_value
 from effvl_cli.models.openclip_tower import ClipTower, self_check, tower_of
 from effvl_cli.techniques.prune_tokens.macs import TowerShape
+from effvl_cli.techniques.prune_tokens.predictor import Predictor
 
 MAX_VALIDATION = 1000
 
 
-@dataclass(frozen=True)
-class Context:
-    """Network, tower, data and class weights of one run."""
+C_co = TypeVar("C_co", bound=TowerConfig, covariant=True)
+C = TypeVar("C", bound=TowerConfig)
 
-    config: Any
+
+@dataclass(frozen=True)
+class Context(Generic[C_co]):
+    """Network, tower, data and class weights of one run, and its options."""
+
+    config: C_co
     run: Run
     network: networks.Network
     tower: ClipTower
@@ -42,6 +61,8 @@ class Context:
     """(E, C) unit class embeddings."""
     tau: Tensor
     """Scalar that multiplies cosines."""
+    predictor: Predictor | None = None
+    """Of the pruned towers, once there is one."""
 
     def images(self, split: str, indices: np.ndarray | None = None) -> Decoded:
         """Decode images of a split; all of them when no indices are given.
@@ -61,7 +82,7 @@ class Context:
         self.run.report.data(source, num_samples=len(images), bad_files=images.bad_files)
         return images
 
-    def few_shot(self) -> Decoded:
+    def few_shot(self: "Learning") -> Decoded:
         """The training images that are ranked, learned from and tuned on.
 
         Raises:
@@ -93,7 +114,17 @@ class Context:
         return (embeddings @ self.classifier.cpu()).argmax(1)
 
 
-def build_context(config: Any, run: Run) -> Context:
+AnyContext = Context[TowerConfig]
+Judged = Context[JudgedConfig]
+Learning = Context[PruneTokensConfig | RankConfig | PredictConfig | TuneConfig]
+Ranking = Context[PruneTokensConfig | RankConfig | PredictConfig]
+Searching = Context[PruneTokensConfig | RankConfig | PredictConfig | EvalConfig]
+Predicting = Context[PruneTokensConfig | PredictConfig]
+Tuning = Context[PruneTokensConfig | TuneConfig]
+Selecting = Context[PruneTokensConfig | EvalConfig | VizConfig | BenchConfig]
+
+
+def build_context(config: C, run: Run) -> Context[C]:
     """Load the network and the class weights, and check that the tower can be pruned.
 
     Raises:
@@ -116,7 +147,8 @@ def build_context(config: Any, run: Run) -> Context:
     tower = tower_of(network.module, network.name)
     self_check(tower, network.preprocess.size)
     shape = TowerShape.of(tower)
-    _check_window(getattr(config, "block", 1), tower.grid)
+    if isinstance(config, SearchOptions):
+        _check_window(config.block, tower.grid)
     if tower.pools_mean:
         run.warn(f"{network.name} averages its patches: the scale of its features shifts when some are dropped")
     source = _any_split(config)
@@ -141,7 +173,7 @@ def build_context(config: Any, run: Run) -> Context:
     )
 
 
-def _any_split(config: Any) -> ImageSource:
+def _any_split(config: TowerConfig) -> ImageSource:
     """The training images, or where there are none the test images: they know the same classes."""
     try:
         return load(config.data, "train", root=config.data_root, seed=0)
@@ -151,23 +183,24 @@ def _any_split(config: Any) -> ImageSource:
         raise
 
 
-def _shares(config: Any, num_patches: int) -> Any:
+def _shares(config: C, num_patches: int) -> C:
     """The config with `--num-keep` turned into the shares that keep so many patches.
 
     Raises:
         UsageError: more than there are, or a recipe has `keep` too.
     """
-    counts = getattr(config, "num_keep", None)
-    if counts is None:
+    if not isinstance(config, KeepOptions | KeepListOptions) or config.num_keep is None:
         return config
     if config.keep != type(config).keep:
         raise UsageError("keep and num-keep say the same", "Give one of them")
-    several = isinstance(counts, tuple)
-    for count in counts if several else (counts,):
+    given = config.num_keep
+    counts = given if isinstance(given, tuple) else (given,)
+    for count in counts:
         if count > num_patches:
             raise UsageError(f"--num-keep is {count}, and the tower has {num_patches} patches", "Give fewer")
-    keep = tuple(count / num_patches for count in counts) if several else counts / num_patches
-    return dataclasses.replace(config, keep=keep, num_keep=None)
+    shares = tuple(count / num_patches for count in counts)
+    changed: dict[str, Any] = {"keep": shares if isinstance(given, tuple) else shares[0], "num_keep": None}
+    return dataclasses.replace(config, **changed)
 
 
 def _check_window(side: int, grid: tuple[int, int]) -> None:
@@ -188,13 +221,13 @@ def _layer(given: int | None, name: str, depth: int) -> int:
     return 0 if name == "tiny:clip" else round(depth / 4)
 
 
-def tower_summary(context: Context) -> dict[str, Any]:
+def tower_summary(context: AnyContext) -> dict[str, Any]:
     """Sizes of the tower."""
     shape = context.shape
     return {"N": shape.num_patches, "D": shape.width, "L": shape.depth, "P": shape.num_prefix, "layer": context.layer}
 
 
-def artefact_fields(context: Context) -> dict[str, Any]:
+def artefact_fields(context: AnyContext) -> dict[str, Any]:
     """What a predictor or prompts must agree on to be used with this tower."""
     return {
         "model": context.network.name,

@@ -1,5 +1,6 @@
 """`effvl prune-tokens eval`: accuracy of selectors at keep rates."""
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ def run(config: EvalConfig, run: Run) -> None:
     keeps: tuple[float, ...] = tuple(dict.fromkeys(context.config.keep))
     names = asked_for(context)
     saved = artefact.load(context, Path(str(config.run)))
+    context = dataclasses.replace(context, predictor=saved.predictor)
     _refuse_early(context, names, saved)
     test = context.images("test")
     dense = embed_dense(context, test)
@@ -68,7 +70,7 @@ def run(config: EvalConfig, run: Run) -> None:
     pictures.cost_curve(context, rows, accuracy, note)
 
 
-def _refuse_early(context: Context, names: Sequence[str], saved: artefact.Artefact) -> None:
+def _refuse_early(context: Context[EvalConfig], names: Sequence[str], saved: artefact.Artefact) -> None:
     """Before anything is measured, what the last selector of a list could find missing."""
     for name in names:
         refuse_missing(name, context, saved.predictor)

@@ -7,12 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from effvl_cli.config.prune_tokens import BenchConfig, EvalConfig, VizConfig
 from effvl_cli.core.chance import refuse_chance
 from effvl_cli.core.errors import ModelError, NumericalError, UsageError
 from effvl_cli.core.metrics import mcnemar, mean_per_class, paired_difference, standard_error, top_k, wilson
 from effvl_cli.data.decoded import Decoded
 from effvl_cli.engines.inference import over_images
-from effvl_cli.engines.prune_tokens.context import Context
+from effvl_cli.engines.prune_tokens.context import AnyContext, Context, Judged, Learning, Selecting
 from effvl_cli.engines.prune_tokens.texts import with_prompts
 from effvl_cli.techniques.prune_tokens.evit import EvitSelector
 from effvl_cli.techniques.prune_tokens.prompts import Prompts
@@ -35,14 +36,14 @@ CLS_ARMS = frozenset({"cls-attn", "evit"})
 PER_CLASS = frozenset({"caltech101", "fgvc_aircraft"})  # data sets whose papers average over classes
 
 
-def selector_of(name: str, context: Context, predictor: Selector | None) -> Selector:
+def selector_of(name: str, context: Selecting, predictor: Selector | None) -> Selector:
     """A selector by its name; `golden` needs rankings and is made where they are, and `tome` selects nothing.
 
     Raises:
         ModelError: the tower cannot have it.
     """
     refuse_missing(name, context, predictor)
-    previous = getattr(context.config, "cls_block", "own") == "prev"
+    previous = context.config.cls_block == "prev"
     made: dict[str, Callable[[], Selector | None]] = {
         "predictor": lambda: predictor,
         "cls-attn": lambda: ClsAttentionSelector(previous=previous),
@@ -58,18 +59,18 @@ def selector_of(name: str, context: Context, predictor: Selector | None) -> Sele
     return selector
 
 
-def possible(context: Context, names: Sequence[str]) -> list[str]:
+def possible(context: AnyContext, names: Sequence[str]) -> list[str]:
     """Those selectors that the tower can have: without a CLS token there is no attention of it."""
     return [name for name in dict.fromkeys(names) if context.shape.num_prefix or name not in CLS_ARMS]
 
 
-def asked_for(context: Context) -> list[str]:
+def asked_for(context: Context[EvalConfig | VizConfig | BenchConfig]) -> list[str]:
     """The selectors of --selector, each once; of its default, those that the tower can have."""
     names = context.config.selector
     return possible(context, names) if names == type(context.config).selector else list(dict.fromkeys(names))
 
 
-def refuse_missing(name: str, context: Context, predictor: Selector | None) -> None:
+def refuse_missing(name: str, context: Selecting, predictor: Selector | None) -> None:
     """Check that the tower has what a selector reads.
 
     Raises:
@@ -81,7 +82,7 @@ def refuse_missing(name: str, context: Context, predictor: Selector | None) -> N
     if name in CLS_ARMS:
         if context.shape.num_prefix == 0:
             raise ModelError(f"selector {name}: {context.network.name} has no CLS token", "Use --selector predictor")
-        if getattr(context.config, "cls_block", "own") == "prev" and context.layer == 0:
+        if context.config.cls_block == "prev" and context.layer == 0:
             raise UsageError("--cls-block is prev, and --layer 0 has no block before it", "Give --layer 1 or more")
     if name == "taylor" and not context.tower.pools_prefix_only:
         raise ModelError(
@@ -89,14 +90,14 @@ def refuse_missing(name: str, context: Context, predictor: Selector | None) -> N
         )
 
 
-def prune(context: Context, selector: Selector, keep: float, prompts: Prompts | None = None) -> PrunedVision:
+def prune(context: AnyContext, selector: Selector, keep: float, prompts: Prompts | None = None) -> PrunedVision:
     """The tower with that share of its patches kept, and visual prompts in it."""
     kept = num_keep(keep, context.shape.num_patches)
     visual = prompts.visual if prompts else None
     return PrunedVision(context.tower, layer=context.layer, num_keep=kept, selector=selector, prompts=visual).eval()
 
 
-def arm(context: Context, name: str, keep: float, predictor: Selector | None) -> WrappedTower:
+def arm(context: Selecting, name: str, keep: float, predictor: Selector | None) -> WrappedTower:
     """The tower that a selector's name stands for: patches dropped, or for `tome` merged at the same cost."""
     if name != "tome":
         return prune(context, selector_of(name, context, predictor), keep)
@@ -112,13 +113,13 @@ def arm(context: Context, name: str, keep: float, predictor: Selector | None) ->
     return MergedVision(context.tower, layer=context.layer, schedule=merges(context, keep)).eval()
 
 
-def merges(context: Context, keep: float) -> tuple[int, ...]:
+def merges(context: AnyContext, keep: float) -> tuple[int, ...]:
     """Tokens that `tome` merges in each block from p on."""
     kept = num_keep(keep, context.shape.num_patches)
     return merge_schedule(context.shape, context.tower.num_heads, kept, context.layer)
 
 
-def embed(context: Context, images: Decoded, vision: WrappedTower | None = None) -> Tensor:
+def embed(context: Judged, images: Decoded, vision: WrappedTower | None = None) -> Tensor:
     """Unit embeddings (M, E) on the CPU; of the dense tower when no pruned one is given.
 
     Raises:
@@ -135,7 +136,7 @@ def embed(context: Context, images: Decoded, vision: WrappedTower | None = None)
             one_batch,
             images,
             context.run,
-            batch_size=getattr(context.config, "eval_batch_size", 128),
+            batch_size=context.config.eval_batch_size,
             precision=context.config.precision,
         )
     except NonFiniteError as error:
@@ -145,7 +146,7 @@ def embed(context: Context, images: Decoded, vision: WrappedTower | None = None)
         ) from error
 
 
-def known_images(context: Context) -> Decoded:
+def known_images(context: Learning) -> Decoded:
     """The few-shot images, for a search or a training that takes long: the dense tower has to know their classes.
 
     Raises:
@@ -157,7 +158,7 @@ def known_images(context: Context) -> Decoded:
     return images
 
 
-def embed_dense(context: Context, images: Decoded) -> Tensor:
+def embed_dense(context: Judged, images: Decoded) -> Tensor:
     """`embed` with the dense tower, whose accuracy the others are read against.
 
     Raises:
@@ -168,7 +169,7 @@ def embed_dense(context: Context, images: Decoded) -> Tensor:
     return embeddings
 
 
-def _refuse_chance(context: Context, images: Decoded, embeddings: Tensor) -> None:
+def _refuse_chance(context: Judged, images: Decoded, embeddings: Tensor) -> None:
     refuse_chance(
         context.run,
         context.network.name,
@@ -185,7 +186,7 @@ def pooled(output: Any) -> Tensor:
 
 
 def result(
-    context: Context,
+    context: AnyContext,
     name: str,
     keep: float,
     images: Decoded,
@@ -224,7 +225,7 @@ def result(
     return row | {"merges": list(merges(context, keep))} if name == "tome" else row
 
 
-def macs_of(context: Context, name: str, keep: float, prompts: Prompts | None = None) -> int:
+def macs_of(context: AnyContext, name: str, keep: float, prompts: Prompts | None = None) -> int:
     """Multiply-adds of an image through the pruned tower, its selector included; none runs where all is kept."""
     shape = context.shape
     kept = num_keep(keep, shape.num_patches)
@@ -233,8 +234,8 @@ def macs_of(context: Context, name: str, keep: float, prompts: Prompts | None = 
         return shape.pruned(shape.num_patches, context.layer, rows, start)
     if name == "tome":
         return shape.merged(merges(context, keep), context.layer, context.tower.num_heads)
-    if name.startswith("predictor"):
-        return shape.pruned(kept, context.layer, rows, start) + context.run.report.technique["predictor"]["macs"]
+    if name.startswith("predictor") and context.predictor is not None:
+        return shape.pruned(kept, context.layer, rows, start) + context.predictor.macs(shape.num_patches)
     if name == "evit":
         return shape.pruned(kept, context.layer, 1) + shape.evit()
     selector = {
@@ -245,7 +246,7 @@ def macs_of(context: Context, name: str, keep: float, prompts: Prompts | None = 
     return shape.pruned(kept, context.layer) + selector.get(name, int)()
 
 
-def record(context: Context, row: dict[str, Any], metric: str | None = None) -> None:
+def record(context: AnyContext, row: dict[str, Any], metric: str | None = None) -> None:
     """Put a row into the report and its accuracy among the metrics."""
     technique = context.run.report.technique
     technique.setdefault("results", []).append(row)
@@ -255,19 +256,19 @@ def record(context: Context, row: dict[str, Any], metric: str | None = None) -> 
         context.run.report.metric(f"{name}_per_class", row["top1_per_class"], split="test", n=row["n"])
 
 
-def record_mac_ratio(context: Context, name: str, keep: float, prompts: Prompts | None = None) -> None:
+def record_mac_ratio(context: AnyContext, name: str, keep: float, prompts: Prompts | None = None) -> None:
     """Multiply-adds of a pruned tower over the dense one's as a metric."""
     ratio = macs_of(context, name, keep, prompts) / context.shape.dense()
     context.run.report.metric("mac_ratio", ratio, unit="ratio", higher_is_better=False)
 
 
-def record_gain(context: Context, name: str, better: Tensor, worse: Tensor, labels: Tensor) -> None:
+def record_gain(context: AnyContext, name: str, better: Tensor, worse: Tensor, labels: Tensor) -> None:
     """Paired difference of two towers' accuracies as a metric of its own."""
     difference, spread = paired_difference(context.accuracy(better, labels), context.accuracy(worse, labels))
     context.run.report.metric(name, difference, split="test", n=len(labels), se=spread)
 
 
-def record_controls(context: Context, images: Decoded, dense: Tensor) -> None:
+def record_controls(context: AnyContext, images: Decoded, dense: Tensor) -> None:
     """What the figures are to be read against: shuffled class names, and how much of an image the object covers."""
     shuffled = context.classifier.cpu().roll(1, dims=1)  # every name on another class
     correct = ((dense @ shuffled).argmax(1) == images.labels).float()

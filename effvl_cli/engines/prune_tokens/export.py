@@ -48,7 +48,7 @@ def run(config: ExportConfig, run: Run) -> None:
             _record(run, name, run.path(file), parity, any_batch=not reason)
 
 
-def _at_keep(context: Context, saved: Artefact) -> Artefact:
+def _at_keep(context: Context[ExportConfig], saved: Artefact) -> Artefact:
     """Without the prompts where they were tuned for another keep rate."""
     if saved.prompts is None or saved.tuned_for([context.config.keep]):
         return saved
@@ -58,23 +58,23 @@ def _at_keep(context: Context, saved: Artefact) -> Artefact:
     return Artefact(saved.predictor, None, saved.manifest)
 
 
-def _embedder(context: Context, saved: Artefact) -> Embedder:
+def _embedder(context: Context[ExportConfig], saved: Artefact) -> Embedder:
     assert saved.predictor is not None
     return Embedder(prune(context, saved.predictor, context.config.keep, saved.prompts))
 
 
-def _size(context: Context) -> tuple[int, int]:
+def _size(context: Context[ExportConfig]) -> tuple[int, int]:
     return context.network.preprocess.size
 
 
-def _onnx(context: Context, saved: Artefact, path: Path, parity: Parity) -> str:
+def _onnx(context: Context[ExportConfig], saved: Artefact, path: Path, parity: Parity) -> str:
     images = noise(NUM_IMAGES, _size(context))
     return export_onnx(
         _embedder(context, saved), _size(context), path, images, outputs=Embedder.OUTPUTS, compare=parity
     )
 
 
-def _state(context: Context, saved: Artefact, path: Path, parity: Parity) -> str:
+def _state(context: Context[ExportConfig], saved: Artefact, path: Path, parity: Parity) -> str:
     """Predictor, prompts and what they belong to; the model's own weights stay where they are."""
 
     state, manifest = artefact.contents(context, saved, saved.any_keep, saved.manifest["ranking"])

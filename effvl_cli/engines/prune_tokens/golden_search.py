@@ -9,7 +9,7 @@ from effvl_cli.config.prune_tokens import SearchOptions
 from effvl_cli.core import sweep
 from effvl_cli.core.errors import DataError
 from effvl_cli.data.decoded import Decoded
-from effvl_cli.engines.prune_tokens.context import Context
+from effvl_cli.engines.prune_tokens.context import Ranking
 from effvl_cli.engines.prune_tokens.evaluation import known_images
 from effvl_cli.engines.prune_tokens.rankings import Ranked, rank_images
 from effvl_cli.techniques.prune_tokens.predictor import dropped_overlap, kendall_tau
@@ -19,7 +19,7 @@ AUDITED = 16  # images
 KEEPS = (0.8, 0.6, 0.4)  # whose dropped sets are compared
 
 
-def rank_training(context: Context) -> tuple[Decoded, Ranked]:
+def rank_training(context: Ranking, shard: str = "0/1") -> tuple[Decoded, Ranked]:
     """Rank the few-shot images, or a shard of them, and put the search into the report.
 
     Raises:
@@ -27,7 +27,6 @@ def rank_training(context: Context) -> tuple[Decoded, Ranked]:
         UsageError: a shard that is none.
     """
     config, images = context.config, known_images(context)
-    shard = getattr(config, "sample_shard", "0/1")
     first, count = sweep.parse_shard(shard, "--sample-shard")
     if count > 1:
         total = len(images)
@@ -42,14 +41,17 @@ def rank_training(context: Context) -> tuple[Decoded, Ranked]:
     return images, ranked
 
 
-def _audit(context: Context, images: Decoded) -> list[dict[str, Any]]:
+def _audit(context: Ranking, images: Decoded) -> list[dict[str, Any]]:
     """Overlap and rank correlation of cheaper searches with the one that removes patch by patch."""
     config = context.config
     some = images.take(torch.linspace(0, len(images) - 1, min(AUDITED, len(images))).long().unique())
     exact = replace(
         config,
         scorer="feature" if config.scorer == "taylor" else config.scorer,
-        **{"block": 1, "block_stride": 1, "group": 1, "shortlist": 0},
+        block=1,
+        block_stride=1,
+        group=1,
+        shortlist=0,
         rank_until=min(config.rank_until, SearchOptions.rank_until),
     )
     searches = {
@@ -67,7 +69,7 @@ def _audit(context: Context, images: Decoded) -> list[dict[str, Any]]:
     return rows
 
 
-def _agreement(context: Context, ranked: Ranked, reference: torch.Tensor) -> dict[str, Any]:
+def _agreement(context: Ranking, ranked: Ranked, reference: torch.Tensor) -> dict[str, Any]:
     scores, num_patches = ranked.rank.float(), context.shape.num_patches
     kept = sorted({num_keep(keep, num_patches) for keep in KEEPS} - {num_patches}, reverse=True)
     return {

@@ -1,13 +1,13 @@
 """The whole job: rank, train the predictor, tune prompts, evaluate, time, draw."""
 
-from typing import Any
+import dataclasses
 
 from torch import Tensor
 
 from effvl_cli.config.prune_tokens import PruneTokensConfig
 from effvl_cli.core.run import Run
 from effvl_cli.data.decoded import Decoded
-from effvl_cli.engines.prune_tokens import artefact, evaluation, latency, pictures, tables
+from effvl_cli.engines.prune_tokens import artefact, evaluation, pictures, tables, tower_latency
 from effvl_cli.engines.prune_tokens.context import Context, build_context, tower_summary
 from effvl_cli.engines.prune_tokens.evaluation import (
     arm,
@@ -24,7 +24,10 @@ from effvl_cli.engines.prune_tokens.oracle import golden
 from effvl_cli.engines.prune_tokens.predictor import train_predictor
 from effvl_cli.engines.prune_tokens.preview import preview_job
 from effvl_cli.engines.prune_tokens.prompt_init import check_prompts
+from effvl_cli.engines.prune_tokens.rankings import key_of
 from effvl_cli.engines.prune_tokens.tuning import tune_prompts
+from effvl_cli.techniques.prune_tokens.predictor import Predictor
+from effvl_cli.techniques.prune_tokens.prompts import Prompts
 
 CURVE = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 BATCHES = (1, 32)
@@ -42,17 +45,26 @@ def run(config: PruneTokensConfig, run: Run) -> None:
     for name in possible(context, tuple(evaluation.CLS_ARMS)):
         refuse_missing(name, context, None)
     training, ranked = rank_training(context)
-    predictor = train_predictor(context, training, ranked.rank)
+    predictor = train_predictor(context, training, ranked.rank).module
     prompts = tune_prompts(context, training, predictor) if config.prompts != "none" else None
     tuned, prompted = predictor, prompts is not None and prompts.start is not None and prompts.start < context.layer
     if prompted:
         run.log("the prompts change what the predictor reads: it is trained anew on that")
-        tuned = train_predictor(context, training, ranked.rank, prompts)
-    artefact.save(context, tuned, prompts, prompted=prompted)
-    _evaluate(context, predictor, tuned, prompts)
+        tuned = train_predictor(context, training, ranked.rank, prompts).module
+    artefact.save(
+        context,
+        tuned,
+        prompts,
+        ranking=key_of(context, "train"),
+        prompted=prompted,
+        any_keep=config.tune_keeps == "mix",
+    )
+    _evaluate(dataclasses.replace(context, predictor=predictor), predictor, tuned, prompts)
 
 
-def _evaluate(context: Context, predictor: Any, tuned: Any, prompts: Any) -> None:
+def _evaluate(
+    context: Context[PruneTokensConfig], predictor: Predictor, tuned: Predictor, prompts: Prompts | None
+) -> None:
     config = context.config
     test = context.images("test")
     dense = embed_dense(context, test)
@@ -75,12 +87,12 @@ def _evaluate(context: Context, predictor: Any, tuned: Any, prompts: Any) -> Non
         evaluation.record_gain(context, name, embeddings["predictor"], embeddings[other], test.labels)
     evaluation.record_controls(context, test, dense)
     evaluation.record_mac_ratio(context, "predictor", config.keep)
-    shown = latency.PrunedArm("predictor", config.keep, prune(context, predictor, config.keep))
-    latency.compare(context, [shown], BATCHES)
+    shown = tower_latency.PrunedArm("predictor", config.keep, prune(context, predictor, config.keep))
+    tower_latency.compare(context, [shown], BATCHES)
     _draw(context, predictor, test)
 
 
-def _draw(context: Context, predictor: Any, test: Decoded) -> None:
+def _draw(context: Context[PruneTokensConfig], predictor: Predictor, test: Decoded) -> None:
     """The curve is drawn on validation images: the test split serves the table alone."""
     names = possible(context, ("predictor", "cls-attn", "random"))
     selectors = {name: selector_of(name, context, predictor) for name in names}

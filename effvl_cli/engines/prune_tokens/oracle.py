@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from effvl_cli.config.prune_tokens import EvalConfig, PruneTokensConfig
 from effvl_cli.core import seeds
 from effvl_cli.data.decoded import Decoded
 from effvl_cli.engines.prune_tokens.context import Context
@@ -11,7 +12,9 @@ from effvl_cli.engines.prune_tokens.rankings import rank_images
 from effvl_cli.techniques.prune_tokens.selectors import GoldenSelector
 
 
-def golden(context: Context, test: Decoded, dense: Tensor) -> tuple[Decoded, GoldenSelector, Tensor]:
+def golden(
+    context: Context[PruneTokensConfig | EvalConfig], test: Decoded, dense: Tensor
+) -> tuple[Decoded, GoldenSelector, Tensor]:
     """Search `--num-golden` test images, the same ones in every run, and record dense on them.
 
     Returns:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from effvl_cli.core.plots import Point, curves, heat_maps, image_grid
 from effvl_cli.data.decoded import Decoded
-from effvl_cli.engines.prune_tokens.context import Context
+from effvl_cli.engines.prune_tokens.context import AnyContext
 from effvl_cli.engines.prune_tokens.evaluation import OFFLINE, prune
 from effvl_cli.techniques.prune_tokens.tower import PrunedVision, Selector
 
@@ -22,7 +22,9 @@ def spread(count: int, shown: int) -> torch.Tensor:
     return torch.linspace(0, count - 1, min(shown, count)).long().unique()
 
 
-def kept_patches(context: Context, images: Decoded, selectors: Mapping[str, Selector], keeps: Sequence[float]) -> None:
+def kept_patches(
+    context: AnyContext, images: Decoded, selectors: Mapping[str, Selector], keeps: Sequence[float]
+) -> None:
     """`plots/patches.png`: some images, and below them what each selector keeps."""
     pixels = images.pixels.permute(0, 2, 3, 1).numpy()
     rows, labels = [pixels], ["image"]
@@ -52,7 +54,7 @@ def _faded(pixels: NDArray[np.uint8], kept: NDArray[np.int64], grid: tuple[int, 
     return out
 
 
-def accuracy_curve(context: Context, rows: Sequence[Mapping[str, Any]], dense: float, note: str) -> None:
+def accuracy_curve(context: AnyContext, rows: Sequence[Mapping[str, Any]], dense: float, note: str) -> None:
     """`plots/accuracy.png`: top-1 against the kept share, a line a selector."""
     context.run.plot(
         "accuracy",
@@ -65,7 +67,7 @@ def accuracy_curve(context: Context, rows: Sequence[Mapping[str, Any]], dense: f
     )
 
 
-def cost_curve(context: Context, rows: Sequence[Mapping[str, Any]], dense: float, note: str) -> None:
+def cost_curve(context: AnyContext, rows: Sequence[Mapping[str, Any]], dense: float, note: str) -> None:
     """`plots/cost.png`: top-1 against multiply-adds, the selector's own included.
 
     Without the arms that are no way to save anything: the oracle, whose search is not counted, and `taylor`.
@@ -97,7 +99,7 @@ def _is_reference(row: Mapping[str, Any]) -> bool:
     return row["oracle"] or row["selector"] in OFFLINE
 
 
-def keep_maps(context: Context, images: Decoded, selectors: Mapping[str, Selector], keeps: Sequence[float]) -> None:
+def keep_maps(context: AnyContext, images: Decoded, selectors: Mapping[str, Selector], keeps: Sequence[float]) -> None:
     """`plots/keep.png`: how often each place of the patch grid is kept, a picture for each selector and keep rate."""
     maps = {}
     for keep in keeps:
@@ -115,7 +117,7 @@ def keep_maps(context: Context, images: Decoded, selectors: Mapping[str, Selecto
     context.run.plot("keep", heat_maps, maps, title=title, columns=len(selectors))
 
 
-def _kept(vision: PrunedVision, context: Context, images: Decoded) -> torch.Tensor:
+def _kept(vision: PrunedVision, context: AnyContext, images: Decoded) -> torch.Tensor:
     """(M, K) ids of the patches that are kept, on the CPU."""
     device, parts = context.run.device, []
     for rows, pixels in images.batches(BATCH):

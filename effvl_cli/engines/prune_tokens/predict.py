@@ -9,7 +9,7 @@ from effvl_cli.engines.prune_tokens import artefact, tables
 from effvl_cli.engines.prune_tokens.context import build_context, tower_summary
 from effvl_cli.engines.prune_tokens.golden_search import rank_training
 from effvl_cli.engines.prune_tokens.predictor import train_predictor
-from effvl_cli.engines.prune_tokens.rankings import refuse_other_ranking
+from effvl_cli.engines.prune_tokens.rankings import key_of, refuse_other_ranking
 
 table = tables.figures
 
@@ -20,8 +20,7 @@ def run(config: PredictConfig, run: Run) -> None:
     refuse_other_ranking(context, read_manifest(Path(str(config.run)))["ranking"])
     run.report.technique["tower"] = tower_summary(context)
     training, ranked = rank_training(context)
-    predictor = train_predictor(context, training, ranked.rank)
-    about = run.report.technique["predictor"]
-    for name, value in (("overlap", next(iter(about["overlap"].values()))), ("tau", about["tau"])):
+    trained = train_predictor(context, training, ranked.rank)
+    for name, value in (("overlap", trained.overlap), ("tau", trained.tau)):
         run.report.metric(name, value, split="held-out ranked images")
-    artefact.save(context, predictor, None)
+    artefact.save(context, trained.module, None, ranking=key_of(context, "train"))

@@ -1,11 +1,13 @@
 """Training of the predictor on golden rankings."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from effvl_cli.config.prune_tokens import PredictConfig, PruneTokensConfig
 from effvl_cli.core import loop, optim, seeds
 from effvl_cli.core.measure import count_parameters
 from effvl_cli.core.metrics import paired_difference, standard_error
@@ -13,7 +15,7 @@ from effvl_cli.data.decoded import Decoded
 from effvl_cli.data.sampler import EpochSampler
 from effvl_cli.engines.common.batches import Stream, check_divides, in_memory
 from effvl_cli.engines.inference import over_images
-from effvl_cli.engines.prune_tokens.context import Context
+from effvl_cli.engines.prune_tokens.context import Predicting
 from effvl_cli.engines.prune_tokens.evaluation import embed, prune
 from effvl_cli.techniques.prune_tokens.losses import (
     keepset_loss,
@@ -58,7 +60,18 @@ class PredictorTask(loop.Task):
         return figures
 
 
-def train_predictor(context: Context, images: Decoded, ranks: Tensor, prompts: Prompts | None = None) -> Predictor:
+@dataclass(frozen=True)
+class TrainedPredictor:
+    """A predictor, and how well it agrees with the golden ranking of held-out images."""
+
+    module: Predictor
+    tau: float
+    overlap: float | None
+
+
+def train_predictor(
+    context: Predicting, images: Decoded, ranks: Tensor, prompts: Prompts | None = None
+) -> TrainedPredictor:
     """Train on nine tenths of the ranked images; the epoch that overlaps best with the ranking of the rest is kept.
 
     Args:
@@ -121,10 +134,10 @@ def train_predictor(context: Context, images: Decoded, ranks: Tensor, prompts: P
     }
     if prompts is None:
         _record_validation(context, module)
-    return module
+    return TrainedPredictor(module, figures["tau"], figures.get("overlap"))
 
 
-def _loss(config: Any, num_patches: int) -> Loss:
+def _loss(config: PruneTokensConfig | PredictConfig, num_patches: int) -> Loss:
     """The chosen loss; pairs are drawn anew in each step, the same for all its images on all processes."""
 
     def pairwise(scores: Tensor, ranks: Tensor, step: int) -> Tensor:
@@ -141,7 +154,7 @@ def _loss(config: Any, num_patches: int) -> Loss:
     return losses[config.predictor_loss]
 
 
-def _record_validation(context: Context, module: Predictor) -> None:
+def _record_validation(context: Predicting, module: Predictor) -> None:
     """Accuracy on the val split, dense and pruned: what choices between predictors are made by."""
     images = context.validation()
     if images is None:
@@ -170,7 +183,7 @@ def split(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     return order[held_out:].sort().values, order[:held_out].sort().values
 
 
-def _stream(config: Any, training: Tensor) -> tuple[Stream[Tensor], int]:
+def _stream(config: PruneTokensConfig | PredictConfig, training: Tensor) -> tuple[Stream[Tensor], int]:
     """Positions of ranked images from any step on, and the steps in an epoch."""
     size = min(config.predictor_batch_size, len(training))
     check_divides(size, "--predictor-batch-size")
@@ -178,7 +191,7 @@ def _stream(config: Any, training: Tensor) -> tuple[Stream[Tensor], int]:
     return in_memory(sampler, lambda rows: training[rows]), sampler.steps_per_epoch
 
 
-def _inputs(context: Context, images: Decoded, module: Predictor, prompts: Prompts | None) -> Tensor:
+def _inputs(context: Predicting, images: Decoded, module: Predictor, prompts: Prompts | None) -> Tensor:
     """(M, ...) float16: what the predictor reads, for every ranked image."""
     shape, visual = context.shape, prompts.visual if prompts else None
     vision = PrunedVision(

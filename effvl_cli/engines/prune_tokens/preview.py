@@ -15,7 +15,7 @@ from effvl_cli.core.table import Table
 from effvl_cli.data import load
 from effvl_cli.data.fewshot import few_shot
 from effvl_cli.engines.common.costs import TRAINING, Part, cost_table
-from effvl_cli.engines.prune_tokens.context import Context, build_context
+from effvl_cli.engines.prune_tokens.context import Ranking, Searching, build_context
 from effvl_cli.techniques.prune_tokens.ranking import alive_until, removal_windows
 from effvl_cli.techniques.prune_tokens.tower import num_keep
 
@@ -24,7 +24,7 @@ TUNING = 2  # multiply-adds of a forward pass and its gradient to prompts, over 
 ARMS = 8  # selectors that the job compares, at most
 
 
-def search_cost(context: Context) -> tuple[int, int]:
+def search_cost(context: Searching) -> tuple[int, int]:
     """Candidates and multiply-adds of the search on one image; at most, where windows lose patches one by one."""
     config, shape = context.config, context.shape
     windows = removal_windows(context.tower.grid, config.block, config.block_stride)
@@ -72,7 +72,7 @@ def preview_job(config: PruneTokensConfig) -> list[Table]:
     return [_table(context, parts)]
 
 
-def _search(context: Context, name: str, images: int, speed: float) -> Part:
+def _search(context: Searching, name: str, images: int, speed: float) -> Part:
     passes, macs = search_cost(context)
     share = distributed.world().size
     work = f"{images:,} images, {passes:,} candidates each" + (f", over {share} processes" if share > 1 else "")
@@ -83,14 +83,14 @@ def _part(name: str, work: str, macs: float, speed: float) -> Part:
     return Part(name, work, macs, macs / speed)
 
 
-def _ranked(context: Context) -> int:
+def _ranked(context: Ranking) -> int:
     """Images that are ranked."""
     config = context.config
     source = load(config.data, "train", root=config.data_root, seed=0)
     return len(source) if config.shots == "all" else len(few_shot(source, config.shots, config.seed))
 
 
-def _speed(context: Context) -> float:
+def _speed(context: Searching) -> float:
     """Multiply-adds a second of the dense tower."""
 
     def run(pixels: Tensor, count: int) -> Any:
@@ -102,7 +102,7 @@ def _speed(context: Context) -> float:
     return BATCH * context.shape.dense() / seconds
 
 
-def _table(context: Context, parts: list[Part]) -> Table:
+def _table(context: Searching, parts: list[Part]) -> Table:
     title = f"{context.network.name} on {context.config.data}, pruned before block {context.layer}"
     memory = 4 * count_parameters(context.network.module)
     notes = (

@@ -6,7 +6,7 @@ from torch import Tensor
 from effvl_cli.core import seeds
 from effvl_cli.core.errors import UsageError
 from effvl_cli.data.decoded import Decoded
-from effvl_cli.engines.prune_tokens.context import Context
+from effvl_cli.engines.prune_tokens.context import Tuning
 from effvl_cli.engines.prune_tokens.texts import class_texts
 from effvl_cli.models.openclip_text import prompt_template, text_blocks
 from effvl_cli.techniques.prune_tokens.prompts import (
@@ -21,7 +21,7 @@ from effvl_cli.techniques.prune_tokens.tower import PrunedVision, Selector, gath
 INIT_IMAGES = 64  # whose kept patches give the visual prompts their first value
 
 
-def check_prompts(context: Context) -> None:
+def check_prompts(context: Tuning) -> None:
     """Refuse what tuning could not use before the search, which takes long.
 
     Raises:
@@ -40,7 +40,7 @@ def check_prompts(context: Context) -> None:
         prompt_template(network.tokenize, context.templates, config.num_text_tokens, context.classes)
 
 
-def initial_prompts(context: Context, images: Decoded, selector: Selector, kept: int) -> Prompts:
+def initial_prompts(context: Tuning, images: Decoded, selector: Selector, kept: int) -> Prompts:
     """Prompts of the kind that --prompts names; see `check_prompts`."""
     config, device = context.config, context.run.device
     text = None if config.prompts == "visual" else _text_prompts(context)
@@ -58,7 +58,7 @@ def initial_prompts(context: Context, images: Decoded, selector: Selector, kept:
     return Prompts(CoupledPrompts(text, mean, start=start, generator=noise, pre_norm=pre_norm)).to(device)
 
 
-def _text_prompts(context: Context) -> TextPrompts:
+def _text_prompts(context: Tuning) -> TextPrompts:
     """The words before the class names, as the text tower itself has them in its blocks."""
     config, network = context.config, context.network
     blocks = text_blocks(network.module, network.name)[: config.prompt_depth]
@@ -68,13 +68,13 @@ def _text_prompts(context: Context) -> TextPrompts:
     return TextPrompts(states, first=first, template=template)
 
 
-def prompt_start(context: Context) -> int:
+def prompt_start(context: Tuning) -> int:
     """First block with visual prompts."""
     given = context.config.prompt_start
     return context.layer if given is None else given
 
 
-def _mean_states(context: Context, images: Decoded, selector: Selector, kept: int, *, start: int, depth: int) -> Tensor:
+def _mean_states(context: Tuning, images: Decoded, selector: Selector, kept: int, *, start: int, depth: int) -> Tensor:
     """(depth, D): the mean state of the patches that are there, block by block."""
     tower, layer, num_prefix = context.tower, context.layer, context.shape.num_prefix
     plain = PrunedVision(tower, layer=layer, num_keep=kept, selector=selector)

@@ -6,6 +6,7 @@ from effvl_cli.engines.prune_tokens import artefact, tables
 from effvl_cli.engines.prune_tokens.context import build_context, tower_summary
 from effvl_cli.engines.prune_tokens.golden_search import rank_training
 from effvl_cli.engines.prune_tokens.preview import preview_search
+from effvl_cli.engines.prune_tokens.rankings import key_of
 
 table, preview = tables.ranking, preview_search
 
@@ -14,6 +15,6 @@ def run(config: RankConfig, run: Run) -> None:
     """Search what the cache does not hold."""
     context = build_context(config, run)
     run.report.technique["tower"] = tower_summary(context)
-    _, ranked = rank_training(context)
+    _, ranked = rank_training(context, config.sample_shard)
     run.report.metric("images_ranked", len(ranked.rank), unit="images")
-    artefact.save(context, None, None)
+    artefact.save(context, None, None, ranking=key_of(context, "train"))

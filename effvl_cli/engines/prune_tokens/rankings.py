@@ -14,7 +14,7 @@ from effvl_cli.core.cache import Entry
 from effvl_cli.core.errors import ModelError, NumericalError
 from effvl_cli.core.report import physical_memory
 from effvl_cli.data.decoded import Decoded
-from effvl_cli.engines.prune_tokens.context import Context
+from effvl_cli.engines.prune_tokens.context import Searching
 from effvl_cli.techniques.prune_tokens.candidates import auto_candidate_tokens
 from effvl_cli.techniques.prune_tokens.ranking import Ranking, golden_ranking
 from effvl_cli.techniques.prune_tokens.scorers import ConfidenceScorer, FeatureScorer, LabelScorer, Scorer
@@ -38,7 +38,7 @@ class Ranked:
     key: str
     candidate_tokens: int
 
-    def summary(self, context: Context) -> dict[str, Any]:
+    def summary(self, context: Searching) -> dict[str, Any]:
         """For the report."""
         return {
             "key": self.key,
@@ -55,7 +55,7 @@ class Ranked:
         }
 
 
-def key_of(context: Context, split: str) -> dict[str, Any]:
+def key_of(context: Searching, split: str) -> dict[str, Any]:
     """Everything that a ranking of this split depends on."""
     config = context.config
     return {
@@ -81,7 +81,7 @@ def key_of(context: Context, split: str) -> dict[str, Any]:
     }
 
 
-def _classifier(context: Context) -> str | None:
+def _classifier(context: Searching) -> str | None:
     """Digest of the texts that the class weights are made of, for scorers that use them.
 
     The weights themselves differ in their last bits from device to device.
@@ -91,7 +91,7 @@ def _classifier(context: Context) -> str | None:
     return hashlib.sha256(json.dumps([context.classes, context.templates]).encode()).hexdigest()[:16]
 
 
-def rank_images(context: Context, images: Decoded, phase: str) -> Ranked:
+def rank_images(context: Searching, images: Decoded, phase: str) -> Ranked:
     """Rank images, taking from the cache what is there; each shard is saved as it is done.
 
     Raises:
@@ -145,7 +145,7 @@ def _names(images: Decoded, labelled: bool) -> list[bytes]:
     return names
 
 
-def _load(entry: Entry, context: Context) -> dict[bytes, tuple[Tensor, int]]:
+def _load(entry: Entry, context: Searching) -> dict[bytes, tuple[Tensor, int]]:
     known = {}
     for shard in entry.names():
         tensors = entry.load(shard, context.run.warn)
@@ -157,7 +157,7 @@ def _load(entry: Entry, context: Context) -> dict[bytes, tuple[Tensor, int]]:
 
 
 def _search(
-    context: Context, images: Decoded, names: list[bytes], missing: list[int], entry: Entry, phase: str, tokens: int
+    context: Searching, images: Decoded, names: list[bytes], missing: list[int], entry: Entry, phase: str, tokens: int
 ) -> None:
     share = distributed.shard(len(missing))
     mine = missing[share.start : share.stop]
@@ -180,7 +180,7 @@ def _shares(total: int) -> list[range]:
     return [range(r * total // size, (r + 1) * total // size) for r in range(size)]
 
 
-def _rank(context: Context, images: Decoded, rows: list[int], tokens: int) -> Ranking:
+def _rank(context: Searching, images: Decoded, rows: list[int], tokens: int) -> Ranking:
     config = context.config
     batch = context.network.preprocess.normalise(images[rows].to(context.run.device))
     try:
@@ -203,7 +203,7 @@ def _rank(context: Context, images: Decoded, rows: list[int], tokens: int) -> Ra
         raise NumericalError(f"scores of {names} are not finite", "The weights or the image hold NaN") from error
 
 
-def _scorer(context: Context, labels: Tensor) -> Scorer:
+def _scorer(context: Searching, labels: Tensor) -> Scorer:
     """What a removal must not harm, for images with these labels."""
     config, weights, tau = context.config, context.classifier, context.tau
     if config.scorer == "label":
@@ -220,7 +220,7 @@ def _save(entry: Entry, names: list[bytes], rows: list[int], part: Ranking) -> N
     entry.save(hashlib.blake2b(b"".join(names[row] for row in rows), digest_size=8).hexdigest(), tensors)
 
 
-def _candidate_tokens(context: Context) -> int:
+def _candidate_tokens(context: Searching) -> int:
     if context.config.candidate_tokens:
         return context.config.candidate_tokens
     device = context.run.device
@@ -229,7 +229,7 @@ def _candidate_tokens(context: Context) -> int:
     return auto_candidate_tokens(memory, context.shape.width, ratio, cpu=device.type == "cpu")
 
 
-def refuse_other_ranking(context: Context, saved: dict[str, Any], *, of_other_data: bool = False) -> None:
+def refuse_other_ranking(context: Searching, saved: dict[str, Any], *, of_other_data: bool = False) -> None:
     """Compare an earlier run's ranking key with this run's.
 
     Args:

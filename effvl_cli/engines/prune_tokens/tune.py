@@ -1,5 +1,6 @@
 """`effvl prune-tokens tune`: prompts for the predictor of an earlier run."""
 
+import dataclasses
 from pathlib import Path
 
 from effvl_cli.config.prune_tokens import TuneConfig
@@ -35,8 +36,16 @@ def run(config: TuneConfig, run: Run) -> None:
     before = artefact.load(context, Path(str(config.run)))
     if before.predictor is None:
         raise ModelError(f"{config.run} holds no predictor", f"Train one: effvl prune-tokens predict {config.run}")
+    context = dataclasses.replace(context, predictor=before.predictor)
     prompts = tune_prompts(context, known_images(context), before.predictor)
-    artefact.save(context, before.predictor, prompts, ranking=before.manifest["ranking"], prompted=before.prompted)
+    artefact.save(
+        context,
+        before.predictor,
+        prompts,
+        ranking=before.manifest["ranking"],
+        prompted=before.prompted,
+        any_keep=config.tune_keeps == "mix",
+    )
     keep, test = context.config.keep, context.images("test")
     dense = embed_dense(context, test)
     record(context, result(context, "dense", 1.0, test, dense, dense))

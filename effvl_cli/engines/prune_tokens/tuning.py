@@ -15,7 +15,7 @@ from effvl_cli.data.sampler import EpochSampler
 from effvl_cli.data.source import Subset
 from effvl_cli.data.transforms import augment
 from effvl_cli.engines.common.batches import Stream, check_divides, in_memory, loaded
-from effvl_cli.engines.prune_tokens.context import Context
+from effvl_cli.engines.prune_tokens.context import Tuning
 from effvl_cli.engines.prune_tokens.evaluation import embed, pooled
 from effvl_cli.engines.prune_tokens.prompt_init import initial_prompts
 from effvl_cli.engines.prune_tokens.texts import class_texts, class_weights, with_prompts
@@ -29,7 +29,7 @@ MIXED_KEEPS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 class TuneTask(loop.Task):
     """Cross entropy over the classes, closeness to the dense tower, or both."""
 
-    def __init__(self, context: Context, selector: Selector, prompts: Prompts, validation: Decoded | None) -> None:
+    def __init__(self, context: Tuning, selector: Selector, prompts: Prompts, validation: Decoded | None) -> None:
         self.context, self.module, self.validation = context, prompts, validation
         self.objective = context.config.tune_objective
         self.num_keep = num_keep(context.config.keep, context.shape.num_patches)
@@ -79,7 +79,7 @@ class TuneTask(loop.Task):
         return num_keep(MIXED_KEEPS[int(drawn)], self.context.shape.num_patches)
 
 
-def tune_prompts(context: Context, images: Decoded, selector: Selector) -> Prompts:
+def tune_prompts(context: Tuning, images: Decoded, selector: Selector) -> Prompts:
     """Tune prompts on the few-shot images; the epoch that is best on validation images is kept."""
     config, run = context.config, context.run
     prompts = initial_prompts(context, images, selector, num_keep(config.keep, context.shape.num_patches))
@@ -141,7 +141,7 @@ def _rate(lr: float, steps: int, steps_per_epoch: int) -> Callable[[int], float]
     return rate
 
 
-def _stream(context: Context, images: Decoded) -> tuple[Stream[Batch], int]:
+def _stream(context: Tuning, images: Decoded) -> tuple[Stream[Batch], int]:
     """Few-shot batches from any step on, and the steps in an epoch."""
     config = context.config
     size = min(config.tune_batch_size, len(images))

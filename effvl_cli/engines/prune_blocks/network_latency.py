@@ -6,11 +6,12 @@ from typing import Any
 
 from torch import nn
 
+from effvl_cli.config.options import RunOptions
 from effvl_cli.core import bench
 from effvl_cli.core.errors import NumericalError
 from effvl_cli.core.loop import autocast
 from effvl_cli.core.measure import count_macs
-from effvl_cli.engines.prune_blocks.context import Context
+from effvl_cli.engines.prune_blocks.context import NetworkContext
 from effvl_cli.techniques.prune_blocks.surgery import Removal, apply_removals, bypassed
 from effvl_cli.techniques.prune_blocks.unit import Unit
 
@@ -34,7 +35,7 @@ def along_steps(module: nn.Module, removals: Sequence[Removal]) -> dict[str, nn.
     return networks
 
 
-def arms(context: Context, networks: Mapping[str, nn.Module]) -> list[bench.Arm]:
+def arms(context: NetworkContext[RunOptions], networks: Mapping[str, nn.Module]) -> list[bench.Arm]:
     """Of networks, the original first; on noise that is on the device already."""
     images = bench.noise(context.network.preprocess.size, context.run.device)
     macs = {name: count_macs(network, images(1)) for name, network in networks.items()}
@@ -50,14 +51,18 @@ def arms(context: Context, networks: Mapping[str, nn.Module]) -> list[bench.Arm]
 
 
 def measure(
-    context: Context, networks: Mapping[str, nn.Module], batches: Sequence[int], *, seconds: float = PER_ARM_SECONDS
+    context: NetworkContext[RunOptions],
+    networks: Mapping[str, nn.Module],
+    batches: Sequence[int],
+    *,
+    seconds: float = PER_ARM_SECONDS,
 ) -> list[bench.Row]:
     """Time networks beside the original."""
     precision = context.config.precision
     return bench.compare(arms(context, networks), batches, context.run, precision=precision, seconds=seconds)
 
 
-def saved(context: Context, module: nn.Module, units: Sequence[Unit]) -> list[float]:
+def saved(context: NetworkContext[RunOptions], module: nn.Module, units: Sequence[Unit]) -> list[float]:
     """Milliseconds that one image needs less without each unit; not below 0."""
     image = context.noise(1)
 
@@ -74,7 +79,7 @@ def saved(context: Context, module: nn.Module, units: Sequence[Unit]) -> list[fl
     return [max(0.0, times[""].median_ms - times[unit.path].median_ms) for unit in units]
 
 
-def share_of(context: Context, module: nn.Module) -> float:
+def share_of(context: NetworkContext[RunOptions], module: nn.Module) -> float:
     """Latency of one image over that of the original network.
 
     Raises:

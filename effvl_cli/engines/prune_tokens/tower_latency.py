@@ -13,7 +13,7 @@ from effvl_cli.core import bench
 from effvl_cli.data import load
 from effvl_cli.data.decoded import Decoded
 from effvl_cli.data.loader import loader_workers
-from effvl_cli.engines.prune_tokens.context import Context
+from effvl_cli.engines.prune_tokens.context import AnyContext
 from effvl_cli.engines.prune_tokens.evaluation import macs_of, pooled
 from effvl_cli.models.network import zero_shot_classifier
 from effvl_cli.techniques.prune_tokens.tower import WrappedTower, num_keep
@@ -45,7 +45,7 @@ class PrunedArm:
 
 
 def compare(
-    context: Context,
+    context: AnyContext,
     pruned: Sequence[PrunedArm],
     batches: Sequence[int],
     *,
@@ -94,7 +94,7 @@ def _compiled(call: Call) -> Call:
     return compiled
 
 
-def _tower_alone(context: Context, layout: torch.memory_format) -> Callable[[Call, int], bench.Pass]:
+def _tower_alone(context: AnyContext, layout: torch.memory_format) -> Callable[[Call, int], bench.Pass]:
     device = context.run.device
     noise = bench.noise(context.network.preprocess.size, device, layout)
 
@@ -105,7 +105,7 @@ def _tower_alone(context: Context, layout: torch.memory_format) -> Callable[[Cal
     return prepare
 
 
-def _whole(context: Context, layout: torch.memory_format) -> Callable[[Call, int], bench.Pass]:
+def _whole(context: AnyContext, layout: torch.memory_format) -> Callable[[Call, int], bench.Pass]:
     """From files to classes."""
     config, device, preprocess = context.config, context.run.device, context.network.preprocess
     source = load(config.data, "test", root=config.data_root, seed=0)
