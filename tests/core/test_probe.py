@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from effvl_cli.core.probe import saved_bytes, seconds_for
-from effvl_cli.engines.common.costs import Part, cost_table, duration
+from effvl_cli.engines.common.cost_table import Part, cost_table, duration
 
 CPU = torch.device("cpu")
 

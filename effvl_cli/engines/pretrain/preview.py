@@ -18,7 +18,7 @@ from effvl_cli.core.run import unopened
 from effvl_cli.core.table import Cell, Table, times
 from effvl_cli.data.loader import Batch
 from effvl_cli.data.transforms import Preprocess
-from effvl_cli.engines.common.costs import STATES, TRAINING, Part, cost_table
+from effvl_cli.engines.common.cost_table import STATES, TRAINING, Part, cost_table
 from effvl_cli.engines.pretrain import labelled
 from effvl_cli.engines.pretrain.arm_training import tokens
 from effvl_cli.engines.pretrain.costs import DEFAULT_BUDGET, Costs, budget_of

@@ -20,7 +20,7 @@ from effvl_cli.core.modes import as_found
 from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
 from effvl_cli.core.table import Cell, Table, times
-from effvl_cli.engines.common.costs import cost_table
+from effvl_cli.engines.common.cost_table import cost_table
 from effvl_cli.engines.pretrain.arm_training import STAGES, ArmTrainer, tokens, train
 from effvl_cli.engines.pretrain.costs import DEFAULT_BUDGET
 from effvl_cli.engines.pretrain.images import TrainImages

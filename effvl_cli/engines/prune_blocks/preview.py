@@ -12,7 +12,7 @@ from effvl_cli.core.measure import count_macs, count_parameters
 from effvl_cli.core.modes import as_found
 from effvl_cli.core.probe import saved_bytes, seconds_for
 from effvl_cli.core.table import Table
-from effvl_cli.engines.common.costs import STATES, TRAINING, Part, cost_table
+from effvl_cli.engines.common.cost_table import STATES, TRAINING, Part, cost_table
 from effvl_cli.engines.prune_blocks import baseline, candidates, importance, surgery, tables
 from effvl_cli.engines.prune_blocks.candidates import Found
 from effvl_cli.engines.prune_blocks.context import Context, Scoring

@@ -14,7 +14,7 @@ from effvl_cli.core.run import unopened
 from effvl_cli.core.table import Table
 from effvl_cli.data import load
 from effvl_cli.data.fewshot import few_shot
-from effvl_cli.engines.common.costs import TRAINING, Part, cost_table
+from effvl_cli.engines.common.cost_table import TRAINING, Part, cost_table
 from effvl_cli.engines.prune_tokens.context import Ranking, Searching, build_context
 from effvl_cli.techniques.prune_tokens.ranking import alive_until, removal_windows
 from effvl_cli.techniques.prune_tokens.tower import num_keep
