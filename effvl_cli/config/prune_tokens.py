@@ -24,8 +24,6 @@ from effvl_cli.config.options import (
 
 Shots = Positive | Literal["all"]
 Selector = Literal["predictor", "golden", "cls-attn", "evit", "tome", "random", "grid", "center", "norm", "taylor"]
-# Those that choose patches which a picture can show.
-Shown = Literal["predictor", "cls-attn", "random", "grid", "center", "norm", "taylor"]
 # Those that could serve: no oracle, no backward pass.
 Timed = Literal["predictor", "cls-attn", "evit", "tome", "random", "grid", "center", "norm"]
 
@@ -298,12 +296,14 @@ class EvalConfig(KeepListOptions, RunInput, JudgedConfig, SearchOptions, EvalOpt
 
 
 @dataclass(frozen=True, kw_only=True)
-class VizConfig(KeepListOptions, RunInput, TowerConfig, SelectorOptions):
-    """Pictures of kept and dropped patches, with RUN's predictor."""
+class VizConfig(KeepListOptions, RunInput, TowerConfig, SearchOptions, SelectorOptions):
+    """Pictures of kept, dropped and merged patches, with RUN's predictor."""
 
     panel: ClassVar[str] = "Pictures"
 
-    selector: Annotated[tuple[Shown, ...], Doc("selectors, comma separated")] = ("predictor", "cls-attn", "random")
+    selector: Annotated[tuple[Selector, ...], Doc("selectors, comma separated; golden searches the images shown")] = (
+        *("predictor", "cls-attn", "random"),
+    )
     num_images: Annotated[int, Ge(1), Le(64), Doc("test images shown")] = 8
 
 

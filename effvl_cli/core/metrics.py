@@ -18,6 +18,13 @@ def standard_error(values: Tensor) -> float:
     return float(values.double().std(correction=1)) / math.sqrt(len(values))
 
 
+def binomial_error(share: float | None, n: int | None) -> float | None:
+    """`standard_error` of an accuracy over n samples, where only the accuracy is known; None without it."""
+    if share is None or not n:
+        return None
+    return math.sqrt(share * (1 - share) / (n - 1)) if n > 1 else 0.0
+
+
 def paired_difference(a: Tensor, b: Tensor) -> tuple[float, float]:
     """Mean of a - b over the same samples, and its standard error.
 

@@ -60,7 +60,10 @@ def curves(
     ylabel: str,
     reference: tuple[str, float] | None = None,
 ) -> None:
-    """Lines with error bars: each series is (x, y, standard error) points; `reference` is a dashed level."""
+    """Lines with error bars: each series is (x, y, standard error) points; `reference` is a dashed level.
+
+    A line that a later one would cover is drawn wider, so that it shows on both sides of it.
+    """
     crowded = len(series) > CROWDED
     figure, axes = _figure(7.2 if crowded else 5.6, 3.8)
     if reference:
@@ -94,13 +97,25 @@ def panels(
 
 
 def _draw_curves(axes: Any, series: Mapping[str, Sequence[Point]]) -> None:
-    for place, (name, points) in enumerate((name, points) for name, points in series.items() if points):
+    shown = [(name, points) for name, points in series.items() if points]
+    heights = [point[1] for _, points in shown for point in points]
+    span = max(heights, default=0.0) - min(heights, default=0.0)
+    for place, (name, points) in enumerate(shown):
         x, y, error = (list(column) for column in zip(*sorted(points), strict=True))
         style = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
         style["linestyle"] = DASHES[place // len(COLOURS) % len(DASHES)]
-        axes.errorbar(x, y, yerr=error, label=name, markersize=4, linewidth=1.4, capsize=2, **style)
+        above = sum(_coincide(points, later, 0.01 * span) for _, later in shown[place + 1 :])
+        sizes = {"markersize": 4 + 3.5 * above, "linewidth": 1.4 + 2.2 * above, "capsize": 2 + 2 * above}
+        axes.errorbar(x, y, yerr=error, label=name, elinewidth=1.4, **sizes, **style)
     if all(float(point[0]).is_integer() for points in series.values() for point in points):
         axes.xaxis.get_major_locator().set_params(integer=True)  # no half steps
+
+
+def _coincide(one: Sequence[Point], other: Sequence[Point], near: float) -> bool:
+    """Whether most of a line's points lie on another line's."""
+    heights = {point[0]: point[1] for point in other}
+    equal = [abs(heights[x] - y) <= near for x, y, _ in one if x in heights]
+    return 2 * sum(equal) > len(one)
 
 
 def paired_bars(
@@ -157,8 +172,12 @@ def intervals(
     _write(figure, path)
 
 
-def fronts(path: Path, points: Mapping[str, Sequence[tuple[float, float, str]]], *, title: str, ylabel: str) -> None:
-    """Panels of (cost, accuracy, name) points under the names of their costs; dominated points are hollow."""
+Costed = tuple[float, float, str, float]
+"""Cost, accuracy, name, and standard error of the accuracy."""
+
+
+def fronts(path: Path, points: Mapping[str, Sequence[Costed]], *, title: str, ylabel: str) -> None:
+    """Panels of points with error bars under the names of their costs; dominated points are hollow."""
     figure, grid = _figure(3.3 * len(points), 3.4, ncols=len(points), squeeze=False, sharey=True)
     figure.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
     for axes, (xlabel, row) in zip(grid[0], points.items(), strict=True):
@@ -166,14 +185,15 @@ def fronts(path: Path, points: Mapping[str, Sequence[tuple[float, float, str]]],
         axes.plot(*zip(*sorted(p[:2] for p in best), strict=True), color=COLOURS[0], linewidth=1)
         for point in row:
             fill = COLOURS[0] if point in best else "white"
-            axes.plot(*point[:2], marker="o", markersize=5, markerfacecolor=fill, markeredgecolor=COLOURS[0])
+            style = {"marker": "o", "markersize": 5, "markerfacecolor": fill, "color": COLOURS[0]}
+            axes.errorbar(*point[:2], yerr=point[3], capsize=2, linewidth=1, linestyle="none", **style)
             axes.annotate(point[2], point[:2], fontsize=7, textcoords="offset points", xytext=(4, 4))
         axes.set(xlabel=xlabel)
     grid[0][0].set_ylabel(ylabel)
     _write(figure, path)
 
 
-def _dominates(one: tuple[float, float, str], other: tuple[float, float, str]) -> bool:
+def _dominates(one: Costed, other: Costed) -> bool:
     """Whether it costs no more and is no worse, and is better in one of both."""
     return one[0] <= other[0] and one[1] >= other[1] and one[:2] != other[:2]
 

@@ -4,14 +4,16 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from effvl_cli.config.prune_tokens import EvalConfig
-from effvl_cli.engines.prune_tokens import pictures
-from effvl_cli.engines.prune_tokens.evaluation import asked_for
+from effvl_cli.config import prune_tokens as options
+from effvl_cli.config.prune_tokens import EvalConfig, SearchOptions
+from effvl_cli.engines.prune_tokens import pictures, rankings, selectors
+from effvl_cli.engines.prune_tokens.selectors import asked_for
 from tests.data import layouts
 
 SELECTORS = ("predictor", "golden", "cls-attn", "evit", "tome", "random", "grid", "center", "norm", "taylor")
@@ -29,6 +31,13 @@ def trained(effvl, few_images):
     assert outcome.code == 0, outcome.err
 
 
+def test_the_table_of_selectors_is_what_the_options_offer():
+    """And a picture or a benchmark offers those that it can show or time."""
+    assert set(get_args(options.Selector)) == set(selectors.SELECTORS)
+    assert set(get_args(options.Timed)) == {name for name, spec in selectors.SELECTORS.items() if spec.deployable}
+    assert set(get_args(get_type_hints(SearchOptions)["scorer"])) == set(rankings.SCORERS)
+
+
 def test_every_selector_at_every_number_of_patches(trained, effvl, report, monkeypatch):
     drawn = {}
     monkeypatch.setattr(pictures, "curves", lambda path, series, **_: drawn.update({path.name: series}))
@@ -42,7 +51,8 @@ def test_every_selector_at_every_number_of_patches(trained, effvl, report, monke
         *("dense", "dense-golden"),
         *(name for name in SELECTORS for _ in range(2)),
     ]
-    assert [row["K"] for row in rows[2:]] == [45, 20] * len(SELECTORS)
+    least = {"tome": 23}  # four blocks that merge half of their patches each cost as much as dropping to 23
+    assert [row["K"] for row in rows[2:]] == [k for name in SELECTORS for k in (45, least.get(name, 20))]
     assert {row["selector"] for row in rows if row["oracle"]} == {"golden"}
     found = {(row["selector"], row["K"]): row for row in rows}
     dense = found["dense", 64]["macs"]
@@ -72,7 +82,7 @@ def test_every_selector_at_every_number_of_patches(trained, effvl, report, monke
     assert set(accuracy) == {*SELECTORS, "golden (oracle)"} - {"golden"}
     assert list(cost) == [name for name in accuracy if name not in ("golden (oracle)", "taylor")]
     assert accuracy["random"][1] == (20 / 64, 100 * found["random", 20]["top1"], 100 * found["random", 20]["se"])
-    assert [point[0] for point in cost["tome"]] == [found["tome", k]["macs"] / dense for k in (45, 20)]
+    assert [point[0] for point in cost["tome"]] == [found["tome", k]["macs"] / dense for k in (45, 23)]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -185,11 +195,23 @@ def test_attention_of_the_previous_block(effvl, few_images, report):
         assert own[index]["macs"] == previous[index]["macs"]
 
 
+def test_merging_is_shown_at_what_it_reaches(trained, effvl, report):
+    """A rate below it would repeat the same tower under another name."""
+    words = ("prune-tokens", "eval", "run", "--selector", "tome,grid", "--keep", "0.01,0.3,0.6", "--out", "e")
+    outcome = effvl(*words)
+    assert outcome.code == 0 and "tome cannot merge down to keep 0.01, 0.3" in outcome.err
+    rows = [row for row in report("e").technique["results"] if row["selector"] == "tome"]
+    assert [(row["keep"], row["K"]) for row in rows] == [(23 / 64, 23), (0.6, 38)]
+    assert len({row["macs"] for row in rows}) == 2 and rows[0]["merges"] == [32, 16, 8, 4]
+    assert set(report("e").metrics) >= {"top1_tome_keep0.359375", "top1_tome_keep0.6", "top1_grid_keep0.01"}
+    assert "top1_tome_keep0.3" not in report("e").metrics
+
+
 def test_heat_maps_say_how_often_each_place_is_kept(trained, effvl, monkeypatch):
     drawn = {}
     monkeypatch.setattr(pictures, "heat_maps", lambda path, maps, **_: drawn.update(maps))
     monkeypatch.setattr(pictures, "image_grid", lambda *_, **__: None)
-    words = ("prune-tokens", "viz", "run", "--selector", "predictor,center,random", "--num-images", 3)
+    words = ("prune-tokens", "viz", "run", "--selector", "predictor,center,tome,random", "--num-images", 3)
     assert effvl(*words, "--num-keep", 20, "--out", "v").code == 0
     assert list(drawn) == ["predictor", "center", "random"]
     for shares in drawn.values():
@@ -199,6 +221,31 @@ def test_heat_maps_say_how_often_each_place_is_kept(trained, effvl, monkeypatch)
     assert set(np.unique(drawn["center"])) == {0.0, 1.0}
     assert drawn["center"][3:5, 3:5].all() and not drawn["center"][0].any()
     assert (drawn["random"] > 0).mean() > 0.5
+
+
+def test_every_selector_can_be_seen(trained, effvl, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(pictures, "image_grid", lambda path, images, **about: drawn.update(about, images=images))
+    monkeypatch.setattr(pictures, "heat_maps", lambda path, maps, **_: drawn.update(maps=list(maps)))
+    words = ("prune-tokens", "viz", "run", "--selector", "golden,evit,tome,center", "--num-images", 3, "--keep", 0.6)
+    outcome = effvl(*words, "--out", "v")
+    assert outcome.code == 0, outcome.err
+    assert drawn["row_labels"] == ["image", "golden\n(oracle)", "evit", "tome", "center"]
+    assert drawn["maps"] == ["evit", "center"]  # golden was searched for three images only, and tome drops none
+    assert len(set(drawn["column_labels"])) == 3
+    whole, *rows = drawn["images"]
+    for row in rows:
+        share = (row == whole).all(-1).mean((1, 2))
+        assert (share > 0.2).all() and (share < 0.7).all()
+
+
+def test_shown_images_are_of_many_classes_however_they_are_ordered():
+    """Also where every 25th image is of one class, which evenly spread positions would pick."""
+    periodic, sorted_ = np.arange(200) % 25, np.arange(200) // 8
+    for labels in (periodic, sorted_, periodic[::-1].copy()):
+        picked = labels[pictures.spread(labels, 8).numpy()]
+        assert len(set(picked)) == 8 and picked.min() == 0 and picked.max() == 24
+    assert sorted(pictures.spread(np.array([1, 0, 1]), 8).tolist()) == [0, 1, 2]
 
 
 def test_pictures_are_drawn(trained, effvl):

@@ -177,7 +177,7 @@ def table(report: Report) -> Table:
     ratios = [report.metrics.get(name) for name in ("flop_ratio", "images_per_s_ratio")]
     words = ["{} fewer multiply-adds an image", "{} the images a second"]
     notes += [word.format(times(m.value)) for word, m in zip(words, ratios, strict=True) if m]
-    columns = ("arm", "units", "images", "1-NN %", "20-NN %", "200-NN %", "linear %", "± SE", "n")
+    columns = ("arm", "units", "images", "1-NN %", "20-NN %", "200-NN %", "linear %", "± SE of 20-NN", "n")
     return Table("pretrain: features on the test split", columns, rows, tuple(notes))
 
 

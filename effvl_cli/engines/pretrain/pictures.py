@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from effvl_cli.core import plots
+from effvl_cli.core.metrics import binomial_error
 from effvl_cli.core.run import RECORDS, Run
 from effvl_cli.data.views import as_pictures
 from effvl_cli.engines.pretrain.arm_training import ArmTrainer, Trained
@@ -21,7 +22,9 @@ HIDDEN = 0.5  # gray of a dropped patch
 
 def draw(run: Run, clocks: Mapping[str, Clock], trainer: ArmTrainer, trained: Trained) -> None:
     """All of them."""
-    accuracy = accuracy_over_budget(run, clocks)
+    probe = trained.task.probe
+    count = len(probe.asked.labels) if probe is not None else 0
+    accuracy = accuracy_over_budget(run, clocks, count)
     if any(accuracy.values()):
         run.plot(
             "accuracy",
@@ -29,20 +32,21 @@ def draw(run: Run, clocks: Mapping[str, Clock], trainer: ArmTrainer, trained: Tr
             accuracy,
             title="20-NN accuracy on validation pictures",
             xlabel="units spent (thousands)",
-            ylabel="accuracy",
+            ylabel=f"accuracy  (bars: SE, {count} pictures)",
         )
     draw_schedule(run, clocks, trainer)
     draw_views(run, trainer, trained.clock)
 
 
-def accuracy_over_budget(run: Run, clocks: Mapping[str, Clock]) -> dict[str, list[plots.Point]]:
-    """The evaluations in metrics.jsonl, arm by arm."""
+def accuracy_over_budget(run: Run, clocks: Mapping[str, Clock], count: int) -> dict[str, list[plots.Point]]:
+    """The evaluations in metrics.jsonl, arm by arm, with the standard error over `count` pictures."""
     found: dict[str, list[plots.Point]] = {arm: [] for arm in clocks}
     for line in (run.folder / RECORDS).read_text().splitlines():
         record = json.loads(line)
         if record["event"] == "eval" and record["phase"] in clocks and "knn20_val" in record:
             spent = clocks[record["phase"]].spent(record["step"])
-            found[record["phase"]].append((spent / 1000, record["knn20_val"], 0.0))
+            share = record["knn20_val"]
+            found[record["phase"]].append((spent / 1000, share, binomial_error(share, count) or 0.0))
     return found
 
 

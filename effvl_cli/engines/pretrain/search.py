@@ -396,7 +396,8 @@ def table(report: Report) -> Table:
         cells = []
         for t, estimates in stages.items():
             mark = "*" if about["chosen"].get(t) == name else " "
-            cells.append(f"{estimates[name]['bias2']:.3f} / {estimates[name]['ca_mse']:.3f}{mark}")
+            bias2, total, error = (estimates[name][key] for key in ("bias2", "ca_mse", "se"))
+            cells.append(f"{bias2:.3f} / {total:.3f} ± {error:.3f}{mark}")
         rows.append((name, f"{next(iter(stages.values()))[name]['rel_cost']:.3f}", *cells))
     schedule = "; ".join(
         f"until {row['until']:g}: patch {row['patch']}, keep {row['keep_q']:g}/{row['keep_k']:g}"
@@ -404,7 +405,7 @@ def table(report: Report) -> Table:
     )
     metrics = report.metrics
     notes = (
-        f"bias2 / CA-MSE over V(g); * chosen; B = {about['batch_size']}, M = {about['num_batches']}",
+        f"bias2 / CA-MSE ± SE over V(g); * chosen; B = {about['batch_size']}, M = {about['num_batches']}",
         f"schedule: {schedule}",
         f"{times(metrics['speedup'].value)} the images of an uncompressed run at the same budget, "
         f"{times(metrics['speedup_with_search'].value)} with the search paid from it",

@@ -84,7 +84,8 @@ def _passes(path: Path, images: Callable[[int], Tensor]) -> Callable[[int], benc
 
 def _pareto(context: NetworkContext[BenchConfig], folder: Path, rows: Sequence[bench.Row]) -> None:
     """Cost and accuracy of the run's steps, with these latencies."""
-    technique = load_run.report_of(folder).technique
+    report = load_run.report_of(folder)
+    technique = report.technique
     first, last = technique["pareto"][0], technique["pareto"][-1]
     size = {"params": first["params"], "macs": first["macs"]}
     steps = technique["steps"]
@@ -92,5 +93,5 @@ def _pareto(context: NetworkContext[BenchConfig], folder: Path, rows: Sequence[b
     start = f"step {before}" if before else network_latency.ORIGINAL  # RUN itself may have begun with a pruned network
     points = pictures.pareto_points(steps, first["top1"], last["top1"], size, rows, start)
     context.run.report.technique["pareto"] = points
-    pictures.pareto(context.run, points)
+    pictures.pareto(context.run, points, report.metrics["top1_baseline"].n)
     context.run.write(PARETO, write_csv, list(points[0]), points)

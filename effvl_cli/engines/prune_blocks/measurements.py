@@ -63,11 +63,11 @@ def draw(
 ) -> None:
     """Accuracy along the steps, and against what the network costs."""
     ends = before["test"]["top1"], final["test"]["top1"]
-    pictures.along_steps(context.run, steps, *ends)
+    pictures.along_steps(context.run, steps, *ends, len(context.test))
     size = {"params": original.params, "macs": original.macs}
     points = pictures.pareto_points(steps, *ends, size, rows)
     context.run.report.technique["pareto"] = points
-    pictures.pareto(context.run, points)
+    pictures.pareto(context.run, points, len(context.test))
 
 
 def sizes(context: Tuning, state: State) -> tuple[Size, Size]:

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from effvl_cli.core import bench, plots
+from effvl_cli.core.metrics import binomial_error
 from effvl_cli.core.run import Run
 from effvl_cli.engines.prune_blocks.network_latency import ORIGINAL
+from effvl_cli.engines.prune_blocks.tables import treatment_of
 
 MOST_SHOWN = 60  # units
 TIMED_BATCH = 1
@@ -35,19 +37,25 @@ def importance(run: Run, rows: Sequence[Mapping[str, Any]], criterion: str, mark
     )
 
 
-def along_steps(run: Run, steps: Sequence[Mapping[str, Any]], before: float, after: float) -> None:
-    """Test top-1 before and after the fine-tuning of each step, between that of the original and of the result."""
+def along_steps(run: Run, steps: Sequence[Mapping[str, Any]], before: float, after: float, n: int) -> None:
+    """Test top-1 of n images before and after the treatment of each step, from the original network to the result."""
     if not steps:
         return
-    first = [(0.0, 100 * before, 0.0)]
+
+    def point(k: float, top1: float) -> plots.Point:
+        return float(k), 100 * top1, 100 * (binomial_error(top1, n) or 0.0)
+
+    treatment = treatment_of(steps)
+    shown = {treatment: "top1_test_after_ft"} if treatment else {}
     series = {
-        name: first + [(float(row["k"]), 100 * row[key], 0.0) for row in steps]
-        for name, key in (("fine-tuned", "top1_test_after_ft"), ("just removed", "top1_test_before_ft"))
+        name: [point(0, before), *(point(row["k"], row[key]) for row in steps)]
+        for name, key in (shown | {"just removed": "top1_test_before_ft"}).items()
     }
     kept = _kept(steps)
     if kept and after != kept[-1]["top1_test_after_ft"]:
-        series["after the final fine-tuning"] = [(float(kept[-1]["k"]), 100 * after, 0.0)]
-    run.plot("accuracy", plots.curves, series, title="Accuracy along the steps", xlabel="step", ylabel="test top-1 %")
+        series["after the final fine-tuning"] = [point(kept[-1]["k"], after)]
+    ylabel = f"test top-1 %  (bars: SE, {n} images)"
+    run.plot("accuracy", plots.curves, series, title="Accuracy along the steps", xlabel="step", ylabel=ylabel)
 
 
 def _kept(steps: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -96,8 +104,8 @@ def pareto_points(
     return rows if after == rows[-1]["top1"] else [*rows, rows[-1] | {"step": FINAL, "top1": after}]
 
 
-def pareto(run: Run, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Accuracy against parameters, multiply-adds and latency."""
+def pareto(run: Run, rows: Sequence[Mapping[str, Any]], n: int | None) -> None:
+    """Accuracy on n images against parameters, multiply-adds and latency."""
     costs = {
         "million parameters": ("params", 1e6),
         "million multiply-adds": ("macs", 1e6),
@@ -105,7 +113,11 @@ def pareto(run: Run, rows: Sequence[Mapping[str, Any]]) -> None:
         "ms at batch 1, onnxruntime": ("latency_ort", 1.0),
     }
     points = {
-        label: [(row[key] / unit, 100 * row["top1"], str(row["step"])) for row in rows if row[key] is not None]
+        label: [
+            (row[key] / unit, 100 * row["top1"], str(row["step"]), 100 * (binomial_error(row["top1"], n) or 0.0))
+            for row in rows
+            if row[key] is not None
+        ]
         for label, (key, unit) in costs.items()
     }
     run.plot(
@@ -113,5 +125,5 @@ def pareto(run: Run, rows: Sequence[Mapping[str, Any]]) -> None:
         plots.fronts,
         {label: found for label, found in points.items() if found},
         title="Cost and accuracy of each step (0: the original network; final: trained once more)",
-        ylabel="test top-1 %",
+        ylabel=f"test top-1 %  (bars: SE, {n} images)" if n else "test top-1 %",
     )

@@ -98,6 +98,7 @@ def settle(
         "params_removed": 1 - size.params / original.params,
         "macs_removed": 1 - size.macs / original.macs,
         "ft": trained,
+        "treatment": "fine-tuned" if trained or tuned is not None else "recalibrated" if config.bn_recal else "",
         "checkpoint": f"checkpoints/step-{k}" if trained else None,
     }
 

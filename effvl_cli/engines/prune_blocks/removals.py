@@ -39,7 +39,7 @@ class Outcomes:
     Attributes:
         order: (N,) position in the split of each column.
         correct: (1 + n, N) uint8; columns from a row's `used` on are 0.
-        loss: (1 + n, N) float32.
+        loss: (1 + n, N) float64.
         nan: (1 + n,) uint8.
         used: (1 + n,) int64 columns that were scored.
         sharing: how.
@@ -63,7 +63,7 @@ class Outcomes:
         return cls(
             order,
             torch.zeros(size, dtype=torch.uint8),
-            torch.zeros(size),
+            torch.zeros(size, dtype=torch.float64),
             torch.zeros(rows, dtype=torch.uint8),
             torch.zeros(rows, dtype=torch.int64),
         )

@@ -4,17 +4,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from effvl_cli.core import bench
+from effvl_cli.core.metrics import binomial_error
 from effvl_cli.core.report import Report
 from effvl_cli.core.table import Cell, Table, percent, points, times
 
-STEPS = ("step", "removed", "params", "- %", "MMACs", "- %", "test top-1 %", "fine-tuned", "scoring top-1 %")
+STEPS = ("step", "removed", "params", "- %", "MMACs", "- %", "test top-1 %", "± SE", "scoring top-1 %")
+TREATED = STEPS.index("± SE")  # where the accuracy after a treatment goes, if there was one
 UNITS = ("index", "unit", "stage", "shortcut", "params", "MMACs")
-SCORES = ("index", "unit", "importance", "± 95 %", "loss", "tied", "images")
+SCORES = ("index", "unit", "importance", "95 %", "loss", "95 %", "tied", "images")
 
 
 def steps(report: Report) -> Table:
     """A row for the original network and for each step."""
     technique, metrics = report.technique, report.metrics
+    treatment, n = treatment_of(technique["steps"]), metrics["top1_baseline"].n
+    columns = (*STEPS[:TREATED], *([treatment] if treatment else []), *STEPS[TREATED:])
     rows: list[tuple[Cell, ...]] = []
     for row in technique["steps"]:
         names = ", ".join(removal["original_path"] for removal in row["removed"])
@@ -27,7 +31,8 @@ def steps(report: Report) -> Table:
                 f"{row['macs'] / 1e6:.1f}",
                 percent(row["macs_removed"]),
                 percent(row["top1_test_before_ft"]),
-                percent(row["top1_test_after_ft"]),
+                *([percent(row["top1_test_after_ft"])] if treatment else []),
+                percent(binomial_error(row["top1_test_after_ft"], n), 2),
                 percent(row["top1_score_after_ft"]),
             )
         )
@@ -35,15 +40,25 @@ def steps(report: Report) -> Table:
     before, after = metrics["top1_baseline"].value, metrics["top1_pruned"].value
     change = points(after - before) if before is not None and after is not None else None
     notes = [
-        f"top-1 {percent(before)} % before, {percent(after)} % after all fine-tuning ({change} points), "
-        f"n = {metrics['top1_baseline'].n}",
+        f"top-1 {_with_error(before, n)} % before, {_with_error(after, n)} % at the end ({change} points), n = {n}",
         f"parameters - {percent(metrics['params_removed'].value)} %, multiply-adds - "
         f"{percent(metrics['macs_removed'].value)} %, latency at batch 1 {_latency(report)}",
         f"FLOPs are twice the multiply-adds: {2 * (metrics['macs_pruned'].value or 0) / 1e6:.1f} M at the end",
         _scoring(report),
         f"stopped: {technique['stopped'].replace('_', ' ')}",
     ]
-    return Table(title, STEPS, tuple(rows), tuple(note for note in notes if note))
+    return Table(title, columns, tuple(rows), tuple(note for note in notes if note))
+
+
+def treatment_of(steps: Sequence[Mapping[str, Any]]) -> str:
+    """What the second accuracy of each step is measured after: fine-tuning, new statistics alone, or nothing."""
+    found = [row.get("treatment", "fine-tuned") for row in steps]
+    return "fine-tuned" if "fine-tuned" in found else next(iter(found), "")
+
+
+def _with_error(value: float | None, n: int | None) -> str:
+    error = percent(binomial_error(value, n), 1)
+    return f"{percent(value)}" + (f" ± {error}" if error else "")
 
 
 def _latency(report: Report) -> str:
@@ -92,15 +107,16 @@ def scores(report: Report) -> Table:
 def _score(index: int, row: Mapping[str, Any], metric: str) -> tuple[Cell, ...]:
     if row["impact_acc"] is None:
         value = row["importance"]
-        return (index, row["path_original"], None if value is None else f"{value:.4g}", None, None, None, None)
+        return (index, row["path_original"], None if value is None else f"{value:.4g}", *[None] * 5)
     low, high = row["ci95"]
-    loss = row["impact_loss"]
+    loss, of_loss = row["impact_loss"], row.get("ci95_loss")
     return (
         index,
         row["path_original"],
         points(row["impact_acc"], 2),
         f"{100 * low:+.2f} to {100 * high:+.2f}",
         None if loss is None else f"{loss:+.4f}",
+        None if of_loss is None else f"{of_loss[0]:+.4f} to {of_loss[1]:+.4f}",
         "yes" if row["tied_with_best"] else "",
         row["n_used"],
     )

@@ -1,7 +1,6 @@
 """`effvl prune-tokens bench`: time of pruned towers beside the dense one, and what the multiply-adds say."""
 
 import dataclasses
-import itertools
 from pathlib import Path
 
 from effvl_cli.config.prune_tokens import BenchConfig
@@ -9,7 +8,7 @@ from effvl_cli.core import bench
 from effvl_cli.core.run import Run
 from effvl_cli.engines.prune_tokens import artefact, tower_latency
 from effvl_cli.engines.prune_tokens.context import build_context, tower_summary
-from effvl_cli.engines.prune_tokens.evaluation import arm, asked_for, refuse_missing
+from effvl_cli.engines.prune_tokens.selectors import arms, asked_for, refuse_missing
 
 table = bench.table
 
@@ -25,10 +24,7 @@ def run(config: BenchConfig, run: Run) -> None:
         refuse_missing(name, context, saved.predictor)
     tower_latency.compare(
         context,
-        [
-            tower_latency.PrunedArm(name, keep, arm(context, name, keep, saved.predictor))
-            for name, keep in itertools.product(names, dict.fromkeys(context.config.keep))
-        ],
+        arms(context, names, context.config.keep, saved.predictor),
         config.batch_size,
         compiled=config.compile,
         channels_last=config.channels_last,

@@ -1,7 +1,6 @@
 """`effvl prune-tokens eval`: accuracy of selectors at keep rates."""
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,20 +11,16 @@ from effvl_cli.core.run import Run
 from effvl_cli.engines.prune_tokens import artefact, pictures, tables
 from effvl_cli.engines.prune_tokens.context import Context, build_context, tower_summary
 from effvl_cli.engines.prune_tokens.evaluation import (
-    arm,
-    asked_for,
     embed,
     embed_dense,
-    prune,
     record,
     record_controls,
     record_mac_ratio,
-    refuse_missing,
     result,
-    selector_of,
 )
 from effvl_cli.engines.prune_tokens.oracle import golden
 from effvl_cli.engines.prune_tokens.rankings import refuse_other_ranking
+from effvl_cli.engines.prune_tokens.selectors import asked_for, prune, rates, refuse_missing, selector_of, tower_with
 from effvl_cli.techniques.prune_tokens.tower import WrappedTower
 
 table = tables.results
@@ -45,14 +40,15 @@ def run(config: EvalConfig, run: Run) -> None:
     record(context, result(context, "dense", 1.0, test, dense, dense))
     searched = golden(context, test, dense) if "golden" in names else None
     rows: list[dict[str, Any]] = []
-    with run.progress("selectors", len(names) * len(keeps)) as progress:
-        for name, keep in itertools.product(names, keeps):
+    arms = [(name, keep) for name in names for keep in rates(context, name, keeps)]
+    with run.progress("selectors", len(arms)) as progress:
+        for name, keep in arms:
             images, reference = test, dense
             if name == "golden" and searched:
                 images, selector, reference = searched
                 vision: WrappedTower = prune(context, selector, keep)
             else:
-                vision = arm(context, name, keep, saved.predictor)
+                vision = tower_with(context, name, keep, saved.predictor)
             rows.append(result(context, name, keep, images, embed(context, images, vision), reference))
             record(context, rows[-1], _metric(name, keep, keeps))
             progress.update(len(rows))

@@ -1,122 +1,24 @@
 """Accuracy of dense and pruned towers on the same images."""
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from effvl_cli.config.prune_tokens import BenchConfig, EvalConfig, VizConfig
 from effvl_cli.core.chance import refuse_chance
-from effvl_cli.core.errors import ModelError, NumericalError, UsageError
+from effvl_cli.core.errors import NumericalError
 from effvl_cli.core.metrics import mcnemar, mean_per_class, paired_difference, standard_error, top_k, wilson
 from effvl_cli.data.decoded import Decoded
 from effvl_cli.engines.inference import over_images
-from effvl_cli.engines.prune_tokens.context import AnyContext, Context, Judged, Learning, Selecting
+from effvl_cli.engines.prune_tokens.context import AnyContext, Judged, Learning
+from effvl_cli.engines.prune_tokens.selectors import macs_of, spec_of
 from effvl_cli.engines.prune_tokens.texts import with_prompts
-from effvl_cli.techniques.prune_tokens.evit import EvitSelector
 from effvl_cli.techniques.prune_tokens.prompts import Prompts
-from effvl_cli.techniques.prune_tokens.selectors import (
-    CenterSelector,
-    ClsAttentionSelector,
-    GridSelector,
-    NormSelector,
-    RandomSelector,
-    TaylorSelector,
-)
-from effvl_cli.techniques.prune_tokens.taylor import PROBES
-from effvl_cli.techniques.prune_tokens.tome import MergedVision, merge_schedule
-from effvl_cli.techniques.prune_tokens.tower import NonFiniteError, PrunedVision, Selector, WrappedTower, num_keep
+from effvl_cli.techniques.prune_tokens.tower import NonFiniteError, WrappedTower, num_keep
 
 GUARDED = 256  # images that are looked at before a search
-ORACLES = frozenset({"golden"})  # know what no deployed selector can
-OFFLINE = frozenset({"taylor"})  # cost more than they save
-CLS_ARMS = frozenset({"cls-attn", "evit"})
 PER_CLASS = frozenset({"caltech101", "fgvc_aircraft"})  # data sets whose papers average over classes
-
-
-def selector_of(name: str, context: Selecting, predictor: Selector | None) -> Selector:
-    """A selector by its name; `golden` needs rankings and is made where they are, and `tome` selects nothing.
-
-    Raises:
-        ModelError: the tower cannot have it.
-    """
-    refuse_missing(name, context, predictor)
-    previous = context.config.cls_block == "prev"
-    made: dict[str, Callable[[], Selector | None]] = {
-        "predictor": lambda: predictor,
-        "cls-attn": lambda: ClsAttentionSelector(previous=previous),
-        "evit": lambda: EvitSelector(previous=previous),
-        "random": lambda: RandomSelector(context.config.seed),
-        "grid": GridSelector,
-        "center": CenterSelector,
-        "norm": NormSelector,
-        "taylor": TaylorSelector,
-    }
-    selector = made[name]()
-    assert selector is not None
-    return selector
-
-
-def possible(context: AnyContext, names: Sequence[str]) -> list[str]:
-    """Those selectors that the tower can have: without a CLS token there is no attention of it."""
-    return [name for name in dict.fromkeys(names) if context.shape.num_prefix or name not in CLS_ARMS]
-
-
-def asked_for(context: Context[EvalConfig | VizConfig | BenchConfig]) -> list[str]:
-    """The selectors of --selector, each once; of its default, those that the tower can have."""
-    names = context.config.selector
-    return possible(context, names) if names == type(context.config).selector else list(dict.fromkeys(names))
-
-
-def refuse_missing(name: str, context: Selecting, predictor: Selector | None) -> None:
-    """Check that the tower has what a selector reads.
-
-    Raises:
-        ModelError: it has not.
-        UsageError: --cls-block prev, and no block runs before the pruning.
-    """
-    if name == "predictor" and predictor is None:
-        raise ModelError("selector predictor has no predictor", "Train one: effvl prune-tokens predict")
-    if name in CLS_ARMS:
-        if context.shape.num_prefix == 0:
-            raise ModelError(f"selector {name}: {context.network.name} has no CLS token", "Use --selector predictor")
-        if context.config.cls_block == "prev" and context.layer == 0:
-            raise UsageError("--cls-block is prev, and --layer 0 has no block before it", "Give --layer 1 or more")
-    if name == "taylor" and not context.tower.pools_prefix_only:
-        raise ModelError(
-            f"selector taylor: {context.network.name} reads its embedding off patches", "Use --selector predictor"
-        )
-
-
-def prune(context: AnyContext, selector: Selector, keep: float, prompts: Prompts | None = None) -> PrunedVision:
-    """The tower with that share of its patches kept, and visual prompts in it."""
-    kept = num_keep(keep, context.shape.num_patches)
-    visual = prompts.visual if prompts else None
-    return PrunedVision(context.tower, layer=context.layer, num_keep=kept, selector=selector, prompts=visual).eval()
-
-
-def arm(context: Selecting, name: str, keep: float, predictor: Selector | None) -> WrappedTower:
-    """The tower that a selector's name stands for: patches dropped, or for `tome` merged at the same cost."""
-    if name != "tome":
-        return prune(context, selector_of(name, context, predictor), keep)
-    cost, budget = (
-        macs_of(context, "tome", keep),
-        context.shape.pruned(num_keep(keep, context.shape.num_patches), context.layer),
-    )
-    if cost > 1.02 * budget:
-        context.run.warn(
-            f"tome at keep {keep:g}: a block merges at most half of its patches, so it costs {cost / budget:.2f} times "
-            "what dropping costs"
-        )
-    return MergedVision(context.tower, layer=context.layer, schedule=merges(context, keep)).eval()
-
-
-def merges(context: AnyContext, keep: float) -> tuple[int, ...]:
-    """Tokens that `tome` merges in each block from p on."""
-    kept = num_keep(keep, context.shape.num_patches)
-    return merge_schedule(context.shape, context.tower.num_heads, kept, context.layer)
 
 
 def embed(context: Judged, images: Decoded, vision: WrappedTower | None = None) -> Tensor:
@@ -202,12 +104,13 @@ def result(
     correct, reference = tuned.accuracy(embedding, labels), context.accuracy(dense, labels)
     difference, spread = paired_difference(correct, reference)
     macs = macs_of(context, name, keep, prompts)
+    merged = None if name == "dense" else spec_of(name).merges
     same = tuned.predictions(embedding) == context.predictions(dense)
     row = {
         "selector": name,
         "keep": keep,
         "K": num_keep(keep, context.shape.num_patches),
-        "oracle": name in ORACLES,
+        "oracle": name != "dense" and spec_of(name).oracle,
         "n": len(images),
         "templates": len(context.templates),
         "top1": float(correct.mean()),
@@ -222,28 +125,7 @@ def result(
         "macs": macs,
         "flops": 2 * macs,
     }
-    return row | {"merges": list(merges(context, keep))} if name == "tome" else row
-
-
-def macs_of(context: AnyContext, name: str, keep: float, prompts: Prompts | None = None) -> int:
-    """Multiply-adds of an image through the pruned tower, its selector included; none runs where all is kept."""
-    shape = context.shape
-    kept = num_keep(keep, shape.num_patches)
-    rows, start = (prompts.num_rows, prompts.start) if prompts else (0, None)
-    if name == "dense" or kept == shape.num_patches:
-        return shape.pruned(shape.num_patches, context.layer, rows, start)
-    if name == "tome":
-        return shape.merged(merges(context, keep), context.layer, context.tower.num_heads)
-    if name.startswith("predictor") and context.predictor is not None:
-        return shape.pruned(kept, context.layer, rows, start) + context.predictor.macs(shape.num_patches)
-    if name == "evit":
-        return shape.pruned(kept, context.layer, 1) + shape.evit()
-    selector = {
-        "cls-attn": shape.cls_attention,
-        "norm": lambda: shape.num_patches * shape.width,
-        "taylor": lambda: shape.taylor(context.layer, min(PROBES, shape.embed_dim)),
-    }
-    return shape.pruned(kept, context.layer) + selector.get(name, int)()
+    return row | {"merges": list(merged(context, keep))} if merged else row
 
 
 def record(context: AnyContext, row: dict[str, Any], metric: str | None = None) -> None:

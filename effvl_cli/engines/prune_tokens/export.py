@@ -14,8 +14,8 @@ from effvl_cli.core.table import Table
 from effvl_cli.engines.prune_tokens import artefact
 from effvl_cli.engines.prune_tokens.artefact import Artefact
 from effvl_cli.engines.prune_tokens.context import Context, build_context, tower_summary
-from effvl_cli.engines.prune_tokens.evaluation import prune
 from effvl_cli.engines.prune_tokens.parity import Embedder, Parity
+from effvl_cli.engines.prune_tokens.selectors import prune
 from effvl_cli.models.network import CHECKPOINT
 from effvl_cli.models.onnx import export_onnx
 from effvl_cli.models.program import PROGRAM, noise, on_cpu, save_program

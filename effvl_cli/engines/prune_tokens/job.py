@@ -9,22 +9,23 @@ from effvl_cli.core.run import Run
 from effvl_cli.data.decoded import Decoded
 from effvl_cli.engines.prune_tokens import artefact, evaluation, pictures, tables, tower_latency
 from effvl_cli.engines.prune_tokens.context import Context, build_context, tower_summary
-from effvl_cli.engines.prune_tokens.evaluation import (
-    arm,
-    embed,
-    embed_dense,
-    possible,
-    prune,
-    refuse_missing,
-    result,
-    selector_of,
-)
+from effvl_cli.engines.prune_tokens.evaluation import embed, embed_dense, result
 from effvl_cli.engines.prune_tokens.golden_search import rank_training
 from effvl_cli.engines.prune_tokens.oracle import golden
 from effvl_cli.engines.prune_tokens.predictor import train_predictor
 from effvl_cli.engines.prune_tokens.preview import preview_job
 from effvl_cli.engines.prune_tokens.prompt_init import check_prompts
 from effvl_cli.engines.prune_tokens.rankings import key_of
+from effvl_cli.engines.prune_tokens.selectors import (
+    Arm,
+    arms,
+    possible,
+    prune,
+    rates,
+    refuse_missing,
+    selector_of,
+    tower_with,
+)
 from effvl_cli.engines.prune_tokens.tuning import tune_prompts
 from effvl_cli.techniques.prune_tokens.predictor import Predictor
 from effvl_cli.techniques.prune_tokens.prompts import Prompts
@@ -42,8 +43,9 @@ def run(config: PruneTokensConfig, run: Run) -> None:
     context = build_context(config, run)
     check_prompts(context)
     run.report.technique["tower"] = tower_summary(context)
-    for name in possible(context, tuple(evaluation.CLS_ARMS)):
-        refuse_missing(name, context, None)
+    for name in possible(context, ARMS):
+        if not name.startswith("predictor"):
+            refuse_missing(name, context, None)
     training, ranked = rank_training(context)
     predictor = train_predictor(context, training, ranked.rank).module
     prompts = tune_prompts(context, training, predictor) if config.prompts != "none" else None
@@ -78,16 +80,17 @@ def _evaluate(
         if name == "predictor+tuned" and prompts is None:
             continue
         added = prompts if name == "predictor+tuned" else None
-        vision = prune(context, tuned, config.keep, added) if added else arm(context, name, config.keep, predictor)
+        [keep] = rates(context, name, [config.keep])
+        vision = prune(context, tuned, keep, added) if added else tower_with(context, name, keep, predictor)
         embeddings[name] = embed(context, test, vision)
-        evaluation.record(context, result(context, name, config.keep, test, embeddings[name], dense, added))
+        evaluation.record(context, result(context, name, keep, test, embeddings[name], dense, added))
         context.run.check_stop()
     for other in possible(context, ("random", "cls-attn")):
         name = f"gain_over_{other.replace('-', '_')}"
         evaluation.record_gain(context, name, embeddings["predictor"], embeddings[other], test.labels)
     evaluation.record_controls(context, test, dense)
     evaluation.record_mac_ratio(context, "predictor", config.keep)
-    shown = tower_latency.PrunedArm("predictor", config.keep, prune(context, predictor, config.keep))
+    shown = Arm("predictor", config.keep, prune(context, predictor, config.keep))
     tower_latency.compare(context, [shown], BATCHES)
     _draw(context, predictor, test)
 
@@ -96,7 +99,8 @@ def _draw(context: Context[PruneTokensConfig], predictor: Predictor, test: Decod
     """The curve is drawn on validation images: the test split serves the table alone."""
     names = possible(context, ("predictor", "cls-attn", "random"))
     selectors = {name: selector_of(name, context, predictor) for name in names}
-    pictures.kept_patches(context, test.take(pictures.spread(len(test), SHOWN)), selectors, [context.config.keep])
+    shown = test.take(pictures.spread(test.labels.numpy(), SHOWN))
+    pictures.patches(context, shown, arms(context, names, [context.config.keep], predictor))
     validation = context.validation()
     if validation is None:
         return

@@ -10,48 +10,51 @@ from numpy.typing import NDArray
 from effvl_cli.core.plots import Point, curves, heat_maps, image_grid
 from effvl_cli.data.decoded import Decoded
 from effvl_cli.engines.prune_tokens.context import AnyContext
-from effvl_cli.engines.prune_tokens.evaluation import OFFLINE, prune
-from effvl_cli.techniques.prune_tokens.tower import PrunedVision, Selector
+from effvl_cli.engines.prune_tokens.patch_views import dropped, enlarged, merged
+from effvl_cli.engines.prune_tokens.selectors import Arm, spec_of
+from effvl_cli.techniques.prune_tokens.tome import MergedVision
+from effvl_cli.techniques.prune_tokens.tower import WrappedTower
 
-FADE = 0.8  # how far a dropped patch goes towards white
 BATCH = 128
 
 
-def spread(count: int, shown: int) -> torch.Tensor:
-    """Positions spread evenly over `count` images, which in many data sets are sorted by class."""
-    return torch.linspace(0, count - 1, min(shown, count)).long().unique()
+def spread(labels: NDArray[np.int64], shown: int) -> torch.Tensor:
+    """Positions of images spread evenly over the classes, however a data set is ordered.
+
+    Args:
+        labels: (M,) of all images.
+        shown: how many, or all if there are fewer.
+    """
+    by_class = torch.as_tensor(labels).argsort(stable=True)
+    return by_class[torch.linspace(0, len(labels) - 1, min(shown, len(labels))).long().unique()]
 
 
-def kept_patches(
-    context: AnyContext, images: Decoded, selectors: Mapping[str, Selector], keeps: Sequence[float]
-) -> None:
-    """`plots/patches.png`: some images, and below them what each selector keeps."""
+def patches(context: AnyContext, images: Decoded, arms: Sequence[Arm]) -> None:
+    """`plots/patches.png`: some images, and below them what each pruned tower keeps or merges."""
     pixels = images.pixels.permute(0, 2, 3, 1).numpy()
-    rows, labels = [pixels], ["image"]
-    for keep in keeps:
-        for name, selector in selectors.items():
-            kept = _kept(prune(context, selector, keep), context, images).numpy()
-            rows.append(np.stack([_faded(p, k, context.tower.grid) for p, k in zip(pixels, kept, strict=True)]))
-            labels.append(f"{name}\nkeep {keep:g}" if len(keeps) > 1 else name)
+    rows, labels = [np.stack([enlarged(picture) for picture in pixels])], ["image"]
+    several = len({arm.keep for arm in arms}) > 1
+    for arm in arms:
+        rows.append(np.stack(_seen(arm.vision, context, images, pixels)))
+        name = arm.selector + ("\n(oracle)" if spec_of(arm.selector).oracle else "")
+        labels.append(f"{name}\nkeep {arm.keep:.2g}" if several else name)
     names = [context.classes[int(label)] for label in images.labels]
     title = f"{context.network.name}, pruned before block {context.layer}"
-    if len(keeps) == 1:
-        title += f", keep {keeps[0]:g}"
+    if not several:
+        title += f", keep {arms[0].keep:g}"
     context.run.plot("patches", image_grid, np.stack(rows), title=title, row_labels=labels, column_labels=names)
 
 
-def _faded(pixels: NDArray[np.uint8], kept: NDArray[np.int64], grid: tuple[int, int]) -> NDArray[np.uint8]:
-    """Dropped patches blended towards white."""
-    mask = np.zeros(grid[0] * grid[1], bool)
-    mask[kept] = True
-    size = (pixels.shape[0] // grid[0], pixels.shape[1] // grid[1])
-    full = np.kron(mask.reshape(grid), np.ones(size, bool))[..., None]
-    pale = pixels + FADE * (255.0 - pixels)
-    out = pixels.copy()
-    out[: full.shape[0], : full.shape[1]] = np.where(
-        full, pixels[: full.shape[0], : full.shape[1]], pale[: full.shape[0], : full.shape[1]]
-    ).astype(np.uint8)
-    return out
+def _seen(
+    vision: WrappedTower, context: AnyContext, images: Decoded, pixels: NDArray[np.uint8]
+) -> list[NDArray[np.uint8]]:
+    """What is left of each picture."""
+    grid = context.tower.grid
+    if isinstance(vision, MergedVision):
+        groups = _groups(vision, context, images).numpy()
+        return [merged(picture, own, grid) for picture, own in zip(pixels, groups, strict=True)]
+    kept = _kept(vision, context, images).numpy()
+    return [dropped(picture, own, grid) for picture, own in zip(pixels, kept, strict=True)]
 
 
 def accuracy_curve(context: AnyContext, rows: Sequence[Mapping[str, Any]], dense: float, note: str) -> None:
@@ -96,32 +99,40 @@ def _series(rows: Sequence[Mapping[str, Any]], place: Callable[[Mapping[str, Any
 
 
 def _is_reference(row: Mapping[str, Any]) -> bool:
-    return row["oracle"] or row["selector"] in OFFLINE
+    return row["oracle"] or spec_of(row["selector"]).offline
 
 
-def keep_maps(context: AnyContext, images: Decoded, selectors: Mapping[str, Selector], keeps: Sequence[float]) -> None:
-    """`plots/keep.png`: how often each place of the patch grid is kept, a picture for each selector and keep rate."""
-    maps = {}
-    for keep in keeps:
-        for name, selector in selectors.items():
-            total = (
-                _kept(prune(context, selector, keep), context, images)
-                .flatten()
-                .bincount(minlength=context.shape.num_patches)
-            )
-            label = f"{name}, keep {keep:g}" if len(keeps) > 1 else name
-            maps[label] = (total / len(images)).view(context.tower.grid).numpy()
-    title = (
-        f"How often {context.network.name} keeps a patch, pruned before block {context.layer} ({len(images)} images)"
-    )
-    context.run.plot("keep", heat_maps, maps, title=title, columns=len(selectors))
+def keep_maps(context: AnyContext, images: Decoded, arms: Sequence[Arm]) -> None:
+    """`plots/keep.png`: how often each place of the patch grid is kept, by each tower that drops patches."""
+    if not arms:
+        return
+    maps, several = {}, len({arm.keep for arm in arms}) > 1
+    for arm in arms:
+        total = _kept(arm.vision, context, images).flatten().bincount(minlength=context.shape.num_patches)
+        label = f"{arm.selector}, keep {arm.keep:g}" if several else arm.selector
+        maps[label] = (total / len(images)).view(context.tower.grid).numpy()
+    title = f"How often {context.network.name} keeps a patch, pruned before block {context.layer}"
+    columns = len({arm.selector for arm in arms})
+    context.run.plot("keep", heat_maps, maps, title=f"{title} ({len(images)} images)", columns=columns)
 
 
-def _kept(vision: PrunedVision, context: AnyContext, images: Decoded) -> torch.Tensor:
+def _kept(vision: WrappedTower, context: AnyContext, images: Decoded) -> torch.Tensor:
     """(M, K) ids of the patches that are kept, on the CPU."""
+    return _over(context, images, lambda x, keys: vision(x, keys, return_keep=True)[1])
+
+
+def _groups(vision: MergedVision, context: AnyContext, images: Decoded) -> torch.Tensor:
+    """(M, N) token that each patch is merged into, on the CPU."""
+    return _over(context, images, lambda x, keys: vision.groups(x))
+
+
+def _over(
+    context: AnyContext, images: Decoded, call: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """What a call makes of normalised images and their keys, batch by batch."""
     device, parts = context.run.device, []
     for rows, pixels in images.batches(BATCH):
         keys, x = images.keys[rows.start : rows.stop], context.network.preprocess.normalise(pixels.to(device))
         with torch.inference_mode():
-            parts.append(vision(x, keys.to(device), return_keep=True)[1].cpu())
+            parts.append(call(x, keys.to(device)).cpu())
     return torch.cat(parts)

@@ -16,7 +16,8 @@ from effvl_cli.data.sampler import EpochSampler
 from effvl_cli.engines.common.batches import Stream, check_divides, in_memory
 from effvl_cli.engines.inference import over_images
 from effvl_cli.engines.prune_tokens.context import Predicting
-from effvl_cli.engines.prune_tokens.evaluation import embed, prune
+from effvl_cli.engines.prune_tokens.evaluation import embed
+from effvl_cli.engines.prune_tokens.selectors import prune
 from effvl_cli.techniques.prune_tokens.losses import (
     keepset_loss,
     listwise_loss,

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +23,43 @@ from effvl_cli.techniques.prune_tokens.tower import NonFiniteError
 
 SHARD = 32  # images that an interruption can cost
 FORMAT = 3  # counts up whenever the scores change, so that no ranking by older ones is taken for today's
-BY_CLASS = frozenset({"label", "maxconf"})
 _TENSORS = ("rank", "removal_score", "round", "passes", "dense")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorerSpec:
+    """What the engine knows of a scorer.
+
+    Attributes:
+        make: the scorer, from the run and the labels (B,) of the images that are ranked.
+        by_class: it reads the class weights.
+        by_label: it reads the labels.
+        by_gradients: scores are estimated from gradients in place of evaluated removals.
+    """
+
+    make: Callable[[Searching, Tensor], Scorer]
+    by_class: bool = False
+    by_label: bool = False
+    by_gradients: bool = False
+
+
+def _about(context: Searching) -> dict[str, Any]:
+    return {"classifier": context.classifier, "tau": context.tau, "space": context.config.score_space}
+
+
+SCORERS: dict[str, ScorerSpec] = {
+    "feature": ScorerSpec(make=lambda context, labels: FeatureScorer()),
+    "label": ScorerSpec(
+        make=lambda context, labels: LabelScorer(labels=labels, **_about(context)), by_class=True, by_label=True
+    ),
+    "maxconf": ScorerSpec(
+        make=lambda context, labels: ConfidenceScorer(
+            anchor_first=context.config.maxconf_anchor == "first", **_about(context)
+        ),
+        by_class=True,
+    ),
+    "taylor": ScorerSpec(make=lambda context, labels: FeatureScorer(), by_gradients=True),
+}
 
 
 @dataclass(frozen=True)
@@ -86,7 +122,7 @@ def _classifier(context: Searching) -> str | None:
 
     The weights themselves differ in their last bits from device to device.
     """
-    if context.config.scorer not in BY_CLASS:
+    if not SCORERS[context.config.scorer].by_class:
         return None
     return hashlib.sha256(json.dumps([context.classes, context.templates]).encode()).hexdigest()[:16]
 
@@ -99,7 +135,9 @@ def rank_images(context: Searching, images: Decoded, phase: str) -> Ranked:
         NumericalError: a score is not finite.
         Preempted: asked to stop between two shards.
     """
-    if (context.config.scorer == "taylor" or context.config.shortlist) and not context.tower.pools_prefix_only:
+    if (
+        SCORERS[context.config.scorer].by_gradients or context.config.shortlist
+    ) and not context.tower.pools_prefix_only:
         raise ModelError(
             f"--scorer taylor and --shortlist: {context.network.name} reads its embedding off patches, "
             "where gradients of the attention do not reach",
@@ -107,7 +145,7 @@ def rank_images(context: Searching, images: Decoded, phase: str) -> Ranked:
         )
     entry = context.run.cache.entry("rankings", key_of(context, images.source.split))
     # A path does not say what lies behind it: names alone would take another folder's ranking for this one's.
-    names = _names(images, context.config.scorer == "label")
+    names = _names(images, SCORERS[context.config.scorer].by_label)
     known = _load(entry, context)
     missing = [row for row, name in enumerate(names) if name not in known]
     distributed.barrier()  # every process has read the same cache before any adds to it
@@ -181,19 +219,19 @@ def _shares(total: int) -> list[range]:
 
 
 def _rank(context: Searching, images: Decoded, rows: list[int], tokens: int) -> Ranking:
-    config = context.config
+    config, scorer = context.config, SCORERS[context.config.scorer]
     batch = context.network.preprocess.normalise(images[rows].to(context.run.device))
     try:
         return golden_ranking(
             context.tower,
             batch,
             layer=context.layer,
-            scorer=_scorer(context, images.labels[rows]),
+            scorer=scorer.make(context, images.labels[rows]),
             block=config.block,
             block_stride=config.block_stride,
             group=config.group,
             rank_until=config.rank_until,
-            taylor=config.scorer == "taylor",
+            taylor=scorer.by_gradients,
             shortlist=config.shortlist,
             pool=context.tower.pooled if config.feature_space == "pre-proj" else None,
             candidate_tokens=tokens,
@@ -201,17 +239,6 @@ def _rank(context: Searching, images: Decoded, rows: list[int], tokens: int) -> 
     except NonFiniteError as error:
         names = ", ".join(images.ids[rows[k]] for k in error.samples[:5])
         raise NumericalError(f"scores of {names} are not finite", "The weights or the image hold NaN") from error
-
-
-def _scorer(context: Searching, labels: Tensor) -> Scorer:
-    """What a removal must not harm, for images with these labels."""
-    config, weights, tau = context.config, context.classifier, context.tau
-    if config.scorer == "label":
-        return LabelScorer(classifier=weights, tau=tau, space=config.score_space, labels=labels)
-    if config.scorer == "maxconf":
-        first = config.maxconf_anchor == "first"
-        return ConfidenceScorer(classifier=weights, tau=tau, space=config.score_space, anchor_first=first)
-    return FeatureScorer()
 
 
 def _save(entry: Entry, names: list[bytes], rows: list[int], part: Ranking) -> None:

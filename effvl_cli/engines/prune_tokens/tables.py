@@ -5,6 +5,7 @@ from typing import Any
 from effvl_cli.core import bench
 from effvl_cli.core.report import Report
 from effvl_cli.core.table import Cell, Table, percent, points, times
+from effvl_cli.engines.prune_tokens.selectors import SELECTORS
 
 FIRST = ("dense", "golden", "predictor", "predictor+tuned")
 COLUMNS = (
@@ -55,18 +56,14 @@ def _golden(rows: list[dict[str, Any]]) -> str:
     found = next((row for row in rows if row["selector"] == "dense-golden"), None)
     if found is None:
         return ""
-    return f"golden was searched on {found['n']} of the images; dense on the same ones: {percent(found['top1'])} %"
+    dense = f"{percent(found['top1'])} ± {percent(found['se'])} %"
+    return f"golden was searched on {found['n']} of the images; dense on the same ones: {dense}"
 
 
 def _others(rows: list[dict[str, Any]]) -> str:
     """What the columns of some arms mean."""
     names = {row["selector"] for row in rows}
-    parts = []
-    if "tome" in names:
-        parts.append("tome merges tokens in every block, at the multiply-adds that dropping to so many patches costs")
-    if "taylor" in names:
-        parts.append("taylor's forward and backward passes cost more than the dense tower: a reference, not a saving")
-    return "; ".join(parts)
+    return "; ".join(spec.note for name, spec in SELECTORS.items() if name in names and spec.note)
 
 
 def _speed(report: Report) -> str:
@@ -79,9 +76,9 @@ def _controls(report: Report) -> str:
     shuffled, cover = report.metrics.get("top1_shuffled_names"), report.metrics.get("object_cover")
     parts = []
     if shuffled:
-        parts.append(f"shuffled class names {percent(shuffled.value)} %")
+        parts.append(f"shuffled class names {percent(shuffled.value)} ± {percent(shuffled.se)} %")
     if cover:
-        parts.append(f"the object touches {percent(cover.value)} % of the patches")
+        parts.append(f"the object touches {percent(cover.value)} ± {percent(cover.se)} % of the patches")
     return f"controls: {'; '.join(parts)}" if parts else ""
 
 

@@ -1,7 +1,6 @@
 """Dense and pruned towers timed side by side."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,10 @@ from effvl_cli.data import load
 from effvl_cli.data.decoded import Decoded
 from effvl_cli.data.loader import loader_workers
 from effvl_cli.engines.prune_tokens.context import AnyContext
-from effvl_cli.engines.prune_tokens.evaluation import macs_of, pooled
+from effvl_cli.engines.prune_tokens.evaluation import pooled
+from effvl_cli.engines.prune_tokens.selectors import Arm, macs_of
 from effvl_cli.models.network import zero_shot_classifier
-from effvl_cli.techniques.prune_tokens.tower import WrappedTower, num_keep
+from effvl_cli.techniques.prune_tokens.tower import num_keep
 
 LAUNCH_BOUND = 1.03  # a speed-up below this at batch 1 is called out
 DENSE = "dense"
@@ -25,28 +25,9 @@ Call = Callable[[Tensor, Tensor], Any]
 """Normalised images (B, 3, H, W) and numbers of the samples (B,) through a tower."""
 
 
-@dataclass(frozen=True)
-class PrunedArm:
-    """A pruned tower that is timed beside the dense one."""
-
-    selector: str
-    keep: float
-    vision: WrappedTower
-
-    @property
-    def name(self) -> str:
-        """In the rows."""
-        return f"{self.selector}, keep {self.keep:g}"
-
-    def metric(self, batch: int, *, alone: bool) -> str:
-        """Selector and keep rate are in the name only where there are several."""
-        stem = "" if alone else f"{self.selector.replace('-', '_')}_keep{self.keep:g}_"
-        return f"speedup_{stem}b{batch}"
-
-
 def compare(
     context: AnyContext,
-    pruned: Sequence[PrunedArm],
+    pruned: Sequence[Arm],
     batches: Sequence[int],
     *,
     compiled: bool = False,

@@ -12,12 +12,12 @@ from effvl_cli.engines.prune_tokens.evaluation import (
     embed,
     embed_dense,
     known_images,
-    prune,
     record,
     record_mac_ratio,
     result,
 )
 from effvl_cli.engines.prune_tokens.prompt_init import check_prompts, prompt_start
+from effvl_cli.engines.prune_tokens.selectors import prune
 from effvl_cli.engines.prune_tokens.tuning import tune_prompts
 
 table = tables.results

@@ -7,10 +7,12 @@ from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
 from effvl_cli.core.table import Table
 from effvl_cli.data import load
+from effvl_cli.data.decoded import Decoded
 from effvl_cli.engines.prune_tokens import artefact, pictures
-from effvl_cli.engines.prune_tokens.context import build_context
-from effvl_cli.engines.prune_tokens.evaluation import asked_for, selector_of
-from effvl_cli.techniques.prune_tokens.tower import Selector
+from effvl_cli.engines.prune_tokens.context import Context, build_context
+from effvl_cli.engines.prune_tokens.rankings import rank_images, refuse_other_ranking
+from effvl_cli.engines.prune_tokens.selectors import SELECTORS, Arm, arms, asked_for, prune, rates, refuse_missing
+from effvl_cli.techniques.prune_tokens.selectors import GoldenSelector
 
 MAPPED = 512  # test images whose kept patches are averaged
 
@@ -18,14 +20,31 @@ MAPPED = 512  # test images whose kept patches are averaged
 def run(config: VizConfig, run: Run) -> None:
     """Draw some test images and what is left of them, and how often each place is kept."""
     context = build_context(config, run)
-    keeps = context.config.keep
     saved = artefact.load(context, Path(str(config.run)))
-    selectors: dict[str, Selector] = {name: selector_of(name, context, saved.predictor) for name in asked_for(context)}
-    source = load(config.data, "test", root=config.data_root)
-    images = context.images("test", pictures.spread(len(source), max(MAPPED, config.num_images)).numpy())
-    shown = images.take(pictures.spread(len(images), config.num_images))
-    pictures.kept_patches(context, shown, selectors, keeps)
-    pictures.keep_maps(context, images, selectors, keeps)
+    names = asked_for(context)
+    for name in names:
+        refuse_missing(name, context, saved.predictor)
+    if "golden" in names:
+        refuse_other_ranking(context, saved.manifest["ranking"], of_other_data=True)
+    labels = load(config.data, "test", root=config.data_root).labels
+    images = context.images("test", pictures.spread(labels, max(MAPPED, config.num_images)).sort().values.numpy())
+    shown = images.take(pictures.spread(images.labels.numpy(), config.num_images))
+    drawn: list[Arm] = []
+    for name in names:
+        if SELECTORS[name].oracle:
+            drawn += _searched(context, shown, name)
+        else:
+            drawn += arms(context, [name], context.config.keep, saved.predictor)
+    pictures.patches(context, shown, drawn)
+    droppers = [arm for arm in drawn if not SELECTORS[arm.selector].oracle and not SELECTORS[arm.selector].merges]
+    pictures.keep_maps(context, images, droppers)
+
+
+def _searched(context: Context[VizConfig], shown: Decoded, name: str) -> list[Arm]:
+    """The oracle of the images that are shown, and of no others."""
+    ranked = rank_images(context, shown, "golden ranking of the pictures")
+    selector = GoldenSelector(shown.keys, ranked.rank)
+    return [Arm(name, keep, prune(context, selector, keep)) for keep in rates(context, name, context.config.keep)]
 
 
 def table(report: Report) -> Table:

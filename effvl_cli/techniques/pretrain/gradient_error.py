@@ -8,6 +8,10 @@ For M batches with uncompressed gradients g_b and compressed ones h_b of the sam
 
 bias2 is unbiased: ||mean d||^2 alone is too large by V(d) / M. The paper names the three quantities; this estimator is
 ours. Only running means are kept, so memory is two vectors a strategy; spreads come from sketches of the vectors.
+
+The cosine of the two expected gradients is made of squared norms that are unbiased in the same way: with
+n(a) = ||mean a||^2 - V(a) / M it is (n(h) + n(g) - bias2) / (2 sqrt(n(h) n(g))). That of the two means is too low: each
+holds noise of its own.
 """
 
 import math
@@ -43,6 +47,11 @@ class Moments:
         """V of the vectors so far."""
         return self.scatter / (self.count - 1)
 
+    @property
+    def norm2(self) -> float:
+        """Squared norm of the expected vector, unbiased."""
+        return float(self.mean.double().square().sum()) - self.variance / self.count
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -56,7 +65,7 @@ class Estimate:
         ca_mse: bias2 + ca_var.
         se: jackknife standard error of ca_mse.
         bias2_se: jackknife standard error of bias2.
-        cosine: of the two mean gradients.
+        cosine: of the two expected gradients; perhaps slightly above 1; None where noise hides one of them.
     """
 
     rel_cost: float
@@ -66,7 +75,7 @@ class Estimate:
     ca_mse: float
     se: float
     bias2_se: float
-    cosine: float
+    cosine: float | None
 
     def divided(self, scale: float) -> "Estimate":
         """All squared norms over `scale`."""
@@ -102,15 +111,13 @@ class GradientError:
     @property
     def snr(self) -> float:
         """Squared norm of the mean uncompressed gradient, unbiased, over its variance."""
-        norm2 = float(self.full.mean.double().square().sum())
-        return (norm2 - self.full.variance / self.full.count) / self.full.variance
+        return self.full.norm2 / self.full.variance
 
     def estimate(self, name: str) -> Estimate:
         """Of one strategy, divided by V(g)."""
         h, d, cost = self._compressed[name], self._difference[name], self.rel_cost[name]
-        bias2 = float(d.mean.double().square().sum()) - d.variance / d.count
-        norms = float(h.mean.norm() * self.full.mean.norm())
-        cosine = float(torch.dot(h.mean, self.full.mean)) / norms if norms else math.nan
+        bias2 = d.norm2
+        cosine = _cosine(h.norm2, self.full.norm2, bias2)
         rows_h, rows_d = (torch.stack(rows).double() for rows in zip(*self._sketches[name], strict=True))
         error, bias_error = _jackknife(rows_h, rows_d, cost)
         found = Estimate(
@@ -133,6 +140,13 @@ def sketch(vector: Tensor) -> Tensor:
     noise = torch.Generator().manual_seed(0)
     signs = torch.randint(0, 2, (rows, SKETCH), generator=noise, dtype=torch.int8).to(vector.device)
     return (padded.reshape(rows, SKETCH) * (2 * signs - 1)).sum(0)
+
+
+def _cosine(first: float, second: float, distance: float) -> float | None:
+    """Of two vectors, given their squared norms and that of their difference."""
+    if first <= 0 or second <= 0:
+        return None
+    return (first + second - distance) / (2 * math.sqrt(first * second))
 
 
 def _jackknife(compressed: Tensor, difference: Tensor, cost: float) -> tuple[float, float]:

@@ -53,7 +53,8 @@ class BatchScores:
 
     Attributes:
         correct: (1 + n, B) bool, the largest logit is the label's; the lowest class of equal ones counts.
-        loss: (1 + n, B) float32, cross entropy.
+        loss: (1 + n, B) float64, cross entropy: that of a sure answer is below what float32 has next to 0, and
+            impacts are differences of it.
         nan: (1 + n,) bool, some image has no finite loss; it counts as wrong.
     """
 
@@ -130,7 +131,7 @@ class Scorer:
         kind = images.device.type
         with evaluating(self.network), torch.autocast(kind, self.autocast, enabled=self.autocast is not None):
             logits = self._logits(images, chosen)
-            loss = torch.stack([F.cross_entropy(row, labels, reduction="none") for row in logits])
+            loss = torch.stack([F.cross_entropy(row.double(), labels, reduction="none") for row in logits])
         broken = ~loss.isfinite()
         right = torch.stack([row.argmax(1) == labels for row in logits])
         return BatchScores(right & ~broken, loss, broken.any(1))

@@ -15,6 +15,8 @@ from torch import Tensor
 from .macs import TowerShape
 from .tower import Tower, WrappedTower
 
+TOLERANCE = 1.02  # merges whose cost is over that of dropping by no more than this stand for it
+
 
 def soft_matching(metric: Tensor, count: int, num_prefix: int) -> Tensor:
     """Which tokens merge: the `count` of one half of the patches that are most alike to one of the other half.
@@ -133,6 +135,17 @@ class MergedVision(WrappedTower):
         """
         if not any(self.schedule):
             return self.tower.module(images)
+        states, place = self._merge(images)
+        if not self.tower.pools_prefix_only:
+            states = states.gather(1, place[..., None].expand(-1, -1, states.shape[2]))
+        return self.tower.head(states)
+
+    def groups(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) to (B, N) int64: patches with the same number are one token in the end."""
+        return self._merge(images)[1][:, self.tower.num_prefix :]
+
+    def _merge(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The last states (B, m, D), and the row of them that each of the P+N tokens became (a part of)."""
         self.refuse_dropout()
         states = self.tower.embed(images)
         for index in range(self.layer):
@@ -146,15 +159,13 @@ class MergedVision(WrappedTower):
             states, size, target = merging_block(self.tower, index, states, size, count)
             if target is not None:
                 place = target.gather(1, place)
-        if not self.tower.pools_prefix_only:
-            states = states.gather(1, place[..., None].expand(-1, -1, states.shape[2]))
-        return self.tower.head(states)
+        return states, place
 
 
 def merge_schedule(shape: TowerShape, num_heads: int, num_keep: int, layer: int) -> tuple[int, ...]:
     """Merges of each block from p on, equal up to rounding, whose cost is nearest that of dropping to K patches at p.
 
-    Every block merges at most half of its patches, so few K may be out of reach; `TowerShape.merged` tells.
+    Every block merges at most half of its patches, so few K may be out of reach; `equal_keep` tells.
 
     Args:
         shape: sizes of the tower.
@@ -166,6 +177,28 @@ def merge_schedule(shape: TowerShape, num_heads: int, num_keep: int, layer: int)
     budget = shape.pruned(num_keep, layer)
     every = (_spread(total, blocks, shape) for total in range(blocks * (shape.num_patches // 2) + 1))
     return min(every, key=lambda schedule: abs(shape.merged(schedule, layer, num_heads) - budget))
+
+
+def equal_keep(shape: TowerShape, num_heads: int, num_keep: int, layer: int) -> int | None:
+    """Patches whose dropping costs as much as the merges that stand for K, where these cost more than dropping to K.
+
+    Args:
+        shape: sizes of the tower.
+        num_heads: attention heads of a block.
+        num_keep: K.
+        layer: p.
+
+    Returns:
+        None where merging reaches the cost; else the most patches that cost no more than all possible merges.
+    """
+    schedule = merge_schedule(shape, num_heads, num_keep, layer)
+    cost = shape.merged(schedule, layer, num_heads)
+    blocks = shape.depth - layer
+    if cost <= TOLERANCE * shape.pruned(num_keep, layer) or schedule != _spread(
+        blocks * (shape.num_patches // 2), blocks, shape
+    ):
+        return None
+    return max(count for count in range(num_keep, shape.num_patches + 1) if shape.pruned(count, layer) <= cost)
 
 
 def _spread(total: int, blocks: int, shape: TowerShape) -> tuple[int, ...]:

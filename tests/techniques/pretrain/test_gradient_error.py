@@ -26,7 +26,7 @@ def collect(full, compressed, cost=0.5):
 
 
 def test_the_uncompressed_gradient_has_no_error():
-    g = torch.randn(8, 50)
+    g = 1 + torch.randn(8, 50, generator=torch.Generator().manual_seed(0))
     found = collect(g, g).estimate("full")
     assert (found.bias2, found.ca_mse, found.var) == (0, pytest.approx(1), pytest.approx(1))
     assert found.cosine == pytest.approx(1, abs=1e-6)
@@ -61,6 +61,32 @@ def test_squared_bias_is_estimated_without_bias():
     assert abs(float(values.mean()) - truth) < 2 * float(values.std()) / math.sqrt(200)
     excess = sum(naive) / 200 - truth
     assert excess == pytest.approx(size * sigma**2 / batches, rel=0.1)
+
+
+@pytest.mark.parametrize("batches", [4, 8, 32])
+def test_the_cosine_is_that_of_the_expected_gradients(batches):
+    """Noise of the batches, shared by both gradients, and more that only the compressed one has."""
+    g = torch.Generator().manual_seed(2)
+    size, runs = 400, 200
+    full_mean = torch.randn(size, generator=g)
+    mean = full_mean + 0.3 * torch.randn(size, generator=g)
+    truth = float(torch.nn.functional.cosine_similarity(mean, full_mean, dim=0))
+    found, plain = [], []
+    for _ in range(runs):
+        shared, own = torch.randn(2, batches, size, generator=g)
+        full, compressed = full_mean + shared, mean + shared + 0.8 * own
+        found.append(collect(full, compressed).estimate("s").cosine)
+        plain.append(float(torch.nn.functional.cosine_similarity(full.mean(0), compressed.mean(0), dim=0)))
+    values, naive = torch.tensor(found, dtype=torch.float64), torch.tensor(plain, dtype=torch.float64)
+    error = 2.5 * float(values.std()) / math.sqrt(runs)
+    assert abs(float(values.mean()) - truth) < error
+    if batches < 32:
+        assert float(naive.mean()) < truth - 2 * error
+
+
+def test_where_noise_hides_a_gradient_it_has_no_direction():
+    noise = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])
+    assert collect(noise, noise + 1).estimate("s").cosine is None
 
 
 def test_the_jackknife_tells_the_spread():

@@ -1,4 +1,5 @@
 import contextlib
+import math
 import weakref
 
 import pytest
@@ -38,7 +39,7 @@ def _slowly(network, units, images, labels):
         with hook:
             rows.append(network(images))
     return (
-        torch.stack([F.cross_entropy(row, labels, reduction="none") for row in rows]),
+        torch.stack([F.cross_entropy(row.double(), labels, reduction="none") for row in rows]),
         torch.stack([row.argmax(1) == labels for row in rows]),
     )
 
@@ -167,6 +168,28 @@ def test_memory_of_a_chain_does_not_grow_with_depth(resnet, monkeypatch):
     assert _most_alive(*deep, "replay", monkeypatch) >= 26
 
 
+def test_impacts_on_sure_answers_keep_their_digits():
+    """Three units that matter by 1e-3, 2e-3 and 3e-3 of a logit, where the other class has e^-12 of the mass."""
+
+    class Adds(nn.Module):
+        def __init__(self, amount):
+            super().__init__()
+            self.amount = nn.Parameter(torch.tensor([0.0, amount]))
+
+        def forward(self, x):
+            return x + self.amount
+
+    amounts = (-0.003, -0.001, -0.002)
+    network = nn.Sequential(nn.Flatten(), *(Adds(amount) for amount in amounts))
+    units = [Unit(str(1 + k), "") for k in range(3)]
+    images = torch.tensor([12.0, 0.0]).view(1, 2, 1, 1).repeat(4, 1, 1, 1)
+    found = Scorer(network, units).batch(images, torch.zeros(4, dtype=torch.int64))
+    _, loss = impacts(found.correct, found.loss)
+    gap = 12 - sum(amounts)
+    expected = [math.log1p(math.exp(-(gap + amount))) - math.log1p(math.exp(-gap)) for amount in amounts]
+    assert loss == pytest.approx(expected, rel=1e-2)  # about 6e-9 a thousandth: float32 has steps of 1e-7 there
+
+
 def test_a_unit_without_effect_costs_nothing_and_goes_first(resnet):
     network, units = resnet(20)
     with torch.no_grad():
@@ -269,7 +292,7 @@ def test_units_that_overwrite_their_input(sharing):
         kept = nn.ModuleList(block for block in network.blocks if block is not network.get_submodule(unit.path))
         blocks, network.blocks = network.blocks, kept
         with torch.no_grad():
-            assert torch.equal(found.loss[1 + k], F.cross_entropy(network(images), labels, reduction="none"))
+            assert torch.equal(found.loss[1 + k], F.cross_entropy(network(images).double(), labels, reduction="none"))
         network.blocks = blocks
     assert scorer.sharing == sharing and torch.equal(scorer.batch(images, labels).loss, found.loss)
 

@@ -72,13 +72,13 @@ def test_candidates_are_scored_with_their_own_statistics(resnet, sharing):
         changed = copy.deepcopy(network)
         changed.load_state_dict({**network.state_dict(), **own})
         with torch.no_grad(), bypassed(changed, [unit]):
-            rows.append(F.cross_entropy(changed(images), labels, reduction="none"))
+            rows.append(F.cross_entropy(changed(images).double(), labels, reduction="none"))
     for _ in range(2):
         found = scorer.batch(images, labels)
         assert torch.equal(found.loss[1:], torch.stack(rows))
         assert scorer.sharing == sharing and not scorer.reason
     with torch.no_grad():
-        assert torch.equal(found.loss[0], F.cross_entropy(network(images), labels, reduction="none"))
+        assert torch.equal(found.loss[0], F.cross_entropy(network(images).double(), labels, reduction="none"))
     plain = Scorer(network, units, sharing).batch(images, labels)
     assert torch.equal(plain.loss[0], found.loss[0]) and not torch.equal(plain.loss[1], found.loss[1])
 

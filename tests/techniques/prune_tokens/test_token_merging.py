@@ -7,7 +7,14 @@ from open_clip.timm_model import TimmModel
 
 from effvl_cli.models.timm_tower import TimmTower
 from effvl_cli.techniques.prune_tokens.macs import TowerShape
-from effvl_cli.techniques.prune_tokens.tome import MergedVision, merge, merge_schedule, merging_block, soft_matching
+from effvl_cli.techniques.prune_tokens.tome import (
+    MergedVision,
+    equal_keep,
+    merge,
+    merge_schedule,
+    merging_block,
+    soft_matching,
+)
 
 B16 = TowerShape(196, 1, 768, 768, 12, 3072, 512)
 
@@ -183,6 +190,16 @@ def test_schedule_stops_at_half_of_the_tokens_of_a_block():
     shape = TowerShape(64, 1, 192, 64, 4, 128, 64)
     assert merge_schedule(shape, 4, 1, 0) == (32, 16, 8, 4)
     assert shape.merged((32, 16, 8, 4), 0, 4) > shape.pruned(1, 0)
+
+
+def test_what_merging_cannot_reach_is_named_by_what_it_costs():
+    shape = TowerShape(64, 1, 192, 64, 4, 128, 64)
+    cost = shape.merged((32, 16, 8, 4), 0, 4)
+    for keep in (1, 13, 20):
+        assert equal_keep(shape, 4, keep, 0) == 23
+    assert shape.pruned(23, 0) <= cost < shape.pruned(24, 0)
+    assert all(equal_keep(shape, 4, keep, 0) is None for keep in (26, 38, 64))
+    assert merge_schedule(shape, 4, 23, 0) == (32, 16, 8, 4)
 
 
 def test_out_of_range_is_refused(make_tower):
