@@ -60,5 +60,6 @@ def info_nce(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
 
 
 def _soft_cross_entropy(logits: Tensor, positives: Tensor) -> Tensor:
+    """Logits (N, M) and which of them are right, (N, M) 0/1, to the mean over rows, a scalar."""
     target = positives.to(logits.dtype)
     return F.cross_entropy(logits, target / target.sum(1, keepdim=True))

@@ -110,11 +110,15 @@ class DINO(Method):
 
     @torch.no_grad()
     def _move_centre(self, outputs: Tensor, gather: Gather) -> None:
+        """One step of the mean of the teacher's outputs (B, K), over all processes."""
         mean = gather(outputs.mean(0, keepdim=True)).mean(0)
         self.centre.lerp_(mean, 1 - CENTRE_MOMENTUM)
 
     def _diagnosis(self, teacher: list[Tensor], student: list[Tensor]) -> dict[str, Tensor]:
-        """Collapse shows as an entropy near 0, or as one near log K with a divergence near 0."""
+        """Outputs (B, K) of the views to scalars.
+
+        Collapse shows as an entropy near 0, or as one near log K with a divergence near 0.
+        """
         entropy = torch.stack([-torch.xlogy(p, p).sum(1).mean() for p in teacher]).mean()
         log_student = F.log_softmax(full(student[1]).detach() / self.student_temperature, dim=1)
         cross = -(teacher[0] * log_student).sum(1).mean()

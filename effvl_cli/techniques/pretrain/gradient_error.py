@@ -169,10 +169,12 @@ def _spread(values: list[float]) -> float:
 
 
 def _variance(rows: Tensor) -> float:
+    """V of the rows (M, P)."""
     return float((rows - rows.mean(0)).square().sum()) / (len(rows) - 1)
 
 
 def _bias2(rows: Tensor) -> float:
+    """Unbiased squared norm of what the rows (M, P) are samples of."""
     return float(rows.mean(0).square().sum()) - _variance(rows) / len(rows)
 
 

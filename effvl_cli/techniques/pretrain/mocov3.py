@@ -69,8 +69,10 @@ class MoCoV3(Method):
         return MethodLoss(self.loss_scale * torch.stack(losses).mean() * len(losses), queries[0].detach())
 
     def _queries(self, views: list[View], gather: Gather) -> list[torch.Tensor]:
+        """(B, E) of each view, by the base encoder and the predictor; B over all processes."""
         return [self.predictor(self.projector(gather(part))) for part in encode(self.backbone, views)]
 
     @torch.no_grad()
     def _keys(self, views: list[View], gather: Gather) -> list[torch.Tensor]:
+        """(B, E) of each view, by the momentum encoder and without gradient; B over all processes."""
         return [self.key_projector(gather(part)) for part in encode(self.key_backbone, views)]

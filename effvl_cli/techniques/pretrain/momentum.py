@@ -1,4 +1,7 @@
-"""Teachers that follow a student by an exponential moving average, and quantities that follow a cosine in t."""
+"""Teachers that follow a student by an exponential moving average, and quantities that follow a cosine in t.
+
+Momentum encoder: He et al., arXiv 1911.05722, eq. 2; its rate along half a cosine: Grill et al., arXiv 2006.07733.
+"""
 
 import math
 

@@ -37,6 +37,7 @@ def pseudo_inverse(old: int, new: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _cached_matrix(old: int, new: int, mode: PatchResize, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(new^2, old^2) matrix that resizes a flattened kernel, made once for each device and type."""
     with torch.inference_mode(False):  # the first use may be an evaluation, the next a training step
         matrix = pseudo_inverse(old, new) if mode == "pi" else resize_matrix(old, new) * (old / new) ** 2
         return matrix.to(device, dtype)
@@ -44,6 +45,7 @@ def _cached_matrix(old: int, new: int, mode: PatchResize, device: torch.device, 
 
 @torch.compiler.assume_constant_result  # else a compiled network would invert the matrix in every step
 def _kernel_matrix(old: int, new: int, mode: PatchResize, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The same, (new^2, old^2), as a constant."""
     return _cached_matrix(old, new, mode, device, dtype)
 
 

@@ -1,4 +1,7 @@
-"""Token dropout for Vision Transformers. B images, N patches, K kept patches, P prefix tokens, D width."""
+"""Token dropout for Vision Transformers. B images, N patches, K kept patches, P prefix tokens, D width.
+
+Random patches leave the sequence before the first block (Li et al., FLIP, arXiv 2212.00794, sec. 3).
+"""
 
 from typing import Protocol
 
@@ -16,7 +19,7 @@ class Tower(Protocol):
         """(B, 3, H, W) to (B, P+N, D)."""
 
     def block(self, index: int, states: Tensor) -> Tensor:
-        """One block."""
+        """One block, (B, n, D) to the same."""
 
     def pool(self, states: Tensor) -> Tensor:
         """(B, n, D) to (B, E)."""

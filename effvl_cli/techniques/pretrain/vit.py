@@ -2,6 +2,8 @@
 
 B images, N patches of the picture, K patches kept, L = K + 1 tokens, D width. Parameter names and shapes are timm's, so
 that its state dict loads into `timm.create_model("vit_small_patch16_224", num_classes=0)` and the other way round.
+
+Dosovitskiy et al., arXiv 2010.11929, eqs. 1 to 4. Patch sizes are changed as in FlexiViT (arXiv 2212.08013).
 """
 
 from dataclasses import dataclass
@@ -199,6 +201,7 @@ class VisionTransformer(nn.Module):
         return tokens[:, 0] if self.pool == "cls" else tokens[:, 1:].mean(1)
 
     def _embed(self, images: Tensor, kept: Tensor | None, patch: int) -> Tensor:
+        """(B, 3, H, W) to CLS and the kept patches (None: all) with their positions, (B, L, D)."""
         states = self.patch_embed(images, patch, kept)
         table = self.positions(images.shape[-1] // patch)
         patches = table[1:][None]
@@ -219,7 +222,7 @@ class VisionTransformer(nn.Module):
         return self._tables[key]
 
     def _fixed_positions(self, grid: int) -> Tensor:
-        """Sine-cosine positions, or, where a foreign state dict brought others, those resampled."""
+        """(N, D) sine-cosine positions, or, where a foreign state dict brought others, those resampled."""
         table, base, width = self.pos_embed[0].detach(), self.shape.grid, self.shape.width
         rows_first = sincos_order(table[1:], base)
         if rows_first is not None:

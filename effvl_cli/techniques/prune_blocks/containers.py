@@ -1,4 +1,7 @@
-"""Modules that run their children one after another, how the children are named, and evaluation mode."""
+"""Modules that run their children one after another, how the children are named, and evaluation mode.
+
+Ours: part of the removal of blocks (arXiv 2312.16904), which the paper does by hand for each architecture.
+"""
 
 import re
 from collections.abc import Iterator, Mapping

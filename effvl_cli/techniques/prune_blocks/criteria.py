@@ -55,7 +55,7 @@ def bn_scale(network: nn.Module, units: Sequence[Unit]) -> list[float]:
 
 
 def _matrices(module: nn.Module) -> list[Tensor]:
-    """Weights of convolutions and linear layers, attention's included."""
+    """Weights of convolutions (O, I, ...) and linear layers (O, I), attention's included."""
     found = []
     for part in module.modules():
         if isinstance(part, _WEIGHTED):
@@ -66,6 +66,7 @@ def _matrices(module: nn.Module) -> list[Tensor]:
 
 
 def _mean_absolute(unit: Unit, weights: Sequence[Tensor], what: str) -> float:
+    """Mean absolute value over all the numbers in some weights, of any shapes."""
     if not weights:
         raise ValueError(f"unit {unit.path} has no {what} layer to judge it by")
     total = math.fsum(float(weight.detach().double().abs().sum()) for weight in weights)
@@ -145,7 +146,7 @@ def hsic(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _watch(network: nn.Module, units: Sequence[Unit], images: Tensor, observe: Observe) -> None:
-    """One forward pass that shows the input and output of each unit; the input as it was before the unit."""
+    """Pass (B, 3, H, W) once, showing each unit's input and output; the input as it was before the unit."""
 
     def run(index: int, forward: Forward, *args: Any, **kwargs: Any) -> Tensor:
         before = first_input(args, kwargs).clone()

@@ -1,6 +1,8 @@
 """Fine-tuning towards the network before removal: its answers, and its features before the classifier.
 
 B images, C classes, D width.
+
+Hinton et al., arXiv 1503.02531; features: Romero et al., arXiv 1412.6550.
 """
 
 from typing import Any, Self

@@ -1,4 +1,7 @@
-"""Blocks of a vision transformer as two residual units each: x + attention(x), then x + mlp(x)."""
+"""Blocks of a vision transformer as two residual units each: x + attention(x), then x + mlp(x).
+
+Ours; a transformer's block is two residual units (arXiv 2010.11929, eqs. 2 and 3).
+"""
 
 from itertools import chain
 

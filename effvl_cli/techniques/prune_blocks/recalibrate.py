@@ -2,6 +2,9 @@
 
 They are the mean over some training batches (momentum None), of the norms that are called after the unit; those before
 it see what they saw. So candidates still share what lies before their units when they are scored with them.
+
+Statistics over batches in place of moving averages: Wu and Johnson, "Rethinking Batch in BatchNorm", arXiv
+2105.07576, sec. 3.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -76,7 +79,7 @@ def _norms(network: nn.Module) -> dict[str, nn.Module]:
 
 
 def _behind(network: nn.Module, units: Sequence[Unit], norms: dict[str, nn.Module], images: Tensor) -> list[list[str]]:
-    """Paths of the norms that are called after each unit and are not in it, each once."""
+    """Paths of the norms called after each unit and not in it, each once; images (B, 3, H, W)."""
     order: list[str] = []
 
     def note(path: str, forward: Forward, *args: Any, **kwargs: Any) -> Any:
@@ -99,7 +102,7 @@ def _behind(network: nn.Module, units: Sequence[Unit], norms: dict[str, nn.Modul
 
 
 def _fresh_statistics(norms: dict[str, nn.Module], paths: Sequence[str]) -> dict[str, Tensor]:
-    """What `reset_running_stats` gives, apart from the network."""
+    """What `reset_running_stats` gives for norms of C channels, (C,) each, apart from the network."""
     found = {f"{path}.{name}": buffer for path in paths for name, buffer in norms[path].named_buffers()}
     return {name: buffer.new_full(buffer.shape, int(name.endswith("running_var"))) for name, buffer in found.items()}
 

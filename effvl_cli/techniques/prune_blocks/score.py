@@ -149,7 +149,7 @@ class Scorer:
             return self._naive(images, [None, *active])
 
     def _first(self, images: Tensor, active: list[int]) -> list[Tensor]:
-        """Try the ways of sharing in turn."""
+        """Try the ways of sharing in turn; logits (B, C) of the network and of each candidate."""
         if not active:
             return self._naive(images, [None])
         self._trace = Trace.of(self.network, self.units, images[:2])
@@ -170,7 +170,7 @@ class Scorer:
         return self._naive(images, [None, *active])
 
     def _attempt(self, images: Tensor, active: list[int]) -> tuple[list[Tensor], str]:
-        """Logits, or why there are none."""
+        """Logits (B, C) of the network and of each candidate, or why there are none."""
         assert self._trace is not None
         if self.sharing != "replay" and not self._trace.is_chain:
             return [], "some part between units does not see the output of the part before and nothing else"
@@ -185,7 +185,7 @@ class Scorer:
         self.sharing, self.reason, self._untried = "off", reason, ()
 
     def _naive(self, images: Tensor, rows: Sequence[int | None]) -> list[Tensor]:
-        """One whole pass for each row; None is the network itself."""
+        """One whole pass for each row, to logits (B, C); None is the network itself."""
         found = []
         for row in rows:
             chosen = [] if row is None else self.sets[row]
@@ -195,6 +195,7 @@ class Scorer:
         return found
 
     def _shared(self, images: Tensor, active: list[int]) -> list[Tensor]:
+        """Logits (B, C) of the network and of each active candidate, by the way of sharing in use."""
         assert self._trace is not None
         numbers = self._trace.positions
         stand_ins = {row: {numbers[index]: self.stand_ins[index] for index in self.sets[row]} for row in active}
@@ -207,6 +208,7 @@ class Scorer:
             return [sweep.without({}, {}), *(found[row] for row in active)]
 
     def _stacked(self, images: Tensor, active: list[int], in_order: list[int]) -> list[Tensor]:
+        """The same, several candidates as one batch: (B, C) each."""
         assert self._trace is not None
         found: dict[int, Tensor] = {}
         sweep = StackedSweep(self.network, self._trace, images)
@@ -220,11 +222,11 @@ class Scorer:
 
 
 def same_bits(first: Tensor, second: Tensor) -> bool:
-    """Equal bits: NaN is equal to itself."""
+    """Equal bits of two tensors of any equal shape: NaN is equal to itself."""
     return torch.equal(first.contiguous().view(torch.int32), second.contiguous().view(torch.int32))
 
 
 def _close(first: Tensor, second: Tensor) -> bool:
-    """Equal up to rounding, NaN to itself."""
+    """Equal up to rounding, tensors of any equal shape; NaN is equal to itself."""
     limit = STACK_TOLERANCE * second.abs().clamp(min=1)
     return bool((((first - second).abs() <= limit) | (first.isnan() & second.isnan())).all())

@@ -9,6 +9,8 @@ with F = s + h + sum of the u_k. For many equal units that are all removable the
 
 Sets of units are leaves of a tree of decisions, to keep or to skip each unit in turn. Shared scoring computes a unit
 once for each series of decisions before it that some set makes, and the head once for each set.
+
+Ours, for the scoring of arXiv 2312.16904.
 """
 
 from collections.abc import Callable, Sequence

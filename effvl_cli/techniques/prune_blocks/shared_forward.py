@@ -1,4 +1,7 @@
-"""Forward passes over one batch that share what they have in common."""
+"""Forward passes over one batch that share what they have in common.
+
+Ours, for the scoring of arXiv 2312.16904; see `score`.
+"""
 
 import bisect
 import itertools
@@ -31,7 +34,7 @@ class Sweep:
     Args:
         network: in evaluation mode.
         trace: of it.
-        images: the batch.
+        images: (B, 3, H, W), the batch.
         chain: keep no more than the newest output.
     """
 
@@ -66,6 +69,7 @@ class Sweep:
         return self._pass(buffers)
 
     def _pass(self, buffers: Buffers) -> Tensor:
+        """The network on the images (B, 3, H, W) with some buffers replaced, to logits (B, C)."""
         self._next = 0
         logits = run(self.network, self.images, buffers)
         if self._next != len(self.trace.modules):

@@ -1,4 +1,7 @@
-"""Does a module add to its input? A probe with all parameters at zero says so, and a graph may contradict it."""
+"""Does a module add to its input? A probe with all parameters at zero says so, and a graph may contradict it.
+
+Ours; the identity shortcut is that of He et al., arXiv 1512.03385, eq. 1, and arXiv 1603.05027.
+"""
 
 import copy
 from collections.abc import Callable, Iterable

@@ -1,4 +1,7 @@
-"""Taking units out of a network, checked against the network that passes their input on."""
+"""Taking units out of a network, checked against the network that passes their input on.
+
+Ours, for the removal of arXiv 2312.16904.
+"""
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -185,6 +188,11 @@ def prune(
 def take_out(network: nn.Module, unit: Unit, images: Tensor) -> tuple[nn.Module, Mode, dict[str, str]]:
     """Take one unit out of a copy, by the first way that leaves the logits of the bypassed unit.
 
+    Args:
+        network: what the unit is in; left as it is.
+        unit: to take out.
+        images: (B, 3, H, W) that the logits are of.
+
     Returns:
         The copy; the way; path of each module that is left, to its path before.
 
@@ -208,6 +216,7 @@ def _modes(network: nn.Module, unit: Unit) -> tuple[Mode, ...]:
 
 
 def _answers(network: nn.Module, images: Tensor, expected: Tensor) -> bool:
+    """Whether a network gives the expected logits (B, C) for images (B, 3, H, W)."""
     try:
         with evaluating(network):
             return torch.equal(network(images), expected)
@@ -224,6 +233,7 @@ def _verify(
     image: Tensor,
     count_macs: Callable[[nn.Module, Tensor], int],
 ) -> None:
+    """Check parameters, multiply-adds and logits of the network without the unit, on an image (1, 3, H, W)."""
     with evaluating(before), evaluating(after):
         macs = count_macs(after, image)
         with bypassed(before, [unit]):

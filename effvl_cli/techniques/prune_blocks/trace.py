@@ -1,4 +1,7 @@
-"""Which modules a network calls, in what order, and what becomes of their outputs."""
+"""Which modules a network calls, in what order, and what becomes of their outputs.
+
+Ours, for the scoring of arXiv 2312.16904.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -91,7 +94,7 @@ class Call:
 
 
 def calls(network: nn.Module, units: Sequence[Unit], images: Tensor) -> list[Call]:
-    """Run a network in evaluation mode and write down the calls of its parts, in order."""
+    """Run a network in evaluation mode on images (B, 3, H, W) and write down the calls of its parts, in order."""
     found: list[Call] = []
 
     def note(module: nn.Module, forward: Forward, *args: Any, **kwargs: Any) -> Any:
@@ -141,7 +144,7 @@ class Trace:
 
     @classmethod
     def of(cls, network: nn.Module, units: Sequence[Unit], images: Tensor) -> "Trace":
-        """Run a network in evaluation mode.
+        """Run a network in evaluation mode on images (B, 3, H, W).
 
         Raises:
             ValueError: a unit that is not called once.

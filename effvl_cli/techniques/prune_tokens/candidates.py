@@ -1,6 +1,8 @@
 """Running the blocks after p on many subsets of one image's tokens, exactly and with as little work as possible.
 
 Shapes: P prefix tokens, N patches, D width, E embedding width, C candidates, K kept patches.
+
+The search is that of arXiv 2409.14607, phase I; the exact shortcuts and the batching are ours.
 """
 
 import math
@@ -28,7 +30,16 @@ def auto_candidate_tokens(memory_bytes: int, width: int, mlp_ratio: float, *, cp
 
 
 class CandidateRunner:
-    """Blocks p to L-1 and the pooling, on subsets of one image's tokens."""
+    """Blocks p to L-1 and the pooling, on subsets of one image's tokens.
+
+    Args:
+        tower: the tower.
+        states: (1, P+N, D) of the image, entering block `layer`.
+        layer: p.
+        candidate_tokens: tokens run at once.
+        fast: project block p once, and compute CLS only in the last block.
+        pool: from the last states (C, P+K, D) to (C, E); default `tower.pool`.
+    """
 
     def __init__(
         self,
@@ -72,6 +83,7 @@ class CandidateRunner:
         return taylor_scores(self.tower, rows[None], self.layer, scorer, reference, sample, pool=self.pool)
 
     def _embed(self, keep: Tensor) -> Tensor:
+        """(C, K) patch ids to (C, E)."""
         tokens = torch.cat([self.prefix.expand(len(keep), -1), keep + len(self.prefix)], 1)
         states = self.rows[tokens]
         last = self.tower.depth - 1

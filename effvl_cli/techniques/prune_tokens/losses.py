@@ -2,6 +2,8 @@
 
 Scores are (B, N), higher = keep; ranks are (B, N) importance ranks, 0 = least important. Each loss is a scalar, the
 mean over images.
+
+arXiv 2409.14607, phase II, does not name its loss: each function says whose it is.
 """
 
 from collections.abc import Sequence

@@ -2,6 +2,8 @@
 
 Counted: the patch embedding, the matrix products of the blocks and the projection. Norms, biases, softmax, activations
 and any attentional pooler are not. FLOPs are twice the MACs. N patches, P prefix tokens, D width, E embedding width.
+
+Ours. The formula of a block is held against torch's FlopCounterMode; merging is counted for arXiv 2210.09461.
 """
 
 from collections.abc import Sequence

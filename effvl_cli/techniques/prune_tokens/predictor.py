@@ -1,6 +1,8 @@
 """Predictors of the golden ranking, and how well they agree with what they should predict.
 
 Shapes: B images, P prefix tokens, N patches, D width of the tower, w width of the predictor.
+
+Wu et al., arXiv 2409.14607, phase II.
 """
 
 from typing import ClassVar

@@ -16,10 +16,10 @@ class _Blocks(Protocol):
     depth: int
 
     def prompt_norm(self, rows: Tensor) -> Tensor:
-        """The tower's pre-norm."""
+        """The tower's pre-norm, (..., D) to the same."""
 
     def block(self, index: int, states: Tensor) -> Tensor:
-        """One block."""
+        """One block, (B, n, D) to the same."""
 
 
 class _Inserted(nn.Module):
@@ -178,7 +178,7 @@ class Prompts(nn.Module):
 
 
 def _size(states: Tensor) -> Tensor:
-    """Root mean square of each row."""
+    """Root mean square of each row, (..., D) to (..., 1)."""
     return states.square().mean(1).sqrt()
 
 

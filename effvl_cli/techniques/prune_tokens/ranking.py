@@ -182,7 +182,7 @@ class _Removals:
     sample: int
 
     def evaluated(self, alive: Tensor, removed: Tensor) -> tuple[Tensor, float]:
-        """Score of each candidate, and the one with nothing removed where that does not cancel out."""
+        """(C,) score of each candidate, and the one with nothing removed where that does not cancel out."""
         sizes = removed.sum(1)
         groups = [(sizes == size).nonzero().flatten() for size in sizes.unique()]  # that keep equally many: rectangles
         kept = [(alive & ~removed[rows]).nonzero()[:, 1].view(len(rows), -1) for rows in groups]
@@ -194,7 +194,7 @@ class _Removals:
         return scores[:-1], float(scores[-1])
 
     def estimated(self, alive: Tensor, removed: Tensor) -> tuple[Tensor, float]:
-        """The same from gradients: a candidate does the damage of its patches."""
+        """The same from gradients, (C,): a candidate does the damage of its patches."""
         ids = alive.nonzero().flatten()
         estimates, reference = self.suffix.scores_by_taylor(ids, self.scorer, self.dense, self.sample)
         damage = reference - estimates
@@ -202,6 +202,7 @@ class _Removals:
         return self._finite(scores), float(reference)
 
     def _finite(self, scores: Tensor) -> Tensor:
+        """(C,) scores in float64 on the CPU, all finite."""
         if not scores.isfinite().all():
             raise NonFiniteError([self.sample])
         return scores.cpu().double()

@@ -116,5 +116,5 @@ class ConfidenceScorer(ClassScorer):
 
 
 def _wide(values: Tensor) -> Tensor:
-    """In float64, where the device has it."""
+    """A tensor of any shape in float64, where the device has it."""
     return values.float() if values.device.type == "mps" else values.double()

@@ -1,6 +1,9 @@
 """Ways to choose the kept patches without training: by position, by state, by attention, and by what was searched.
 
 Every selector maps token states (B, P+N, D) at depth p to scores (B, N) float32, higher = keep.
+
+Golden ranking: arXiv 2409.14607, phase I. CLS attention: the score of EViT, arXiv 2202.07800, sec. 3.2. The others
+are controls.
 """
 
 import functools
@@ -184,6 +187,7 @@ def _radical_inverse(number: int, base: int) -> tuple[int, int]:
 
 
 def _ids(context: Context, name: str) -> Tensor:
+    """(B,) numbers of the samples."""
     if context.ids is None:
         raise ValueError(f"selector {name} needs the ids of the samples")
     return context.ids
@@ -195,7 +199,7 @@ def _signed(value: int) -> int:
 
 
 def _shift(value: Tensor, bits: int) -> Tensor:
-    """Logical right shift; torch's is arithmetic."""
+    """Logical right shift of int64 of any shape; torch's is arithmetic."""
     return (value >> bits) & ((1 << (64 - bits)) - 1)
 
 

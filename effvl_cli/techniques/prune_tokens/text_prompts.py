@@ -80,7 +80,7 @@ def context_states(
 
 @contextmanager
 def _before_blocks(blocks: Sequence[nn.Module], change: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
-    """Let `change(index, states)` rewrite what enters each block, while the tower itself does all the rest."""
+    """Let `change(index, states)` rewrite what enters each block, (B, n, D), while the tower does all the rest."""
 
     def hook(index: int) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
         return lambda module, inputs: (change(index, inputs[0]), *inputs[1:])

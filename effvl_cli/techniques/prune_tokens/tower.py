@@ -1,6 +1,8 @@
 """The pruned tower: an image tower that drops patches between two of its blocks.
 
 Shapes: B images, P prefix tokens, N patches, D width, K kept patches, v prompt tokens, E embedding width.
+
+Wu et al., arXiv 2409.14607: patches leave once, at one depth, and the blocks behind it run on a shorter sequence.
 """
 
 import math
@@ -53,7 +55,7 @@ class Tower(Protocol):
         """(B, 3, H, W) to (B, P+N, D), positional embedding and pre-norm applied."""
 
     def prompt_norm(self, rows: Tensor) -> Tensor:
-        """The pre-norm, for prompt rows that stand beside raw patch embeddings."""
+        """The pre-norm, for prompt rows (..., D) that stand beside raw patch embeddings."""
 
     def block(self, index: int, states: Tensor) -> Tensor:
         """One block, (B, n, D) to the same; recomputed in the backward pass if the tower is set to."""
@@ -306,6 +308,7 @@ class PrunedVision(WrappedTower):
         return scores
 
     def _drop(self, states: Tensor, keep: Tensor, scores: Tensor | None) -> Tensor:
+        """(B, P+N+v, D) to (B, P+K+e+v, D): the patches in `keep` (B, K) stay, and e rows that the selector fuses."""
         first, last = self.tower.num_prefix, self.tower.num_prefix + self.num_patches
         kept = gather_patches(states, keep, first, self.num_patches)
         fuse = getattr(self.selector, "fuse", None)
@@ -317,9 +320,11 @@ class PrunedVision(WrappedTower):
         return torch.cat([kept[:, :place], fused.to(kept.dtype), kept[:, place:]], 1)
 
     def _block(self, index: int, states: Tensor) -> Tensor:
+        """One block, with the prompts of its own, (B, n, D) to the same or v rows more."""
         if self.prompts is not None:
             states = self.prompts.insert(index, states, self.tower)
         return self.tower.block(index, states)
 
     def _all_patches(self, images: Tensor) -> Tensor:
+        """(B, N) ids of all patches."""
         return torch.arange(self.num_patches, device=images.device).expand(images.shape[0], -1)

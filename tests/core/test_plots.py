@@ -1,0 +1,46 @@
+"""What a picture must show, asked of the drawn objects."""
+
+import matplotlib.pyplot as plt
+import pytest
+
+from effvl_cli.core.plots import _draw_curves, fronts
+
+
+@pytest.fixture
+def axes():
+    figure, axes = plt.subplots()
+    yield axes
+    plt.close(figure)
+
+
+def _widths(axes):
+    """Of the line and of the markers, by the curves' names."""
+    return {
+        drawn.get_label(): (drawn.lines[0].get_linewidth(), drawn.lines[0].get_markersize())
+        for drawn in axes.containers
+    }
+
+
+def test_a_curve_under_an_equal_one_stays_visible(axes):
+    line = [(0.2, 90.0, 0.5), (0.4, 95.0, 0.5), (0.6, 97.0, 0.5)]
+    other = [(x, y - 40, e) for x, y, e in line]
+    almost = [(x, y + 0.1, e) for x, y, e in line]
+    _draw_curves(axes, {"below": line, "apart": other, "same": list(reversed(line)), "almost": almost})
+    found = _widths(axes)
+    assert found["below"] > found["same"] > found["almost"] == found["apart"]
+    assert all(found["below"][k] >= found["same"][k] + 2 for k in (0, 1))
+
+
+def test_curves_that_only_cross_are_drawn_alike(axes):
+    rising, falling = [(0.0, 0.0, 0), (1.0, 50.0, 0), (2.0, 100.0, 0)], [(0.0, 100.0, 0), (1.0, 50.0, 0), (2.0, 0.0, 0)]
+    _draw_curves(axes, {"rising": rising, "falling": falling, "empty": []})
+    assert len(set(_widths(axes).values())) == 1
+
+
+def test_points_of_a_front_have_error_bars(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("effvl_cli.core.plots._write", lambda figure, path: drawn.append(figure))
+    fronts(tmp_path / "x.png", {"cost": [(1.0, 90.0, "a", 0.5), (2.0, 95.0, "b", 0.25)]}, title="", ylabel="")
+    [axes] = drawn[0].axes
+    bars = [container.lines[2][0].get_segments()[0][:, 1].tolist() for container in axes.containers]
+    assert bars == [[89.5, 90.5], [94.75, 95.25]]
