@@ -9,7 +9,7 @@ import pytest
 import effvl_cli.techniques
 
 FILES = [p for p in Path(effvl_cli.techniques.__path__[0]).rglob("*.py") if p.name != "__init__.py"]
-SOURCE = re.compile(r"arXiv \d{4}\.\d{4,5}|\bet al\.|\b(19|20)\d\d\b|\bOurs\b|\bours\b")
+SOURCE = re.compile(r"arXiv\s\d{4}\.\d{4,5}|\bet al\.|\b(19|20)\d\d\b|\bOurs\b|\bours\b")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")

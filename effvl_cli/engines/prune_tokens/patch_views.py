@@ -29,7 +29,7 @@ def dropped(pixels: Picture, kept: NDArray[np.int64], grid: tuple[int, int]) -> 
     where = _by_pixel(mask.astype(np.int64), grid, out.shape[:2]) == 1
     rows, columns = np.indices(out.shape[:2])
     period = max(3, out.shape[0] // grid[0] // STEP)
-    lines = (rows + columns) % period == 0
+    lines = (rows + columns) % period < max(1, period // 8)
     gray = (DIM * out.mean(2)).astype(np.uint8)
     hatched = np.where(lines, np.uint8(HATCH), gray)
     return np.where(where[..., None], hatched[..., None], out)
