@@ -19,15 +19,20 @@ def figure(value, n=None, se=None):
     return SimpleNamespace(value=value, n=n, se=se)
 
 
+def timed(arm, ratio, interval, batch=1, mac_ratio=None):
+    """A row of a comparison of latencies."""
+    times = dict.fromkeys(("median_ms", "p10_ms", "p90_ms", "images_per_s"), 1.0)
+    about = {"arm": arm, "about": {}, "runtime": "torch", "precision": "fp32", "device": "cpu", "threads": 1}
+    about |= {"passes": 5, "peak_mb": None, "mac_ratio": mac_ratio}
+    return {**about, **times, "batch": batch, "ratio": ratio, "ratio_ci95": interval}
+
+
 def block_report(*treatments):
     names = ("params_removed", "macs_removed", "latency_ratio", "macs_pruned")
     metrics = {name: figure(value) for name, value in zip(names, (0.1, 0.2, 0.04, 8e6), strict=True)}
     metrics |= {"top1_baseline": figure(0.9, 401), "top1_pruned": figure(0.8, 401)}
     steps = [STEP | ({} if treatment is None else {"treatment": treatment}) for treatment in treatments]
-    bench = [
-        {"network": name, "batch": 1, "ratio": ratio, "ratio_ci95": interval}
-        for name, ratio, interval in (("original", 1.0, [1, 1]), ("step 1", 0.04, [0.03, 0.42]))
-    ]
+    bench = [timed("original", 1.0, [1, 1]), timed("step 1", 0.04, [0.03, 0.42])]
     technique = {"steps": steps, "stopped": "target", "bench": bench}
     name = SimpleNamespace(name="x")
     return SimpleNamespace(technique=technique, metrics=metrics, model=name, data=[name])
@@ -61,7 +66,7 @@ def test_steps_show_their_intervals():
     table = blocks.steps(block_report("fine-tuned"))
     assert table.rows[0][table.columns.index("± SE")] == "2.00"  # sqrt(.8 * .2 / 400)
     assert "90.0 ± 1.5 % before, 80.0 ± 2.0 % at the end (-10.0 points), n = 401" in table.notes[0]
-    assert table.notes[1].endswith("latency at batch 1 0.04x (95 %: 0.03-0.42)")
+    assert table.notes[1].endswith("latency at batch 1 0.04x (0.03-0.42)")
 
 
 def test_accuracy_along_the_steps_has_error_bars():
@@ -84,7 +89,7 @@ def test_losses_of_blocks_have_their_interval_too():
 
 
 def test_speed_and_controls_of_a_pruned_tower_have_intervals():
-    bench = [{"speedup": 1.25, "speedup_ci95": [1.1, 1.5], "batch": 32, "mac_ratio": 0.5}]
+    bench = [timed("dense", 1.0, [1, 1], 32), timed("predictor", 0.8, [0.5, 1.0], 32, mac_ratio=0.5)]
     golden = {"selector": "dense-golden", "n": 100, "top1": 0.98, "se": 0.014}
     metrics = {"top1_shuffled_names": figure(0.03, 400, 0.008), "object_cover": figure(0.2, 400, 0.001)}
     technique = {"results": [golden], "bench": bench}
@@ -92,5 +97,5 @@ def test_speed_and_controls_of_a_pruned_tower_have_intervals():
         SimpleNamespace(technique=technique, metrics=metrics, model=None, data=[], command="c")
     ).notes
     assert "dense on the same ones: 98.0 ± 1.4 %" in notes[0]
-    assert notes[1] == "speed-up (95 %) 1.25x at batch 32 (1.10-1.50); the MACs say 2.00x"
+    assert notes[1] == "speed-up 1.25x (1.00-2.00) at batch 32; the MACs say 2.00x"
     assert "3.0 ± 0.8 %" in notes[2] and "20.0 ± 0.1 %" in notes[2]
