@@ -200,6 +200,8 @@ class Batch:
     indices: Tensor
     """(B,) int64 positions in the split."""
     captions: list[str] | None = None
+    picture_sizes: Tensor | None = None
+    """(B, 2) heights and widths of the pictures that `images` were squeezed into shape from; None: they are as read."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same on a device."""

@@ -1,8 +1,10 @@
 """Augmented views for contrastive learning. B images, S side of a view; colours are floats in 0..1.
 
-Colours, blur and solarisation always run batched on the device. Crops do too, from pictures of one size (`crop_batch`),
-or else in the loader's processes from the whole pictures (`WorkerCrops`). Random numbers come as a table `noise` with a
-row per image, so that processes can draw the same table and take their own rows.
+Each image gets what torchvision's RandomResizedCrop, RandomHorizontalFlip, ColorJitter, RandomGrayscale and
+RandomSolarize would give it, with draws of its own; only the order of the jitter is one for a batch. Colours, blur and
+solarisation always run batched on the device. Crops do too, from pictures of one shape (`crop_batch`), or else in the
+loader's processes (`WorkerCrops`). Random numbers come as a table `noise` with a row per image, so that processes can
+draw the same table and take their own rows.
 """
 
 import math
@@ -21,10 +23,16 @@ from torchvision.transforms import functional as tf
 from effvl_cli.data.transforms import as_tensor
 
 RATIO = (3 / 4, 4 / 3)
-NOISE = 14  # random numbers an image takes for one view
+ATTEMPTS = 10  # boxes that are drawn until one lies in the picture, as by torchvision
 SMALL = 64  # px; smaller views are neither blurred nor solarised
-_GRAY = (0.299, 0.587, 0.114)
-_TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+# columns of the noise: boxes (areas, ratios, left, top), flip, jitter (factors, whether), gray, blur, solarise
+_AREAS, _RATIOS = slice(0, ATTEMPTS), slice(ATTEMPTS, 2 * ATTEMPTS)
+_LEFT, _TOP, _FLIP = range(2 * ATTEMPTS, 2 * ATTEMPTS + 3)
+_FACTORS = slice(_FLIP + 1, _FLIP + 5)
+_JITTERED, _GRAYED, _BLURRED, _SIGMA, _SOLARISED = range(_FLIP + 5, _FLIP + 10)
+NOISE = _SOLARISED + 1  # random numbers an image takes for one view
+_GRAY = (0.2989, 0.587, 0.114)  # torchvision's
 _BLUR_SIGMA = (0.1, 2.0)
 
 
@@ -82,34 +90,93 @@ def draw_noise(count: int, generator: torch.Generator) -> Tensor:
     return torch.rand(count, NOISE, generator=generator)
 
 
+def draw_order(generator: torch.Generator) -> list[int]:
+    """An order of the jitter's operations."""
+    return torch.randperm(4, generator=generator).tolist()
+
+
 # --- crops -----------------------------------------------------------------------------------------------------------
 
 
-def crop_batch(images: Tensor, size: int, recipe: ViewRecipe, noise: Tensor) -> Tensor:
-    """Random crops, resized by bilinear sampling, half of them flipped.
+def draw_boxes(sizes: Tensor, scale: tuple[float, float], noise: Tensor) -> Tensor:
+    """Boxes of RandomResizedCrop: the first of ten draws that lies in the picture, else the largest central one.
+
+    Source: Szegedy et al., arXiv 1409.4842, sec. 6, as torchvision has it.
+
+    Args:
+        sizes: (B, 2) heights and widths of the pictures, px.
+        scale: share of the area, from and to.
+        noise: (B, NOISE); the columns of boxes are used.
+
+    Returns:
+        (B, 4) float64: top, left, height, width, whole px.
+    """
+    height, width = sizes.double().unbind(1)
+    low, high = (math.log(ratio) for ratio in RATIO)
+    area = (height * width)[:, None] * (scale[0] + (scale[1] - scale[0]) * noise[:, _AREAS].double())
+    ratio = torch.exp(low + (high - low) * noise[:, _RATIOS].double())
+    widths, heights = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
+    fits = (widths > 0) & (widths <= width[:, None]) & (heights > 0) & (heights <= height[:, None])
+    first = fits.int().argmax(1, keepdim=True)  # of equal ones the first
+    found = fits.any(1)
+    box_height = torch.where(found, heights.gather(1, first)[:, 0], torch.minimum(height, (width / RATIO[0]).round()))
+    box_width = torch.where(found, widths.gather(1, first)[:, 0], torch.minimum(width, (height * RATIO[1]).round()))
+    room = torch.stack([height - box_height, width - box_width], 1)
+    drawn = (noise[:, [_TOP, _LEFT]].double() * (room + 1)).floor()
+    corner = torch.where(found[:, None], drawn, (room / 2).floor())
+    return torch.cat([corner, box_height[:, None], box_width[:, None]], 1)
+
+
+def crop_batch(
+    images: Tensor, size: int, recipe: ViewRecipe, noise: Tensor, picture_sizes: Tensor | None = None
+) -> Tensor:
+    """Random crops, resized bilinearly without aliases, half of them flipped.
 
     Args:
         images: (B, 3, H, W) uint8.
         size: S.
         recipe: of the view.
-        noise: (B, NOISE); the first five columns are used.
+        noise: (B, NOISE).
+        picture_sizes: (B, 2) heights and widths of the pictures that `images` were squeezed into shape from; boxes are
+            drawn in those. None: the images are the pictures.
 
     Returns:
         (B, 3, S, S) in 0..1.
     """
-    low, high = recipe.scale
-    area = low + (high - low) * noise[:, 0]
-    ratio = torch.exp(math.log(RATIO[0]) + (math.log(RATIO[1]) - math.log(RATIO[0])) * noise[:, 1])
-    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
-    left, top = noise[:, 2] * (1 - width), noise[:, 3] * (1 - height)
-    mirror = 1 - 2 * (noise[:, 4] < 0.5).float()
-    theta = torch.zeros(len(noise), 2, 3)  # in grid_sample's coordinates the picture spans -1..1
-    theta[:, 0, 0], theta[:, 0, 2] = width * mirror, 2 * left + width - 1
-    theta[:, 1, 1], theta[:, 1, 2] = height, 2 * top + height - 1
-    theta = theta.to(images.device, non_blocking=True)
-    grid = F.affine_grid(theta, [len(images), 3, size, size], align_corners=False)
-    pixels = images.float().div_(255)
-    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    count, channels, height, width = images.shape
+    whole = torch.tensor([height, width])
+    sizes = whole.expand(count, 2) if picture_sizes is None else picture_sizes
+    top, left, box_height, box_width = (draw_boxes(sizes, recipe.scale, noise) * (whole / sizes).repeat(1, 2)).unbind(1)
+    flipped = noise[:, _FLIP] < 0.5
+    rows = _weights(top, box_height, height, size, torch.zeros_like(flipped), images.device).div_(255)
+    columns = _weights(left, box_width, width, size, flipped, images.device)
+    pixels = images.transpose(1, 2).reshape(count, height, channels * width).float()
+    low = torch.bmm(rows, pixels).reshape(count, size * channels, width)
+    found = torch.bmm(low, columns.transpose(1, 2)).reshape(count, size, channels, size)
+    return found.transpose(1, 2).contiguous()
+
+
+def _weights(start: Tensor, length: Tensor, given: int, size: int, flipped: Tensor, device: torch.device) -> Tensor:
+    """Weights (B, S, N) of the N given pixels of an axis in each of S; a triangle as wide as what it shrinks.
+
+    Args:
+        start: (B,) where the box begins, px.
+        length: (B,) of the box, px.
+        given: N.
+        size: S.
+        flipped: (B,) bool, S runs backwards.
+        device: of the weights.
+    """
+    about = torch.stack([start, length, flipped.double()]).float().to(device, non_blocking=True)
+    start, length, back = about[:, :, None, None]
+    scale = length / size
+    places = torch.arange(size, device=device, dtype=start.dtype)[None, :, None]
+    centre = start + ((1 - 2 * back) * places + (size - 1) * back + 0.5) * scale
+    pixel = torch.arange(given, device=device, dtype=start.dtype)[None, None]
+    reach = scale.clamp(min=1)
+    weights = ((pixel + 0.5) / reach - centre / reach).abs_().neg_().add_(1).clamp_(min=0)
+    weights.mul_((pixel + 1 > start) & (pixel < start + length))
+    return weights.div_(weights.sum(2, keepdim=True))
 
 
 class WorkerCrops:
@@ -130,7 +197,7 @@ class WorkerCrops:
         crops = []
         for recipe, size in zip(self.recipes, self.sizes, strict=True):
             box = RandomResizedCrop.get_params(image, list(recipe.scale), list(RATIO))
-            crop = tf.resized_crop(image, *box, [size, size], InterpolationMode.BICUBIC)
+            crop = tf.resized_crop(image, *box, [size, size], InterpolationMode.BILINEAR)
             crops.append(as_tensor(tf.hflip(crop) if torch.rand(()) < 0.5 else crop).flatten())
         return torch.cat(crops)
 
@@ -146,75 +213,79 @@ class WorkerCrops:
 # --- colours ---------------------------------------------------------------------------------------------------------
 
 
-def recolour(images: Tensor, recipe: ViewRecipe, noise: Tensor) -> Tensor:
+def recolour(images: Tensor, recipe: ViewRecipe, noise: Tensor, order: Sequence[int] = range(4)) -> Tensor:
     """Jitter, gray, blur and solarise.
-
-    Jitter and gray are one affine map of the colours of each image, in the order brightness, contrast, saturation,
-    hue (a rotation in YIQ), gray; colours are clipped once at the end.
 
     Args:
         images: (B, 3, S, S) in 0..1.
         recipe: of the view.
-        noise: (B, NOISE); columns from the sixth on are used.
+        noise: (B, NOISE); columns behind those of the crops are used.
+        order: in which brightness, contrast, saturation and hue (0 to 3) are jittered.
     """
-    matrix, offset = colour_map(images.mean((2, 3)), recipe, noise[:, 5:11].to(images.device, non_blocking=True))
-    flat = torch.baddbmm(offset[:, :, None], matrix, images.flatten(2)).clamp_(0, 1)
-    images = flat.reshape(images.shape)
+    device = images.device
+    if recipe.jitter_share:
+        images = jitter(images, recipe, noise, order)
+    if recipe.gray_share:
+        grayed = (noise[:, _GRAYED] < recipe.gray_share).to(device)[:, None, None, None]
+        images = torch.where(grayed, _gray(images), images)
     if recipe.blur_share:
-        chosen = (noise[:, 11] < recipe.blur_share).nonzero()[:, 0].to(images.device)
-        sigma = _BLUR_SIGMA[0] + (_BLUR_SIGMA[1] - _BLUR_SIGMA[0]) * noise[:, 12].to(images.device)
+        chosen = (noise[:, _BLURRED] < recipe.blur_share).nonzero()[:, 0].to(device)
+        sigma = _BLUR_SIGMA[0] + (_BLUR_SIGMA[1] - _BLUR_SIGMA[0]) * noise[:, _SIGMA].to(device)
         if len(chosen):
             images = images.index_copy(0, chosen, blur(images[chosen], sigma[chosen]))
     if recipe.solarise_share:
-        inverted = (noise[:, 13] < recipe.solarise_share).to(images.device)[:, None, None, None]
+        inverted = (noise[:, _SOLARISED] < recipe.solarise_share).to(device)[:, None, None, None]
         images = torch.where(inverted & (images >= 0.5), 1 - images, images)
     return images
 
 
-def colour_map(mean: Tensor, recipe: ViewRecipe, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """The affine map of jitter and gray.
+def jitter(images: Tensor, recipe: ViewRecipe, noise: Tensor, order: Sequence[int]) -> Tensor:
+    """ColorJitter with factors of its own for each image; colours are clipped after every operation.
 
     Args:
-        mean: (B, 3) mean colours, from which contrast is measured.
+        images: (B, 3, S, S) in 0..1.
         recipe: of the view.
-        noise: (B, 6).
-
-    Returns:
-        Matrices (B, 3, 3) and offsets (B, 3).
+        noise: (B, NOISE).
+        order: of the operations.
     """
-    count, device = len(mean), mean.device
-    gray = torch.tensor(_GRAY, device=device)
-    eye = torch.eye(3, device=device).expand(count, 3, 3)
-    to_gray = gray.expand(3, 3)
-    strength = torch.tensor(recipe.jitter, device=device)
-    factors = 1 + strength * (2 * noise[:, :4] - 1)
-    factors[:, :3].clamp_(min=0)
-    brightness, contrast, saturation = factors[:, :3].unbind(1)
-    matrix = eye * brightness[:, None, None]
-    level = (matrix @ mean[:, :, None])[:, :, 0] @ gray
-    matrix = matrix * contrast[:, None, None]
-    offset = ((1 - contrast) * level)[:, None].expand(count, 3)
-    turn = _hue_rotation(2 * math.pi * (factors[:, 3] - 1))
-    turn = turn @ (saturation[:, None, None] * eye + (1 - saturation)[:, None, None] * to_gray)
-    matrix, offset = turn @ matrix, (turn @ offset[:, :, None])[:, :, 0]
-    jittered = (noise[:, 4] < recipe.jitter_share)[:, None]
-    matrix = torch.where(jittered[..., None], matrix, eye)
-    offset = torch.where(jittered, offset, torch.zeros_like(offset))
-    grayed = (noise[:, 5] < recipe.gray_share)[:, None]
-    matrix = torch.where(grayed[..., None], to_gray @ matrix, matrix)
-    offset = torch.where(grayed, (offset @ gray)[:, None].expand(count, 3), offset)
-    return matrix, offset
+    draws = torch.tensor(recipe.jitter) * (2 * noise[:, _FACTORS] - 1)
+    draws = torch.where((noise[:, _JITTERED] < recipe.jitter_share)[:, None], draws, 0.0)
+    draws = draws.to(images.device, non_blocking=True)
+    factors = (1 + draws).clamp_(min=0)[:, :, None, None, None]
+    for kind in order:
+        if recipe.jitter[kind] == 0:
+            continue
+        if kind == BRIGHTNESS:
+            images = (images * factors[:, kind]).clamp_(0, 1)
+        elif kind == HUE:
+            images = turn_hue(images, draws[:, kind])
+        else:
+            gray = _gray(images)
+            toward = gray.mean((2, 3), keepdim=True) if kind == CONTRAST else gray
+            images = torch.lerp(toward, images, factors[:, kind]).clamp_(0, 1)
+    return images
 
 
-def _hue_rotation(angle: Tensor) -> Tensor:
-    """(B,) angles to (B, 3, 3) rotations of the colours about the gray axis."""
-    to_yiq = torch.tensor(_TO_YIQ, dtype=torch.float64)
-    back = torch.linalg.inv(to_yiq).to(angle.device, angle.dtype)
-    rotation = torch.zeros(len(angle), 3, 3, device=angle.device)
-    rotation[:, 0, 0] = 1
-    rotation[:, 1, 1] = rotation[:, 2, 2] = angle.cos()
-    rotation[:, 1, 2], rotation[:, 2, 1] = -angle.sin(), angle.sin()
-    return back @ rotation @ to_yiq.to(angle.device, angle.dtype)
+def _gray(images: Tensor) -> Tensor:
+    """(B, 3, S, S) to (B, 1, S, S)."""
+    red, green, blue = images.split(1, 1)
+    return (red * _GRAY[0]).add_(green, alpha=_GRAY[1]).add_(blue, alpha=_GRAY[2])
+
+
+def turn_hue(images: Tensor, turns: Tensor) -> Tensor:
+    """Colours (B, 3, S, S) whose hue in HSV is turned; turns (B,) are shares of the circle."""
+    red, green, blue = images.unbind(1)
+    value = torch.maximum(torch.maximum(red, green), blue)
+    chroma = value - torch.minimum(torch.minimum(red, green), blue)
+    safe = chroma.clamp(min=torch.finfo(chroma.dtype).tiny)
+    hue = torch.where(value == green, (blue - red).div_(safe).add_(2), (red - green).div_(safe).add_(4))
+    hue = torch.where(value == red, (green - blue).div_(safe), hue).add_(6 * turns[:, None, None])
+    hue.sub_((hue / 6).floor_().mul_(6))
+    out = torch.empty_like(images)
+    for channel, opposite in enumerate((3, 5, 1)):  # a colour is least at the opposite hue, and for a sixth around it
+        amount = (hue - opposite).abs_().sub_(3).abs_().sub_(1).clamp_(0, 1)
+        torch.addcmul(value, amount, chroma, value=-1, out=out[:, channel])
+    return out
 
 
 def blur(images: Tensor, sigma: Tensor) -> Tensor:

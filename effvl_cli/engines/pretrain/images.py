@@ -1,6 +1,9 @@
 """Pictures without labels as a stream of training batches: held in memory, or read by loader processes."""
 
-from collections.abc import Callable
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,12 +11,12 @@ import torch
 from torch import Tensor
 
 from effvl_cli.config.pretrain import EvalConfig, PretrainConfig, SearchConfig
-from effvl_cli.core.errors import UsageError
+from effvl_cli.core.errors import DataError, UsageError
 from effvl_cli.core.report import physical_memory
 from effvl_cli.core.run import Run
 from effvl_cli.data import load
-from effvl_cli.data.decoded import Decoded
-from effvl_cli.data.loader import Batch, loader_workers
+from effvl_cli.data.decoded import CHUNK
+from effvl_cli.data.loader import Batch, SampleLoader, loader_workers
 from effvl_cli.data.sampler import EpochSampler
 from effvl_cli.data.source import ImageSource, Subset
 from effvl_cli.data.transforms import Preprocess
@@ -22,6 +25,7 @@ from effvl_cli.engines.common.batches import Stream, in_memory, loaded
 
 MEMORY_SHARE = 0.25  # of the machine's, for the pictures of a training
 CANVAS = 2  # times the view: larger pictures are made smaller before they are held in memory
+LOOKED_AT = 16  # pictures whose sizes say how large a canvas has to be
 
 StepCrops = Callable[[int], WorkerCrops]
 
@@ -38,13 +42,15 @@ class TrainImages:
 
     Attributes:
         source: where they are from.
-        canvas: (M, 3, H, W) uint8, all of them, or None: they are read as they are needed.
         kept: (M,) their places in the source, those that could be read.
+        canvas: (M, 3, H, W) uint8, all of them, whole and squeezed into one shape, or None: they are read as needed.
+        sizes: (M, 2) their heights and widths before that.
     """
 
     source: ImageSource
-    canvas: Tensor | None
     kept: Tensor
+    canvas: Tensor | None = None
+    sizes: Tensor | None = None
 
     @classmethod
     def open(cls, config: PretrainConfig | SearchConfig, run: Run, preprocess: Preprocess) -> "TrainImages":
@@ -54,22 +60,20 @@ class TrainImages:
             UsageError: `--aug-device batch` and too little memory.
         """
         source = open_split(config, "train")
-        whole = torch.arange(len(source))
         if not len(source):
-            return cls(source, None, whole)
+            return cls(source, torch.arange(0))
         view = preprocess.size[0]
-        side = min(CANVAS * view, *source.image(0).size)
-        fits = len(source) * 3 * side * side <= MEMORY_SHARE * physical_memory()
+        shape = _canvas_shape(source, CANVAS * view)
+        fits = len(source) * 3 * math.prod(shape) <= MEMORY_SHARE * physical_memory()
         if config.aug_device == "batch" and not fits:
             raise UsageError(
-                f"{len(source)} pictures of {side} px do not fit into memory", "Give --aug-device worker or auto"
+                f"{len(source)} pictures of {shape[1]}x{shape[0]} px do not fit into memory",
+                "Give --aug-device worker or auto",
             )
         if config.aug_device == "worker" or not fits or (config.aug_device == "auto" and view > SMALL):
-            return cls(source, None, whole)
-        held = Preprocess((side, side), preprocess.mean, preprocess.std)
-        workers = loader_workers(config.workers, run.device.type)
-        images = Decoded.read(source, held, workers=workers, on_bad=config.on_bad, memory_share=MEMORY_SHARE)
-        return cls(source, images.pixels, torch.as_tensor(images.indices))
+            return cls(source, torch.arange(len(source)))
+        squeeze = dataclasses.replace(preprocess, size=shape, resize_mode="squash", crop_ratio=1.0)
+        return cls(source, *_squeezed(source, squeeze, loader_workers(config.workers, run.device.type), config.on_bad))
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -79,7 +83,46 @@ class TrainImages:
     ) -> Stream[Batch]:
         """The stream of this process's batches, from any step on: of whole pictures, or of `crops_at(step)`."""
         sampler = EpochSampler(len(self), batch_size, seed)
-        canvas = self.canvas
-        if canvas is None:
+        canvas, sizes = self.canvas, self.sizes
+        if canvas is None or sizes is None:
             return loaded(self.source, sampler, config, run, seed=seed, transform_at=crops_at)
-        return in_memory(sampler, lambda rows: Batch(canvas[rows], torch.zeros_like(rows), self.kept[rows]))
+        unlabelled = torch.zeros(len(self), dtype=torch.long)
+        return in_memory(
+            sampler,
+            lambda rows: Batch(canvas[rows], unlabelled[rows], self.kept[rows], picture_sizes=sizes[rows]),
+        )
+
+
+def _canvas_shape(source: ImageSource, limit: int) -> tuple[int, int]:
+    """Height and width that hold the largest of some pictures, up to a limit."""
+    some = np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).astype(int)
+    sizes = []
+    for index in some:
+        with contextlib.suppress(DataError):  # it is met again, and counted, when all are read
+            sizes.append(source.image(int(index)).size)
+    width, height = (max(side) for side in zip(*sizes, strict=True)) if sizes else (limit, limit)
+    return min(limit, height), min(limit, width)
+
+
+def _squeezed(source: ImageSource, preprocess: Preprocess, workers: int, on_bad: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Places (M,), pixels (M, 3, H, W) and sizes (M, 2) of the readable pictures, whole and in one shape."""
+
+    def make(index: int, epoch: int) -> tuple[Tensor, Tensor]:
+        image = source.image(index)
+        return preprocess.to_uint8(image), torch.tensor([image.height, image.width])
+
+    def collate(samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        return torch.stack([pixels for pixels, _ in samples]), torch.stack([size for _, size in samples])
+
+    loader = SampleLoader(lambda step: make, collate, len(source), workers=workers, on_bad=on_bad)
+    canvas = torch.empty(len(source), 3, *preprocess.size, dtype=torch.uint8)
+    kept, sizes, filled = [], [], 0
+    for batch, indices in loader.once(np.arange(len(source)), chunk=CHUNK):
+        if batch is not None:
+            canvas[filled : filled + len(indices)] = batch[0]
+            sizes.append(batch[1])
+            kept.append(torch.from_numpy(indices))
+            filled += len(indices)
+    if not kept:
+        raise DataError(f"{source.name} has no readable training picture", "Give others")
+    return torch.cat(kept), canvas[:filled], torch.cat(sizes)

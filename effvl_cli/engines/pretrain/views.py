@@ -10,7 +10,16 @@ from effvl_cli.config.pretrain import PretrainConfig, SearchConfig
 from effvl_cli.core import distributed, seeds
 from effvl_cli.data.loader import Batch
 from effvl_cli.data.transforms import Preprocess
-from effvl_cli.data.views import ViewRecipe, WorkerCrops, crop_batch, draw_noise, local_view, recolour, view_pair
+from effvl_cli.data.views import (
+    ViewRecipe,
+    WorkerCrops,
+    crop_batch,
+    draw_noise,
+    draw_order,
+    local_view,
+    recolour,
+    view_pair,
+)
 from effvl_cli.engines.pretrain.view_sizes import Sizes
 from effvl_cli.techniques.pretrain.method import View, Views
 from effvl_cli.techniques.pretrain.schedule import Compression
@@ -61,12 +70,13 @@ class ViewMaker:
     def pixels(self, batch: Batch, patch: int, step: int) -> list[Tensor]:
         """The augmented pictures of every view: (B, 3, S, S) in 0..1."""
         sides = self.crop_sizes(patch)
-        crops = self.worker_crops(patch).split(batch.images) if batch.images.ndim == 2 else None
+        crops = self.worker_crops(patch).split(batch.images) if batch.images.ndim == 2 else []
         made = []
         for index, (recipe, side) in enumerate(zip(self.recipes, sides, strict=True)):
-            noise = _own_rows(draw_noise(self._total(batch), seeds.generator(self.seed, "view", index, step)))
-            crop = crop_batch(batch.images, side, recipe, noise) if crops is None else crops[index]
-            made.append(recolour(crop, recipe, noise))
+            draws = seeds.generator(self.seed, "view", index, step)
+            noise, order = _own_rows(draw_noise(self._total(batch), draws)), draw_order(draws)
+            crop = crops[index] if crops else crop_batch(batch.images, side, recipe, noise, batch.picture_sizes)
+            made.append(recolour(crop, recipe, noise, order))
         return made
 
     def views(self, batch: Batch, compression: Compression, step: int) -> Views:
