@@ -98,6 +98,9 @@ def _guarded(run_engine: Callable[[Any, Any], None], config: Any, run: Any, *, d
         where = Path(run.folder) / "log.txt"
         internal = EffvlError(f"internal error: {type(error).__name__}: {error}", f"The traceback is in {where}")
         raise known or internal from error
+    except BaseException:  # Python's own interruption: nothing is reported, but the folder is let go
+        run.close()
+        raise
 
 
 def _in_words(error: Exception) -> EffvlError | None:
