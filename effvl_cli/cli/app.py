@@ -15,7 +15,7 @@ from effvl_cli.cli import commands, flags, utilities
 from effvl_cli.cli.commands import Command
 from effvl_cli.cli.console import is_main
 from effvl_cli.config.resolve import Invocation, Recipe, dry_run_text, read_recipe, resolve, unknown_option
-from effvl_cli.core.errors import EffvlError, ModelError, UsageError
+from effvl_cli.core.errors import EffvlError, ModelError, UsageError, as_user_error
 
 ABOUT = "Vision and vision-language models, cheaper to train, prune and run."
 HELP = ("-h", "--help")
@@ -53,6 +53,8 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
+        if known := as_user_error(error):
+            return _fail(str(known), known.exit_code)
         return _fail(f"internal error: {type(error).__name__}: {error}. Give --debug for the traceback", 1)
 
 

@@ -10,7 +10,15 @@ from typing import Any
 from effvl_cli.cli.commands import Command
 from effvl_cli.cli.console import Console
 from effvl_cli.config.resolve import Invocation, Resolved
-from effvl_cli.core.errors import EffvlError, Interrupted, NumericalError, Preempted, StorageError, UsageError
+from effvl_cli.core.errors import (
+    EffvlError,
+    Interrupted,
+    NumericalError,
+    Preempted,
+    StorageError,
+    UsageError,
+    as_user_error,
+)
 
 
 def execute(command: Command, resolved: Resolved, invocation: Invocation) -> int:
@@ -113,7 +121,7 @@ def _in_words(error: Exception) -> EffvlError | None:
         return NumericalError("out of memory", "Lower the batch size, or --candidate-tokens")
     if isinstance(error, OSError) and is_full(error):
         return StorageError(f"cannot write {error.filename or 'a file'}: {error.strerror}", "Free some space")
-    return None
+    return as_user_error(error)
 
 
 def _close(run: Any, status: str, error: BaseException) -> None:

@@ -1,6 +1,7 @@
 """Options of `effvl pretrain` and its verbs."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,8 +25,8 @@ from effvl_cli.config.options import (
 )
 
 EMBEDDED = "shape-captions"
-_BUDGET = re.compile(r"([0-9]+(?:\.[0-9]*)?(?:e[0-9]+)?)([kMG]?)")
-_SUFFIX = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
+_BUDGET = re.compile(r"([0-9]+(?:_[0-9]+)*(?:\.[0-9]*)?(?:e\+?[0-9]+)?)([kKMG]?)")
+_SUFFIX = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,6 +296,6 @@ def parse_budget(text: str | None) -> float | None:
         return None
     found = _BUDGET.fullmatch(text.strip())
     value = float(found[1]) * _SUFFIX[found[2]] if found else 0.0
-    if not value > 0:
-        raise ValueError(f"--budget is {text!r}. Give a number above 0, e.g. 550000, 550k or 100M")
+    if not 0 < value < math.inf:
+        raise ValueError(f"--budget is {text[:40]!r}. Give a number above 0, e.g. 550000, 550k or 100M")
     return value

@@ -4,6 +4,7 @@ import difflib
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ ALIASES = {
     "gpu": "device",
 }
 HEADER = ("effvl", "command", "description", "reference", "config", "run")
+DEEPEST = 20  # mappings and lists within one another in a YAML file
 SWEEP = ("arms", "baseline", "seeds", "claims", "pictures")
 
 
@@ -184,6 +186,8 @@ def validate(config: type, values: Mapping[str, Any], origins: Mapping[str, str]
     known = options(config)
     parsed = {}
     for name, value in values.items():
+        if isinstance(value, str) and not _is_text(value):
+            raise UsageError(_is(known[name], ascii(value), origins or {}), "It holds bytes that are no text in UTF-8")
         parsed[name] = _parse(known[name], value)
         if parsed[name] == () and known[name].default:
             raise UsageError(_is(known[name], "", origins or {}), "Give one value, or several with commas")
@@ -191,6 +195,13 @@ def validate(config: type, values: Mapping[str, Any], origins: Mapping[str, str]
         return _adapter(config).validate_python(parsed)
     except ValidationError as error:
         raise _readable(error.errors()[0], known, values, origins or {}) from None
+
+
+def _is_text(value: str) -> bool:
+    try:
+        return b"\0" not in value.encode()
+    except UnicodeEncodeError:  # half a character, as Python reads a byte that is not UTF-8
+        return False
 
 
 @functools.cache
@@ -333,8 +344,8 @@ def read_recipe(path: Path) -> Recipe:
         command=content["command"],
         config=config,
         description=content.get("description") or "",
-        reference=content.get("reference") or {},
-        run=content.get("run") or {},
+        reference=_reference(content.get("reference") or {}, path),
+        run=_run_header(content.get("run") or {}, path),
         arms=arms,
         seeds=_seeds(_listed(content.get("seeds"), "seeds", path), path),
         arm_seeds=arm_seeds,
@@ -359,6 +370,33 @@ def _like(name: str, arms: Mapping[str, Mapping[str, str]], path: Path) -> dict[
         merged.update(arms[arm])
     merged.pop("like", None)
     return merged
+
+
+def _reference(reference: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Published figures: rows with a metric, and numbers or nothing beside it."""
+    rows = reference.get("expected") or []
+    for row in rows if isinstance(rows, list) else [rows]:
+        if not isinstance(row, dict) or not isinstance(row.get("metric"), str):
+            raise UsageError(f"reference.expected in {path} is no list of rows", "Write - {metric: top1, value: 0.9}")
+        for key in ("value", "tolerance"):
+            if row.get(key, "") not in ("", "null") and not _is_number(row[key]):
+                raise UsageError(f"{key} of {row['metric']!r} in {path} is no number", "Give a fraction, or null")
+    return reference
+
+
+def _is_number(text: Any) -> bool:
+    try:
+        return isinstance(text, str) and math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _run_header(run: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What a run's config.yaml says beside its options."""
+    for key in ("inputs", "inherited"):
+        if key in run:
+            run = {**run, key: _options(run[key], f"run.{key}", path)}
+    return run
 
 
 def _some(names: Iterable[str], count: int = 8) -> str:
@@ -395,12 +433,26 @@ def _listed(value: Any, key: str, path: Path) -> list[str]:
     return items
 
 
+def _short(path: object) -> str:
+    """A path that a message can hold."""
+    text = str(path)
+    return text if len(text) <= 200 else f"{text[:100]}...{text[-20:]} ({len(text)} characters)"
+
+
 def read_yaml(path: Path) -> Any:
     """YAML with every scalar a string, so that `1e-3` and `off` mean what the option says; no key twice."""
     import yaml
 
     class Loader(yaml.BaseLoader):
-        pass
+        depth = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            self.depth += 1
+            if self.depth > DEEPEST:  # far below what a recursion bears, and long before all of it is read
+                raise UsageError(f"{path} is nested more than {DEEPEST} deep", "Recipes are flat: one option a line")
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
 
     def mapping(loader: Any, node: Any) -> dict[str, Any]:
         seen: dict[str, Any] = {}
@@ -415,13 +467,21 @@ def read_yaml(path: Path) -> Any:
         return seen
 
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    text = _read_text(path)
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader)  # a BaseLoader makes strings, never objects
-    except FileNotFoundError as error:
-        raise UsageError(f"no recipe at {path}", "`effvl list recipes` shows those of this folder") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from error
+        return yaml.load(text, Loader)  # a BaseLoader makes strings, never objects
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" line {mark.line + 1}" if mark else ""
         raise UsageError(f"{path}{place} is not YAML: {getattr(error, 'problem', error)}") from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UsageError(f"no recipe at {path}", "`effvl list recipes` shows those that there are") from error
+    except OSError as error:
+        raise UsageError(f"{_short(path)} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # not UTF-8, or a path with a null byte
+        raise UsageError(f"{_short(path)} cannot be read: {error}") from error

@@ -26,6 +26,7 @@ _BINARY: dict[type, Callable[[float, float], float]] = {
     ast.Div: operator.truediv,
 }
 _COMPARE: dict[type, int] = {ast.GtE: 1, ast.Gt: 1, ast.LtE: -1, ast.Lt: -1}
+LONGEST, DEEPEST = 5000, 100  # characters of a claim, and expressions within one another: a sum of 100 terms
 ROUNDING = 1e-12  # 0.95 - 0.90 >= 0.05 holds, though not in binary
 
 
@@ -88,19 +89,33 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
     if len(values) < 2:
         return values[0] if values else math.nan, None
     mean = sum(values) / len(values)
-    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
+    return mean, math.sqrt(sum((v - mean) * (v - mean) for v in values) / (len(values) - 1) / len(values))
 
 
 def _parse(claim: str) -> ast.Compare:
+    shown = repr(claim if len(claim) <= 60 else f"{claim[:60]}...")
+    if len(claim) > LONGEST:
+        raise UsageError(f"claim {shown} has {len(claim)} characters, of which {LONGEST} are read", "Split it")
     try:
         tree = ast.parse(claim.strip(), mode="eval").body
     except SyntaxError as error:
-        raise UsageError(
-            f"claim {claim!r} cannot be read: {error.msg}", "Write e.g. a.top1 - b.top1 >= 0.05"
-        ) from error
+        raise UsageError(f"claim {shown} cannot be read: {error.msg}", "Write e.g. a.top1 - b.top1 >= 0.05") from error
+    except (ValueError, RecursionError, MemoryError) as error:  # half a character; thousands of signs
+        raise UsageError(f"claim {shown} cannot be read", "Write e.g. a.top1 - b.top1 >= 0.05") from error
+    if _depth(tree) > DEEPEST:
+        raise UsageError(f"claim {shown} has more than {DEEPEST} expressions within one another", "Split it")
     if not isinstance(tree, ast.Compare) or len(tree.ops) != 1 or type(tree.ops[0]) not in _COMPARE:
         raise UsageError(f"claim {claim!r} is no single comparison", "Use one of >= > <= <")
     return tree
+
+
+def _depth(tree: ast.AST) -> int:
+    """How many expressions stand within one another; level by level, as a recursion would end where it is deep."""
+    depth, level = 0, [tree]
+    while level:
+        depth += 1
+        level = [child for node in level for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)]
+    return depth
 
 
 def _complete(node: ast.AST, everything: Sequence[Figures], claim: str) -> list[Figures]:
@@ -123,7 +138,7 @@ def _values(node: ast.expr, seeds: Sequence[Figures], everything: Sequence[Figur
     """The value of an expression in each of `seeds`; functions are over all that there are."""
     match node:
         case ast.Constant(value=int() | float() as number):
-            return [float(number)] * len(seeds)
+            return [_number(number, claim)] * len(seeds)
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             return [-value for value in _values(operand, seeds, everything, claim)]
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
@@ -140,6 +155,15 @@ def _values(node: ast.expr, seeds: Sequence[Figures], everything: Sequence[Figur
         f"claim {claim!r} holds {ast.unparse(node)!r}",
         "Only arm.metric, numbers, + - * /, mean(...), se(...) and parentheses",
     )
+
+
+def _number(number: float, claim: str) -> float:
+    try:
+        return float(number)
+    except OverflowError as error:
+        raise UsageError(
+            f"claim {claim[:60]!r} holds a number of more than 300 digits", "Figures are smaller"
+        ) from error
 
 
 def _apply(function: Callable[[float, float], float], a: float, b: float) -> float:

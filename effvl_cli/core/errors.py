@@ -1,5 +1,7 @@
 """Errors that a user sees as one line, each with its exit code."""
 
+import errno
+
 
 class EffvlError(Exception):
     """A failure that the user can act on.
@@ -79,3 +81,11 @@ class Interrupted(Preempted):
     """The same, asked for at the keyboard."""
 
     exit_code = 130
+
+
+def as_user_error(error: Exception) -> EffvlError | None:
+    """The one line that an exception is to a user, of those that may come from anywhere; None for an internal error."""
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        name = str(error.filename)
+        return UsageError(f"{name[:60]}... is longer than a path can be ({len(name)} characters)", "Give a shorter one")
+    return None

@@ -7,10 +7,11 @@ import io
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from effvl_cli.core.errors import StorageError
 
@@ -110,3 +111,12 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def file_or_folder(name: str | Path) -> Literal["file", "folder", ""]:
+    """What is there by that name; nothing, too, by one that is too long for a path or holds a null byte."""
+    try:
+        mode = Path(name).stat().st_mode
+    except (OSError, ValueError):
+        return ""
+    return "folder" if stat.S_ISDIR(mode) else "file"

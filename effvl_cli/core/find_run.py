@@ -5,6 +5,7 @@ from pathlib import Path
 
 from effvl_cli.core.checkpoint import MANIFEST
 from effvl_cli.core.errors import DataError, ModelError
+from effvl_cli.core.files import file_or_folder
 from effvl_cli.core.report import read_report
 from effvl_cli.core.run import CONFIG, REPORT, RUNS
 
@@ -18,10 +19,11 @@ def find_run(technique: str, given: str | None) -> Path:
     """
     if given is not None:
         path = Path(given)
-        folder = path.parent if path.is_file() else path
-        if not (folder / CONFIG).is_file():
+        folder = path.parent if file_or_folder(path) == "file" else path
+        if file_or_folder(folder / CONFIG) != "file":
+            shown = given if len(given) <= 200 else f"{given[:100]}... ({len(given)} characters)"
             raise ModelError(
-                f"{given} is no run folder: it holds no {CONFIG}", f"Give a folder that `effvl {technique}` made"
+                f"{shown} is no run folder: it holds no {CONFIG}", f"Give a folder that `effvl {technique}` made"
             )
         return folder
     done = []

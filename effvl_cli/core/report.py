@@ -142,12 +142,18 @@ def read_report(path: Path) -> Report:
     from pydantic import ValidationError
 
     try:
-        return _adapter().validate_json(path.read_bytes())
+        report: Report = _adapter().validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         first = str(error).splitlines()[0]
         raise ModelError(
             f"{path} is no report of this version: {first}", "Run the command again with --fresh"
         ) from error
+    if report.schema_version != SCHEMA_VERSION:
+        raise ModelError(
+            f"{path} has schema_version {report.schema_version}, and this effvl reads {SCHEMA_VERSION}",
+            f"It was written by effvl {report.effvl_version}; read it with that one",
+        )
+    return report
 
 
 class ReportBuilder:

@@ -32,7 +32,7 @@ from effvl_cli.core.cache import Cache
 from effvl_cli.core.checkpoint import MANIFEST, sha256
 from effvl_cli.core.devices import resolve_device
 from effvl_cli.core.errors import EffvlError, Interrupted, Preempted, StorageError, UsageError
-from effvl_cli.core.files import disk_errors, is_full, write_json, write_text
+from effvl_cli.core.files import disk_errors, file_or_folder, is_full, write_json, write_text
 from effvl_cli.core.report import Report, ReportBuilder, Status, environment, read_report
 from effvl_cli.core.report import write as write_report
 from effvl_cli.core.run_files import REGISTER, RunFiles, clear
@@ -406,9 +406,9 @@ def input_digests(config: Any) -> dict[str, str]:
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
         if value and ARTEFACT in _metadata(config, item.name):
-            path = Path(value)
-            if path.is_dir() and (path / MANIFEST).is_file():
+            path, there = Path(value), file_or_folder(value)  # a schedule that is written out is longer than a path
+            if there == "folder" and (path / MANIFEST).is_file():
                 digests[item.name] = sha256(path / MANIFEST)[:16]
-            elif path.is_file():
+            elif there == "file":
                 digests[item.name] = sha256(path)[:16]
     return digests

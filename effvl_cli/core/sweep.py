@@ -9,7 +9,7 @@ from pathlib import Path
 
 from effvl_cli.config.resolve import Recipe, read_recipe
 from effvl_cli.core.errors import ModelError, UsageError
-from effvl_cli.core.files import write_text
+from effvl_cli.core.files import file_or_folder, write_text
 from effvl_cli.core.table import Table
 
 FILE = "sweep.yaml"  # copy of the sweep in its folder, so that the folder alone can be tabulated
@@ -33,7 +33,7 @@ def read_sweep(path: Path) -> Recipe:
     Raises:
         UsageError: no sweep.
     """
-    recipe = read_recipe(path / FILE if path.is_dir() else path)
+    recipe = read_recipe(path / FILE if file_or_folder(path) == "folder" else path)
     if not recipe.arms:
         raise UsageError(f"{path} has no arms", "A sweep holds e.g. arms: {base: {}, half: {keep: 0.5}}")
     return recipe
@@ -41,7 +41,7 @@ def read_sweep(path: Path) -> Recipe:
 
 def folder_of(path: Path) -> Path:
     """Where the runs of a sweep lie: its own folder, that of the copy in it, else runs/sweeps/NAME."""
-    if path.is_dir():
+    if file_or_folder(path) == "folder":
         return path
     return path.parent if path.name == FILE else Path("runs") / "sweeps" / path.stem
 

@@ -11,6 +11,7 @@ from effvl_cli.config.resolve import Recipe, read_recipe
 from effvl_cli.core import claims, sweep, sweep_pictures
 from effvl_cli.core.claims import mean_and_error
 from effvl_cli.core.errors import DataError, ModelError, UsageError
+from effvl_cli.core.files import file_or_folder
 from effvl_cli.core.report import Comparison, Metric, Report, compare, read_report
 from effvl_cli.core.table import Cell, Table, percent, points
 
@@ -55,8 +56,10 @@ def _run_tables(paths: Sequence[Path]) -> list[Table]:
     notes = []
     for path in paths:
         file = path if path.suffix == ".json" else path / sweep.REPORT
-        if not file.is_file():
-            raise DataError(f"{path} holds no {sweep.REPORT}", "Give a run folder, a sweep folder or a sweep file")
+        if file_or_folder(file) != "file":
+            raise DataError(
+                f"{str(path)[:200]} holds no {sweep.REPORT}", "Give a run folder, a sweep folder or a sweep file"
+            )
         report = read_report(file)
         key = _all_but_seed(file.parent, report)
         if report.seed in groups.get(key, _Group("")).reports:
@@ -99,7 +102,7 @@ def pictures(paths: Sequence[Path]) -> list[Path]:
 
 
 def _is_sweep(path: Path) -> bool:
-    return path.suffix in (".yaml", ".yml") or (path / sweep.FILE).is_file()
+    return path.suffix in (".yaml", ".yml") or file_or_folder(path / sweep.FILE) == "file"
 
 
 def _completed(recipe: Recipe, path: Path) -> tuple[dict[str, _Group], dict[str, int]]:

@@ -1,18 +1,21 @@
 """Schedules of compressions: the default, those of the options, and how they are written."""
 
-import re
 from pathlib import Path
-from typing import Any
 
 from effvl_cli.config.methods import METHODS
 from effvl_cli.config.pretrain import PretrainConfig
 from effvl_cli.config.resolve import read_yaml
 from effvl_cli.core.errors import UsageError
-from effvl_cli.techniques.pretrain.schedule import Compression, Schedule, Stage, schedule_from
+from effvl_cli.core.files import file_or_folder
+from effvl_cli.techniques.pretrain.schedule import (
+    Compression,
+    Schedule,
+    Stage,
+    is_written,
+    schedule_from,
+    stages_from,
+)
 from effvl_cli.techniques.pretrain.vit import ViTShape
-
-_WRITTEN = re.compile(r"(constant|[0-9.]+):")
-_WORDS = {"patch": "patch", "keep": "keep_q", "keep-k": "keep_k"}
 
 
 def key_keep(method: str, keep: float) -> float:
@@ -55,26 +58,12 @@ def parse_schedule(text: str, method: str, shape: ViTShape) -> Schedule:
     """
     if text == "none":
         return Schedule.constant(Compression(shape.patch))
-    written = _WRITTEN.match(text)
-    if not written and not Path(text).is_file():
-        raise UsageError(f"--schedule {text}: no such file", "Give none, constant:patch=P,keep=R or a YAML file")
+    written = is_written(text)
+    if not written and file_or_folder(text) != "file":
+        shown = text if len(text) <= 200 else f"{text[:100]}... ({len(text)} characters)"
+        raise UsageError(f"--schedule {shown}: no such file", "Give none, constant:patch=P,keep=R or a YAML file")
     try:
-        data = {"stages": _stages(text, shape)} if written else read_yaml(Path(text))
+        data = {"stages": stages_from(text, patch=shape.patch)} if written else read_yaml(Path(text))
         return schedule_from(data, default_keep_k=unsaid_key_keep(method))
     except ValueError as error:
         raise UsageError(f"--schedule {text}: {error}") from error
-
-
-def _stages(text: str, shape: ViTShape) -> list[dict[str, Any]]:
-    """Rows of a schedule written on the command line; a stage without a patch has the base one."""
-    rows = []
-    for index, part in enumerate(text.split(";")):
-        until, _, words = part.partition(":")
-        row: dict[str, Any] = {"until": "1" if until == "constant" else until, "patch": shape.patch}
-        for word in filter(None, words.split(",")):
-            key, _, value = word.partition("=")
-            if key not in _WORDS or not value:
-                raise ValueError(f"stage {index}: cannot read {word!r}; write e.g. patch=8,keep=0.5,keep-k=1")
-            row[_WORDS[key]] = value
-        rows.append(row)
-    return rows

@@ -6,6 +6,7 @@ of the step and nothing has to be stored to resume.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -64,6 +65,8 @@ def schedule_from(data: Mapping[str, Any], *, default_keep_k: float | None = Non
     Raises:
         ValueError: what is wrong, with the stage's index and the field.
     """
+    if not isinstance(data, Mapping):
+        raise ValueError("it is no mapping; write e.g. stages: [{until: 1, patch: 8}]")
     unknown = set(data) - _KEYS
     if unknown:
         raise ValueError(f"unknown key {sorted(unknown)[0]!r}; known: {', '.join(sorted(_KEYS))}")
@@ -99,9 +102,12 @@ def _stage(index: int, row: Any, default_keep_k: float | None) -> Stage:
 
 def _number(index: int, row: Mapping[str, Any], key: str) -> float:
     try:
-        return float(row[key])
+        number = float(row[key])
     except (TypeError, ValueError) as error:
         raise ValueError(f"stage {index}: {key} is {row[key]!r}, which is no number") from error
+    if not math.isfinite(number):
+        raise ValueError(f"stage {index}: {key} is {row[key]}, which is not finite")
+    return number
 
 
 def _keep(index: int, row: Mapping[str, Any], key: str, default: float) -> float:
@@ -121,6 +127,57 @@ def _check_ends(stages: Sequence[Stage], unit: str) -> None:
         raise ValueError(f"stage {len(stages) - 1}: until is {before:g}; the last stage ends at 1")
     if unit == "steps" and any(stage.until != int(stage.until) for stage in stages):
         raise ValueError("until counts steps here; give whole numbers")
+
+
+_WRITTEN = re.compile(r"\s*(constant|[0-9.]+(e[+-]?[0-9]+)?%?)\s*:", re.IGNORECASE)
+_WORDS = {"patch": "patch", "keep": "keep_q", "keep-k": "keep_k"}
+
+
+def is_written(text: str) -> bool:
+    """Whether a text is a schedule itself, such as `0.3:patch=8,keep=0.5;1:keep=1`, and not the name of a file."""
+    return _WRITTEN.match(text) is not None
+
+
+def stages_from(text: str, *, patch: int) -> list[dict[str, str]]:
+    """Rows for `schedule_from` of a schedule that is written in one line.
+
+    Args:
+        text: stages "END:WORDS" with `;` between them; END is `constant`, a share or a percentage of the budget, and
+            WORDS are `patch=`, `keep=` and `keep-k=` with commas between them. Blanks and a last `;` do not matter.
+        patch: of stages that name none.
+
+    Raises:
+        ValueError: what is wrong, with the stage's index.
+    """
+    rows = []
+    for index, part in enumerate(text.strip().rstrip(";").split(";")):
+        end, colon, words = (word.strip() for word in part.partition(":"))
+        if not colon:
+            raise ValueError(f"stage {index}: cannot read {part!r}; write e.g. 0.5:patch=8,keep=0.5")
+        row = {"until": _end(end), "patch": str(patch)}
+        given: set[str] = set()
+        for word in filter(None, (word.strip() for word in words.split(","))):
+            key, value = (side.strip() for side in (*word.split("=", 1), "")[:2])
+            if key not in _WORDS or not value:
+                raise ValueError(f"stage {index}: cannot read {word!r}; write e.g. patch=8,keep=0.5,keep-k=1")
+            if key in given:
+                raise ValueError(f"stage {index}: {key} is given twice")
+            given.add(key)
+            row[_WORDS[key]] = value
+        rows.append(row)
+    return rows
+
+
+def _end(text: str) -> str:
+    """A stage's end as a share: "constant" is 1, "50%" is 0.5."""
+    if text.lower() == "constant":
+        return "1"
+    if not text.endswith("%"):
+        return text
+    try:
+        return repr(float(text[:-1]) / 100)
+    except ValueError:
+        return text
 
 
 def schedule_to(schedule: Schedule) -> dict[str, Any]:
