@@ -4,7 +4,6 @@ import difflib
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -14,6 +13,7 @@ from effvl_cli import __version__
 from effvl_cli.cli import commands, flags, utilities
 from effvl_cli.cli.commands import Command
 from effvl_cli.cli.console import is_main
+from effvl_cli.config import recipes
 from effvl_cli.config.resolve import Invocation, Recipe, dry_run_text, read_recipe, resolve, unknown_option
 from effvl_cli.core.errors import EffvlError, ModelError, UsageError, as_user_error
 
@@ -145,7 +145,7 @@ def earlier_run(command: Command, config: type, typed: dict[str, Any], recipe: s
     from effvl_cli.core.find_run import find_run
     from effvl_cli.core.run import CONFIG
 
-    given = typed.get("run") or (read_recipe(Path(recipe)).config.get("run") if recipe else None)
+    given = typed.get("run") or (read_recipe(recipes.find(recipe)).config.get("run") if recipe else None)
     if given is None and getattr(config, "run_optional", False):
         return None
     folder = find_run(command.name, given)

@@ -48,20 +48,23 @@ def _registered(what: str, pattern: str) -> list[tuple[str, str]]:
 
 
 def _recipes(pattern: str) -> list[tuple[str, str]]:
+    """Those that come with effvl by their names, and those of the current folder's `recipes/` by their paths."""
+    from effvl_cli.config import recipes
     from effvl_cli.config.resolve import read_recipe
 
-    if not RECIPES.is_dir():
-        raise UsageError(f"no folder {RECIPES}/ here", "Recipes lie in the project's checkout")
+    listed = dict(recipes.names())
+    if RECIPES.is_dir() and RECIPES.resolve() != recipes.folder().resolve():
+        listed |= {str(path): path for path in sorted(RECIPES.rglob("*.yaml"))}
     found = []
-    for path in sorted(RECIPES.rglob("*.yaml")):
-        if pattern.lower() in str(path).lower():
+    for name, path in listed.items():
+        if pattern.lower() in name.lower():
             try:
                 recipe = read_recipe(path)
             except UsageError as error:  # one that is being written must not hide the others
-                found.append((str(path), f"unusable: {error}"))
+                found.append((name, f"unusable: {error}"))
                 continue
             kind = "sweep of" if recipe.arms else "effvl"
-            found.append((str(path), f"{kind} {recipe.command}: {recipe.description}"))
+            found.append((name, f"{kind} {recipe.command}: {recipe.description}"))
     return found
 
 
@@ -115,9 +118,10 @@ def sweep(
     """Run a file's arms for each of its seeds, one after the other; finished runs are not run again."""
     from effvl_cli.cli.console import Console
     from effvl_cli.cli.sweep_lines import check
+    from effvl_cli.config import recipes
     from effvl_cli.core import sweep, sweep_check
 
-    recipe, folder = sweep_check.checked(file, out, check, _echo)
+    recipe, folder = sweep_check.checked(recipes.find(str(file)), out, check, _echo)
     if dry_run:
         Console().print_table(sweep.overview(recipe, folder, shard))
         return
@@ -157,8 +161,12 @@ def table(
 ) -> None:
     """Results side by side: mean and spread over seeds, published figures, claims as PASS or FAIL."""
     from effvl_cli.cli.console import Console
+    from effvl_cli.config import recipes
     from effvl_cli.core import sweep_table
+    from effvl_cli.core.files import file_or_folder
 
+    known = recipes.names()
+    runs = [run if file_or_folder(run) else known.get(str(run), run) for run in runs]
     for drawn in sweep_table.tabulate(runs):
         Console().print_table(drawn)
     for path in sweep_table.pictures(runs):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from effvl_cli.config import recipes
 from effvl_cli.config.schema import Option, options, written
 from effvl_cli.core.errors import UsageError
 
@@ -122,7 +123,7 @@ def resolve(
         take(kept, f"run {Path(base.path).parent}")
     found = None
     if recipe is not None:
-        found = read_recipe(Path(recipe))
+        found = read_recipe(recipes.find(recipe))
         _check_recipe(found, command, known)
         take({key.replace("-", "_"): value for key, value in found.config.items()}, f"recipe {recipe}")
     _refuse_both(getattr(config, "alternatives", ()), typed)

@@ -10,6 +10,7 @@ import torch
 
 from effvl_cli.cli import commands
 from effvl_cli.cli.flags import config_class
+from effvl_cli.config import recipes
 from effvl_cli.config.resolve import read_recipe, resolve
 from effvl_cli.core import claims, sweep
 from effvl_cli.models.network import build
@@ -60,7 +61,13 @@ def test_a_recipe_resolves_and_says_what_it_is(path):
     resolved = resolve(config_class(command.config), {}, command=recipe.command, recipe=str(path))
     assert recipe.description and resolved.config
     for row in recipe.reference.get("expected", []):
-        assert set(row) == {"metric", "value", "tolerance", "split"}
+        assert {"metric", "value", "tolerance"} <= set(row) <= {"metric", "value", "tolerance", "split"}
+        assert float(row["value"]) and float(row["tolerance"])  # what could not be read is left out, not empty
+    assert re.search(r"\b(minutes?|hours?)\b.*\b(core|cores|H100)\b", recipe.description)
+    if recipe.reference:
+        line = re.search("`effvl ([^`]*)`", recipe.description)[1].split()
+        assert line[: len(recipe.command.split())] == recipe.command.split()
+        assert recipes.find(line[line.index("--recipe") + 1]) == path
 
 
 def kinds():
@@ -95,6 +102,9 @@ def test_a_sweeps_arms_resolve_and_its_claims_can_be_judged(path, workdir):
     shutil.copytree(ROOT / "recipes", "recipes")
     recipe = sweep.read_sweep(path)
     assert re.search("minutes|hours", recipe.description)  # what it takes is said
+    if path.parent.name == "tables":
+        assert f"`effvl sweep tables/{path.stem}`" in recipe.description
+    assert all(row["value"] != "null" for row in recipe.reference.get("expected", []))
     for run in sweep.plan(recipe, Path("out")):
         words, options = run.arguments, {}
         titles = (" ".join(words[:2]), words[0])
