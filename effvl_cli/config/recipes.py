@@ -1,4 +1,4 @@
-"""The recipes that come with effvl, by name: `prune-tokens/vit-b16-dtd`, or `vit-b16-dtd` where that is the only one."""
+"""The recipes that come with effvl, by name: `prune-tokens/vit-b16-dtd`, or `vit-b16-dtd` if only one ends so."""
 
 import difflib
 from pathlib import Path
