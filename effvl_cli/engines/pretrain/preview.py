@@ -32,7 +32,6 @@ from effvl_cli.techniques.pretrain.method import Method
 from effvl_cli.techniques.pretrain.schedule import Clock, Compression, Schedule
 
 EVALUATIONS = 2  # of the features while an arm is trained
-PROBED = 256  # images of a forward pass, where no option says
 SMALLEST = 2  # samples that a probe of a step takes
 
 
@@ -114,7 +113,7 @@ def _of_views(config: PretrainConfig) -> list[Table]:
     ]
     images = _judged(config, len(arms))
     if images:
-        parts.append(_forward(trainee, images))
+        parts.append(_forward(trainee, images, config.eval_batch_size))
     clock = list(arms.values())[-1]
     title = f"{config.method} on {trainee.network.name}, schedule: {source}"
     memory = max(trainee.memory(kind) for kind in kinds)
@@ -132,9 +131,8 @@ def _judged(config: PretrainConfig, arms: int) -> int:
         return 0
 
 
-def _forward(trainee: Trainee, images: int) -> Part:
+def _forward(trainee: Trainee, images: int, size: int) -> Part:
     config, backbone = trainee.config, trainee.method.result
-    size = config.eval_batch_size if isinstance(config, PretrainConfig) else PROBED
 
     def run(count: int) -> None:
         batch = noise(trainee.network.preprocess, count, trainee.device)
