@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from effvl_cli.core import optim, signals
+from effvl_cli.core import distributed, optim, signals
 from effvl_cli.core.cache import Cache
 from effvl_cli.core.errors import NumericalError, Preempted
 from effvl_cli.core.loop import Plan, StepOutput, Task, fit
@@ -273,3 +273,23 @@ def test_each_optimizer_follows_a_rate_of_its_own(open_toy):
     rates = (lambda step: 1.0, lambda step: step / 2)
     fit(task, optimizers, stream, open_toy(), Plan(steps=3, rate=rates[0], rates=rates))
     assert seen == [[0.1, 0.0], [0.1, 0.05], [0.1, 0.1]]
+
+
+@pytest.mark.parametrize("broadcast", [True, False])
+def test_whether_buffers_are_broadcast_is_the_plans(open_toy, broadcast, monkeypatch):
+    seen = []
+
+    class Parallel(torch.nn.Module):
+        def __init__(self, module, **options):
+            super().__init__()
+            self.module = module
+            seen.append(options)
+
+        def forward(self, *inputs):
+            return self.module(*inputs)
+
+    monkeypatch.setattr(distributed, "world", lambda: distributed.World(0, 2, 0))
+    monkeypatch.setattr(distributed, "all_reduce_max", lambda value: value)
+    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", Parallel)
+    train(open_toy(), Toy(), plan(2, broadcast_buffers=broadcast))
+    assert seen == [{"broadcast_buffers": broadcast}]

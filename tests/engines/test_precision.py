@@ -1,0 +1,69 @@
+"""--precision is that of training, scoring and evaluation alike: what every large batch really computes in."""
+
+import contextlib
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
+
+from effvl_cli.models.cifar_resnet import CifarResNet
+from effvl_cli.techniques.prune_blocks.score import Scorer
+from effvl_cli.techniques.prune_blocks.unit import Unit
+
+LARGE = 40  # images: more than any check or counter looks at
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+LINES = {
+    "supervised": (
+        *("pretrain", "--method", "supervised", "--data", "digits", "--steps", 1, "--batch-size", 8),
+        *("--model", "cifar-resnet:8,width=4"),
+    ),
+    "clip": ("pretrain", "--method", "clip", "--steps", 1, "--batch-size", 8),
+    "scores": (
+        *("prune-blocks", "score", "--weights", "none", "--model", "cifar-resnet:14,width=4", "--data", "digits"),
+        "--force",
+    ),
+}
+
+
+@contextlib.contextmanager
+def evaluated():
+    """Types of the outputs of linear layers and kernels in evaluation mode, for batches of at least `LARGE` images."""
+    found = set()
+
+    def note(module, inputs, output):
+        if isinstance(module, nn.Linear | nn.Conv2d) and not module.training and len(output) >= LARGE:
+            found.add(output.dtype)
+
+    handle = register_module_forward_hook(note)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+@pytest.mark.usefixtures("few_images")
+@pytest.mark.parametrize("precision", TYPES)
+@pytest.mark.parametrize("name", LINES)
+def test_large_batches_are_evaluated_in_the_precision_asked_for(name, precision, effvl):
+    with evaluated() as found:
+        outcome = effvl(*LINES[name], "--precision", precision, "--out", "run")
+    assert outcome.code == 0, outcome.err
+    assert found == {TYPES[precision]}
+
+
+@pytest.mark.parametrize("sharing", ["off", "chain", "replay"])
+def test_scores_are_those_of_a_pass_under_autocast(sharing):
+    torch.manual_seed(0)
+    network = CifarResNet(14, width=8, num_classes=10).eval()
+    units = [Unit(f"layer{k}.1", f"layer{k}") for k in (1, 2)]
+    images, labels = torch.randn(6, 3, 16, 16), torch.arange(6)
+    found = Scorer(network, units, sharing, autocast=torch.bfloat16).batch(images, labels)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits = network(images)
+    assert torch.equal(found.loss[0], F.cross_entropy(logits.float(), labels, reduction="none"))
+    plain = Scorer(network, units, sharing).batch(images, labels)
+    assert not torch.equal(plain.loss[0], found.loss[0])
+    naive = Scorer(network, units, "off", autocast=torch.bfloat16).batch(images, labels)
+    assert torch.equal(naive.loss, found.loss)
