@@ -56,7 +56,7 @@ def test_large_batches_are_evaluated_in_the_precision_asked_for(name, precision,
 @pytest.mark.parametrize("sharing", ["off", "chain", "replay"])
 def test_scores_are_those_of_a_pass_under_autocast(sharing):
     torch.manual_seed(0)
-    network = CifarResNet(14, width=8, num_classes=10).eval()
+    network = CifarResNet((2, 2, 2), num_classes=10, width=8).eval()
     units = [Unit(f"layer{k}.1", f"layer{k}") for k in (1, 2)]
     images, labels = torch.randn(6, 3, 16, 16), torch.arange(6)
     found = Scorer(network, units, sharing, autocast=torch.bfloat16).batch(images, labels)
