@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from effvl_cli.core.errors import ModelError
+from effvl_cli.core.modes import as_found
 from effvl_cli.models.timm_tower import TimmTower, is_plain, objection
 
 _QKV = "qkv"
@@ -181,21 +182,17 @@ def self_check(tower: ClipTower, image_size: tuple[int, int] | None = None) -> N
     weight = next(module.parameters())
     noise = torch.randn(1, 3, *(image_size or tower.image_size), generator=torch.Generator().manual_seed(0))
     image = noise.to(weight.device, weight.dtype)
-    was_training = module.training
-    module.eval()
-    try:
-        with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
-            expected = module(image)
-            states = tower.embed(image)
-            query, keys, values = tower.qkv(0, states)
-            pieces = tower.attend(0, states, F.scaled_dot_product_attention(query, keys, values))
-            differences = [_difference(pieces, tower.block(0, states))]
-            for index in range(tower.depth):
-                states = tower.block(index, states)
-            expected = expected[0] if isinstance(expected, tuple) else expected
-            differences.append(_difference(tower.pool(states), expected))
-    finally:
-        module.train(was_training)
+    quiet = as_found(module, training=False)
+    with quiet, torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+        expected = module(image)
+        states = tower.embed(image)
+        query, keys, values = tower.qkv(0, states)
+        pieces = tower.attend(0, states, F.scaled_dot_product_attention(query, keys, values))
+        differences = [_difference(pieces, tower.block(0, states))]
+        for index in range(tower.depth):
+            states = tower.block(index, states)
+        expected = expected[0] if isinstance(expected, tuple) else expected
+        differences.append(_difference(tower.pool(states), expected))
     tolerance = 1e-5 * torch.finfo(weight.dtype).eps / torch.finfo(torch.float32).eps
     if not max(differences) <= tolerance:
         raise ModelError(

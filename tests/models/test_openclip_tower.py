@@ -85,8 +85,12 @@ def test_self_check_passes_and_keeps_the_mode(kind):
     clip.train()
     tower = tower_of(clip)
     assert tower.drops_tokens
+    first = next(iter(tower.module.children()))
+    first.train(not tower.module.training)  # a part that is not in the mode of the whole
+    modes = [part.training for part in tower.module.modules()]
     self_check(tower)
     self_check(tower, tower.image_size)
+    assert [part.training for part in tower.module.modules()] == modes
     assert clip.visual.training
 
 
