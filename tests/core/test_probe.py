@@ -47,7 +47,7 @@ def test_bytes_that_the_backward_pass_needs():
 
 
 def test_durations_and_a_sum():
-    assert [duration(s) for s in (12, 210, 7200, 4e5)] == ["12 s", "3.5 min", "2.0 h", "4.6 days"]
+    assert [duration(s) for s in (0.44, 12, 210, 7200, 4e5)] == ["0.4 s", "12 s", "3.5 min", "2.0 h", "4.6 days"]
     parts = [Part("a", "x", 2e9, 60.0), Part("b", "y", 3e12, 3600.0)]
     table = cost_table("t", parts, CPU, memory=3 << 20, notes=("n",))
     assert table.rows[0] == ("a", "x", "2 G", "60 s")

@@ -26,11 +26,44 @@ LINES = {
 def test_a_dry_run_lists_the_parts_with_their_costs(line, effvl):
     outcome = effvl(*line.split(), "--dry-run")
     assert outcome.code == 0, outcome.err
-    rows = [re.split(r"\s{2,}", text.strip()) for text in outcome.out.splitlines()]
-    found = [row[0] for row in rows if len(row) == 4 and re.fullmatch(r"[\d.]+ (s|min|h|days)", row[-1])]
-    assert [name for name in found if name != "all"] == LINES[line]
+    assert _parts(outcome.out) == LINES[line]
     assert "times by a short probe on cpu" in outcome.out and "memory" in outcome.out
     assert not Path("runs").exists()
+
+
+OF_RUNS = {
+    "prune-tokens rank --shots 1": {
+        "predict": ["ranking", "predictor"],
+        "tune": ["prompts", "evaluation"],
+        "eval --selector predictor,golden --keep 0.5,0.3": ["golden ranking", "evaluation"],
+    },
+    "pretrain --method supervised --data digits --steps 1 --batch-size 8 --model cifar-resnet:14,width=4": {},
+    "pretrain --data digits --budget 30 --batch-size 4 --num-bank 20 --no-baseline": {
+        "eval --sgd-epochs 2": ["features", "SGD probe"],
+    },
+}
+
+
+@pytest.mark.parametrize("line", OF_RUNS)
+def test_verbs_tell_what_they_will_do_with_a_run(line, effvl):
+    assert effvl(*line.split(), "--out", "run").code == 0
+    technique = line.split()[0]
+    verbs = OF_RUNS[line] or {"apply --units 0 --force": ["fine-tuning", "at the end", "evaluation"]}
+    for verb, expected in verbs.items():
+        name, *options = verb.split()
+        if name == "apply":
+            outcome = effvl("prune-blocks", name, "--weights", "run", "--data", "digits", *options, "--dry-run")
+        else:
+            outcome = effvl(technique, name, "run", *options, "--dry-run")
+        assert outcome.code == 0, outcome.err
+        assert _parts(outcome.out) == expected
+
+
+def _parts(text):
+    """Names of the rows of a table of costs, but for the sum."""
+    rows = [re.split(r"\s{2,}", line.strip()) for line in text.splitlines()]
+    found = [row[0] for row in rows if len(row) == 4 and re.fullmatch(r"[\d.]+ (s|min|h|days)", row[-1])]
+    return [name for name in found if name != "all"]
 
 
 def test_epochs_and_images_are_those_of_the_options(effvl):

@@ -53,10 +53,10 @@ def note_of(device: torch.device, memory: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """As a person says it: "12 s", "3.5 min", "7.2 h", "4.1 days"."""
+    """As a person says it: "0.4 s", "12 s", "3.5 min", "7.2 h", "4.1 days"."""
     for limit, unit, word in ((90, 1, "s"), (5400, 60, "min"), (36 * 3600, 3600, "h")):
         if seconds < limit:
-            return f"{seconds / unit:.0f} {word}" if unit == 1 else f"{seconds / unit:.1f} {word}"
+            return f"{seconds / unit:.{0 if seconds >= 10 and unit == 1 else 1}f} {word}"
     return f"{seconds / 86400:.1f} days"
 
 

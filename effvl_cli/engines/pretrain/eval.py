@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from effvl_cli.config.pretrain import EvalConfig
+from effvl_cli.core.devices import resolve_device
 from effvl_cli.core.errors import DataError, ModelError
 from effvl_cli.core.find_run import find_run
 from effvl_cli.core.metrics import standard_error
@@ -13,10 +14,18 @@ from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
 from effvl_cli.core.table import Table, percent
 from effvl_cli.engines.pretrain.images import open_split
+from effvl_cli.engines.pretrain.preview import features_table
 from effvl_cli.engines.pretrain.probes import Probe, decode
 from effvl_cli.engines.pretrain.sgd_probe import sgd_probe
 from effvl_cli.models import network as networks
 from effvl_cli.techniques.pretrain.vit import VisionTransformer
+
+
+def preview(config: EvalConfig) -> list[Table]:
+    """What `--dry-run` shows beside the options."""
+    network = networks.load(None, str(find_run("pretrain", config.run)), default="", kind="backbone", seed=config.seed)
+    network.module.to(resolve_device(config.device))
+    return [features_table(network, config)]
 
 
 def run(config: EvalConfig, run: Run) -> None:

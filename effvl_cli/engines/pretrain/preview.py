@@ -6,7 +6,7 @@ from functools import partial
 import torch
 
 from effvl_cli.config.methods import VIEW_METHODS
-from effvl_cli.config.pretrain import PretrainConfig, SearchConfig
+from effvl_cli.config.pretrain import EvalConfig, PretrainConfig, SearchConfig
 from effvl_cli.core import distributed
 from effvl_cli.core.devices import resolve_device
 from effvl_cli.core.errors import DataError
@@ -28,6 +28,7 @@ from effvl_cli.engines.pretrain.probes import MAX_VALIDATION
 from effvl_cli.engines.pretrain.schedules import build_schedule, parse_schedule
 from effvl_cli.engines.pretrain.view_sizes import Sizes
 from effvl_cli.engines.pretrain.views import ViewMaker
+from effvl_cli.models.network import Network
 from effvl_cli.techniques.pretrain.method import Method
 from effvl_cli.techniques.pretrain.schedule import Clock, Compression, Schedule
 
@@ -191,6 +192,29 @@ def search_parts(config: SearchConfig, candidates: int, stages: int, share: floa
     work = f"{candidates} candidates x {config.num_grad_batches} batches of {batch} at {stages} stages, at most"
     parts.append(Part("gradients", work, units * trainee.costs.unit_macs, units * seconds))
     return trainee, parts
+
+
+def features_table(network: Network, config: EvalConfig) -> Table:
+    """Of judging features: bank, test split, and the SGD probe where it is asked for."""
+    device, module = resolve_device(config.device), network.module
+    train, test = open_split(config, "train"), open_split(config, "test")
+    images = noise(network.preprocess, config.eval_batch_size, device).images
+    macs = count_macs(module, network.preprocess.normalise(images[:1]))
+
+    def run(count: int) -> None:
+        with as_found(module, training=False), torch.inference_mode(), autocast(device, config.precision):
+            module(network.preprocess.normalise(images[:count]))
+
+    each = seconds_for(run, len(images), device) / len(images)
+    count = min(config.num_bank, len(train)) + len(test)
+    parts = [Part("features", f"{count:,} images, without k-NN and linear probe", count * macs, count * each)]
+    if config.sgd_epochs:
+        seen = config.sgd_epochs * len(train)
+        parts.append(
+            Part("SGD probe", f"{config.sgd_epochs} epochs of {len(train):,} images", seen * macs, seen * each)
+        )
+    memory = 4 * count_parameters(module)
+    return cost_table(f"features of {network.name} on {config.data}", parts, device, memory=memory, notes=())
 
 
 # --- texts and labels ------------------------------------------------------------------------------------------------

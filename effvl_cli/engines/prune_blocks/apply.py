@@ -6,14 +6,21 @@ from effvl_cli.config.prune_blocks import ApplyConfig
 from effvl_cli.core.errors import UsageError
 from effvl_cli.core.phases import Phases
 from effvl_cli.core.registry import nearest
-from effvl_cli.core.run import Run
+from effvl_cli.core.run import Run, unopened
+from effvl_cli.core.table import Table
 from effvl_cli.engines.prune_blocks import candidates, load_run, measurements, result, surgery, tables, training
 from effvl_cli.engines.prune_blocks.candidates import Candidate, Found
 from effvl_cli.engines.prune_blocks.context import note_leaks
+from effvl_cli.engines.prune_blocks.preview import preview_apply
 from effvl_cli.engines.prune_blocks.removal_step import UNCHOSEN, figures, finetune, original_figures, settle, size_of
 from effvl_cli.engines.prune_blocks.training import Recipe
 
 table = tables.steps
+
+
+def preview(config: ApplyConfig) -> list[Table]:
+    """What `--dry-run` shows beside the options: what fine-tuning and measuring cost."""
+    return preview_apply(load_run.open_network(config, unopened("prune-blocks apply", config)))
 
 
 def run(config: ApplyConfig, run: Run) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from effvl_cli.config.prune_blocks import PruneBlocksConfig
+from effvl_cli.config.prune_blocks import ApplyConfig, PruneBlocksConfig, ScoreConfig
 from effvl_cli.core import distributed
 from effvl_cli.core.loop import autocast
 from effvl_cli.core.measure import count_macs, count_parameters
@@ -15,10 +15,11 @@ from effvl_cli.core.table import Table
 from effvl_cli.engines.common.cost_table import STATES, TRAINING, Part, cost_table
 from effvl_cli.engines.prune_blocks import baseline, candidates, importance, surgery, tables
 from effvl_cli.engines.prune_blocks.candidates import Found
-from effvl_cli.engines.prune_blocks.context import Context, Scoring
+from effvl_cli.engines.prune_blocks.context import Context, Scoring, Tuning
 from effvl_cli.engines.prune_blocks.targets import EMBEDDED_REMOVED
 
 UNKNOWN = "removals go on until a target is met: one is counted here"
+AnyBlocks = Context[PruneBlocksConfig | ScoreConfig | ApplyConfig]
 
 
 def preview_score(context: Scoring) -> list[Table]:
@@ -59,6 +60,20 @@ def preview_job(context: Context[PruneBlocksConfig]) -> list[Table]:
     return [units, _table(context, parts, _training_memory(context), () if known else (UNKNOWN,))]
 
 
+def preview_apply(context: Context[ApplyConfig]) -> list[Table]:
+    """Fine-tuning of one cut, and its evaluation."""
+    config, speed, macs = context.config, _speed(context), count_macs(context.module, context.noise(1))
+    tuned = config.finetune_steps * config.finetune_batch_size if config.finetune_steps else 0
+    tuned = tuned or config.finetune_epochs * len(context.train)
+    parts = []
+    for name, images in (("fine-tuning", tuned), ("at the end", config.final_epochs * len(context.train))):
+        if images:
+            parts.append(Part(name, f"{images:,} images", TRAINING * images * macs, TRAINING * images * macs / speed))
+    judged = 4 * (context.count("score") + context.count("test"))
+    parts.append(Part("evaluation", f"{judged:,} images", judged * macs, judged * macs / speed))
+    return [_table(context, parts, _training_memory(context), ())]
+
+
 def _units(context: Scoring, search: str) -> tuple[Found, Table]:
     state = surgery.start(context)
     allowed = candidates.permitted(context, state.origins)
@@ -81,9 +96,9 @@ def _scoring(context: Scoring, found: Found, turns: int, speed: float) -> list[P
     return [Part("scoring", work, macs, macs / speed / distributed.world().size)]
 
 
-def _speed(context: Scoring) -> float:
+def _speed(context: AnyBlocks) -> float:
     """Multiply-adds a second of the network."""
-    size = context.config.score_batch_size
+    size = 64
     images = context.noise(size)
 
     def run(count: int) -> Any:
@@ -93,7 +108,7 @@ def _speed(context: Scoring) -> float:
     return size * count_macs(context.module, images[:1]) / seconds_for(run, size, context.run.device)
 
 
-def _training_memory(context: Context[PruneBlocksConfig]) -> int:
+def _training_memory(context: Tuning) -> int:
     """Weights, gradients, momentum, and what the backward pass of a fine-tuning step needs."""
     images = context.noise(2)
 
@@ -106,6 +121,6 @@ def _training_memory(context: Context[PruneBlocksConfig]) -> int:
     return 4 * STATES["sgd"] * count_parameters(context.module) + activations
 
 
-def _table(context: Scoring, parts: Sequence[Part], memory: int, notes: Sequence[str]) -> Table:
+def _table(context: AnyBlocks, parts: Sequence[Part], memory: int, notes: Sequence[str]) -> Table:
     title = f"cost of {context.network.name} on {context.data}"
     return cost_table(title, parts, context.run.device, memory=memory, notes=notes)

@@ -19,11 +19,12 @@ from effvl_cli.engines.prune_tokens.evaluation import (
     result,
 )
 from effvl_cli.engines.prune_tokens.oracle import golden
+from effvl_cli.engines.prune_tokens.preview import preview_eval
 from effvl_cli.engines.prune_tokens.rankings import refuse_other_ranking
 from effvl_cli.engines.prune_tokens.selectors import asked_for, prune, rates, refuse_missing, selector_of, tower_with
 from effvl_cli.techniques.prune_tokens.tower import WrappedTower
 
-table = tables.results
+table, preview = tables.results, preview_eval
 
 
 def run(config: EvalConfig, run: Run) -> None:

@@ -9,9 +9,10 @@ from effvl_cli.engines.prune_tokens import artefact, tables
 from effvl_cli.engines.prune_tokens.context import build_context, tower_summary
 from effvl_cli.engines.prune_tokens.golden_search import rank_training
 from effvl_cli.engines.prune_tokens.predictor import train_predictor
+from effvl_cli.engines.prune_tokens.preview import preview_predict
 from effvl_cli.engines.prune_tokens.rankings import key_of, refuse_other_ranking
 
-table = tables.figures
+table, preview = tables.figures, preview_predict
 
 
 def run(config: PredictConfig, run: Run) -> None:

@@ -1,12 +1,20 @@
 """What a search of rankings, and all that follows it, will cost; for `--dry-run`."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from effvl_cli.config.prune_tokens import PruneTokensConfig, RankConfig
+from effvl_cli.config.prune_tokens import (
+    EvalConfig,
+    PredictConfig,
+    PruneTokensConfig,
+    RankConfig,
+    TowerConfig,
+    TuneConfig,
+)
 from effvl_cli.core import distributed, sweep
 from effvl_cli.core.measure import count_parameters
 from effvl_cli.core.probe import seconds_for
@@ -15,7 +23,7 @@ from effvl_cli.core.table import Table
 from effvl_cli.data import load
 from effvl_cli.data.fewshot import few_shot
 from effvl_cli.engines.common.cost_table import TRAINING, Part, cost_table
-from effvl_cli.engines.prune_tokens.context import Ranking, Searching, build_context
+from effvl_cli.engines.prune_tokens.context import Context, Searching, Tuning, build_context
 from effvl_cli.techniques.prune_tokens.ranking import alive_until, removal_windows
 from effvl_cli.techniques.prune_tokens.tower import num_keep
 
@@ -55,21 +63,60 @@ def preview_search(config: RankConfig) -> list[Table]:
 def preview_job(config: PruneTokensConfig) -> list[Table]:
     """Of the whole job."""
     context = build_context(config, unopened("prune-tokens", config))
-    config = context.config
-    shape, speed, images = context.shape, _speed(context), _ranked(context)
-    pruned = shape.pruned(num_keep(config.keep, shape.num_patches), context.layer)
-    test = len(load(config.data, "test", root=config.data_root, seed=0))
-    parts = [_search(context, "ranking", images, speed)]
-    mixer = TRAINING * config.predictor_epochs * images * shape.mixer(config.predictor_width)
-    parts.append(_part("predictor", f"{config.predictor_epochs} epochs of {images:,} images", mixer, speed))
+    speed, images, test = _speed(context), _ranked(context), _tested(context)
+    parts = [_search(context, "ranking", images, speed), _predictor(context, images, speed)]
     if config.prompts != "none":
-        work = f"{config.tune_epochs} epochs of {images:,} images"
-        parts.append(_part("prompts", work, TUNING * config.tune_epochs * images * pruned, speed))
+        parts.append(_prompts(context, images, speed))
     if config.num_golden:
         parts.append(_search(context, "golden ranking", min(config.num_golden, test), speed))
-    macs = test * (shape.dense() + ARMS * pruned)
-    parts.append(_part("evaluation", f"the tower and {ARMS} selectors on {test:,} images", macs, speed))
-    return [_table(context, parts)]
+    return [_table(context, [*parts, _evaluation(context, (context.config.keep,), ARMS, test, speed)])]
+
+
+def preview_predict(config: PredictConfig) -> list[Table]:
+    """Of a predictor."""
+    context = build_context(config, unopened("prune-tokens predict", config))
+    speed, images = _speed(context), _ranked(context)
+    return [_table(context, [_search(context, "ranking", images, speed), _predictor(context, images, speed)])]
+
+
+def preview_tune(config: TuneConfig) -> list[Table]:
+    """Of prompts."""
+    context = build_context(config, unopened("prune-tokens tune", config))
+    speed = _speed(context)
+    last = _evaluation(context, (context.config.keep,), 2, _tested(context), speed)
+    return [_table(context, [_prompts(context, _ranked(context), speed), last])]
+
+
+def preview_eval(config: EvalConfig) -> list[Table]:
+    """Of selectors at keep rates."""
+    context = build_context(config, unopened("prune-tokens eval", config))
+    speed, test = _speed(context), _tested(context)
+    parts = []
+    if "golden" in config.selector:
+        parts.append(_search(context, "golden ranking", min(config.num_golden, test), speed))
+    keeps = tuple(dict.fromkeys(context.config.keep))
+    return [_table(context, [*parts, _evaluation(context, keeps, len(config.selector), test, speed)])]
+
+
+def _predictor(context: Context[PruneTokensConfig | PredictConfig], images: int, speed: float) -> Part:
+    config = context.config
+    macs = TRAINING * config.predictor_epochs * images * context.shape.mixer(config.predictor_width)
+    return _part("predictor", f"{config.predictor_epochs} epochs of {images:,} images", macs, speed)
+
+
+def _prompts(context: Tuning, images: int, speed: float) -> Part:
+    config, shape = context.config, context.shape
+    pruned = shape.pruned(num_keep(config.keep, shape.num_patches), context.layer)
+    macs = TUNING * config.tune_epochs * images * pruned
+    return _part("prompts", f"{config.tune_epochs} epochs of {images:,} images", macs, speed)
+
+
+def _evaluation(context: Context[TowerConfig], keeps: Sequence[float], selectors: int, test: int, speed: float) -> Part:
+    shape = context.shape
+    pruned = sum(shape.pruned(num_keep(keep, shape.num_patches), context.layer) for keep in keeps)
+    rates = f" at {len(keeps)} keep rates" if len(keeps) > 1 else ""
+    work = f"the tower and {selectors} selectors{rates} on {test:,} images"
+    return _part("evaluation", work, test * (shape.dense() + selectors * pruned), speed)
 
 
 def _search(context: Searching, name: str, images: int, speed: float) -> Part:
@@ -83,14 +130,19 @@ def _part(name: str, work: str, macs: float, speed: float) -> Part:
     return Part(name, work, macs, macs / speed)
 
 
-def _ranked(context: Ranking) -> int:
+def _ranked(context: Context[PruneTokensConfig | RankConfig | PredictConfig | TuneConfig]) -> int:
     """Images that are ranked."""
     config = context.config
     source = load(config.data, "train", root=config.data_root, seed=0)
     return len(source) if config.shots == "all" else len(few_shot(source, config.shots, config.seed))
 
 
-def _speed(context: Searching) -> float:
+def _tested(context: Context[TowerConfig]) -> int:
+    config = context.config
+    return len(load(config.data, "test", root=config.data_root, seed=0))
+
+
+def _speed(context: Context[TowerConfig]) -> float:
     """Multiply-adds a second of the dense tower."""
 
     def run(pixels: Tensor, count: int) -> Any:
@@ -102,7 +154,7 @@ def _speed(context: Searching) -> float:
     return BATCH * context.shape.dense() / seconds
 
 
-def _table(context: Searching, parts: list[Part]) -> Table:
+def _table(context: Context[TowerConfig], parts: list[Part]) -> Table:
     title = f"{context.network.name} on {context.config.data}, pruned before block {context.layer}"
     memory = 4 * count_parameters(context.network.module)
     notes = (

@@ -16,11 +16,12 @@ from effvl_cli.engines.prune_tokens.evaluation import (
     record_mac_ratio,
     result,
 )
+from effvl_cli.engines.prune_tokens.preview import preview_tune
 from effvl_cli.engines.prune_tokens.prompt_init import check_prompts, prompt_start
 from effvl_cli.engines.prune_tokens.selectors import prune
 from effvl_cli.engines.prune_tokens.tuning import tune_prompts
 
-table = tables.results
+table, preview = tables.results, preview_tune
 
 
 def run(config: TuneConfig, run: Run) -> None:
