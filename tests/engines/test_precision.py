@@ -5,9 +5,13 @@ import contextlib
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
+from effvl_cli.data import load
+from effvl_cli.data.decoded import Decoded
+from effvl_cli.models import network as networks
 from effvl_cli.models.cifar_resnet import CifarResNet
 from effvl_cli.techniques.prune_blocks.score import Scorer
 from effvl_cli.techniques.prune_blocks.unit import Unit
@@ -20,10 +24,6 @@ LINES = {
         *("--model", "cifar-resnet:8,width=4"),
     ),
     "clip": ("pretrain", "--method", "clip", "--steps", 1, "--batch-size", 8),
-    "scores": (
-        *("prune-blocks", "score", "--weights", "none", "--model", "cifar-resnet:14,width=4", "--data", "digits"),
-        "--force",
-    ),
 }
 
 
@@ -51,6 +51,22 @@ def test_large_batches_are_evaluated_in_the_precision_asked_for(name, precision,
         outcome = effvl(*LINES[name], "--precision", precision, "--out", "run")
     assert outcome.code == 0, outcome.err
     assert found == {TYPES[precision]}
+
+
+@pytest.mark.parametrize("precision", TYPES)
+def test_scores_of_blocks_are_in_the_precision_asked_for(precision, effvl):
+    """The stored loss of every scored image, against one pass of the same random network by hand."""
+    model = "cifar-resnet:14,width=4"
+    line = ("prune-blocks", "score", "--weights", "none", "--model", model, "--data", "digits", "--force")
+    outcome = effvl(*line, "--precision", precision, "--score-batch-size", 512, "--out", "run")
+    assert outcome.code == 0, outcome.err
+    stored = load_file("run/scores/step_1.safetensors")
+    network = networks.build(model, seed=0, num_classes=10)
+    images = Decoded.read(load("digits", "val", seed=0), network.preprocess)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        logits = network.module.eval()(network.preprocess.normalise(images[stored["order"]]))
+    loss = F.cross_entropy(logits.float(), images.labels[stored["order"]], reduction="none")
+    assert torch.equal(stored["loss"][0], loss)
 
 
 @pytest.mark.parametrize("sharing", ["off", "chain", "replay"])
