@@ -13,7 +13,7 @@ from effvl_cli import __version__
 from effvl_cli.cli import commands, flags, utilities
 from effvl_cli.cli.commands import Command
 from effvl_cli.cli.console import is_main
-from effvl_cli.config import recipes
+from effvl_cli.config import recipes, schema
 from effvl_cli.config.resolve import Invocation, Recipe, dry_run_text, read_recipe, resolve, unknown_option
 from effvl_cli.core.errors import EffvlError, ModelError, UsageError, as_user_error
 
@@ -124,7 +124,7 @@ def _callback(command: Command) -> Callable[..., None]:
 def dispatch(command: Command, typed: dict[str, Any], invocation: Invocation) -> int:
     """Resolve the options of a command and run it."""
     config = flags.config_class(command.config)
-    base = earlier_run(command, config, typed, invocation.recipe) if "run" in flags.options(config) else None
+    base = earlier_run(command, config, typed, invocation.recipe) if "run" in schema.options(config) else None
     resolved = resolve(config, typed, command=command.title, recipe=invocation.recipe, base=base)
     if invocation.dry_run:
         print(dry_run_text(command.title, resolved))

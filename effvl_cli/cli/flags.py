@@ -25,7 +25,8 @@ _OFF = "no_"
 def config_class(target: str) -> type:
     """Import "module:Class"."""
     module, _, name = target.partition(":")
-    return getattr(importlib.import_module(module), name)
+    found: type = getattr(importlib.import_module(module), name)
+    return found
 
 
 def flag_names(config: type) -> list[str]:

@@ -207,7 +207,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{path} is not JSON: {error}", "Copy it again") from error
     if manifest.get("format") != FORMAT:
         raise ModelError(f"{path} has format {manifest.get('format')!r}, this version reads {FORMAT}")
-    return manifest
+    found: dict[str, Any] = manifest
+    return found
 
 
 # --- step folders ----------------------------------------------------------------------------------------------------

@@ -208,7 +208,8 @@ def gather_with_gradient(rows: torch.Tensor) -> torch.Tensor:
     """
     if not _joined():
         return rows
-    return _Gather.apply(rows)
+    found: torch.Tensor = _Gather.apply(rows)
+    return found
 
 
 def share_buffers(module: torch.nn.Module) -> None:

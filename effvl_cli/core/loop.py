@@ -358,7 +358,8 @@ def _clip(parameters: list[Tensor], plan: Plan) -> Tensor:
     if plan.clip_mode == "global" or not plan.clip_grad:
         return nn.utils.clip_grad_norm_(parameters, plan.clip_grad or float("inf"))
     norms = [nn.utils.clip_grad_norm_([parameter], plan.clip_grad) for parameter in parameters]
-    return torch.stack(norms).norm()
+    found: Tensor = torch.stack(norms).norm()
+    return found
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:

@@ -26,7 +26,8 @@ def count_macs(module: nn.Module, *inputs: Tensor) -> int:
     quiet = as_found(module, training=False)
     with quiet, unfused_attention(), plain, torch.enable_grad(), FlopCounterMode(display=False) as counter:
         module(*inputs)
-    return counter.get_total_flops() // 2
+    found: int = counter.get_total_flops() // 2
+    return found
 
 
 @contextlib.contextmanager

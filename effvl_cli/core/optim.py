@@ -183,4 +183,5 @@ class RateCurve:
             "poly": (1 - u) ** self.power,
             "poly-concave": 1 - u**self.power,
         }
-        return self.floor + (1 - self.floor) * shapes[self.decay]
+        found: float = self.floor + (1 - self.floor) * shapes[self.decay]
+        return found

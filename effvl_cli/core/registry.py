@@ -77,7 +77,8 @@ class Registry:
         """
         module, _, function = row.target.partition(":")
         try:
-            return getattr(importlib.import_module(module), function)
+            found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+            return found
         except ImportError as error:
             raise MissingPackageError(
                 f"{self.kind} {row.name!r} of {row.origin} cannot be loaded: {error}",

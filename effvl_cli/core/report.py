@@ -119,7 +119,8 @@ class Report:
 
     def to_json(self, *, indent: int | None = None) -> str:
         """The report as JSON text."""
-        return _adapter().dump_json(self, indent=indent).decode()
+        found: str = _adapter().dump_json(self, indent=indent).decode()
+        return found
 
 
 def _adapter() -> Any:
@@ -130,7 +131,8 @@ def _adapter() -> Any:
 
 def schema() -> dict[str, Any]:
     """JSON Schema of `report.json`; a copy lies beside this module."""
-    return _adapter().json_schema()
+    found: dict[str, Any] = _adapter().json_schema()
+    return found
 
 
 def read_report(path: Path) -> Report:

@@ -81,7 +81,7 @@ def _names(path: Path) -> dict[str, str]:
     if path.is_file():
         return dict(read_lines(path, _named))
     import open_clip
-    from timm.data import ImageNetInfo
+    from timm.data.imagenet_info import ImageNetInfo
 
     return dict(zip(ImageNetInfo().label_names(), open_clip.IMAGENET_CLASSNAMES, strict=True))
 

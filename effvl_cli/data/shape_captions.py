@@ -128,7 +128,8 @@ class ShapeCaptions:
         """(B,) share of the 8 px patches that the object touches."""
         scene = _Scene(self.split, np.asarray(indices), self._largest(np.asarray(indices)))
         cells = scene.object_mask(0.0).reshape(-1, SIZE // PATCH, PATCH, SIZE // PATCH, PATCH)
-        return cells.any((2, 4)).mean((1, 2), dtype=np.float32)
+        found: Floats = cells.any((2, 4)).mean((1, 2), dtype=np.float32)
+        return found
 
     def _sketches(self, indices: Indices) -> NDArray[np.bool_]:
         if self.style == "mixed" and self.split == "train":
@@ -183,7 +184,8 @@ class _Scene:
         outline = self.object_mask(0.0) & ~self.object_mask(2.2)
         colour = _palette()[self.label // len(SHAPES)] + 0.16 * (self.jitter - 0.5)
         np.copyto(pixels, _faded(colour)[:, None, None], where=outline[..., None])
-        return pixels
+        found: Floats = pixels
+        return found
 
     def object_mask(self, inset: float) -> NDArray[np.bool_]:
         """(B, 64, 64): the object, or its inside `inset` px away from its edge."""
@@ -218,7 +220,10 @@ class _Scene:
     def _texture(self) -> Floats:
         """(B, 64, 64, 3) smooth noise in -0.5..0.5: a coarse grid, bilinearly enlarged."""
         enlarge = _enlarge()
-        return np.einsum("ya,bcad,xd->byxc", enlarge, self.coarse - 0.5, enlarge, optimize=True).astype(np.float32)
+        found: Floats = np.einsum("ya,bcad,xd->byxc", enlarge, self.coarse - 0.5, enlarge, optimize=True).astype(
+            np.float32
+        )
+        return found
 
     def _sinusoid(self, amplitude: float) -> Floats:
         fx, fy, phase, strength = (self.wave[:, k][:, None, None] for k in range(4))
@@ -233,7 +238,8 @@ class _Scene:
 
 
 def _circle(dx: Floats, dy: Floats, r: Floats, inset: float) -> NDArray[np.bool_]:
-    return dx * dx + dy * dy <= np.square(r - inset)
+    found: NDArray[np.bool_] = dx * dx + dy * dy <= np.square(r - inset)
+    return found
 
 
 def _square(dx: Floats, dy: Floats, r: Floats, inset: float) -> NDArray[np.bool_]:
@@ -253,7 +259,8 @@ def _cross(dx: Floats, dy: Floats, r: Floats, inset: float) -> NDArray[np.bool_]
 
 def _ring(dx: Floats, dy: Floats, r: Floats, inset: float) -> NDArray[np.bool_]:
     distance = dx * dx + dy * dy
-    return (distance <= np.square(r - inset)) & (distance >= np.square(0.55 * r + inset))
+    found: NDArray[np.bool_] = (distance <= np.square(r - inset)) & (distance >= np.square(0.55 * r + inset))
+    return found
 
 
 _MASKS = (_circle, _square, _triangle, _cross, _ring)
@@ -262,7 +269,8 @@ _MASKS = (_circle, _square, _triangle, _cross, _ring)
 def _faded(colour: Floats) -> Floats:
     """Desaturated and darkened, like a crayon."""
     grey = colour.mean(-1, keepdims=True)
-    return (0.85 * (0.5 * grey + 0.5 * colour)).astype(np.float32)
+    found: Floats = (0.85 * (0.5 * grey + 0.5 * colour)).astype(np.float32)
+    return found
 
 
 @cache
@@ -279,7 +287,8 @@ def _enlarge() -> Floats:
 
 @cache
 def _noise_table() -> Floats:
-    return _uniform("noise", np.array([0]), _NOISE, start=0)[0] - np.float32(0.5)
+    found: Floats = _uniform("noise", np.array([0]), _NOISE, start=0)[0] - np.float32(0.5)
+    return found
 
 
 def _uniform(stream: str, indices: Indices, count: int, *, start: int) -> Floats:

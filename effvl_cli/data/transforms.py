@@ -75,9 +75,11 @@ class Preprocess:
 def _resize_shortest(image: Image.Image, size: tuple[int, int], mode: InterpolationMode) -> Image.Image:
     """Both sides at least `size`, the shape kept; for a square size this is torchvision's Resize(size)."""
     if size[0] == size[1]:
-        return tf.resize(image, size[0], mode)
+        found: Image.Image = tf.resize(image, size[0], mode)
+        return found
     scale = max(size[0] / image.height, size[1] / image.width)
-    return tf.resize(image, [round(image.height * scale), round(image.width * scale)], mode)
+    found = tf.resize(image, [round(image.height * scale), round(image.width * scale)], mode)
+    return found
 
 
 def as_tensor(image: Image.Image) -> Tensor:
@@ -115,4 +117,5 @@ def _random_shift(image: Image.Image) -> Image.Image:
     """Zeros of an eighth of the size on each side, then a random crop of the old size."""
     height, width = image.height // 8, image.width // 8
     top, left = (int(torch.randint(2 * margin + 1, ())) for margin in (height, width))
-    return tf.crop(tf.pad(image, [width, height]), top, left, image.height, image.width)
+    found: Image.Image = tf.crop(tf.pad(image, [width, height]), top, left, image.height, image.width)
+    return found

@@ -176,7 +176,8 @@ def _weights(start: Tensor, length: Tensor, given: int, size: int, flipped: Tens
     reach = scale.clamp(min=1)
     weights = ((pixel + 0.5) / reach - centre / reach).abs_().neg_().add_(1).clamp_(min=0)
     weights.mul_((pixel + 1 > start) & (pixel < start + length))
-    return weights.div_(weights.sum(2, keepdim=True))
+    found: Tensor = weights.div_(weights.sum(2, keepdim=True))
+    return found
 
 
 class WorkerCrops:
@@ -269,7 +270,8 @@ def jitter(images: Tensor, recipe: ViewRecipe, noise: Tensor, order: Sequence[in
 def _gray(images: Tensor) -> Tensor:
     """(B, 3, S, S) to (B, 1, S, S)."""
     red, green, blue = images.split(1, 1)
-    return (red * _GRAY[0]).add_(green, alpha=_GRAY[1]).add_(blue, alpha=_GRAY[2])
+    found: Tensor = (red * _GRAY[0]).add_(green, alpha=_GRAY[1]).add_(blue, alpha=_GRAY[2])
+    return found
 
 
 def turn_hue(images: Tensor, turns: Tensor) -> Tensor:

@@ -66,7 +66,8 @@ class CifarResNet(nn.Module):
         """(B, 3, H, W) to (B, classes) logits."""
         x = F.relu(self.bn1(self.conv1(images)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.fc(x.mean((2, 3)))
+        found: Tensor = self.fc(x.mean((2, 3)))
+        return found
 
     def _stage(self, inputs: int, outputs: int, num_blocks: int, *, stride: int) -> nn.Sequential:
         first = [BasicBlock(inputs, outputs, stride, both=self.both)] if num_blocks else []

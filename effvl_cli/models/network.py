@@ -160,7 +160,8 @@ def build(name: str, *, seed: int, num_classes: int | None = None) -> Network:
     """
     row, argument = MODELS.find(_qualified(name))
     with seeds.global_stream(seed, "init"):
-        return MODELS.builder(row)(argument, num_classes=num_classes)
+        found: Network = MODELS.builder(row)(argument, num_classes=num_classes)
+        return found
 
 
 def _qualified(name: str) -> str:
@@ -293,4 +294,5 @@ def zero_shot_classifier(
 
     with torch.no_grad():
         weights = build_zero_shot_classifier(network.module, network.tokenize, classes, templates, 64, device)
-    return weights.float()
+    found: Tensor = weights.float()
+    return found

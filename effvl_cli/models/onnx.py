@@ -87,7 +87,8 @@ def _convert(program: torch.export.ExportedProgram, outputs: Sequence[str]) -> b
         reason = next(iter(str(error.__cause__ or error).splitlines()), type(error).__name__)
         raise ModelError(f"torch.onnx cannot write the network: {reason}", "Use its torch.export program") from error
     assert converted is not None
-    return converted.model_proto.SerializeToString()
+    found: bytes = converted.model_proto.SerializeToString()
+    return found
 
 
 def _stable_sort(rows: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:

@@ -168,4 +168,5 @@ def _cached(config: dict[str, str]) -> Path | None:
 def logit_scale_value(module: Any) -> Tensor:
     """tau = exp(logit_scale), a scalar tensor without gradient."""
     with torch.no_grad():
-        return module.logit_scale.exp().reshape(())
+        found: Tensor = module.logit_scale.exp().reshape(())
+        return found

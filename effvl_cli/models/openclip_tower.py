@@ -61,17 +61,21 @@ class OpenClipTower:
 
     def embed(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, n, D), positional embedding and pre-norm applied."""
-        return self.module._embeds(images)
+        found: Tensor = self.module._embeds(images)
+        return found
 
     def prompt_norm(self, rows: Tensor) -> Tensor:
         """The pre-norm."""
-        return self.module.ln_pre(rows)
+        found: Tensor = self.module.ln_pre(rows)
+        return found
 
     def block(self, index: int, states: Tensor) -> Tensor:
         """One block, (B, n, D) to the same; recomputed in the backward pass if the tower is set to."""
         if self.module.transformer.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(self.blocks[index], states, use_reentrant=False)
-        return self.blocks[index](states)
+            found: Tensor = checkpoint(self.blocks[index], states, use_reentrant=False)
+            return found
+        found = self.blocks[index](states)
+        return found
 
     def head(self, states: Tensor) -> Any:
         """What the tower returns for these last states: (B, E), with `output_tokens` a pair of it and the tokens."""
@@ -84,7 +88,8 @@ class OpenClipTower:
 
     def pooled(self, states: Tensor) -> Tensor:
         """The same without the projection: (B, n, D) to (B, width of the pooling)."""
-        return self.module._pool(states)[0]
+        found: Tensor = self.module._pool(states)[0]
+        return found
 
     def _pool(self, states: Tensor) -> tuple[Tensor, Tensor]:
         pooled, tokens = self.module._pool(states)
@@ -114,7 +119,8 @@ class OpenClipTower:
         merged = attended.transpose(1, 2).flatten(2)
         inner, outer = getattr(attention, "ln_inner", nn.Identity()), getattr(block, "ln_attn", nn.Identity())
         states = states + block.ls_1(outer(attention.out_proj(inner(merged))))
-        return states + block.ls_2(block.mlp(block.ln_2(states)))
+        found: Tensor = states + block.ls_2(block.mlp(block.ln_2(states)))
+        return found
 
 
 ClipTower = OpenClipTower | TimmTower

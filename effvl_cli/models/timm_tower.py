@@ -6,7 +6,8 @@ Such are the SigLIP towers (no prefix tokens, attentional pooling) and MobileCLI
 import torch
 import torch.nn.functional as F
 from open_clip.timm_model import TimmModel
-from timm.layers import Attention, Mlp
+from timm.layers.attention import Attention
+from timm.layers.mlp import Mlp
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -63,21 +64,26 @@ class TimmTower:
     def embed(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, n, D), positional embedding and pre-norm applied."""
         trunk = self.trunk
-        return trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(images))))
+        found: Tensor = trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(images))))
+        return found
 
     def prompt_norm(self, rows: Tensor) -> Tensor:
         """The pre-norm."""
-        return self.trunk.norm_pre(rows)
+        found: Tensor = self.trunk.norm_pre(rows)
+        return found
 
     def block(self, index: int, states: Tensor) -> Tensor:
         """One block, (B, n, D) to the same; recomputed in the backward pass if the tower is set to."""
         if self.trunk.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(self.blocks[index], states, use_reentrant=False)
-        return self.blocks[index](states)
+            found: Tensor = checkpoint(self.blocks[index], states, use_reentrant=False)
+            return found
+        found = self.blocks[index](states)
+        return found
 
     def head(self, states: Tensor) -> Tensor:
         """What the tower returns for these last states: (B, E)."""
-        return self.module.head(self.trunk.forward_head(self.trunk.norm(states)))
+        found: Tensor = self.module.head(self.trunk.forward_head(self.trunk.norm(states)))
+        return found
 
     def pool(self, states: Tensor) -> Tensor:
         """Final norm, pooling and projection, (B, n, D) to (B, E), not normalised."""
@@ -85,7 +91,8 @@ class TimmTower:
 
     def pooled(self, states: Tensor) -> Tensor:
         """The same without the projection: (B, n, D) to (B, width of the pooling)."""
-        return self.trunk.forward_head(self.trunk.norm(states), pre_logits=True)
+        found: Tensor = self.trunk.forward_head(self.trunk.norm(states), pre_logits=True)
+        return found
 
     def qkv(self, index: int, states: Tensor, parts: str = _QKV) -> tuple[Tensor, ...]:
         """Projections of block `index` that `parts`, a piece of "qkv", names: each (B, heads, n, D / heads).
@@ -108,7 +115,8 @@ class TimmTower:
         attention = block.attn
         merged = attention.proj(attention.norm(attended.transpose(1, 2).flatten(2)))
         states = states + block.ls1(merged)
-        return states + block.ls2(block.mlp(block.norm2(states)))
+        found: Tensor = states + block.ls2(block.mlp(block.norm2(states)))
+        return found
 
 
 def _output_width(module: TimmModel) -> int:

@@ -65,7 +65,8 @@ class ClipTask(Task):
     def _images(self, batch: Batch, step: int) -> Tensor:
         pixels = self.network.preprocess.normalise(batch.images)
         if self.num_keep == self.num_patches:
-            return self.module.encode_image(pixels, normalize=True)
+            found: Tensor = self.module.encode_image(pixels, normalize=True)
+            return found
         world = distributed.world()
         noise = seeds.generator(self.seed, "tokens", step)
         kept = random_tokens(world.size * len(pixels), self.num_patches, self.num_keep, noise)

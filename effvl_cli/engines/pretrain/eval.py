@@ -38,7 +38,8 @@ def run(config: EvalConfig, run: Run) -> None:
         raise ModelError(f"--cls-blocks {config.cls_blocks} needs a ViT, not {network.name}", "Leave it out")
 
     def encode(images: Tensor) -> Tensor:
-        return module.last_cls(images, config.cls_blocks) if config.cls_blocks > 1 else module(images)
+        found: Tensor = module.last_cls(images, config.cls_blocks) if config.cls_blocks > 1 else module(images)
+        return found
 
     train = open_split(config, "train")
     if not train.classes:

@@ -58,7 +58,8 @@ class ProbeTask(loop.Task):
     def accuracies(self) -> Tensor:
         """(G,) on validation pictures."""
         logits = self.module(self.features * self.features.shape[1] ** 0.5)
-        return (logits.argmax(2) == self.labels).float().mean(1)
+        found: Tensor = (logits.argmax(2) == self.labels).float().mean(1)
+        return found
 
     def evaluate(self) -> dict[str, float]:
         """Of the best head."""

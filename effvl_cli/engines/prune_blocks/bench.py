@@ -18,6 +18,7 @@ from effvl_cli.engines.prune_blocks.context import NetworkContext
 from effvl_cli.engines.prune_blocks.removal_step import size_of
 from effvl_cli.models import edits, onnx
 from effvl_cli.models import network as networks
+from effvl_cli.models.program import INPUT
 
 table = bench.table
 PARETO = "pareto.csv"
@@ -52,7 +53,8 @@ def _built(context: NetworkContext[BenchConfig]) -> nn.Module:
         context.network.name, seed=0, num_classes=getattr(context.network.module, "num_classes", None)
     )
     edits.apply_edits(network.module, [edit for edit in context.network.edits if edit["kind"] != edits.REMOVED])
-    return network.module.to(context.run.device).eval()
+    found: nn.Module = network.module.to(context.run.device).eval()
+    return found
 
 
 def _in_onnxruntime(context: NetworkContext[BenchConfig], built: Mapping[str, nn.Module]) -> list[bench.Row]:
@@ -76,7 +78,7 @@ def _in_onnxruntime(context: NetworkContext[BenchConfig], built: Mapping[str, nn
 
 def _passes(path: Path, images: Callable[[int], Tensor]) -> Callable[[int], bench.Pass]:
     def prepare(batch: int) -> bench.Pass:
-        session, feed = onnx.session(path), {onnx.INPUT: images(batch).numpy()}
+        session, feed = onnx.session(path), {INPUT: images(batch).numpy()}
         return lambda: session.run(None, feed)
 
     return prepare

@@ -59,7 +59,8 @@ class NetworkContext(Generic[R_co]):
     @property
     def module(self) -> nn.Module:
         """The original network."""
-        return self.network.module
+        found: nn.Module = self.network.module
+        return found
 
     def noise(self, batch: int) -> Tensor:
         """(batch, 3, H, W) normal images on the device, always the same."""

@@ -137,4 +137,5 @@ def _built(context: Judged, made: Sequence[Mapping[str, object]]) -> nn.Module:
     """The network by name, with random weights and these edits."""
     network = networks.build(context.network.name, seed=0, num_classes=len(context.classes))
     edits.apply_edits(network.module, made)
-    return network.module.to(context.run.device)
+    found: nn.Module = network.module.to(context.run.device)
+    return found

@@ -84,7 +84,8 @@ def _refuse_chance(context: Judged, images: Decoded, embeddings: Tensor) -> None
 
 def pooled(output: Any) -> Tensor:
     """(B, E) float32 of what a tower returns; some also return their tokens."""
-    return (output[0] if isinstance(output, tuple) else output).float()
+    found: Tensor = (output[0] if isinstance(output, tuple) else output).float()
+    return found
 
 
 def result(

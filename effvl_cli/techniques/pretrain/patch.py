@@ -32,7 +32,8 @@ def pseudo_inverse(old: int, new: int) -> Tensor:
     Returns:
         (new^2, old^2) float64.
     """
-    return torch.linalg.pinv(resize_matrix(old, new).T)
+    found: Tensor = torch.linalg.pinv(resize_matrix(old, new).T)
+    return found
 
 
 @lru_cache(maxsize=64)
@@ -43,7 +44,7 @@ def _cached_matrix(old: int, new: int, mode: PatchResize, device: torch.device, 
         return matrix.to(device, dtype)
 
 
-@torch.compiler.assume_constant_result  # else a compiled network would invert the matrix in every step
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a compiled step would invert the matrix
 def _kernel_matrix(old: int, new: int, mode: PatchResize, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The same, (new^2, old^2), as a constant."""
     return _cached_matrix(old, new, mode, device, dtype)
@@ -69,7 +70,8 @@ def resize_kernel(weight: Tensor, patch: int, mode: PatchResize = "pi") -> Tenso
     with torch.autocast(weight.device.type, enabled=False):  # never in half precision
         flat = full(weight).reshape(-1, old * old)
         resized = flat @ _kernel_matrix(old, patch, mode, flat.device, flat.dtype).T
-    return resized.reshape(*weight.shape[:2], patch, patch)
+    found: Tensor = resized.reshape(*weight.shape[:2], patch, patch)
+    return found
 
 
 def grid_coordinates(grid: int, base_grid: int) -> Tensor:

@@ -57,7 +57,8 @@ class Attention(nn.Module):
         qkv = self.qkv(states).reshape(batch, length, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         mixed = F.scaled_dot_product_attention(query, key, value)
-        return self.proj(mixed.transpose(1, 2).reshape(batch, length, width))
+        found: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, length, width))
+        return found
 
 
 class Mlp(nn.Module):
@@ -70,7 +71,8 @@ class Mlp(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """(B, L, D) to (B, L, D)."""
-        return self.fc2(F.gelu(self.fc1(states)))
+        found: Tensor = self.fc2(F.gelu(self.fc1(states)))
+        return found
 
 
 class Block(nn.Module):
@@ -87,10 +89,12 @@ class Block(nn.Module):
         """(B, L, D) to (B, L, D); `scales` (2, B) multiply the two branches (stochastic depth)."""
         if scales is None:
             states = states + self.attn(self.norm1(states))
-            return states + self.mlp(self.norm2(states))
+            found: Tensor = states + self.mlp(self.norm2(states))
+            return found
         first, second = scales[..., None, None].to(states.dtype)
         states = states + first * self.attn(self.norm1(states))
-        return states + second * self.mlp(self.norm2(states))
+        found = states + second * self.mlp(self.norm2(states))
+        return found
 
 
 class PatchEmbed(nn.Module):
@@ -141,7 +145,8 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, num_classes) if num_classes else nn.Identity()
         self._tables: dict[tuple[int, torch.device], Tensor] = {}
-        self.register_load_state_dict_post_hook(lambda module, _: module._tables.clear())
+        forget = self.register_load_state_dict_post_hook  # the tables are of the weights before
+        forget(lambda module, _: module._tables.clear())  # type: ignore[no-untyped-call]
         self.init_weights("trunc-normal")
 
     def init_weights(self, scheme: Literal["trunc-normal", "moco"]) -> None:
@@ -176,7 +181,8 @@ class VisionTransformer(nn.Module):
         Returns:
             (B, D) or (B, C).
         """
-        return self.head(self.pooled(self.tokens(images, kept=kept, patch=patch, scales=scales)))
+        found: Tensor = self.head(self.pooled(self.tokens(images, kept=kept, patch=patch, scales=scales)))
+        return found
 
     def tokens(
         self, images: Tensor, *, kept: Tensor | None = None, patch: int | None = None, scales: Tensor | None = None
@@ -185,7 +191,8 @@ class VisionTransformer(nn.Module):
         states = self._embed(images, kept, patch or self.shape.patch)
         for index, block in enumerate(self.blocks):
             states = block(states, None if scales is None else scales[index])
-        return self.norm(states)
+        found: Tensor = self.norm(states)
+        return found
 
     def last_cls(self, images: Tensor, blocks: int) -> Tensor:
         """CLS tokens after the last `blocks` blocks, each through the last norm, side by side: (B, blocks * D)."""

@@ -152,7 +152,8 @@ def _watch(network: nn.Module, units: Sequence[Unit], images: Tensor, observe: O
         before = first_input(args, kwargs).clone()
         after = forward(*args, **kwargs)
         observe(index, before, after)
-        return after
+        found: Tensor = after
+        return found
 
     modules = [network.get_submodule(unit.path) for unit in units]
     forwards = {module: partial(run, index, module.forward) for index, module in enumerate(modules)}

@@ -49,7 +49,8 @@ class Predictor(nn.Module):
 
     def score(self, states: Tensor, context: Context) -> Tensor:
         """See `Selector`."""
-        return self(self.inputs(states))
+        found: Tensor = self(self.inputs(states))
+        return found
 
     def macs(self, num_patches: int) -> int:
         """Multiply-adds of an image with N patches."""
@@ -89,7 +90,8 @@ class MixerPredictor(Predictor):
         x = inputs.to(self.head.weight.dtype)
         x = x + self.token_mlp(self.token_norm(x).transpose(1, 2)).transpose(1, 2)
         x = x + self.channel_mlp(self.channel_norm(x))
-        return self.head(x[:, self.num_prefix :]).squeeze(-1).float()
+        found: Tensor = self.head(x[:, self.num_prefix :]).squeeze(-1).float()
+        return found
 
     def macs(self, num_patches: int) -> int:
         """See `Predictor`."""
@@ -118,7 +120,8 @@ class MLPPredictor(Predictor):
         """(B, N, D) to scores (B, N) float32, higher = keep."""
         own, shared = self.inner(inputs.to(self.head.weight.dtype)).chunk(2, dim=-1)
         context = shared.mean(1, keepdim=True).expand_as(own)
-        return self.head(self.outer(torch.cat([own, context], -1))).squeeze(-1).float()
+        found: Tensor = self.head(self.outer(torch.cat([own, context], -1))).squeeze(-1).float()
+        return found
 
     def macs(self, num_patches: int) -> int:
         """See `Predictor`."""
@@ -142,7 +145,8 @@ class LinearPredictor(Predictor):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, N, D) to scores (B, N) float32, higher = keep."""
-        return self.head(self.norm(inputs.to(self.head.weight.dtype))).squeeze(-1).float()
+        found: Tensor = self.head(self.norm(inputs.to(self.head.weight.dtype))).squeeze(-1).float()
+        return found
 
     def macs(self, num_patches: int) -> int:
         """See `Predictor`."""

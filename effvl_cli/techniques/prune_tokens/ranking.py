@@ -277,4 +277,5 @@ class _Search:
         removed = removed[removed.any(1)]
         if self.windows[0].sum() == 1:
             return removed
-        return removed.unique(dim=0).flip(0)
+        found: Tensor = removed.unique(dim=0).flip(0)
+        return found

@@ -72,7 +72,8 @@ class NormSelector:
 
     def score(self, states: Tensor, context: Context) -> Tensor:
         """See `Selector`."""
-        return states[:, context.tower.num_prefix :].float().norm(dim=-1)
+        found: Tensor = states[:, context.tower.num_prefix :].float().norm(dim=-1)
+        return found
 
 
 class ClsAttentionSelector:
@@ -102,7 +103,8 @@ class ClsAttentionSelector:
         (query,) = tower.qkv(layer, states[:, :1], "q")
         (keys,) = tower.qkv(layer, states, "k")
         logits = (query @ keys.transpose(-1, -2)).float() * query.shape[-1] ** -0.5
-        return logits.softmax(-1).mean(1)[:, 0, tower.num_prefix :]
+        found: Tensor = logits.softmax(-1).mean(1)[:, 0, tower.num_prefix :]
+        return found
 
 
 class GoldenSelector:

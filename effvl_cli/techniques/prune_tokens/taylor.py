@@ -78,4 +78,5 @@ def _probes(width: int, count: int) -> Tensor:
     if count >= width:
         return torch.eye(width)
     noise = torch.randn(width, count, generator=torch.Generator().manual_seed(0))
-    return torch.linalg.qr(noise).Q.T * (width / count) ** 0.5
+    found: Tensor = torch.linalg.qr(noise).Q.T * (width / count) ** 0.5
+    return found

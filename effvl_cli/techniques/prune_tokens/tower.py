@@ -191,7 +191,8 @@ class WrappedTower(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self.tower.module._apply(fn, recurse)
-        return super()._apply(fn, recurse)
+        found: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return found
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode of the tower too."""
