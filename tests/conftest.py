@@ -1,9 +1,10 @@
 """Fixtures for all tests: no network, a cache and a working folder of their own, the command line in process."""
 
+import fcntl
 import json
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,8 +17,20 @@ from effvl_cli.core import signals
 from effvl_cli.core.report import Report, read_report
 
 
-@pytest.fixture(autouse=True)
-def _no_network(monkeypatch):
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--cpu-times", action="store_true", help="CPU seconds of tests, files and techniques")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--cpu-times"):
+        from tests.cpu_times import CpuTimes
+
+        config.pluginmanager.register(CpuTimes())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_network() -> Iterator[None]:
+    """Of the session, so that fixtures of modules are blocked too."""
     connect = socket.socket.connect
 
     def refuse(self, address, *rest):
@@ -25,7 +38,70 @@ def _no_network(monkeypatch):
             return connect(self, address, *rest)
         raise OSError(f"a test tried to reach {address}")
 
-    monkeypatch.setattr(socket.socket, "connect", refuse)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", refuse)
+        yield
+
+
+class Shared:
+    """A folder that all processes of a test session use; what it holds is made once, and only read afterwards."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def cache(self) -> Path:
+        """What `shared_cache` puts in the place of a test's own."""
+        return self.root / "cache"
+
+    def once(self, name: str, make: Callable[[Path], None]) -> Path:
+        """The folder of that name: `make(folder)` has filled it in this process or in another one."""
+        folder, done = self.root / name, self.root / f"{name}.done"
+        with (self.root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # freed by the end of the process, however it ends
+            if not done.exists():
+                make(folder)
+                done.touch()
+        return folder
+
+    def run(
+        self, name: str, *arguments: object, prepare: Callable[[pytest.MonkeyPatch], None] = lambda patch: None
+    ) -> Path:
+        """The folder of a finished run of this command line, with what `prepare` patches."""
+
+        def make(folder: Path) -> None:
+            work = self.root / f"{name}.work"
+            work.mkdir(exist_ok=True)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(work)
+                patch.setenv("EFFVL_CACHE", str(self.cache))
+                prepare(patch)
+                assert main([*map(str, arguments), "--out", str(folder), "--fresh"]) == 0
+
+        return self.once(name, make)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory) -> Shared:
+    """See `Shared`."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # that of the session; each worker has one of its own in it
+    root = base / "shared"
+    root.mkdir(exist_ok=True)
+    return Shared(root)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _home(shared) -> Iterator[None]:
+    """Libraries leave font lists and the like in the home folder: a temporary one for the session."""
+    home = shared.root / "home"
+    home.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(home))
+        for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR"):
+            patch.delenv(name, raising=False)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +113,23 @@ def workdir(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(work)
     signals.clear()
     return work
+
+
+@pytest.fixture
+def shared_cache(shared, monkeypatch) -> Path:
+    """Rankings, features and baselines of other tests are taken up.
+
+    Not where a cache, or what fills it, is what is tested: those tests keep the empty cache that every test has.
+    """
+    monkeypatch.setenv("EFFVL_CACHE", str(shared.cache))
+    return shared.cache
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch) -> Path:
+    """An empty cache, in a module that shares one."""
+    monkeypatch.setenv("EFFVL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 class Outcome(NamedTuple):
@@ -96,24 +189,40 @@ def miniature() -> tuple[object, ...]:
     return MINIATURE
 
 
-@pytest.fixture
-def few_images(monkeypatch):
-    """shape-captions with small val and test splits."""
+def keep_few_images(patch: pytest.MonkeyPatch) -> None:
+    """Small val and test splits of shape-captions."""
     from effvl_cli.data import shape_captions
 
-    monkeypatch.setitem(shape_captions.SPLITS, "val", 40)
-    monkeypatch.setitem(shape_captions.SPLITS, "test", 48)
+    patch.setitem(shape_captions.SPLITS, "val", 40)
+    patch.setitem(shape_captions.SPLITS, "test", 48)
+
+
+@pytest.fixture
+def few_images(monkeypatch):
+    """See `keep_few_images`."""
+    keep_few_images(monkeypatch)
+
+
+def time_few_passes(patch: pytest.MonkeyPatch) -> None:
+    """Two passes of whatever is timed; timing has tests of its own."""
+    from effvl_cli.core import bench
+
+    for name, few in (("MAX_PASSES", 2), ("WARM_UPS", 1)):
+        patch.setattr(bench, name, few)
+
+
+def draw_little(patch: pytest.MonkeyPatch) -> None:
+    """Jobs of prune-tokens time two passes and draw two points of the curve: what they measure is tested elsewhere."""
+    from effvl_cli.engines.prune_tokens import job
+
+    time_few_passes(patch)
+    patch.setattr(job, "CURVE", (1.0, 0.5))
 
 
 @pytest.fixture
 def quick_figures(monkeypatch):
-    """Jobs of prune-tokens time two passes and draw two points of the curve: what they measure is tested elsewhere."""
-    from effvl_cli.core import bench
-    from effvl_cli.engines.prune_tokens import job
-
-    for name, few in (("MAX_PASSES", 2), ("WARM_UPS", 1)):
-        monkeypatch.setattr(bench, name, few)
-    monkeypatch.setattr(job, "CURVE", (1.0, 0.5))
+    """See `draw_little`."""
+    draw_little(monkeypatch)
 
 
 @pytest.fixture

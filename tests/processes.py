@@ -8,7 +8,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+def environment() -> dict[str, str]:
+    """Of a process that a test starts: with the cache and the home folder of the test."""
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def start(*arguments: object, processes: int = 1) -> subprocess.Popen:
@@ -19,9 +22,12 @@ def start(*arguments: object, processes: int = 1) -> subprocess.Popen:
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"),
             *("-m", "effvl_cli"),
         ]
-    environment = {**ENVIRONMENT, "EFFVL_CACHE": os.environ["EFFVL_CACHE"]}
     return subprocess.Popen(
-        [*launcher, *map(str, arguments)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*launcher, *map(str, arguments)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 

@@ -11,7 +11,8 @@ import torch
 from effvl_cli.core.checkpoint import load_model, read_manifest
 from effvl_cli.data import digits
 from effvl_cli.models import network as networks
-from tests.processes import ENVIRONMENT
+from tests.engines.conftest import little_beside
+from tests.processes import environment
 
 METRICS = {
     *("top1_baseline", "top1_pruned", "top5_baseline", "top5_pruned", "loss_baseline", "loss_pruned"),
@@ -20,30 +21,34 @@ METRICS = {
     *("scoring_speedup", "scoring_bit_equal", "scoring_mac_ratio"),
 }
 MODEL = ("--model", "cifar-resnet:20,width=4", "--latency-batch-size", 2)
-SMALL = (*MODEL, "--baseline-epochs", 3, "--finetune-epochs", 1, "--final-epochs", 1)
 
 
 @pytest.fixture
 def job(effvl):
-    def run(*more, verb=(), small=SMALL, code=0):
-        outcome = effvl("prune-blocks", *verb, *(() if verb else small), *more)
+    def run(*more, verb=(), code=0):
+        outcome = effvl("prune-blocks", *verb, *more)
         assert outcome.code == code, outcome.err
         return outcome
 
     return run
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A run of the job, whose network the verbs work on."""
-    from effvl_cli.cli.app import main
+@pytest.fixture
+def trained(blocks_run):
+    """The run whose network the verbs work on."""
+    return blocks_run
 
-    root = tmp_path_factory.mktemp("blocks")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        patch.setenv("EFFVL_CACHE", str(root / "cache"))
-        assert main([str(a) for a in ("prune-blocks", *SMALL, "--out", root / "run")]) == 0
-    return root / "run"
+
+@pytest.fixture(scope="session")
+def smallest_run(shared):
+    """A ResNet-8 that has lost its only removable block: what exporting and timing need, and nothing else."""
+    return shared.run(
+        "smallest-blocks",
+        *("prune-blocks", "--model", "cifar-resnet:8,width=4", "--data", "digits", "--baseline-epochs", 1),
+        *("--remove", 1, "--score-size", 3, "--finetune-epochs", 0, "--final-epochs", 0, "--latency-batch-size", 1),
+        "--force",
+        prepare=little_beside,
+    )
 
 
 ELSEWHERE = """
@@ -103,7 +108,7 @@ def test_the_result_loads_where_effvl_cannot_be_imported(trained):
     with torch.no_grad():
         expected = network(images)
     out = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE], cwd=trained, env=ENVIRONMENT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", ELSEWHERE], cwd=trained, env=environment(), capture_output=True, text=True, check=False
     )
     assert out.returncode == 0, out.stderr
     for logits in json.loads(out.stdout):
@@ -128,7 +133,7 @@ def test_a_damaged_checkpoint_is_refused(trained, tmp_path, effvl):
     assert outcome.code == 4, outcome.err
 
 
-def test_score_apply_bench_and_export_work_on_a_run(job, trained, report, workdir):
+def test_score_and_apply_work_on_a_run(job, trained, report):
     scored = job(trained, "--out", "s", verb=("score",)).out
     assert "the first row would go first" in scored and len(report("s").technique["importance"]) == 5
     applied = job(
@@ -137,49 +142,55 @@ def test_score_apply_bench_and_export_work_on_a_run(job, trained, report, workdi
         verb=("apply",),
     )
     assert "step" in applied.out
-    edits = read_manifest(Path("a"))["edits"]
-    assert [removal["step"] for removal in edits[0]["args"]] == [1, 2, 3]
+    edits = load_edits("a")
+    assert [removal["step"] for removal in edits] == [1, 2, 3]
     first = report("s").technique["importance"][0]
-    assert edits[0]["args"][-1]["original_path"] == first["path_original"]
+    assert edits[-1]["original_path"] == first["path_original"]
     # without fine-tuning what is measured is what was scored
     impact = report("a").technique["steps"][0]
     assert impact["top1_score_before_ft"] == pytest.approx(
         report("s").metrics["top1_score"].value - first["impact_acc"]
     )
-    job(trained, "--batch-size", "1", "--out", "b", verb=("bench",))
+
+
+def test_bench_and_export_work_on_a_run(job, smallest_run, report):
+    job(smallest_run, "--batch-size", "1", "--out", "b", verb=("bench",))
     done = report("b")
     assert {row["runtime"] for row in done.technique["bench"]} == {"torch", "onnxruntime"}
     assert set(done.metrics) == {"mac_ratio", "latency_ratio_b1", "onnx_latency_ratio_b1"}
-    assert done.metrics["mac_ratio"].value == pytest.approx(1 - report(trained).metrics["macs_removed"].value)
+    assert done.metrics["mac_ratio"].value == pytest.approx(1 - report(smallest_run).metrics["macs_removed"].value)
     assert Path("b/pareto.csv").read_text().startswith("step,params,macs,top1,latency_torch,latency_ort\n0,")
-    job(trained, "--out", "e", verb=("export",))
+    job(smallest_run, "--out", "e", verb=("export",))
     assert {path.name for path in Path("e").iterdir()} >= {"model.onnx", "model.pt2", "rebuild.py"}
-    one, other = (load_model(folder / "checkpoint.safetensors")[0] for folder in (trained, Path("e")))
-    assert all(torch.equal(one[key], other[key]) for key in one)
+    one, other = (load_model(folder / "checkpoint.safetensors")[0] for folder in (smallest_run, Path("e")))
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_the_images_that_score_are_never_trained_on_and_always_the_same(job, report):
+def test_the_images_that_score_are_never_trained_on_and_always_the_same(job, report, trained):
     ids = [set(digits.build("", split).ids) for split in ("train", "val", "test")]
-    assert not (ids[0] & ids[1] or ids[0] & ids[2] or ids[1] & ids[2])
+    assert all(ids) and not (ids[0] & ids[1] or ids[0] & ids[2] or ids[1] & ids[2])
     digest = []
-    for seed in (0, 0, 1):
-        words = ("--score-size", 3, "--seed", seed, "--remove", 1, "--baseline-epochs", 1, "--force", "--fresh")
-        job(*words, "--out", "r", *("--finetune-epochs", 0, "--final-epochs", 0), small=MODEL)
-        digest.append(report("r").technique["ids_sha256"])
-        assert report("r").technique["steps"][0]["score_images"] == 30
+    for number, seed in enumerate((0, 0, 1)):
+        job(trained, "--score-size", 3, "--seed", seed, "--out", number, verb=("score",))
+        digest.append(report(str(number)).technique["ids_sha256"])
+        assert report(str(number)).technique["score_images"] == 30
     assert digest[0] == digest[1] != digest[2]
 
 
 def test_a_fall_that_is_too_large_is_taken_back(job, report, trained):
-    weights = ("--weights", trained, "--data", "digits", "--latency-batch-size", 1)
-    job(*weights, "--remove", 2, "--max-drop", 0.0, "--finetune-epochs", 0, "--final-epochs", 0, "--out", "r",
-        small=())  # fmt: skip
-    done = report("r")
-    if done.technique["stopped"] == "max_drop":
-        assert done.technique["steps"][-1]["rejected"]
-    kept = [row for row in done.technique["steps"] if not row.get("rejected")]
-    limit = done.technique["steps"][-1]["top1_score_after_ft"]
-    assert len(load_edits("r")) == 2 + len(kept) and (not kept or limit >= 0)
+    """The limit lies just below the largest fall of the same removals without a limit."""
+    job(*quick(trained, "--remove", 2))
+    job(trained, "--score-size", 3, "--out", "s", verb=("score",))
+    before = report("s").metrics["top1_score"].value
+    falls = [before - row["top1_score_after_ft"] for row in report("r").technique["steps"]]
+    assert len(falls) == 2 and max(falls) > 0.02
+    limit = max(falls) - 0.01
+    job(*quick(trained, "--remove", 2, "--max-drop", limit, out="limited"))
+    done = report("limited")
+    assert done.technique["stopped"] == "max_drop"
+    found = next(index for index, fall in enumerate(falls) if fall > limit)
+    assert [bool(row.get("rejected")) for row in done.technique["steps"]] == [False] * found + [True]
+    assert len(load_edits("limited")) == 2 + found
 
 
 def load_edits(folder):
@@ -225,7 +236,7 @@ WRONG = {
     "leak": (("--score-split", "test"), 2, "--allow-test-leak"),
     "race": (("--race", "bound", "--criterion", "l1"), 2, "--race bound needs --criterion direct"),
     "pattern": (("--only", "layer9.*", "--force", "--baseline-epochs", 1), 2, "'layer9.*' matches no unit"),
-    "no unit": (("--model", "torchvision:vgg11_bn", "--remove", 1, "--baseline-epochs", 1), 4, "no removable block"),
+    "no unit": (("--model", "torchvision:squeezenet1_1", "--remove", 1, "--baseline-epochs", 1), 4, "no removable"),
     "chance": (("--baseline-epochs", 1, "--baseline-lr", 1e-9), 4, "chance is 10.0%"),
     "half": (("--unit", "half", "--force", "--baseline-epochs", 1), 4, "no ViT blocks"),
     "weights": (("--weights", "nothing.safetensors"), 4, "nothing.safetensors"),
@@ -277,7 +288,6 @@ def test_leaked_scores_are_marked_everywhere(job, report, trained):
     outcome = job(
         *("--weights", trained, "--score-split", "test", "--allow-test-leak", "--score-size", 2, "--remove", 1),
         *("--finetune-epochs", 0, "--final-epochs", 0, "--latency-batch-size", 1, "--out", "r"),
-        small=(),
     )
     assert report("r").technique["leak"] == 1 and "LEAKED" in outcome.out
     assert any("LEAK" in text for text in report("r").warnings)
@@ -294,17 +304,17 @@ def test_a_dry_run_shows_units_and_cost(effvl):
     assert not Path("runs").exists()
 
 
-def quick(trained, *more):
+def quick(trained, *more, out="r"):
     """Removal from a trained network without fine-tuning."""
     return (
         *("--weights", trained, "--score-size", 3, "--finetune-epochs", 0, "--final-epochs", 0),
-        *("--latency-batch-size", 1, "--out", "r", *more),
+        *("--latency-batch-size", 1, "--out", out, *more),
     )
 
 
 @pytest.mark.parametrize("search", ["pairs", "beam"])
 def test_sets_of_blocks_are_scored_and_go_together(search, job, report, trained):
-    job(*quick(trained, "--search", search, "--blocks-per-step", 2, "--remove", 2), small=())
+    job(*quick(trained, "--search", search, "--blocks-per-step", 2, "--remove", 2))
     (step,) = report("r").technique["steps"]
     pairs = step["importance"]
     names = [row["path_original"] for row in pairs]
@@ -322,7 +332,7 @@ def test_sets_of_blocks_are_scored_and_go_together(search, job, report, trained)
 
 
 def test_a_lookahead_goes_on_with_the_candidate_that_recovers_best(job, report, trained):
-    job(*quick(trained, "--lookahead", "2:0.1", "--remove", 1), small=())
+    job(*quick(trained, "--lookahead", "2:0.1", "--remove", 1))
     (step,) = report("r").technique["steps"]
     tried = step["lookahead"]
     assert len(tried) == 2
@@ -340,7 +350,7 @@ def test_scores_with_statistics_of_batch_norm_without_the_unit(job, report, trai
     assert scored["score_bn"] == "recal" and plain["score_bn"] == "keep" and scored["sharing"] == "chain"
     assert [r["impact_loss"] for r in scored["importance"]] != [r["impact_loss"] for r in plain["importance"]]
     short = ("--finetune-epochs", 0, "--final-epochs", 0, "--latency-batch-size", 1)
-    job(*words, "--weights", trained, "--remove", 1, *short, "--out", "r", small=())
+    job(*words, "--weights", trained, "--remove", 1, *short, "--out", "r")
     (step,) = report("r").technique["steps"]
     assert step["score_bn"] == "recal" and step["bit_exact"] == 1
     row = next(r for r in step["importance"] if r["path_original"] == step["removed"][0]["original_path"])
@@ -350,10 +360,10 @@ def test_scores_with_statistics_of_batch_norm_without_the_unit(job, report, trai
 
 
 def test_stacked_candidates_are_chosen_from_alike_and_marked(job, report, trained):
-    job(*quick(trained, "--score-stack", 3, "--remove", 1), small=())
+    job(*quick(trained, "--score-stack", 3, "--remove", 1))
     (step,) = report("r").technique["steps"]
     assert (step["sharing"], step["bit_exact"]) == ("stack", 0)
-    job(*quick(trained, "--remove", 1, "--fresh"), small=())
+    job(*quick(trained, "--remove", 1, "--fresh"))
     (plain,) = report("r").technique["steps"]
     assert (plain["sharing"], plain["bit_exact"]) == ("chain", 1) and plain["removed"] == step["removed"]
     for one, other in zip(step["importance"], plain["importance"], strict=True):
@@ -361,13 +371,13 @@ def test_stacked_candidates_are_chosen_from_alike_and_marked(job, report, traine
         assert one["impact_loss"] == pytest.approx(other["impact_loss"], abs=1e-4)
 
 
-def test_a_fresh_start_leaves_nothing_of_the_run_before(job, report, trained):
-    job(*quick(trained, "--remove", 2), small=())
+def test_a_fresh_start_leaves_nothing_of_the_run_before(job, report, trained, programs):
+    job(*quick(trained, "--remove", 2))
     assert {path.name for path in Path("r/scores").iterdir()} == {"step_1.safetensors", "step_2.safetensors"}
     assert {path.name for path in Path("r").iterdir()} >= {"table.csv", "model.pt2", "rebuild.py", "plots"}
-    outcome = job(*quick(trained, "--remove", 1, "--criterion", "random"), small=(), code=2)
+    outcome = job(*quick(trained, "--remove", 1, "--criterion", "random"), code=2)
     assert "--fresh" in outcome.err
-    job(*quick(trained, "--remove", 1, "--criterion", "random", "--max-drop", 0.0, "--fresh"), small=())
+    job(*quick(trained, "--remove", 1, "--criterion", "random", "--max-drop", 0.0, "--fresh"))
     assert not Path("r/scores").exists()
     done = report("r")
     assert done.resume.count == 0 and len(done.technique["steps"]) == 1
@@ -378,11 +388,11 @@ def test_a_fresh_start_leaves_nothing_of_the_run_before(job, report, trained):
 
 
 def test_impacts_over_latency(job, report, trained):
-    job(*quick(trained, "--impact-per", "latency", "--remove", 1), small=())
+    job(*quick(trained, "--impact-per", "latency", "--remove", 1))
     assert len(report("r").technique["steps"]) == 1
 
 
-def test_halves_of_a_vit_go_one_by_one(effvl, report, image_folder):
+def test_halves_of_a_vit_go_one_by_one(effvl, report, image_folder, programs):
     line = ("prune-blocks", "--data", f"folder:{image_folder}", "--model", "timm:test_vit", "--unit", "half", "--force")
     short = ("--baseline-epochs", 1, "--baseline-batch-size", 8, "--finetune-epochs", 0, "--final-epochs", 0)
     outcome = effvl(*line, *short, "--remove", 1, "--latency-batch-size", 1, "--out", "r")

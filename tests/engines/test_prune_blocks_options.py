@@ -18,18 +18,13 @@ MODEL = "cifar-resnet:14,width=4"
 SHORT = ("--finetune-epochs", 0, "--final-epochs", 0, "--latency-batch-size", 1, "--score-size", 3)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A run that has lost two blocks."""
-    from effvl_cli.cli.app import main
+pytestmark = pytest.mark.usefixtures("shared_cache")  # one training of the network for all jobs here
 
-    root = tmp_path_factory.mktemp("blocks")
-    line = ("prune-blocks", "--model", MODEL, "--baseline-epochs", 2, *SHORT, "--remove", 2, "--force")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        patch.setenv("EFFVL_CACHE", str(root / "cache"))
-        assert main([str(a) for a in (*line, "--out", root / "run")]) == 0
-    return root / "run"
+
+@pytest.fixture
+def trained(blocks_run):
+    """A run that has lost two blocks."""
+    return blocks_run
 
 
 @pytest.fixture
@@ -61,8 +56,11 @@ def test_a_candidate_without_a_finite_answer_goes_last_and_is_flagged(metric, ex
     assert done.metrics["scoring_bit_equal"].value == 1  # NaN is equal to NaN
 
 
-def test_scores_from_a_file_are_finite_numbers(trained, effvl):
-    Path("s.json").write_text('{"layer1.0": 1, "layer3.1": NaN}')
+def test_scores_from_a_file_are_finite_numbers(trained, effvl, report):
+    last = report(trained).technique["steps"][-1]
+    gone = {removal["original_path"] for removal in last["removed"]}
+    left = [row["path_original"] for row in last["importance"] if row["path_original"] not in gone]
+    Path("s.json").write_text(json.dumps(dict.fromkeys(left, 1.0) | {left[-1]: float("nan")}))
     outcome = effvl("prune-blocks", "score", trained, "--criterion", "file:s.json", "--force", "--out", "r")
     assert outcome.code == 3 and "a value is not finite" in outcome.error
 
@@ -205,5 +203,5 @@ def test_halves_must_make_the_network(scale, biased, why):
 
 def test_a_network_without_whole_blocks_is_not_split(trained, effvl):
     outcome = effvl("prune-blocks", "score", trained, "--unit", "half", "--force", "--out", "r")
-    assert outcome.code == 4 and "whole blocks of cifar-resnet:14,width=4 were removed before" in outcome.error
+    assert outcome.code == 4 and "whole blocks of cifar-resnet:20,width=4 were removed before" in outcome.error
     assert json.loads((trained / "manifest.json").read_text())["edits"][0]["kind"] == "blocks removed"

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from effvl_cli.core.checkpoint import load_model
 from effvl_cli.data import digits
 from effvl_cli.engines.prune_blocks import pruning, removals
-from tests.processes import ENVIRONMENT, KILL, TERM, some, stop_when
+from tests.processes import KILL, TERM, environment, some, stop_when
 from tests.processes import run as launch
 
 LINE = (
@@ -182,7 +182,7 @@ distributed.stop()
 def test_a_process_that_fails_on_its_own_ends_the_others_with_one_line(workdir):
     Path("failing.py").write_text(FAILING)
     two = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "failing.py", "run")
-    done = subprocess.run(two, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(two, env=environment(), capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "rank 1: DataError broken;" in done.stdout
     assert "rank 0: DistributedError another process failed;" in done.stdout

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from effvl_cli.core.checkpoint import load_model, read_manifest
+from tests.engines.conftest import copy_of
 
 METRICS = {
     *("top1_dense", "top1_dense_golden", "top1_golden", "top1_predictor", "top1_predictor_tuned", "top1_cls_attn"),
@@ -17,7 +18,7 @@ METRICS = {
 
 
 @pytest.fixture
-def job(effvl, few_images, quick_figures, miniature):
+def job(effvl, few_images, quick_figures, shared_cache, miniature):
     def run(*more, verb=()):
         defaults = (
             []
@@ -36,38 +37,44 @@ def job(effvl, few_images, quick_figures, miniature):
     return run
 
 
-def test_the_job_reports_draws_and_resumes_to_its_stored_result(job, report, records, workdir):
-    outcome = job("--out", "run", "--keep", 0.5)
-    done = report("run")
+def test_the_job_reports_and_draws(tokens_run, report, records):
+    done = report(tokens_run)
     assert done.status == "completed" and set(done.metrics) == METRICS
     assert done.metrics["top1_dense"].n == done.metrics["top1_predictor_tuned"].n == 48
     assert done.metrics["top1_golden"].n == done.metrics["top1_dense_golden"].n == 4
     assert done.metrics["top1_dense"].value > 0.85
     rows = {row["selector"]: row for row in done.technique["results"]}
-    assert rows["predictor"]["K"] == 32
-    # 12 288 patch embedding, 4 blocks over 1+32 rows, projection, and the mixer of width 64
-    per_row, n = 4 * 64**2 + 2 * 64 * 128, 33
+    assert rows["predictor"]["K"] == 38
+    # 12 288 patch embedding, 4 blocks over 1+38 rows, projection, and the mixer of width 64
+    per_row, n = 4 * 64**2 + 2 * 64 * 128, 39
     tower = 64 * 192 * 64 + 4 * (n * per_row + 2 * n * n * 64) + 64 * 64
     mixer = 2 * 65 * 64 * 32 + 2 * 65 * 64 * 256 + 64 * 64
     assert rows["predictor"]["macs"] == tower + mixer
     assert rows["predictor"]["flops"] == 2 * rows["predictor"]["macs"]
     assert done.technique["ranking"]["images"] == 60 and done.technique["ranking"]["passes"] == 60 * 64
     for name in ("patches", "accuracy", "latency"):
-        assert (workdir / "run" / "plots" / f"{name}.png").stat().st_size > 5000
+        assert (tokens_run / "plots" / f"{name}.png").stat().st_size > 5000
+    phases = {(r["event"], r["phase"]) for r in records(tokens_run)}
+    assert phases == {(e, p) for e in ("train", "eval") for p in ("predictor", "tuning")}
+
+
+def test_a_finished_job_prints_its_stored_result(job, report):
+    outcome = job("--out", "run", "--keep", 0.5)
+    done = report("run")
     assert "predictor+tuned" in outcome.out and "golden (oracle)" in outcome.out
     again = job("--out", "run", "--keep", 0.5)
     assert again.out == outcome.out and "stored result" in again.err
     assert report("run") == done
-    phases = {(r["event"], r["phase"]) for r in records("run")}
-    assert phases == {(e, p) for e in ("train", "eval") for p in ("predictor", "tuning")}
 
 
-def test_json_is_one_line_and_the_whole_report(job, workdir):
-    outcome = job("--out", "run", "--json", "--num-golden", 0, "--prompts", "none")
+def test_json_is_one_line_and_the_whole_report(job, plain_tokens_run, workdir, report):
+    outcome = job("--shots", 1, "--out", "run", "--json", verb=("rank",))
     found = json.loads(outcome.out)
     assert len(outcome.out.splitlines()) == 1
     assert found == json.loads((workdir / "run" / "report.json").read_text())
-    assert "top1_predictor_tuned" not in found["metrics"] and "top1_golden" not in found["metrics"]
+    assert METRICS - set(report(plain_tokens_run).metrics) == {
+        *("top1_predictor_tuned", "top1_golden", "top1_dense_golden", "top1_val_predictor_tuned"),
+    }
 
 
 def test_keep_one_is_the_dense_tower(job, report):
@@ -79,8 +86,8 @@ def test_keep_one_is_the_dense_tower(job, report):
     assert {row["agreement"] for row in rows} == {1.0}
 
 
-def test_another_config_in_the_folder_is_refused_and_fresh_starts_anew(job, effvl, report, miniature):
-    job("--out", "run", "--prompts", "none", "--num-golden", 0)
+def test_another_config_in_the_folder_is_refused_and_fresh_starts_anew(job, effvl, plain_tokens_run, report, miniature):
+    copy_of(plain_tokens_run, "run")
     before = report("run")
     outcome = effvl("prune-tokens", *miniature, "--out", "run", "--keep", 0.5, "--prompts", "none")
     assert outcome.code == 2
@@ -91,19 +98,19 @@ def test_another_config_in_the_folder_is_refused_and_fresh_starts_anew(job, effv
     assert report("run").metrics["mac_ratio"].value < before.metrics["mac_ratio"].value
 
 
-def test_the_run_folder_repeats_itself(job, report, effvl, workdir):
-    job("--out", "one", "--prompts", "none", "--num-golden", 0, "--keep", 0.3)
-    outcome = effvl("prune-tokens", "--recipe", "one/config.yaml", "--out", "two")
+def test_the_run_folder_repeats_itself(plain_tokens_run, few_images, quick_figures, report, effvl):
+    """With a cache of its own: nothing is taken from the first."""
+    outcome = effvl("prune-tokens", "--recipe", plain_tokens_run / "config.yaml", "--out", "two")
     assert outcome.code == 0, outcome.err
-    one, two = report("one"), report("two")
+    one, two = report(plain_tokens_run), report("two")
     assert one.config_sha256 == two.config_sha256
     same = [name for name in one.metrics if not name.startswith("speedup")]
+    assert len(same) > 10 and one.metrics.keys() == two.metrics.keys()
     assert [one.metrics[n] for n in same] == [two.metrics[n] for n in same]
 
 
-def test_verbs_follow_one_another_and_equal_the_job(job, effvl, report, miniature):
-    job("--name", "whole", "--num-golden", 4)
-    whole = report("runs/prune-tokens/whole")
+def test_verbs_follow_one_another_and_equal_the_job(job, tokens_run, report, miniature):
+    whole = report(tokens_run)
     few = ("--shots", 2)
     job(*few, "--name", "r", verb=("rank",))
     assert report("runs/prune-tokens-rank/r").technique["ranking"]["searched_now"] == 0  # the job's, from the cache
@@ -113,13 +120,13 @@ def test_verbs_follow_one_another_and_equal_the_job(job, effvl, report, miniatur
     assert tuned["top1_predictor"] == whole.metrics["top1_predictor"]
     assert tuned["top1_predictor_tuned"] == whole.metrics["top1_predictor_tuned"]
     state, manifest = load_model(Path("runs/prune-tokens-tune/t/checkpoint.safetensors"))
-    expected, _ = load_model(Path("runs/prune-tokens/whole/checkpoint.safetensors"))
+    expected, _ = load_model(tokens_run / "checkpoint.safetensors")
     assert state.keys() == expected.keys() and all(torch.equal(state[k], expected[k]) for k in state)
     assert manifest["fields"]["layer"] == 0
 
 
-def test_eval_takes_the_newest_run_and_lists(job, effvl, report):
-    job("--name", "a")
+def test_eval_takes_the_newest_run_and_lists(tokens_run, effvl, few_images, shared_cache, report):
+    copy_of(tokens_run, "runs/prune-tokens/a")
     outcome = effvl(
         *("prune-tokens", "eval", "--keep", "0.9,0.6,0.3", "--selector", "predictor,golden,random", "--name", "e")
     )
@@ -137,8 +144,8 @@ def test_eval_takes_the_newest_run_and_lists(job, effvl, report):
     assert Path("runs/prune-tokens-viz/v/plots/patches.png").stat().st_size > 5000
 
 
-def test_rankings_and_predictors_of_other_settings_are_refused(job, effvl, miniature):
-    job("--name", "a", "--prompts", "none", "--num-golden", 0)
+def test_rankings_and_predictors_of_other_settings_are_refused(job, plain_tokens_run, effvl):
+    copy_of(plain_tokens_run, "runs/prune-tokens/a")
     outcome = effvl("prune-tokens", "predict", "runs/prune-tokens/a", "--layer", 1)
     assert outcome.code == 4 and "layer: 0 there, 1 here" in outcome.error
     outcome = effvl("prune-tokens", "predict", "--block", 2, "--group", 4)
@@ -152,8 +159,8 @@ def test_rankings_and_predictors_of_other_settings_are_refused(job, effvl, minia
     assert outcome.code == 4 and "no predictor" in outcome.error
 
 
-def test_a_damaged_checkpoint_is_refused(job, effvl):
-    job("--out", "a", "--prompts", "none", "--num-golden", 0)
+def test_a_damaged_checkpoint_is_refused(plain_tokens_run, effvl):
+    copy_of(plain_tokens_run, "a")
     path = Path("a/checkpoint.safetensors")
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
@@ -161,9 +168,9 @@ def test_a_damaged_checkpoint_is_refused(job, effvl):
     assert outcome.code == 4 and "not what manifest.json describes" in outcome.error
 
 
-def test_a_broken_shard_of_rankings_is_searched_again(job, report, workdir):
+def test_a_broken_shard_of_rankings_is_searched_again(job, own_cache, report):
     job("--shots", 2, "--out", "a", verb=("rank",))
-    shards = sorted((workdir.parent / "cache" / "rankings").glob("*/*.safetensors"))
+    shards = sorted((own_cache / "rankings").glob("*/*.safetensors"))
     assert len(shards) == 2  # 60 images, 32 a shard
     shards[0].write_bytes(b"cut off")
     job("--shots", 2, "--out", "b", verb=("rank",))
@@ -203,10 +210,9 @@ def test_skipped_images_are_counted(job, effvl, image_folder, report, miniature)
     assert (test.num_samples, test.bad_files) == (211, 1)
 
 
-def test_the_manifest_says_what_it_belongs_to(job):
-    job("--out", "run", "--keep", 0.5)
-    manifest = read_manifest(Path("run"))
-    assert manifest["kind"] == "prune-tokens" and manifest["keep"] == 0.5
+def test_the_manifest_says_what_it_belongs_to(tokens_run):
+    manifest = read_manifest(tokens_run)
+    assert manifest["kind"] == "prune-tokens" and manifest["keep"] == 0.6
     assert manifest["fields"] | {"weights": ""} == {
         "model": "tiny:clip",
         "weights": "",

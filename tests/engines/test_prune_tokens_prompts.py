@@ -7,6 +7,7 @@ import torch
 
 from effvl_cli.core.checkpoint import load_model, read_manifest
 from effvl_cli.models import network
+from tests.conftest import keep_few_images
 
 KINDS = {
     "visual": {"visual.tokens"},
@@ -19,13 +20,10 @@ WHOLE = ("--shots", 2, "--tune-batch-size", 60, "--tune-epochs", 8, "--log-every
 
 
 @pytest.fixture
-def base(effvl, few_images):
+def base(shared, ranked_run, few_images, shared_cache):
     """A run with a predictor and without prompts."""
-    assert effvl("prune-tokens", "rank", "--shots", 2, "--out", "ranked").code == 0
     few = ("--predictor-epochs", 3, "--predictor-batch-size", 8)
-    outcome = effvl("prune-tokens", "predict", "ranked", *few, "--out", "base")
-    assert outcome.code == 0, outcome.err
-    return "base"
+    return shared.run("tokens-base", "prune-tokens", "predict", ranked_run, *few, prepare=keep_few_images)
 
 
 def _losses(records, folder):

@@ -14,7 +14,9 @@ from effvl_cli.config import prune_tokens as options
 from effvl_cli.config.prune_tokens import EvalConfig, SearchOptions
 from effvl_cli.engines.prune_tokens import pictures, rankings, selectors
 from effvl_cli.engines.prune_tokens.selectors import asked_for
+from tests.conftest import keep_few_images
 from tests.data import layouts
+from tests.engines.conftest import copy_of
 
 SELECTORS = ("predictor", "golden", "cls-attn", "evit", "tome", "random", "grid", "center", "norm", "taylor")
 
@@ -24,11 +26,11 @@ SMALL = ("--shots", 1, "--predictor-epochs", 2, "--predictor-batch-size", 8, "--
 
 
 @pytest.fixture
-def trained(effvl, few_images):
-    """A predictor that was trained to keep 30 of 64 patches."""
-    assert effvl("prune-tokens", "rank", "--shots", 1, "--out", "ranked").code == 0
-    outcome = effvl("prune-tokens", "predict", "ranked", *SMALL[2:6], "--num-keep", 30, "--out", "run")
-    assert outcome.code == 0, outcome.err
+def trained(shared, few_images, shared_cache):
+    """A predictor that was trained to keep 30 of 64 patches, in the folder `run`."""
+    ranked = shared.run("tokens-ranked-once", "prune-tokens", "rank", "--shots", 1)
+    words = ("predict", ranked, *SMALL[2:6], "--num-keep", 30)
+    copy_of(shared.run("tokens-30", "prune-tokens", *words, prepare=keep_few_images), "run")
 
 
 def test_the_table_of_selectors_is_what_the_options_offer():
@@ -155,7 +157,7 @@ def test_a_damaged_manifest_is_refused_in_one_line(trained, effvl):
         assert outcome.code == 4 and part in outcome.error, outcome.err
 
 
-def test_the_runs_number_of_patches_is_taken_over_or_replaced(effvl, few_images, quick_figures, report):
+def test_the_runs_number_of_patches_is_taken_over_or_replaced(effvl, few_images, quick_figures, shared_cache, report):
     assert effvl("prune-tokens", *SMALL, "--num-keep", 30, "--out", "run").code == 0
     rows = report("run").technique["results"]
     assert {row["K"] for row in rows} == {64, 30}
