@@ -72,6 +72,10 @@ bench-%: export OMP_NUM_THREADS ?= 1
 bench-%: $(READY)
 	$(BIN)/python tests/bench/bench_$(subst -,_,$*).py
 
+# All figures that need a GPU, in at most eight minutes on one; rows and checklist in runs/bench-gpu.json.
+bench-gpu: $(READY)
+	$(BIN)/python -m tests.bench.bench_gpu
+
 # Packages that benchmarks compare with; each in a folder that nothing else sees.
 .peers/lightly: PEER := lightly==1.6.0
 .peers/torch-pruning: PEER := torch-pruning==1.6.1

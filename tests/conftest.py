@@ -159,6 +159,29 @@ def effvl(capsys) -> Callable[..., Outcome]:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As many as the processes of `tests.processes` have: sums over more threads round otherwise."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def here(effvl, one_thread) -> Callable[..., Outcome]:
+    """Run a command line to its good end in this process: a process of its own costs 4 seconds of imports."""
+
+    def run(*arguments: object) -> Outcome:
+        outcome = effvl(*arguments)
+        assert outcome.code == 0, outcome.err
+        return outcome
+
+    return run
+
+
+@pytest.fixture
 def report() -> Callable[[str | Path], Report]:
     return lambda folder: read_report(Path(folder) / "report.json")
 

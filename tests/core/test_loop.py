@@ -84,7 +84,7 @@ def test_resumed_equals_straight_to_the_bit(open_toy):
                 raise RuntimeError("pulled the plug")
             yield batch
 
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="pulled the plug"):
         train(open_toy("b"), Toy(), plan(20), stops)
     run = open_toy("b")
     fitted, parts = train(run, resumed, plan(20))

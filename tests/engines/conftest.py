@@ -16,14 +16,19 @@ def little_beside(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(sharing, "ROUNDS", 2)
 
 
-@pytest.fixture(autouse=True)
-def _little_beside(request, monkeypatch):
-    """Jobs time few passes and write no torch.export programs, unless a test asks for `programs`."""
+def no_programs(patch: pytest.MonkeyPatch) -> None:
+    """Jobs of prune-blocks write no torch.export programs."""
     from effvl_cli.engines.prune_blocks import result
 
+    patch.setattr(result, "write_program", lambda *_: None)
+
+
+@pytest.fixture(autouse=True)
+def _little_beside(request, monkeypatch):
+    """Jobs time few passes and write no programs, unless a test asks for `programs`."""
     little_beside(monkeypatch)
     if "programs" not in request.fixturenames:
-        monkeypatch.setattr(result, "write_program", lambda *_: None)
+        no_programs(monkeypatch)
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ def smallest_run(shared):
         "smallest-blocks",
         *("prune-blocks", "--model", "cifar-resnet:8,width=4", "--data", "digits", "--baseline-epochs", 1),
         *("--remove", 1, "--score-size", 3, "--finetune-epochs", 0, "--final-epochs", 0, "--latency-batch-size", 1),
-        "--force",
+        *("--min-per-stage", 0, "--force"),
         prepare=little_beside,
     )
 

@@ -2,11 +2,13 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from effvl_cli.core.checkpoint import load_model
@@ -126,7 +128,13 @@ def test_fields_of_a_step_that_were_not_measured_are_null(trained, effvl, report
     assert second["score_images"] is None and second["score_seconds"] is None
     row = first["importance"][0]
     assert row["eliminated_at"] is None and len(row["ci95_to_chosen"]) == len(row["ci95_loss"]) == 2
-    assert first["images_needed"]["to_half_a_point"] >= 0
+    correct = load_file("once/scores/step_1.safetensors")["correct"][1:].bool()
+    names = [row["path_original"] for row in first["importance"]]
+    chosen = names.index(first["removed"][0]["original_path"])
+    shares = [float((correct[chosen] != row).float().mean()) for row in correct]
+    assert first["images_needed"]["to_half_a_point"] in {
+        math.ceil(1.959963984540054**2 * share / 0.005**2) for share in shares
+    }
 
 
 def test_the_front_of_a_run_that_began_with_a_pruned_network_begins_there(trained, effvl, report):

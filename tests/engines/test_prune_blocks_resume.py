@@ -38,6 +38,9 @@ def dying(monkeypatch, owner, name, *, calls):
     monkeypatch.setattr(owner, name, mortal)
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     from effvl_cli.cli.app import main
@@ -86,9 +89,9 @@ LOOK = (
 )
 
 
-def test_two_processes_share_the_candidates_of_a_lookahead_and_find_the_same(workdir, report):
-    for name, processes in (("one", 1), ("two", 2)):
-        launch(*LOOK, "--out", name, processes=processes)
+def test_two_processes_share_the_candidates_of_a_lookahead_and_find_the_same(workdir, here, report):
+    here(*LOOK, "--out", "one")
+    launch(*LOOK, "--out", "two", processes=2)
     steps = [report(name).technique["steps"][0] for name in ("one", "two")]
     assert len(steps[0]["lookahead"]) == 3 and steps[0]["lookahead"] == steps[1]["lookahead"]
     one, two = (load_model(Path(name) / "checkpoint.safetensors")[0] for name in ("one", "two"))
@@ -97,14 +100,14 @@ def test_two_processes_share_the_candidates_of_a_lookahead_and_find_the_same(wor
     assert trained == {f"step-1-without-{row['path_original']}" for row in steps[1]["lookahead"]}
 
 
-def test_a_lookahead_that_was_killed_goes_on_where_it_was(workdir, report, monkeypatch):
-    launch(*LOOK, "--out", "one")
+def test_a_lookahead_that_was_killed_goes_on_where_it_was(workdir, here, report, monkeypatch):
+    here(*LOOK, "--out", "one")
     monkeypatch.setenv("EFFVL_CACHE", str(workdir / "other"))  # where the baseline is not, so that both train it
     begun = sorted(Path("one/checkpoints").glob("step-1-without-*"), key=lambda path: path.stat().st_mtime)
     folder = Path("two/checkpoints") / begun[1].name  # of the second candidate
     code, _ = stop_when(some(folder, "step-*"), KILL, *LOOK, "--out", "two")
     assert code == -KILL
-    launch(*LOOK, "--out", "two")
+    here(*LOOK, "--out", "two")
     one, two = (load_model(Path(name) / "checkpoint.safetensors")[0] for name in ("one", "two"))
     assert all(torch.equal(one[key], two[key]) for key in one)
     assert report("one").technique["steps"][0]["lookahead"] == report("two").technique["steps"][0]["lookahead"]
@@ -112,9 +115,9 @@ def test_a_lookahead_that_was_killed_goes_on_where_it_was(workdir, report, monke
     assert report("two").resume.count == 1
 
 
-def test_two_processes_find_the_same_scores(whole, workdir):
+def test_two_processes_find_the_same_scores(whole, workdir, here):
     line = ("prune-blocks", "score", whole, "--score-batch-size", 7, "--force")
-    launch(*line, "--out", "one")
+    here(*line, "--out", "one")
     launch(*line, "--out", "two", processes=2)
     one, two = (load_file(Path(name) / "scores" / "step_1.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys() and one["loss"].abs().sum() > 0
@@ -122,29 +125,29 @@ def test_two_processes_find_the_same_scores(whole, workdir):
         assert torch.equal(one[key], two[key]), key
 
 
-def test_scoring_that_was_killed_goes_on_with_the_next_batch(whole, workdir, report):
+def test_scoring_that_was_killed_goes_on_with_the_next_batch(whole, workdir, here, report):
     line = ("prune-blocks", "score", whole, "--score-batch-size", 1, "--force")
-    launch(*line, "--out", "one")
+    here(*line, "--out", "one")
     path = Path("two/scores/step_1.safetensors")
     code, _ = stop_when(path.exists, KILL, *line, "--out", "two")
     assert code == -KILL and 0 < load_file(path)["done"] < 60  # of 60 images, saved every 20
-    launch(*line, "--out", "two")
+    here(*line, "--out", "two")
     assert report("two").resume.count == 1
     one, two = (load_file(Path(name) / "scores" / "step_1.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
     assert report("one").technique["importance"] == report("two").technique["importance"]
 
 
-def test_two_processes_stop_together_and_one_goes_on(workdir, report):
+def test_two_processes_stop_together_and_one_goes_on(workdir, here, report):
     """The first process's candidate keeps its records; those of the second's, which it did not write, are not known."""
     line = (*LOOK, "--log-every", 1)
     for name in ("zero", "one"):  # the second takes the baseline from the cache, as the next run does
-        launch(*line, "--out", name)
+        here(*line, "--out", name)
     folder = Path("two/checkpoints")
     begun = some(folder, "step-1-without-*/step-*", 2)
     code, output = stop_when(begun, TERM, *line, "--out", "two", processes=2)
     assert code != 0 and "internal error" not in output
-    launch(*line, "--out", "two")
+    here(*line, "--out", "two")
     steps = [report(name).technique["steps"][0] for name in ("one", "two")]
     assert steps[0]["lookahead"] == steps[1]["lookahead"]
     one, two = (Path(name, "metrics.jsonl").read_text() for name in ("one", "two"))

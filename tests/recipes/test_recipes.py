@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from effvl_cli.cli import commands
 from effvl_cli.cli.flags import config_class
@@ -71,13 +72,24 @@ def test_a_recipe_resolves_and_says_what_it_is(path):
 
 
 def kinds():
-    """One recipe of those that differ in their data and published figures alone: in miniature they are the same."""
+    """One recipe of those that differ in data, published figures and a trained network alone: the same in miniature."""
     seen = {}
     for path in RECIPES:
         recipe = read_recipe(path)
         same = {key: value for key, value in recipe.config.items() if key != "data" or ":" in value}
+        if recipe.config.get("method") == "supervised":
+            same.pop("model")
         seen.setdefault((recipe.command, str(same), len(recipe.reference.get("expected", []))), path)
     return list(seen.values())
+
+
+NETWORKS = sorted({read_recipe(p).config["model"] for p in RECIPES if "supervised" in p.name})
+
+
+@pytest.mark.parametrize("model", NETWORKS)
+def test_networks_of_recipes_are_built(model):
+    module = build(model, seed=0, num_classes=7).module
+    assert [layer.out_features for layer in module.modules() if isinstance(layer, nn.Linear)] == [7]
 
 
 @pytest.mark.parametrize("path", kinds(), ids=name)
@@ -164,9 +176,21 @@ def test_a_tables_arms_run_in_miniature(effvl, image_folder, report, path, workd
     assert all(text.split(".knn20")[0] in names for text in recipe.claims)
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in SWEEPS if "prune-blocks" in p.name and "published" not in p.name], ids=name
-)
+def kinds_of_block_removal():
+    """One sweep of those that differ in data and the trained network alone."""
+    seen = {}
+    for path in SWEEPS:
+        if "prune-blocks" in path.name and "published" not in path.name:
+            recipe = sweep.read_sweep(path)
+            train = recipe.arms["train"]
+            train = train | (read_recipe(ROOT / train["recipe"]).config if "recipe" in train else {})
+            other = {key: value for key, value in train.items() if key not in ("recipe", "model", "data")}
+            config = {key: value for key, value in recipe.config.items() if key != "data"}
+            seen.setdefault(str((other, config)), path)
+    return list(seen.values())
+
+
+@pytest.mark.parametrize("path", kinds_of_block_removal(), ids=name)
 def test_arms_of_block_removal_run_in_miniature(effvl, image_folder, report, path, workdir):
     """The training and one arm that builds on it; another network, so that blocks named by path are left out."""
     shutil.copytree(ROOT / "recipes", "recipes")

@@ -173,7 +173,11 @@ def test_dinos_centre_moves_after_it_was_used():
     found = method.loss(views_of("dino"), alone, 0.0)
     assert torch.allclose(found.loss, dino_loss(first, list(student.chunk(3)), 0.1), rtol=1e-5)
     assert torch.allclose(method.centre, 0.1 * outputs.mean(0), atol=1e-6)
-    assert 0 <= float(found.logs["teacher_entropy"]) <= 1 and float(found.logs["divergence"]) >= 0
+    own = [-(p * p.log()).sum(1).mean() for p in first]
+    other = -(first[0] * (student.chunk(3)[1] / 0.1).log_softmax(1)).sum(1).mean()
+    entropy = float(sum(own)) / 2 / math.log(len(method.centre))
+    assert float(found.logs["teacher_entropy"]) == pytest.approx(entropy, rel=1e-4)
+    assert float(found.logs["divergence"]) == pytest.approx(float(other - own[0]), rel=1e-3)
 
 
 def test_dinos_centre_is_that_of_all_processes():

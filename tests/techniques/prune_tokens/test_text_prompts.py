@@ -80,9 +80,9 @@ def test_hooks_go_when_the_tower_fails():
     clip = _clip()
 
     def broken(texts):
-        raise RuntimeError
+        raise RuntimeError("no texts")
 
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="no texts"):
         _prompts(clip).encode(broken, _blocks(clip), TEXTS)
     assert not any(block._forward_pre_hooks for block in _blocks(clip))
 
