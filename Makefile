@@ -18,7 +18,7 @@ demo: $(READY)
 	$(BIN)/effvl prune-tokens --keep 0.6
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The claims of the miniature experiments: about 10 minutes on two cores.
 test-slow: $(READY)

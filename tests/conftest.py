@@ -248,10 +248,8 @@ def quick_figures(monkeypatch):
     draw_little(monkeypatch)
 
 
-@pytest.fixture
-def image_folder(tmp_path) -> Path:
+def make_image_folder(root: Path) -> Path:
     """Two colours in ImageFolder layout: 12 training, 4 validation and 6 test images a class."""
-    root = tmp_path / "pictures"
     for split, count in (("train", 12), ("val", 4), ("test", 6)):
         for name, colour in (("red_thing", (220, 30, 30)), ("blue_thing", (30, 30, 220))):
             folder = root / split / name
@@ -261,3 +259,9 @@ def image_folder(tmp_path) -> Path:
                 pixels[:, :, 1] = np.linspace(0, 60 + number, 40 + number)  # so that crops and flips show
                 Image.fromarray(pixels).save(folder / f"img{number}.jpg")
     return root
+
+
+@pytest.fixture
+def image_folder(tmp_path) -> Path:
+    """See `make_image_folder`."""
+    return make_image_folder(tmp_path / "pictures")

@@ -1,11 +1,14 @@
 """Helpers of the tests that need processes of their own."""
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 
@@ -37,6 +40,45 @@ def run(*arguments: object, processes: int = 1, code: int = 0, timeout: float = 
     output, _ = process.communicate(timeout=timeout)
     assert process.returncode == code, output
     return output
+
+
+_EACH = """
+import json, os, sys
+from effvl_cli.cli.app import main
+for port, line in json.loads(sys.argv[1]):
+    os.environ["MASTER_PORT"] = str(port)
+    if main(line):
+        sys.exit("failed: " + " ".join(line))
+"""
+
+
+def run_each(lines: Sequence[Sequence[object]], processes: int, timeout: float = 400) -> None:
+    """Run command lines one after another in a group of processes, which import everything once.
+
+    As launched by hand: torchrun itself would import torch once more. It is what `start` uses.
+    """
+    ports = [_free_port() for _ in lines]
+    todo = json.dumps([(port, [str(word) for word in line]) for port, line in zip(ports, lines, strict=True)])
+    group = []
+    with tempfile.TemporaryFile("w+") as log:
+        for rank in range(processes):
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+            place |= {"MASTER_ADDR": "127.0.0.1"}
+            command = [sys.executable, "-c", _EACH, todo]
+            group.append(subprocess.Popen(command, env=environment() | place, stdout=log, stderr=subprocess.STDOUT))
+        try:
+            codes = [process.wait(timeout) for process in group]
+        finally:
+            for process in group:
+                process.kill()
+        log.seek(0)
+        assert codes == [0] * processes, log.read()
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 def stop_when(condition: Callable[[], bool], number: int, *arguments: object, processes: int = 1) -> tuple[int, str]:

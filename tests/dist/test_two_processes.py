@@ -8,7 +8,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from effvl_cli.core.checkpoint import load_model
-from tests.processes import run
+from tests.conftest import make_image_folder
+from tests.processes import run_each
 
 SGD = ("--optimizer", "sgd", "--lr", 0.05, "--weight-decay", 1e-3, "--batch-size", 8)
 INVARIANCE = (*SGD, "--num-bank", 16, "--schedule", "0.5:patch=8;1:keep=0.5")
@@ -24,47 +25,70 @@ def assert_equal(one, two, tolerance=1e-6):
         assert (value.double() - two[key].double()).abs().max() <= tolerance, key
 
 
-@pytest.fixture
-def varied_folder(image_folder):
-    """Pictures of noise: batch norm divides by the spread of a batch, and plain ones hardly spread."""
-    for seed, path in enumerate(sorted(image_folder.rglob("*.jpg"))):
+def pictures(root):
+    """Two data sets: plain colours, and noise, because batch norm divides by the spread of a batch."""
+    plain, varied = make_image_folder(root / "plain"), make_image_folder(root / "varied")
+    for seed, path in enumerate(sorted(varied.rglob("*.jpg"))):
         pixels = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((48, 48), Image.Resampling.NEAREST).save(path)
-    return image_folder
+    return {"plain": f"folder:{plain}", "varied": f"folder:{varied}"}
 
 
-@pytest.mark.parametrize(("method", "budget"), [("simclr", 70), ("mocov3", 40), ("dino", 70)])  # a few steps
-def test_invariance_methods(effvl, report, varied_folder, method, budget):
-    line = ("pretrain", "--method", method, *INVARIANCE, "--budget", budget, "--data", f"folder:{varied_folder}")
-    if method == "dino":
-        line = (*line, "--prototypes", 16, "--local-crops", 1)
-    assert effvl(*line, "--out", "one").code == 0
-    run(*line, "--out", "two", processes=2)
-    assert_equal(weights("one"), weights("two"))
-    assert report("two").environment["distributed"]["world_size"] == 2
-    steps = [report(name).technique["arms"]["train"]["steps"] for name in ("one", "two")]
+LINES = {
+    "simclr": ("pretrain", "--method", "simclr", *INVARIANCE, "--budget", 70, "--data", "varied"),
+    "mocov3": ("pretrain", "--method", "mocov3", *INVARIANCE, "--budget", 40, "--data", "varied"),
+    "dino": (
+        *("pretrain", "--method", "dino", *INVARIANCE, "--budget", 70, "--data", "varied"),
+        *("--prototypes", 16, "--local-crops", 1),
+    ),
+    # networks without batch norm, whose statistics are each process's own in these methods
+    "clip": ("pretrain", "--method", "clip", *SGD, "--steps", 3, "--data", "plain"),
+    "supervised": (
+        *("pretrain", "--method", "supervised", "--model", "vit:nano/8@24", *SGD, "--steps", 3, "--data", "plain"),
+    ),
+    "rank": ("prune-tokens", "rank", "--shots", 8, "--data", "plain"),
+}
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory):
+    """The folder of the runs of two processes, and the command lines with their data."""
+    root = tmp_path_factory.mktemp("two")
+    data = pictures(root)
+    lines = {name: [data.get(word, word) for word in line] for name, line in LINES.items()}
+    run_each([[*line, "--out", root / name, "--cache-dir", root / "cache"] for name, line in lines.items()], 2)
+    return root, lines
+
+
+def both(name, of_two, here):
+    """Folders of the runs of one process, with a cache of its own, and of two."""
+    root, lines = of_two
+    here(*lines[name], "--out", "one")
+    return Path("one"), root / name
+
+
+@pytest.mark.parametrize("method", ["simclr", "mocov3", "dino"])
+def test_invariance_methods(method, of_two, here, report):
+    one, two = both(method, of_two, here)
+    assert_equal(weights(one), weights(two))
+    assert report(two).environment["distributed"]["world_size"] == 2
+    steps = [report(folder).technique["arms"]["train"]["steps"] for folder in (one, two)]
     assert steps[0] == steps[1] and 3 <= steps[0] <= 6
 
 
-@pytest.mark.parametrize(
-    "more", [("--method", "clip"), ("--method", "supervised", "--model", "vit:nano/8@24")], ids=["clip", "supervised"]
-)
-def test_texts_and_labels(effvl, image_folder, more):
-    """Networks without batch norm, whose statistics are each process's own in these methods."""
-    line = ("pretrain", *more, *SGD, "--steps", 3, "--data", f"folder:{image_folder}")
-    assert effvl(*line, "--out", "one").code == 0
-    run(*line, "--out", "two", processes=2)
-    assert_equal(weights("one"), weights("two"))
+@pytest.mark.parametrize("method", ["clip", "supervised"])
+def test_texts_and_labels(method, of_two, here):
+    one, two = both(method, of_two, here)
+    assert_equal(weights(one), weights(two))
 
 
-def test_rankings(effvl, image_folder, tmp_path):
+def test_rankings(of_two, here, tmp_path):
     """Ranks are the same integers; trained parts are not compared: Adam turns rounding noise into whole steps."""
-    line = ("prune-tokens", "rank", "--data", f"folder:{image_folder}", "--shots", 8)
-    assert effvl(*line, "--out", "one", "--cache-dir", tmp_path / "a").code == 0
-    run(*line, "--out", "two", "--cache-dir", tmp_path / "b", processes=2)
+    both("rank", of_two, here)
 
     def ranks(cache):
-        shards = (load_file(path) for path in (tmp_path / cache).glob("rankings/*/*.safetensors"))
+        shards = (load_file(path) for path in cache.glob("rankings/*/*.safetensors"))
         return sorted(tuple(row.tolist()) for shard in shards for row in shard["rank"])
 
-    assert ranks("a") == ranks("b") and len(ranks("a")) == 16
+    one, two = ranks(tmp_path / "cache"), ranks(of_two[0] / "cache")
+    assert one == two and len(one) == 16

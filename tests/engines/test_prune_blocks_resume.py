@@ -11,8 +11,7 @@ from safetensors.torch import load_file
 from effvl_cli.core.checkpoint import load_model
 from effvl_cli.data import digits
 from effvl_cli.engines.prune_blocks import pruning, removals
-from tests.processes import KILL, TERM, environment, some, stop_when
-from tests.processes import run as launch
+from tests.processes import KILL, TERM, environment, run_each, some, stop_when
 
 LINE = (
     *("prune-blocks", "--model", "cifar-resnet:14,width=4", "--baseline-epochs", 1, "--baseline-batch-size", 128),
@@ -91,7 +90,7 @@ LOOK = (
 
 def test_two_processes_share_the_candidates_of_a_lookahead_and_find_the_same(workdir, here, report):
     here(*LOOK, "--out", "one")
-    launch(*LOOK, "--out", "two", processes=2)
+    run_each([(*LOOK, "--out", "two")], processes=2)
     steps = [report(name).technique["steps"][0] for name in ("one", "two")]
     assert len(steps[0]["lookahead"]) == 3 and steps[0]["lookahead"] == steps[1]["lookahead"]
     one, two = (load_model(Path(name) / "checkpoint.safetensors")[0] for name in ("one", "two"))
@@ -118,7 +117,7 @@ def test_a_lookahead_that_was_killed_goes_on_where_it_was(workdir, here, report,
 def test_two_processes_find_the_same_scores(whole, workdir, here):
     line = ("prune-blocks", "score", whole, "--score-batch-size", 7, "--force")
     here(*line, "--out", "one")
-    launch(*line, "--out", "two", processes=2)
+    run_each([(*line, "--out", "two")], processes=2)
     one, two = (load_file(Path(name) / "scores" / "step_1.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys() and one["loss"].abs().sum() > 0
     for key in ("order", "correct", "loss", "nan", "used"):
