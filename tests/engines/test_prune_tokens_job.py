@@ -185,7 +185,7 @@ def test_a_users_folder_and_weights_of_theirs(job, effvl, image_folder, report, 
     torch.save({"model": network.build("tiny:clip-32px", seed=1).module.state_dict()}, "mine.pt")
     outcome = effvl(
         *("prune-tokens", "--data", f"folder:{image_folder}", "--model", "tiny:clip-32px", "--weights", "mine.pt"),
-        *(*miniature[2:], "--shots", 8, "--out", "run"),
+        *(*miniature[2:], "--shots", 8, "--force", "--out", "run"),
     )
     assert outcome.code == 0, outcome.err
     done = report("run")

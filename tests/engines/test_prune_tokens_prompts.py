@@ -169,7 +169,7 @@ def test_a_file_of_openai_and_a_folder_need_one_command(effvl, quick_figures, im
     torch.save({**half, **scalars}, "ViT.pt")
     outcome = effvl(
         *("prune-tokens", "--data", f"folder:{image_folder}", "--model", "tiny:clip-32px", "--weights", "ViT.pt"),
-        *(*miniature[2:], "--shots", 8, "--prompts", "coupled", "--out", "run"),
+        *(*miniature[2:], "--shots", 8, "--prompts", "coupled", "--force", "--out", "run"),
     )
     assert outcome.code == 0, outcome.err
     done = report("run")

@@ -130,7 +130,7 @@ def test_other_data_need_test_images_alone(trained, effvl, report, image_folder,
 
 def test_aircraft_is_averaged_over_classes_too(trained, effvl, report, tmp_path):
     layouts.fgvc_aircraft(tmp_path / "fgvc_aircraft")
-    words = ("--data", "fgvc_aircraft", "--data-root", tmp_path, "--selector", "predictor", "--keep", 0.5)
+    words = ("--data", "fgvc_aircraft", "--data-root", tmp_path, "--selector", "predictor", "--keep", 0.5, "--force")
     outcome = effvl("prune-tokens", "eval", "run", *words, "--out", "eval")
     assert outcome.code == 0, outcome.err
     done = report("eval")
