@@ -70,7 +70,9 @@ def _run(command: Command, resolved: Resolved, invocation: Invocation, console: 
         torch.use_deterministic_algorithms(True)
     engine = importlib.import_module(command.engine)
     recipe = resolved.recipe.path if resolved.recipe else None
-    request = RunRequest(command.title, config, recipe, invocation.argv, invocation.fresh, resolved.inherited)
+    request = RunRequest(
+        command.title, config, recipe, invocation.argv, invocation.fresh, resolved.inherited, engine.table
+    )
     opened = open_run(request, device, progress=console.progress, echo=console.log, fingerprints=data.fingerprints)
     if isinstance(opened, Report):
         console.log("finished before with these options; this is the stored result (--fresh runs it again)")
@@ -81,7 +83,7 @@ def _run(command: Command, resolved: Resolved, invocation: Invocation, console: 
         opened.report.reference(resolved.recipe.reference)
     report = _guarded(engine.run, config, opened, debug=invocation.debug)
     _show(report, engine.table, console)
-    console.log(f"report {opened.folder / 'report.json'}")
+    console.log(f"report {opened.folder / 'report.html'} and report.json")
     if plots := opened.plots():
         console.log(f"pictures {', '.join(str(p) for p in plots)}")
     return 0

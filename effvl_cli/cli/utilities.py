@@ -169,8 +169,8 @@ def table(
     runs = [run if file_or_folder(run) else known.get(str(run), run) for run in runs]
     for drawn in sweep_table.tabulate(runs):
         Console().print_table(drawn)
-    for path in sweep_table.pictures(runs):
-        print(f"picture {path}")
+    for path in sweep_table.write_pages(runs):
+        print(f"page {path}")
 
 
 UTILITIES: dict[str, Callable[..., None]] = {"list": list_, "env": env, "data": data, "sweep": sweep, "table": table}

@@ -49,6 +49,9 @@ class RunOptions:
     precision: Annotated[Literal["fp32", "bf16", "fp16"], Doc("autocast type of training and inference")] = "fp32"
     workers: Annotated[Count | None, VOLATILE, Doc("loader processes (default: 0 on a CPU, else up to 8)")] = None
     deterministic: Annotated[bool, Doc("only deterministic kernels; an op without one is named")] = False
+    log: Annotated[
+        tuple[Literal["tensorboard"], ...], VOLATILE, Doc("besides metrics.jsonl and .csv: tensorboard (an extra)")
+    ] = ()
     cache_dir: Annotated[str | None, VOLATILE, Doc("content-keyed cache (default: ~/.cache/effvl)")] = None
 
 

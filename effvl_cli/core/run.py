@@ -2,7 +2,8 @@
 
 config.yaml      resolved options and the command line; itself a recipe
 report.json      the result, rewritten atomically
-metrics.jsonl    one record per log or evaluation event; the same bytes after a resume as without one
+metrics.jsonl    one record per log or evaluation event; the same bytes after a resume as without one; also metrics.csv
+report.html      the result for a reader, one file with its pictures in it
 log.txt          plain log of rank 0, tracebacks included
 environment.json where the last attempt ran, and which attempt it was
 """
@@ -27,28 +28,22 @@ import torch
 
 from effvl_cli.config import resolve
 from effvl_cli.config.options import ARTEFACT
-from effvl_cli.core import distributed, errors, signals, used_data
+from effvl_cli.core import distributed, errors, html_report, records, signals, tensorboard, used_data
 from effvl_cli.core.cache import Cache
 from effvl_cli.core.checkpoint import MANIFEST, sha256
 from effvl_cli.core.devices import resolve_device
 from effvl_cli.core.errors import EffvlError, Interrupted, Preempted, StorageError, UsageError
-from effvl_cli.core.files import disk_errors, file_or_folder, is_full, write_json, write_text
+from effvl_cli.core.files import file_or_folder, is_full, write_json, write_text
+from effvl_cli.core.records import RECORDS, RECORDS_TABLE, Records
 from effvl_cli.core.report import Report, ReportBuilder, Status, environment, read_report
 from effvl_cli.core.report import write as write_report
 from effvl_cli.core.run_files import REGISTER, RunFiles, clear
+from effvl_cli.core.table import Table
+from effvl_cli.core.tensorboard import EventFile
 from effvl_cli.core.used_data import Fingerprints
 
 RUNS = Path("runs")
-CONFIG, REPORT, RECORDS, LOG, ENVIRONMENT, LOCK = (
-    "config.yaml",
-    "report.json",
-    "metrics.jsonl",
-    "log.txt",
-    "environment.json",
-    ".lock",
-)
-
-
+CONFIG, REPORT, LOG, ENVIRONMENT, LOCK = "config.yaml", "report.json", "log.txt", "environment.json", ".lock"
 _DIGEST = re.compile("[0-9a-f]{64}")
 
 
@@ -87,9 +82,10 @@ class Run(RunFiles):
     """Options that may grow when a run is continued, as they are now."""
     progress_factory: ProgressFactory = silent_progress
     echo: Callable[[str], None] = lambda text: None
-    _records: IO[bytes] | None = None
-    _settled: int | None = None
-    """Bytes of the records of finished work, until a resumed run writes its first one."""
+    argv: tuple[str, ...] = ()
+    table: Callable[[Report], Table] | None = None
+    """What the command prints of its report."""
+    _records: Records | None = None
     _lock: IO[str] | None = None
     _started: float = field(default_factory=time.monotonic)
 
@@ -116,31 +112,21 @@ class Run(RunFiles):
         The first line of a resumed run takes the place of those that earlier attempts wrote of unfinished work.
         """
         if self._records is not None:
-            if self._settled is not None:
-                self.rewind_records(self._settled)
-            with disk_errors(self.folder / RECORDS):
-                self._records.write((json.dumps({"event": event, **fields}) + "\n").encode())
-                self._records.flush()
+            self._records.write(event, fields)
 
     def record_offset(self) -> int | None:
         """Bytes of metrics.jsonl that count so far; None where this process writes none."""
-        if self._records is None:
-            return None
-        return self._records.tell() if self._settled is None else self._settled
+        return None if self._records is None else self._records.offset()
 
     def settle_records(self, offset: int | None) -> None:
         """Work that an earlier attempt finished has its records before `offset`: they stay."""
-        if self._settled is not None and offset is not None:
-            self._settled = max(self._settled, offset)
+        if self._records is not None and offset is not None:
+            self._records.settle(offset)
 
     def rewind_records(self, offset: int | None) -> None:
-        """Forget the records of steps that a resume repeats; never makes the file longer."""
+        """Forget the records of steps that a resume repeats."""
         if self._records is not None and offset is not None:
-            self._records.seek(0, 2)
-            kept = min(offset, self._records.tell())
-            self._records.truncate(kept)
-            self._records.seek(kept)
-            self._settled = None
+            self._records.rewind(offset)
 
     def remember_data(self, source: Any, fingerprint: str) -> None:
         """Keep what a split is known by, for the attempts that follow."""
@@ -171,11 +157,15 @@ class Run(RunFiles):
         raise kind(f"stopped by {signal.Signals(number).name}, state saved", "Give the same command again to go on")
 
     def finish(self, status: Status, error: str | None = None) -> Report:
-        """Write the report and let the folder go."""
+        """Write the report and its pages, and let the folder go."""
+        if found := records.read(self.folder / RECORDS):
+            self.write(RECORDS_TABLE, records.write_table, found)
         report = self.report.finish(status, error)
-        path = self.path(REPORT)
+        page, path = self.path(html_report.HTML), self.path(REPORT)
         if distributed.is_main():
-            write_report(report, path)
+            table = self.table(report) if self.table and status == "completed" else None
+            write_text(page, html_report.of_run(report, table, self.argv, self.plots()))
+            write_report(report, path)  # last: with it the run is finished
         self.close()
         return report
 
@@ -197,6 +187,7 @@ class RunRequest:
     argv: tuple[str, ...] = ()
     fresh: bool = False
     inherited: Mapping[str, str] = field(default_factory=dict)
+    table: Callable[[Report], Table] | None = None
 
 
 def open_run(
@@ -253,6 +244,7 @@ def open_run(
     cache, lengths = Cache(config.cache_dir), resolve.growable(config)
     run = Run(folder, request.command, device, cache, report, answer["attempt"], lengths, progress, echo)
     run.report.on_data = run.remember_data
+    run.argv, run.table = request.argv, request.table
     if run.attempt > 1:
         run.report.resume(run.attempt - 1, 0)
     if distributed.is_main():
@@ -394,10 +386,9 @@ def _prepare(run: Run, request: RunRequest, inputs: Mapping[str, str], identity:
     }
     write_text(run.folder / CONFIG, resolve.dump_yaml(header))
     write_json(run.folder / ENVIRONMENT, {"attempt": run.attempt, **environment(run.device)})
-    (run.folder / RECORDS).touch()
-    run._records = (run.folder / RECORDS).open("r+b")
-    run._records.seek(0, 2)
-    run._settled = 0 if run.attempt > 1 else None
+    logged = "tensorboard" in request.config.log
+    writers = (EventFile(run.path(tensorboard.FOLDER)),) if logged else ()
+    run._records = Records(run.folder / RECORDS, resumed=run.attempt > 1, writers=writers)
 
 
 def input_digests(config: Any) -> dict[str, str]:

@@ -6,15 +6,16 @@ line.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from effvl_cli.config.resolve import Recipe
-from effvl_cli.core import plots
+from effvl_cli.core import plots, records
 from effvl_cli.core.claims import mean_and_error
 from effvl_cli.core.errors import UsageError
 from effvl_cli.core.report import Report
+from effvl_cli.core.sweep import Planned
 
 _LAST_NUMBER = re.compile(r"-[0-9.]+$")
 _NEEDED, _WORDS = ("x", "y"), ("title", "xlabel", "ylabel")
@@ -50,6 +51,32 @@ def draw(recipe: Recipe, reports: Mapping[str, Mapping[int, Report]], folder: Pa
             )
             drawn.append(path)
     return drawn
+
+
+def draw_training(runs: Sequence[Planned], folder: Path) -> list[Path]:
+    """Each evaluated figure over the steps of the training, a line an arm, with the standard error over seeds."""
+    found: dict[str, dict[str, dict[int, list[float]]]] = {}
+    for run in runs:
+        for record in records.read(run.folder / records.RECORDS):
+            if record["event"] == "eval":
+                arm = run.arm if record["phase"] == "train" else f"{run.arm}, {record['phase']}"
+                for name, value in record.items():
+                    if isinstance(value, float):
+                        steps = found.setdefault(name, {}).setdefault(arm, {})
+                        steps.setdefault(record["step"], []).append(value)
+    drawn = []
+    for name, arms in found.items():
+        series = {arm: _means(steps) for arm, steps in arms.items() if len(steps) > 1}
+        if series:
+            path = folder / f"training_{name}.png"
+            plots.curves(path, series, title=f"{name} while training", xlabel="step", ylabel=name)
+            drawn.append(path)
+    return drawn
+
+
+def _means(steps: Mapping[int, list[float]]) -> list[plots.Point]:
+    pairs = [(step, *mean_and_error(values)) for step, values in sorted(steps.items())]
+    return [(float(step), mean, error or 0.0) for step, mean, error in pairs]
 
 
 def check(recipe: Recipe, name: str, words: Mapping[str, str]) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from effvl_cli.config.resolve import Recipe, read_recipe
-from effvl_cli.core import claims, sweep, sweep_pictures
+from effvl_cli.core import claims, html_report, sweep, sweep_pictures
 from effvl_cli.core.claims import mean_and_error
 from effvl_cli.core.errors import DataError, ModelError, UsageError
-from effvl_cli.core.files import file_or_folder
+from effvl_cli.core.files import file_or_folder, write_text
 from effvl_cli.core.report import Comparison, Metric, Report, compare, read_report
 from effvl_cli.core.table import Cell, Table, percent, points
 
@@ -89,16 +89,24 @@ def _all_but_seed(folder: Path, report: Report) -> str:
 # --- sweeps ----------------------------------------------------------------------------------------------------------
 
 
-def pictures(paths: Sequence[Path]) -> list[Path]:
-    """Draw what the sweeps among them ask for, into their folders; the files."""
-    drawn: list[Path] = []
+def write_pages(paths: Sequence[Path]) -> list[Path]:
+    """Draw what the sweeps among them ask for, and their arms over the training, into their folders, and a page of it.
+
+    Returns:
+        The pictures and the pages.
+    """
+    written: list[Path] = []
     for path in paths:
         if _is_sweep(path):
-            recipe = sweep.read_sweep(path)
+            recipe, folder = sweep.read_sweep(path), sweep.folder_of(path)
             groups, _ = _completed(recipe, path)
             reports = {arm: group.reports for arm, group in groups.items()}
-            drawn += sweep_pictures.draw(recipe, reports, sweep.folder_of(path) / "plots")
-    return drawn
+            drawn = sweep_pictures.draw(recipe, reports, folder / "plots")
+            drawn += sweep_pictures.draw_training(sweep.plan(recipe, folder), folder / "plots")
+            page = html_report.of_sweep(recipe.description or path.stem, str(path), _sweep_tables(path), drawn)
+            write_text(folder / html_report.HTML, page)
+            written += [*drawn, folder / html_report.HTML]
+    return written
 
 
 def _is_sweep(path: Path) -> bool:

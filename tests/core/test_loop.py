@@ -9,6 +9,7 @@ from effvl_cli.core import distributed, optim, signals
 from effvl_cli.core.cache import Cache
 from effvl_cli.core.errors import NumericalError, Preempted
 from effvl_cli.core.loop import Plan, StepOutput, Task, fit
+from effvl_cli.core.records import Records
 from effvl_cli.core.report import ReportBuilder
 from effvl_cli.core.run import Run
 from effvl_cli.core.stopping import patience, plateau
@@ -58,8 +59,7 @@ def open_toy(tmp_path):
         )
         run = Run(folder, "toy", torch.device("cpu"), Cache(tmp_path / "cache"), draft, attempt=2)
         (folder / "metrics.jsonl").touch()
-        run._records = (folder / "metrics.jsonl").open("r+b")
-        run._records.seek(0, 2)
+        run._records = Records(folder / "metrics.jsonl")
         return run
 
     return make

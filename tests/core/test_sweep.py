@@ -11,7 +11,7 @@ from effvl_cli.cli import sweep_lines
 from effvl_cli.core import claims, plots, sweep, sweep_check
 from effvl_cli.core.errors import DataError, UsageError
 from effvl_cli.core.report import ReportBuilder, write
-from effvl_cli.core.sweep_table import pictures, tabulate
+from effvl_cli.core.sweep_table import tabulate, write_pages
 
 OPTIONS = {"half": "--shots=2 --keep=0.5", "all": "--shots=2 --keep=1.0 --deterministic"}
 SWEEP = """effvl: 1
@@ -266,13 +266,13 @@ def test_pictures_join_arms_that_differ_in_a_number(workdir, monkeypatch):
             finished(workdir / "runs/sweeps/s" / f"{arm}-seed{seed}", seed, top1)
     seen = {}
     monkeypatch.setattr(plots, "curves", lambda file, series, **words: seen.update(series=series, words=words))
-    assert pictures([path]) == [Path("runs/sweeps/s/plots/gain.png")]
+    assert write_pages([path]) == [Path("runs/sweeps/s/plots/gain.png"), Path("runs/sweeps/s/report.html")]
     assert list(seen["series"]) == ["half"]  # the arm that has not run has no point
     assert seen["series"]["half"] == [pytest.approx((1.7, 0.85, 0.05)), pytest.approx((1.2, 0.6, 0.1))]
     assert seen["words"] == {"title": "", "xlabel": "ratio", "ylabel": "accuracy"}
     path.write_text(path.read_text().replace("x: ratio", "z: ratio"))
     with pytest.raises(UsageError, match=r"picture 'gain' .* does not know 'z'"):
-        pictures([path])
+        write_pages([path])
 
 
 def test_single_runs_show_their_own_error(workdir):

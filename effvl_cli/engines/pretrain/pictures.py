@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from effvl_cli.core import plots
 from effvl_cli.core.metrics import binomial_error
-from effvl_cli.core.run import RECORDS, Run
+from effvl_cli.core.records import RECORDS
+from effvl_cli.core.run import Run
 from effvl_cli.data.views import as_pictures
 from effvl_cli.engines.pretrain.arm_training import ArmTrainer, Trained
 from effvl_cli.techniques.pretrain.method import View
