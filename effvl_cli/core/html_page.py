@@ -53,7 +53,8 @@ td.n,th.n{text-align:right;white-space:nowrap}
 .bar s{left:0;right:0;height:2px;background:var(--line)}
 .bar i{height:.5rem;border-radius:4px;background:var(--accent);opacity:.38;min-width:2px}
 .bar b{width:.6rem;height:.6rem;margin-left:-.3rem;border-radius:50%;background:var(--accent)}
-.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,27rem),1fr));gap:1rem}
+.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,27rem),1fr));gap:1rem;
+grid-auto-flow:dense;align-items:start}
 figure{margin:0}
 figure.wide{grid-column:1/-1}
 figure img{display:block;width:100%;height:auto;background:#fff;padding:.5rem;border:1px solid var(--line);
@@ -195,9 +196,9 @@ def pictures(paths: Sequence[Path]) -> str:
 
 
 def _is_wide(path: Path) -> bool:
-    """Whether a PNG file is more than 1.7 times as wide as high: its sides stand in its first bytes."""
+    """Whether a PNG file is more than twice as wide as high: its sides stand in its first bytes."""
     head = path.read_bytes()[16:24]
-    return int.from_bytes(head[:4], "big") > 1.7 * int.from_bytes(head[4:], "big")
+    return int.from_bytes(head[:4], "big") > 2 * int.from_bytes(head[4:], "big")
 
 
 def interval(low: float, value: float, high: float) -> str:

@@ -22,7 +22,7 @@ def of_run(report: Report, table: Table | None, argv: Sequence[str], plots: Sequ
     Args:
         report: as written.
         table: that the command prints; None where it came to none.
-        argv: words of the command line, without `effvl`.
+        argv: words of the command line.
         plots: PNG files.
     """
     shown = html_page.table(table) if table and table.rows else ""
@@ -33,7 +33,7 @@ def of_run(report: Report, table: Table | None, argv: Sequence[str], plots: Sequ
         badge(report.status, _STATUS.get(report.status, "")),
         (
             section("Error", notes([report.error or ""]), kind="warn"),
-            section("Command", command(shlex.join(["effvl", *argv])) + notes([_recipe(report)])),
+            section("Command", command(shlex.join(argv)) + notes([_recipe(report)])),
             section("Result", shown),
             section("Warnings", items(report.warnings), kind="warn"),
             section("Figures", figures + _legend(report.metrics)),

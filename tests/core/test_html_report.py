@@ -55,7 +55,7 @@ def page(tmp_path):
     plots.curves(tmp_path / "one.png", {"a": [(0.0, 1.0, 0.1), (1.0, 2.0, 0.1)]}, title="t", xlabel="x", ylabel="y")
     table = Table("rows", ("unit", "top-1 %"), (("<b>layer1.0</b>", 98.3), ("layer2", None)), ("a note",))
     return html_report.of_run(
-        report(), table, ["prune-blocks", "--templates", "a photo of a {}."], [tmp_path / "one.png"]
+        report(), table, ["effvl", "prune-blocks", "--templates", "a photo of a {}."], [tmp_path / "one.png"]
     )
 
 
