@@ -10,6 +10,7 @@ import torch
 from effvl_cli.cli import sweep_lines
 from effvl_cli.core import claims, plots, sweep, sweep_check
 from effvl_cli.core.errors import DataError, UsageError
+from effvl_cli.core.files import write_bytes
 from effvl_cli.core.report import ReportBuilder, write
 from effvl_cli.core.sweep_table import tabulate, write_pages
 
@@ -265,7 +266,12 @@ def test_pictures_join_arms_that_differ_in_a_number(workdir, monkeypatch):
         for seed, top1 in enumerate(tops):
             finished(workdir / "runs/sweeps/s" / f"{arm}-seed{seed}", seed, top1)
     seen = {}
-    monkeypatch.setattr(plots, "curves", lambda file, series, **words: seen.update(series=series, words=words))
+
+    def curves(file, series, **words):
+        seen.update(series=series, words=words)
+        write_bytes(file, bytes(24))
+
+    monkeypatch.setattr(plots, "curves", curves)
     assert write_pages([path]) == [Path("runs/sweeps/s/plots/gain.png"), Path("runs/sweeps/s/report.html")]
     assert list(seen["series"]) == ["half"]  # the arm that has not run has no point
     assert seen["series"]["half"] == [pytest.approx((1.7, 0.85, 0.05)), pytest.approx((1.2, 0.6, 0.1))]
