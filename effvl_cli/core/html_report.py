@@ -3,6 +3,7 @@
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def _metrics(title: str, metrics: Mapping[str, Metric]) -> str:
 def _row(name: str, metric: Metric) -> list[str]:
     spread = "" if metric.se is None else f"± {_shown(WIDTH * metric.se, metric.unit)}"
     words = [name.replace("_", " "), _shown(metric.value, metric.unit), spread, metric.n or "", metric.split or ""]
-    return [html_page.escape(str(word)) for word in words]
+    return [escape(str(word)) for word in words]
 
 
 def _drawn(metric: Metric) -> str:
