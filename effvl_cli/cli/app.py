@@ -18,7 +18,8 @@ from effvl_cli.config.resolve import Invocation, Recipe, dry_run_text, read_reci
 from effvl_cli.core.errors import EffvlError, ModelError, UsageError, as_user_error
 
 ABOUT = "Vision and vision-language models, cheaper to train, prune and run."
-HELP = ("-h", "--help")
+HELP_ALL = "--help-all"
+HELP = ("-h", "--help", HELP_ALL)
 ROOT_FLAGS = (*HELP, "--version")
 SETTINGS: dict[str, Any] = {
     "add_completion": False,
@@ -34,7 +35,8 @@ def main(argv: list[str] | None = None) -> int:
     debug = "--debug" in arguments
     try:
         check_words(arguments)
-        result = _app(arguments)(arguments, prog_name="effvl", standalone_mode=False, obj=("effvl", *arguments))
+        words = ["--help" if word == HELP_ALL else word for word in arguments or ["--help"]]
+        result = _app(arguments)(words, prog_name="effvl", standalone_mode=False, obj=("effvl", *arguments))
         sys.stdout.flush()  # a reader that has left is noticed here, not while Python shuts down
         return int(result or 0)
     except typer.Exit as leaving:
@@ -72,7 +74,8 @@ def _version(wanted: bool) -> None:
 
 def _app(arguments: list[str]) -> typer.Typer:
     """The root, with the options of the command that is called and the summaries of the others."""
-    app = typer.Typer(no_args_is_help=True, help=ABOUT, **SETTINGS)
+    app = typer.Typer(help=ABOUT, **SETTINGS)
+    full = HELP_ALL in arguments
     called = next((word for word in arguments if not word.startswith("-")), None)
 
     @app.callback()
@@ -88,9 +91,9 @@ def _app(arguments: list[str]) -> typer.Typer:
         if name != called:
             app.command(name, help=job.summary, rich_help_panel="Techniques")(_stub)
         elif len(commands.of(name)) == 1:
-            app.command(name, help=job.summary)(_callback(job))
+            app.command(name, help=job.summary, epilog=_epilog(job, full))(_callback(job, full=full))
         else:
-            app.add_typer(_technique(name), name=name, help=job.summary)
+            app.add_typer(_technique(name, full=full), name=name, help=job.summary, epilog=_epilog(job, full))
     for name, function in utilities.UTILITIES.items():
         app.command(name, rich_help_panel="Utilities")(function)
     return app
@@ -100,25 +103,31 @@ def _stub() -> None:
     """Stands for a command that is only listed."""
 
 
-def _technique(name: str) -> typer.Typer:
-    """Job and verbs of one technique."""
+def _technique(name: str, *, full: bool) -> typer.Typer:
+    """Job and verbs of one technique; `full`: with all options in their help."""
     table = commands.of(name)
     job = table[""]
     app = typer.Typer(subcommand_metavar="[VERB]", **SETTINGS)
-    app.callback(invoke_without_command=True)(_callback(job))
+    app.callback(invoke_without_command=True)(_callback(job, full=full))
     for verb, command in table.items():
         if verb:
-            app.command(verb, help=command.summary, rich_help_panel="Verbs: parts of the job")(_callback(command))
+            words = {"help": command.summary, "rich_help_panel": "Verbs: parts of the job"}
+            app.command(verb, epilog=_epilog(command, full), **words)(_callback(command, full=full))
     return app
 
 
-def _callback(command: Command) -> Callable[..., None]:
+def _epilog(command: Command, full: bool) -> str | None:
+    left = flags.groups(flags.config_class(command.config))
+    return None if full or not left else f"More options: effvl {command.title} {HELP_ALL} shows {left}."
+
+
+def _callback(command: Command, *, full: bool) -> Callable[..., None]:
     def handle(ctx: typer.Context, typed: dict[str, Any], invocation: Invocation) -> int | None:
         if ctx.invoked_subcommand is not None:  # a group's callback also runs before each of its verbs
             return None
         return dispatch(command, typed, invocation)
 
-    return flags.callback(flags.config_class(command.config), handle, command.summary)
+    return flags.callback(flags.config_class(command.config), handle, command.summary, full=full)
 
 
 def dispatch(command: Command, typed: dict[str, Any], invocation: Invocation) -> int:
@@ -167,7 +176,9 @@ def check_words(arguments: list[str]) -> None:
         raise UsageError(f"option {name} stands before a command", "Write effvl COMMAND [OPTIONS]; see effvl --help")
     known = [*commands.names(), *utilities.UTILITIES]
     if name not in known:
-        raise UsageError(f"unknown command {name!r}", _nearest(name, known, "commands"))
+        having = [command.title for command in commands.COMMANDS if command.verb == name]
+        hint = f"It is a verb: effvl {' or effvl '.join(having)}" if having else _nearest(name, known, "commands")
+        raise UsageError(f"unknown command {name!r}", hint)
     if name in commands.names():
         _check_command(name, arguments[1:])
     else:

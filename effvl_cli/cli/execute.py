@@ -10,6 +10,7 @@ from typing import Any
 from effvl_cli.cli.commands import Command
 from effvl_cli.cli.console import Console
 from effvl_cli.config.resolve import Invocation, Resolved
+from effvl_cli.config.schema import options
 from effvl_cli.core.errors import (
     EffvlError,
     Interrupted,
@@ -99,7 +100,7 @@ def _guarded(run_engine: Callable[[Any, Any], None], config: Any, run: Any, *, d
         _close(run, status if isinstance(error, Preempted) else "failed", error)
         raise
     except Exception as error:
-        known = _in_words(error)
+        known = _in_words(error, config)
         if known is None:
             run.log(traceback.format_exc())
         _close(run, "failed", error)
@@ -113,17 +114,23 @@ def _guarded(run_engine: Callable[[Any, Any], None], config: Any, run: Any, *, d
         raise
 
 
-def _in_words(error: Exception) -> EffvlError | None:
+def _in_words(error: Exception, config: Any) -> EffvlError | None:
     """What a user can act on although no line of ours raised it: the memory or the disk is full."""
     import torch
 
     from effvl_cli.core.files import is_full
 
     if isinstance(error, torch.OutOfMemoryError):
-        return NumericalError("out of memory", "Lower the batch size, or --candidate-tokens")
+        return NumericalError("out of memory", f"Lower {' or '.join(_hungry(config)) or 'the size of the model'}")
     if isinstance(error, OSError) and is_full(error):
         return StorageError(f"cannot write {error.filename or 'a file'}: {error.strerror}", "Free some space")
     return as_user_error(error)
+
+
+def _hungry(config: Any) -> list[str]:
+    """The options of a command that take memory, as its dataclass says."""
+    known = options(type(config)).values()
+    return [option.flag for option in known if "memory" in option.markers or option.key.endswith("batch-size")]
 
 
 def _close(run: Any, status: str, error: BaseException) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from effvl_cli.config.resolve import Invocation
-from effvl_cli.config.schema import WIDEST, Option, options, written
+from effvl_cli.config.schema import WIDEST, Option, common, options, written
 
 INVOCATION = {
     "recipe": "YAML file with options; flags win over it, and --no-SWITCH turns a switch of it off",
@@ -18,7 +18,7 @@ INVOCATION = {
     "json": "print the report as one line of JSON",
     "debug": "tracebacks instead of one-line errors",
 }
-PANEL = "Invocation"
+PANEL, COMMON = "Invocation", "Common options"
 _OFF = "no_"
 
 
@@ -41,7 +41,16 @@ def switches(config: type) -> list[str]:
     return [*own, *(f"no-{key}" for key in own), *(name.replace("_", "-") for name in INVOCATION if name != "recipe")]
 
 
-def callback(config: type, handle: Callable[..., int | None], summary: str) -> Callable[..., None]:
+def groups(config: type) -> str:
+    """The panels that short help leaves out, and how many options each holds; empty where it shows all."""
+    known, first = options(config), common(config)
+    left = [option.panel for name, option in known.items() if name not in first]
+    return ", ".join(f"{panel} ({left.count(panel)})" for panel in dict.fromkeys(left))
+
+
+def callback(
+    config: type, handle: Callable[..., int | None], summary: str, *, full: bool = False
+) -> Callable[..., None]:
     """A function with one parameter per option, all of them None unless typed.
 
     Args:
@@ -49,7 +58,9 @@ def callback(config: type, handle: Callable[..., int | None], summary: str) -> C
         handle: called with (context, typed values by field name, Invocation); gives the exit code, or
             None to go on to a verb.
         summary: its help.
+        full: help shows every option in the panel of its group, not only those that most people need first.
     """
+    first = common(config)
 
     def command(ctx: typer.Context, **given: Any) -> None:
         typed = {name: value for name, value in given.items() if value is not None}
@@ -61,8 +72,11 @@ def callback(config: type, handle: Callable[..., int | None], summary: str) -> C
             raise typer.Exit(code)
 
     parameters = [inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)]
-    for name, option in options(config).items():
-        parameters.append(_parameter(name, _argument(option) if name == "run" else _flag(option)))
+    known = options(config)
+    for name in [*first, *(name for name in known if name not in first)] if not full else known:
+        option = known[name]
+        shown = option.panel if full or not groups(config) else (COMMON if name in first else "")
+        parameters.append(_parameter(name, _argument(option) if name == "run" else _flag(option, shown)))
         if option.kind is bool:  # hidden: the column of --no- forms would squeeze the text of the whole panel
             off = typer.Option(f"--no-{option.key}", hidden=True)
             parameters.append(_parameter(f"{_OFF}{name}", Annotated[bool | None, off]))
@@ -85,9 +99,17 @@ def _argument(option: Option) -> Any:
     return Annotated[str | None, typer.Argument(metavar="RUN", help=option.doc, show_default=False)]
 
 
-def _flag(option: Option) -> Any:
+def _flag(option: Option, panel: str) -> Any:
+    """The option in a panel of help; hidden without one."""
     kind, word = (bool, "") if option.kind is bool else (str, option.metavar)
-    info = typer.Option(option.flag, help=_help(option), metavar=word, rich_help_panel=option.panel, show_default=False)
+    info = typer.Option(
+        option.flag,
+        help=_help(option),
+        metavar=word,
+        rich_help_panel=panel or None,
+        hidden=not panel,
+        show_default=False,
+    )
     return Annotated[kind | None, info]
 
 

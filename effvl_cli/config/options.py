@@ -20,6 +20,7 @@ class Marker:
 
 VOLATILE = Marker("volatile")  # may change between a run and its resumption: not part of the run's identity
 GROWABLE = Marker("growable")  # may grow when a run is continued
+MEMORY = Marker("memory")  # smaller values need less memory, as those of every ..batch-size do
 ARTEFACT = Marker("artefact")  # names a file or run folder: its content is part of the identity, not only its name
 
 Fraction = Annotated[float, Gt(0), Le(1)]

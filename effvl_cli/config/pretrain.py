@@ -172,6 +172,11 @@ class PretrainConfig(
 ):
     """Train a network from scratch."""
 
+    common: ClassVar[tuple[str, ...]] = (
+        *("method", "data", "model", "epochs", "budget", "schedule", "keep"),
+        *("batch_size", "lr", "precision", "device", "seed", "out"),
+    )
+
     panel: ClassVar[str] = "Method"
 
     def __post_init__(self) -> None:

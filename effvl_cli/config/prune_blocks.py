@@ -242,6 +242,11 @@ class PruneBlocksConfig(
 ):
     """Remove the residual blocks whose removal hurts least."""
 
+    common: ClassVar[tuple[str, ...]] = (
+        *("data", "model", "weights", "download", "remove", "target_params", "target_macs"),
+        *("criterion", "finetune_epochs", "final_epochs", "device", "seed", "out"),
+    )
+
     panel: ClassVar[str] = "Target"
 
     def __post_init__(self) -> None:

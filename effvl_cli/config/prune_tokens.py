@@ -7,6 +7,7 @@ from annotated_doc import Doc
 from annotated_types import Ge, Le
 
 from effvl_cli.config.options import (
+    MEMORY,
     VOLATILE,
     Checked,
     Count,
@@ -90,7 +91,7 @@ class SearchOptions(Checked):
         Count, Doc("evaluate only the patches that gradients miss least, so many times --group; 0: all of them")
     ] = 0
     candidate_tokens: Annotated[
-        Positive | None, VOLATILE, Doc("tokens in one chunk of candidates (default: from the device's memory)")
+        Positive | None, MEMORY, VOLATILE, Doc("tokens in one chunk of candidates (default: from the device's memory)")
     ] = None
 
     def __post_init__(self) -> None:
@@ -257,6 +258,11 @@ class PruneTokensConfig(
     KeepOptions, JudgedConfig, RankOptions, PredictorOptions, TuneOptions, EvalOptions, SaveOptions
 ):
     """The whole job: rank, predict, tune, evaluate."""
+
+    common: ClassVar[tuple[str, ...]] = (
+        *("keep", "data", "model", "weights", "download", "shots", "layer"),
+        *("templates", "prompts", "device", "seed", "out"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

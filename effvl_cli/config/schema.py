@@ -75,6 +75,23 @@ def _read(config: type) -> dict[str, Option]:
     return {option.name: option for option in sorted(found.values(), key=place)}
 
 
+FEW = 16  # options that help shows as they are
+_ALWAYS = ("run", "data", "model", "weights", "batch_size", "device", "seed", "out")
+
+
+def common(config: type) -> list[str]:
+    """Fields that help shows first: what the dataclass says (`common`), else its own panel and what most need.
+
+    All of them, where they are few.
+    """
+    known = options(config)
+    if len(known) <= FEW:
+        return list(known)
+    said = getattr(config, "common", ())
+    own = getattr(config, "panel", "")
+    return list(said) or [name for name, option in known.items() if option.panel == own or name in _ALWAYS]
+
+
 def _owner(config: type, name: str) -> type:
     """The class that defines a field first."""
     return next(base for base in reversed(config.__mro__) if name in inspect.get_annotations(base))

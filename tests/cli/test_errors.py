@@ -26,6 +26,8 @@ from PIL import Image
         ("prune-tokens evl", 2, ["unknown verb 'evl'", "'eval'"]),
         ("prune", 2, ["unknown command 'prune'", "Did you mean 'prune-tokens'"]),
         ("help", 2, ["unknown command 'help'", "pretrain, prune-tokens, prune-blocks, list"]),
+        ("predict", 2, ["unknown command 'predict'", "It is a verb: effvl prune-tokens predict"]),
+        ("export", 2, ["It is a verb: effvl prune-tokens export or effvl prune-blocks export"]),
         ("prune-token", 2, ["unknown command 'prune-token'", "'prune-tokens'"]),
         ("--keep 1", 2, ["--keep", "before"]),
         ("prune-tokens --model ViT-B-17", 2, ["unknown --model 'ViT-B-17'", "ViT-B-1"]),
@@ -102,6 +104,39 @@ def test_an_empty_list_is_refused_where_the_default_has_items():
 
     with pytest.raises(UsageError, match="--selector is empty"):
         validate(EvalConfig, {"selector": ","})
+
+
+def test_without_a_word_it_shows_help(effvl):
+    outcome = effvl()
+    assert outcome.code == 0 and outcome.err == "" and "Techniques" in outcome.out
+
+
+def test_out_of_memory_names_the_options_of_the_command(effvl, monkeypatch):
+    import torch
+
+    from effvl_cli.engines.prune_tokens import rank
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(rank, "run", full)
+    outcome = effvl("prune-tokens", "rank", "--out", "r")
+    assert outcome.code == 6 and "--candidate-tokens" in outcome.error
+    outcome = _run_out_of_memory(effvl, monkeypatch)
+    assert outcome.code == 6 and "--finetune-batch-size" in outcome.error
+    assert "--candidate-tokens" not in outcome.error  # which that command does not have
+
+
+def _run_out_of_memory(effvl, monkeypatch):
+    import torch
+
+    from effvl_cli.engines.prune_blocks import job
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(job, "run", full)
+    return effvl("prune-blocks", "--out", "b")
 
 
 def test_an_unexpected_failure_is_one_line_and_a_traceback_on_request(effvl, monkeypatch):

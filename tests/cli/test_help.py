@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from effvl_cli.cli import commands, flags
-from effvl_cli.config.schema import options
+from effvl_cli.config.schema import common, options
 
 HEAVY = ("torch", "numpy", "yaml", "matplotlib", "sklearn", "open_clip", "PIL")
 LINES = [(), *((name,) for name in commands.names()), *((c.name, c.verb) for c in commands.COMMANDS if c.verb)]
@@ -38,7 +38,7 @@ def test_what_needs_no_torch_imports_none(line):
 @pytest.mark.parametrize("command", commands.COMMANDS, ids=lambda c: c.title)
 def test_every_option_is_documented(effvl, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "120")
-    shown = effvl(*command.title.split(), "--help").out
+    shown = effvl(*command.title.split(), "--help-all").out
     for option in options(flags.config_class(command.config)).values():
         assert option.doc
         assert ("[RUN]" if option.name == "run" else option.flag) in shown
@@ -47,7 +47,7 @@ def test_every_option_is_documented(effvl, monkeypatch, command):
 
 def test_help_shows_defaults_ranges_choices_and_verbs(effvl, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    shown = effvl("prune-tokens", "--help").out
+    shown = effvl("prune-tokens", "--help-all").out
     for text in (
         "default 0.6; above 0, at most 1",
         "default 0; at least 0",
@@ -60,6 +60,19 @@ def test_help_shows_defaults_ranges_choices_and_verbs(effvl, monkeypatch):
     assert shown.index("--keep") < shown.index("--layer") < shown.index("--shots") < shown.index("--seed")
     assert "eval [OPTIONS] [RUN]" in effvl("prune-tokens", "eval", "--help").out
     assert "pretrain [OPTIONS] " in effvl("pretrain", "--help").out
+
+
+@pytest.mark.parametrize("command", commands.COMMANDS, ids=lambda c: c.title)
+def test_help_shows_what_most_need_and_says_where_the_rest_is(effvl, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "120")
+    config = flags.config_class(command.config)
+    short = " ".join(effvl(*command.title.split(), "--help").out.split())
+    first = [option.flag for name, option in options(config).items() if name in common(config) and name != "run"]
+    assert 4 <= len(first) <= 20 and all(f"{flag} " in short for flag in first)
+    left = [option for name, option in options(config).items() if name not in common(config)]
+    assert not any(f"│ {option.flag} " in short for option in left)
+    assert (f"effvl {command.title} --help-all shows" in short) == bool(left)
+    assert all(f"{option.panel} (" in short for option in left)
 
 
 @pytest.mark.parametrize("columns", [80, 120])

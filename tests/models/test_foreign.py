@@ -262,7 +262,7 @@ def test_the_normalisation_that_is_asked_for_is_kept_in_the_checkpoint(effvl, tm
 
 def test_every_command_that_loads_weights_has_the_options(effvl):
     for command in ("pretrain", "prune-tokens", "prune-blocks", "prune-blocks score", "prune-blocks apply"):
-        text = effvl(*command.split(), "--help").out
+        text = effvl(*command.split(), "--help-all").out
         assert all(f"--{name}" in text for name in ("weights-key", "normalise", "mean", "std")), command
 
 
