@@ -111,7 +111,7 @@ def _technique(name: str, *, full: bool) -> typer.Typer:
     app.callback(invoke_without_command=True)(_callback(job, full=full))
     for verb, command in table.items():
         if verb:
-            words = {"help": command.summary, "rich_help_panel": "Verbs: parts of the job"}
+            words: dict[str, Any] = {"help": command.summary, "rich_help_panel": "Verbs: parts of the job"}
             app.command(verb, epilog=_epilog(command, full), **words)(_callback(command, full=full))
     return app
 
