@@ -11,7 +11,7 @@ from effvl_cli.core.errors import DataError
 from effvl_cli.data.decoded import Decoded
 from effvl_cli.engines.prune_tokens.context import Ranking
 from effvl_cli.engines.prune_tokens.evaluation import known_images
-from effvl_cli.engines.prune_tokens.rankings import Ranked, rank_images
+from effvl_cli.engines.prune_tokens.rankings import SCORERS, Ranked, rank_images
 from effvl_cli.techniques.prune_tokens.predictor import dropped_overlap, kendall_tau
 from effvl_cli.techniques.prune_tokens.tower import num_keep
 
@@ -47,7 +47,7 @@ def _audit(context: Ranking, images: Decoded) -> list[dict[str, Any]]:
     some = images.take(torch.linspace(0, len(images) - 1, min(AUDITED, len(images))).long().unique())
     exact = replace(
         config,
-        scorer="feature" if config.scorer == "taylor" else config.scorer,
+        scorer="feature" if SCORERS[config.scorer].by_gradients else config.scorer,
         block=1,
         block_stride=1,
         group=1,

@@ -24,6 +24,7 @@ from effvl_cli.data import load
 from effvl_cli.data.fewshot import few_shot
 from effvl_cli.engines.common.cost_table import TRAINING, Part, cost_table
 from effvl_cli.engines.prune_tokens.context import Context, Searching, Tuning, build_context
+from effvl_cli.engines.prune_tokens.rankings import SCORERS
 from effvl_cli.techniques.prune_tokens.ranking import alive_until, removal_windows
 from effvl_cli.techniques.prune_tokens.tower import num_keep
 
@@ -44,9 +45,9 @@ def search_cost(context: Searching) -> tuple[int, int]:
         last = not config.group or left <= stop
         take = left if last else min(config.group, left - stop)
         candidates = int((windows & alive).any(1).sum())
-        if config.scorer == "taylor" or (config.shortlist and not last):
+        if SCORERS[config.scorer].by_gradients or (config.shortlist and not last):
             macs += shape.taylor(context.layer, 0)
-            candidates = 0 if config.scorer == "taylor" else min(candidates, config.shortlist * take)
+            candidates = 0 if SCORERS[config.scorer].by_gradients else min(candidates, config.shortlist * take)
         passes += candidates
         macs += candidates * shape.candidate(max(0, left - side), context.layer)
         alive[alive.nonzero().flatten()[:take]] = False

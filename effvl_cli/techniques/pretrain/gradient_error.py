@@ -7,7 +7,7 @@ For M batches with uncompressed gradients g_b and compressed ones h_b of the sam
     ca_mse = bias2 + ca_var
 
 bias2 is unbiased: ||mean d||^2 alone is too large by V(d) / M. The paper names the three quantities; this estimator is
-ours. Only running means are kept, so memory is two vectors a strategy; spreads come from sketches of the vectors.
+ours. Only running means are kept, so memory is two vectors per strategy; spreads come from sketches of the vectors.
 
 The cosine of the two expected gradients is made of squared norms that are unbiased in the same way: with
 n(a) = ||mean a||^2 - V(a) / M it is (n(h) + n(g) - bias2) / (2 sqrt(n(h) n(g))). That of the two means is too low: each

@@ -83,8 +83,8 @@ def sincos_positions(grid: int, base_grid: int, width: int, *, rows_first: bool 
     """Fixed two-dimensional sine-cosine positions (MoCo-v3, arXiv 2104.02057), for any grid over the same picture.
 
     Args:
-        grid: cells a side.
-        base_grid: cells a side of the grid whose coordinates are 0, 1, ...
+        grid: cells per side.
+        base_grid: cells per side of the grid whose coordinates are 0, 1, ...
         width: D, a multiple of 4.
         rows_first: the first half tells rows apart, as in the code that MoCo-v3's authors released; else columns.
 
@@ -100,7 +100,7 @@ def sincos_positions(grid: int, base_grid: int, width: int, *, rows_first: bool 
 
 
 def sincos_order(table: Tensor, grid: int) -> bool | None:
-    """Whether positions (grid^2, D) are `sincos_positions` with the rows first; None: they are no such table.
+    """Whether positions (grid^2, D) are `sincos_positions` with the rows first; None: they are not such a table.
 
     Others compute it in float32 and in another order of operations: equal to within 1e-4.
     """
@@ -118,7 +118,7 @@ def resample_positions(table: Tensor, grid: int) -> Tensor:
 
     Args:
         table: (g0^2, D).
-        grid: cells a side.
+        grid: cells per side.
 
     Returns:
         (grid^2, D).

@@ -104,7 +104,7 @@ def _number(index: int, row: Mapping[str, Any], key: str) -> float:
     try:
         number = float(row[key])
     except (TypeError, ValueError) as error:
-        raise ValueError(f"stage {index}: {key} is {row[key]!r}, which is no number") from error
+        raise ValueError(f"stage {index}: {key} is {row[key]!r}, which is not a number") from error
     if not math.isfinite(number):
         raise ValueError(f"stage {index}: {key} is {row[key]}, which is not finite")
     return number
@@ -200,7 +200,7 @@ def snapped_size(image_size: int, patch: int) -> int:
 
 
 def near_divisors(image_size: int, patch: int) -> list[int]:
-    """Divisors of the view size around a patch that divides it not: two below, two above."""
+    """Divisors of the view size around a patch that does not divide it: two below, two above."""
     divisors = [d for d in range(1, image_size + 1) if image_size % d == 0]
     return [d for d in divisors if d < patch][-2:] + [d for d in divisors if d > patch][:2]
 

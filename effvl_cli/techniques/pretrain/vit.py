@@ -38,7 +38,7 @@ class ViTShape:
 
     @property
     def grid(self) -> int:
-        """Patches a side."""
+        """Patches per side."""
         return self.image_size // self.patch
 
 

@@ -38,7 +38,7 @@ def split_path(network: nn.Module, path: str) -> tuple[nn.Module, str]:
     except AttributeError as error:
         raise ValueError(f"the network has no module {path!r}") from error
     if not name:
-        raise ValueError("the whole network is no part of itself")
+        raise ValueError("the whole network is not a part of itself")
     return network.get_submodule(parent), name
 
 

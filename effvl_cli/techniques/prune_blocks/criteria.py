@@ -168,7 +168,7 @@ def sr_init(
     generator: torch.Generator,
     draws: int = 5,
 ) -> Tensor:
-    """How many images are answered rightly when a unit's parameters are drawn anew (SR-init, arXiv 2303.07677).
+    """How many images are answered correctly when a unit's parameters are drawn anew (SR-init, arXiv 2303.07677).
 
     The importance of unit k is the fall of accuracy, (row 0 - row 1 + k) / (draws * images). The statistics of its
     norms stay. So do parameters of modules that do not know how to draw them.

@@ -25,7 +25,7 @@ Valid = Literal["identity", "shape"]
 
 @dataclass(frozen=True)
 class Rejected:
-    """A module that looked like a unit, and why it is none."""
+    """A module that looked like a unit, and why it is not one."""
 
     path: str
     reason: str
@@ -48,7 +48,7 @@ class Discovery:
 
 @dataclass
 class _Call:
-    """One call of a candidate: arguments (None for tensors), names of those that hold tensors or are no defaults."""
+    """One call of a candidate: arguments (None for tensors), names of those that hold tensors or are not defaults."""
 
     arguments: inspect.BoundArguments
     tensors: list[str]
@@ -174,7 +174,7 @@ def _owners(network: nn.Module) -> dict[nn.Parameter, list[str]]:
 def _judge(
     path: str, module: nn.Module, calls: Sequence[_Call], owners: Mapping[nn.Parameter, list[str]], valid: Valid
 ) -> Unit | str:
-    """The unit, or the reason why it is none."""
+    """The unit, or the reason why it is not one."""
     reason = _misfit(calls)
     if reason:
         return reason

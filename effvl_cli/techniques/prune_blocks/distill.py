@@ -38,7 +38,7 @@ def distillation_loss(student: Tensor, teacher: Tensor, labels: Tensor, alpha: f
 
 
 def mimic_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared error of pooled features (B, D), which removal leaves in shape; the teacher's get no gradient."""
+    """Mean squared error of pooled features (B, D), whose shape stays in a removal; the teacher's get no gradient."""
     return F.mse_loss(student, teacher.detach())
 
 

@@ -33,7 +33,7 @@ class Half(nn.Module):
 
 
 def split_halves(network: nn.Module) -> int:
-    """Put two halves, NAME_attention and NAME_mlp, in the place of each block NAME, in place.
+    """Replace each block NAME, in place, by two halves, NAME_attention and NAME_mlp.
 
     Whether the network still computes the same is for the caller to check: blocks are told by their children.
 

@@ -75,7 +75,7 @@ class Scorer:
         units: removable modules, at least one, none within another.
         sharing: "auto" tries a chain, then replay.
         sets: indices of the units of each candidate; default each unit alone.
-        stand_ins: what is called in the place of each unit; default what is left of it when it is removed.
+        stand_ins: what is called instead of each unit; default what is left of it when it is removed.
         buffers: of each candidate, those that differ from the network's; of modules called after its only unit.
         stack: candidates that run as one larger batch where the network is a chain; more than 1 only for single units
             without `buffers`. Their logits may then differ by `STACK_TOLERANCE`.

@@ -53,7 +53,7 @@ class Sweep:
         return {module: partial(self._call, module, module.forward) for module in set(self.trace.modules)}
 
     def without(self, stand_ins: Mapping[int, Forward], buffers: Buffers) -> Tensor:
-        """Logits (B, C) with other modules in the place of some calls.
+        """Logits (B, C) with other modules instead of some calls.
 
         Sets come in the order of their calls' numbers, a set after all that begin with it; so the empty one is last.
 

@@ -43,7 +43,7 @@ class _Inserted(nn.Module):
         raise NotImplementedError
 
     def insert(self, index: int, states: Tensor, tower: _Blocks) -> Tensor:
-        """The input of block `index`, (B, n, D), with its prompts appended or put in the place of the last v rows."""
+        """The input of block `index`, (B, n, D), with its prompts appended, or in place of the last v rows."""
         level = index - self.start
         if not 0 <= level < self.depth:
             return states

@@ -161,7 +161,7 @@ def token_damage(removed: Tensor, scores: Tensor, reference: float) -> Tensor:
 def _rank_image(
     search: "_Search", runner: Callable[[int], CandidateRunner], sample: int, candidate_tokens: int
 ) -> Ranking:
-    """One image; begun again with half the chunk when the device's memory does not suffice."""
+    """One image; started again with half the chunk when the device's memory does not suffice."""
     while True:
         suffix = runner(candidate_tokens)
         try:

@@ -57,8 +57,8 @@ class ClassScorer:
     Attributes:
         classifier: (E, Y) unit class embeddings.
         tau: scalar that multiplies cosines.
-        space: log-posterior, posterior less 1, or scaled cosine. The first two order single patches alike, but means
-            over windows differ.
+        space: log-posterior, posterior less 1, or scaled cosine. The first two give single patches the same order, but
+            means over windows differ.
     """
 
     classifier: Tensor

@@ -135,7 +135,7 @@ class GoldenSelector:
 
 
 class TaylorSelector:
-    """Patches whose removal, as gradients have it, would do most damage; see `taylor_scores`.
+    """Patches whose removal would do most damage, as estimated from gradients; see `taylor_scores`.
 
     A reference for offline use: its forward and backward passes cost more than the dense tower.
 

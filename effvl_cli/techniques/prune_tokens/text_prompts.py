@@ -1,4 +1,4 @@
-"""Learnable tokens in the place of the words before a class name (Zhou et al., arXiv 2109.01134; in several blocks:
+"""Learnable tokens in place of the words before a class name (Zhou et al., arXiv 2109.01134; in several blocks:
 Khattak et al., arXiv 2210.03117, sec. 3.2).
 
 Shapes: C texts, T their tokens, t text prompt tokens, Dt width of the text tower, E embedding width.
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class TextPrompts(nn.Module):
-    """t tokens in the place of the first words, replaced by fresh ones at the input of each of the first blocks.
+    """t tokens in place of the first words, replaced by fresh ones at the input of each of the first blocks.
 
     They are states at the input of a block; those of block 0 have the positional embedding in them.
 

@@ -1,4 +1,4 @@
-"""Merging alike tokens, some in every block, in place of dropping patches at one depth.
+"""Merging similar tokens, some in every block, instead of dropping patches at one depth.
 
 Bolya et al., "Token Merging: Your ViT But Faster", ICLR 2023, arXiv 2210.09461: bipartite soft matching (section 3,
 appendix D), size-weighted means, proportional attention (eq. 1). Shapes: B images, P prefix tokens, n tokens entering a
@@ -19,7 +19,7 @@ TOLERANCE = 1.02  # merges whose cost is over that of dropping by no more than t
 
 
 def soft_matching(metric: Tensor, count: int, num_prefix: int) -> Tensor:
-    """Which tokens merge: the `count` of one half of the patches that are most alike to one of the other half.
+    """Which tokens merge: the `count` of one half of the patches that are most similar to one of the other half.
 
     The halves alternate, and no prefix token merges. The merged sequence holds prefix, the first half's patches that
     stay, and the second half's, each in their order.

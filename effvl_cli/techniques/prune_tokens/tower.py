@@ -245,7 +245,7 @@ class PrunedVision(WrappedTower):
 
         Returns:
             What the tower returns: (B, E), or with `output_tokens` a pair whose second item has a row for each of the
-            K kept patches only, so that it is no picture any more. With `return_keep` a pair of that and (B, K) int64.
+            K kept patches only, so that it is no longer a picture. With `return_keep` a pair of that and (B, K) int64.
 
         Raises:
             NonFiniteError: scores that are NaN or infinite.
