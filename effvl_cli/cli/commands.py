@@ -28,7 +28,8 @@ class Command:
         return f"{self.name} {self.verb}".strip()
 
 
-def _rows(name: str, rows: tuple[tuple[str, str, str], ...]) -> tuple[Command, ...]:
+def rows_of(name: str, rows: tuple[tuple[str, str, str], ...]) -> tuple[Command, ...]:
+    """The block of a technique: verb, class of its options in `config/NAME.py`, one line for help."""
     module = name.replace("-", "_")
     return tuple(
         Command(name, verb, f"effvl_cli.config.{module}:{cls}", f"effvl_cli.engines.{module}.{verb or 'job'}", summary)
@@ -37,7 +38,7 @@ def _rows(name: str, rows: tuple[tuple[str, str, str], ...]) -> tuple[Command, .
 
 
 COMMANDS = (
-    *_rows(
+    *rows_of(
         "pretrain",
         (
             ("", "PretrainConfig", "Train a network from scratch: from images alone (accelerated), texts or labels."),
@@ -45,7 +46,7 @@ COMMANDS = (
             ("eval", "EvalConfig", "Judge the features of RUN by neighbours and linear probes, also on other data."),
         ),
     ),
-    *_rows(
+    *rows_of(
         "prune-tokens",
         (
             ("", "PruneTokensConfig", "Patch Ranking: drop the patches that CLIP's image tower does not need."),
@@ -58,7 +59,7 @@ COMMANDS = (
             ("viz", "VizConfig", "Pictures of kept and dropped patches, with RUN's predictor."),
         ),
     ),
-    *_rows(
+    *rows_of(
         "prune-blocks",
         (
             ("", "PruneBlocksConfig", "Direct block removal: drop the residual blocks that a network misses least."),

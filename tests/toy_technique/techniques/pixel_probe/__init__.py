@@ -1,0 +1,1 @@
+"""Linear classification of the pixels that vary most."""
