@@ -209,7 +209,7 @@ def test_schedules_as_people_write_them(text, stages):
         ("inf:patch=8", "until is inf"),
         ("0.5:patch=8;;1:", "stage 1: cannot read ''"),
         ("1:patch", "cannot read 'patch'"),
-        ("%:patch=8", "until is '%', which is no number"),
+        ("%:patch=8", "until is '%', which is not a number"),
     ],
 )
 def test_schedules_that_mean_nothing(text, part):

@@ -84,7 +84,7 @@ def test_a_schedule_survives_its_file():
         ([{"until": 1, "patch": 8, "kep": 1}], "stage 0: unknown key 'kep'"),
         ([{"until": 0.5, "patch": 8}, {"until": 0.5, "patch": 4}], "stage 1: until is 0.5, not above 0.5"),
         ([{"until": 0.5, "patch": 8}], "stage 0: until is 0.5; the last stage ends at 1"),
-        ([{"until": "x", "patch": 8}], "stage 0: until is 'x', which is no number"),
+        ([{"until": "x", "patch": 8}], "stage 0: until is 'x', which is not a number"),
         ([7], "stage 0 is 7"),
     ],
 )

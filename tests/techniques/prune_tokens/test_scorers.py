@@ -53,7 +53,7 @@ def test_the_cosine_keeps_its_digits_near_one():
 
 @pytest.mark.parametrize("space", ["log", "prob"])
 def test_a_posterior_near_one_keeps_its_digits(space):
-    """At tau = 100 the other class has e^-100 to e^-95 of the mass: no number between that and 1 but by what lacks."""
+    """At tau = 100 the other class has e^-100 to e^-95 of the mass, which 1 minus it cannot show, even in float64."""
     sharp = {"classifier": torch.eye(2), "tau": torch.tensor(100.0)}
     close = torch.tensor([[1.0, 0.0], [1.0, 0.01], [1.0, 0.05]])
     lacking = []
