@@ -37,13 +37,9 @@ def _registered(what: str, pattern: str) -> list[tuple[str, str]]:
     rows = [(row.name, row.summary) for row in registry.rows()]
     found = [row for row in rows if pattern.lower() in row[0].lower()]
     if what == "models" and pattern:
-        import open_clip
+        from effvl_cli.models.listing import names
 
-        found += [
-            (f"openclip:{name}", "open_clip model")
-            for name in open_clip.list_models()
-            if pattern.lower() in name.lower()
-        ]
+        found += [row for row in names() if pattern.lower() in row[0].lower()]
     return found
 
 

@@ -189,7 +189,10 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path} is not what {MANIFEST} describes", "It is damaged or from another run: copy both again"
         )
     state = read_state_dict(path)
-    return state | {alias: state[key] for alias, key in manifest["aliases"].items()}, manifest
+    aliases = manifest["aliases"]
+    if not all(isinstance(key, str) and key in state for key in aliases.values()):
+        raise ModelError(f"{MANIFEST} beside {path} names tensors that it does not hold", "Copy both again")
+    return state | {alias: state[key] for alias, key in aliases.items()}, manifest
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -203,12 +206,27 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise ModelError(f"{folder} holds no {MANIFEST}", "Give a folder that an effvl run has finished") from error
-    except ValueError as error:
-        raise ModelError(f"{path} is not JSON: {error}", "Copy it again") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not JSON that can be read: {error}", "Copy it again") from error
+    if not isinstance(manifest, dict):
+        raise ModelError(f"{path} holds no object with fields", "Copy it again")
+    _check_fields(manifest, path)
     if manifest.get("format") != FORMAT:
         raise ModelError(f"{path} has format {manifest.get('format')!r}, this version reads {FORMAT}")
     found: dict[str, Any] = manifest
     return found
+
+
+def _check_fields(manifest: Mapping[str, Any], path: Path) -> None:
+    """Fields that every manifest of this format has, and some that networks have, where they are there."""
+    if manifest.get("format") != FORMAT:
+        return
+    kinds = {"sha256": str, "aliases": dict}
+    if manifest.get("kind") == "model":
+        kinds |= {"model": str, "preprocess": dict}
+    wrong = [name for name, kind in kinds.items() if not isinstance(manifest.get(name), kind)]
+    if wrong:
+        raise ModelError(f"{path} has no usable {' and '.join(wrong)}", "Copy it again, or make the run anew")
 
 
 # --- step folders ----------------------------------------------------------------------------------------------------

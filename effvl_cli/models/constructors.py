@@ -21,6 +21,7 @@ from effvl_cli.models.edits import REMOVED, removals_of
 from effvl_cli.models.network import Network
 from effvl_cli.models.torchvision import options_of
 from effvl_cli.techniques.prune_blocks import containers
+from effvl_cli.techniques.prune_blocks.stand_ins import FURTHER_INPUTS, STAND_INS, WRAPPED
 from effvl_cli.techniques.prune_blocks.surgery import Removal
 
 
@@ -64,11 +65,17 @@ def _without(whole: Code, removals: Sequence[Removal]) -> Code:
     if not removals:
         return whole
     tools = (containers.prefix_of, containers.set_children, containers.delete_child)
+    own = dict.fromkeys(STAND_INS[r.mode] for r in removals if r.mode in (FURTHER_INPUTS, WRAPPED))
+    more = ["from typing import Any", "from torch import Tensor"] if own else []
     numbered = f"_NUMBERED = re.compile({containers._NUMBERED.pattern!r})"
     return replace(
         whole,
-        imports=[*whole.imports, "import re", "from collections.abc import Mapping"],
-        definitions=[numbered, *(inspect.getsource(tool) for tool in tools)],
+        imports=[*whole.imports, "import re", "from collections.abc import Mapping", *more],
+        definitions=[
+            numbered,
+            *(inspect.getsource(tool) for tool in tools),
+            *(inspect.getsource(kind) for kind in own),
+        ],
         statements=[_statement(removal) for removal in removals],
     )
 
@@ -78,7 +85,9 @@ def _statement(removal: Removal) -> str:
     container = f"network.get_submodule({json.dumps(parent)})"
     if removal.mode == "delete":
         return f"delete_child({container}, {json.dumps(name)})"
-    return f"{container}.add_module({json.dumps(name)}, nn.{'ReLU' if removal.mode == 'relu' else 'Identity'}())"
+    kind = STAND_INS[removal.mode]
+    place = "nn." if kind.__module__.startswith("torch.") else ""
+    return f"{container}.add_module({json.dumps(name)}, {place}{kind.__name__}())"
 
 
 # --- torchvision -----------------------------------------------------------------------------------------------------

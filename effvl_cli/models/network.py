@@ -216,7 +216,7 @@ def _read_weights(
     """State dict for the network, which gets to know where it is from."""
     if manifest and path is not None:
         state, network.manifest = checkpoint.load_model(path)
-        network.preprocess = Preprocess.from_dict(manifest["preprocess"])
+        network.preprocess = _preprocess_of(manifest, path)
         network.source = str(path.parent)
     elif path is not None:
         network.source = str(path)
@@ -234,6 +234,15 @@ def _read_weights(
     else:
         raise ModelError(f"no weights at --weights {weights}", "Give a run folder or a file")
     return state
+
+
+def _preprocess_of(manifest: Mapping[str, Any], path: Path) -> Preprocess:
+    try:
+        return Preprocess.from_dict(manifest["preprocess"])
+    except (KeyError, TypeError) as error:
+        raise ModelError(
+            f"{checkpoint.MANIFEST} beside {path} describes no preprocessing: {error}", "Copy it again"
+        ) from error
 
 
 def _foreign(network: Network, path: Path, key: str | None) -> dict[str, Tensor]:

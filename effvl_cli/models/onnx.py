@@ -5,6 +5,7 @@ it is told other outputs.
 """
 
 import importlib.util
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -87,8 +88,21 @@ def _convert(program: torch.export.ExportedProgram, outputs: Sequence[str]) -> b
         reason = next(iter(str(error.__cause__ or error).splitlines()), type(error).__name__)
         raise ModelError(f"torch.onnx cannot write the network: {reason}", "Use its torch.export program") from error
     assert converted is not None
-    found: bytes = converted.model_proto.SerializeToString()
+    proto = converted.model_proto
+    _name_batch(proto.graph)
+    found: bytes = proto.SerializeToString()
     return found
+
+
+def _name_batch(graph: Any) -> None:
+    """Call the free axis `batch`, as the program does, and not by the symbol that torch drew for it, `s34` say."""
+    symbol = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    if symbol:
+        own = re.compile(rf"\b{re.escape(symbol)}\b")
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            for axis in value.type.tensor_type.shape.dim:
+                if axis.dim_param:
+                    axis.dim_param = own.sub("batch", axis.dim_param)
 
 
 def _stable_sort(rows: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:

@@ -84,3 +84,23 @@ def test_state_is_read_without_unpickling_code(tmp_path):
     folders = StepFolders(tmp_path)
     folders.save(1, STATE, {"optimizer": {"state": {0: {"step": torch.tensor(3.0)}}}}, best=None)
     assert folders.load(1).state["optimizer"]["state"][0]["step"] == 3
+
+
+def test_a_pickle_in_the_state_falls_back_to_the_checkpoint_before(tmp_path):
+    import hashlib
+    import pickle
+
+    folders = StepFolders(tmp_path, keep=3)
+    for step in (1, 2):
+        folders.save(step, STATE, {"value": step}, best=None)
+    state = tmp_path / "step-00000002" / "state.pt"
+    manifest = state.with_name("manifest.json")
+    for content in (pickle.dumps({"value": print}), pickle.dumps([1])):
+        state.write_bytes(content)
+        about = json.loads(manifest.read_text()) | {"state_sha256": hashlib.sha256(content).hexdigest()}
+        manifest.write_text(json.dumps(about))
+        warnings = []
+        assert folders.latest(warnings.append).state["value"] == 1
+        assert len(warnings) == 1 and "going back to the checkpoint before it" in warnings[0]
+    manifest.write_text("[]")
+    assert folders.latest(warnings.append).step == 1

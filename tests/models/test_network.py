@@ -1,12 +1,14 @@
 """Networks by name, and weights in the formats people have."""
 
+import json
+
 import numpy as np
 import open_clip
 import pytest
 import torch
 from PIL import Image
 
-from effvl_cli.core.checkpoint import save_model
+from effvl_cli.core.checkpoint import MANIFEST, save_model
 from effvl_cli.core.errors import ModelError, UsageError
 from effvl_cli.models import network as networks
 from effvl_cli.models.merges import learn, pack
@@ -126,3 +128,33 @@ def test_size_of_the_shipped_model():
     count = sum(p.numel() for p in network.module.parameters())
     assert 300_000 <= count <= 400_000
     assert networks.CHECKPOINT in network.shipped.name and network.shipped.stat().st_size < 2_000_000
+
+
+NESTED = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        *("[]", "null", "3", NESTED, '{"format": 1, "kind": "model"}', '{"kind": "model"}'),
+        lambda manifest: {**manifest, "aliases": {"visual.proj2": "nowhere"}},
+        lambda manifest: {**manifest, "aliases": ["a"]},
+        lambda manifest: {key: value for key, value in manifest.items() if key != "sha256"},
+        lambda manifest: {key: value for key, value in manifest.items() if key != "model"},
+        lambda manifest: {**manifest, "preprocess": {"size": [64, 64]}},
+    ],
+)
+def test_a_manifest_that_is_none_is_one_line(tmp_path, effvl, broken):
+    network = networks.build("tiny:resnet", seed=5, num_classes=10)
+    save_model(tmp_path / networks.CHECKPOINT, network.module.state_dict(), network.describe())
+    path = tmp_path / MANIFEST
+    path.write_text(broken if isinstance(broken, str) else json.dumps(broken(json.loads(path.read_text()))))
+    outcome = effvl("prune-blocks", "--data", "digits", "--weights", tmp_path, "--remove", 1, "--out", "x")
+    assert outcome.code == 4, outcome.err
+    assert "manifest.json" in outcome.error and len(outcome.error) < 400
+
+
+def test_names_of_torchvision_and_timm_are_found(effvl):
+    out = effvl("list", "models", "resnet18").out
+    assert all(name in out for name in ("torchvision:resnet18", "timm:resnet18", "timm:skresnet18"))
+    assert "openclip:RN50" in effvl("list", "models", "RN50").out

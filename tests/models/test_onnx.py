@@ -44,7 +44,8 @@ def test_the_file_is_valid_and_says_what_goes_in_and_out(exported):
     assert model.opset_import[0].version >= 17
     assert [value.name for value in (*model.graph.input, *model.graph.output)] == ["images", "logits"]
     batch, *rest = model.graph.input[0].type.tensor_type.shape.dim
-    assert batch.dim_param and [dimension.dim_value for dimension in rest] == [3, 16, 16]
+    assert batch.dim_param == "batch" == model.graph.output[0].type.tensor_type.shape.dim[0].dim_param
+    assert [dimension.dim_value for dimension in rest] == [3, 16, 16]
 
 
 def test_parity_is_the_largest_relative_difference(exported):

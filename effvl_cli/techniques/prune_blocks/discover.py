@@ -6,7 +6,7 @@ removes them from known architectures.
 
 import fnmatch
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +15,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from .containers import evaluating, runs_children
-from .shortcut import find_shortcut
+from .shortcut import find_shortcut, unwrapped
 from .surgery import SurgeryError, take_out
 from .trace import Forward, first_input, patched
 from .unit import Unit
@@ -57,14 +57,16 @@ class _Call:
     source: Tensor | None = None  # without storage
     result: Tensor | None = None  # likewise
     negative: bool = False
+    wrapped: bool = False  # the result is a tuple of one
 
 
 def discover(network: nn.Module, images: Tensor, *, valid: Valid = "identity", stages: bool = False) -> Discovery:
     """Find the units of a network with one forward pass and one of each candidate alone.
 
     A candidate has parameters and children and is itself the child of a module that runs its children one after
-    another. It is a unit if it is called once with one tensor (besides numbers and the like), returns one of equal
-    shape and type, shares no parameter with other modules, and what is left of it at zero parameters is its input.
+    another, or one of several attributes of one class. It is a unit if it is called once with one tensor (besides
+    numbers and the like), returns one of equal shape and type, alone or in a tuple, shares no parameter with other
+    modules, and what is left of it at zero parameters is its input, perhaps after an activation.
 
     Args:
         network: is left as it is.
@@ -72,13 +74,7 @@ def discover(network: nn.Module, images: Tensor, *, valid: Valid = "identity", s
         valid: "shape" drops the last condition.
         stages: of units within each other the outer ones count, else the inner ones.
     """
-    blocks = {
-        f"{path}.{name}".lstrip("."): child
-        for path, module in network.named_modules()
-        if runs_children(module)
-        for name, child in module.named_children()
-        if any(True for _ in child.parameters()) and any(True for _ in child.children())
-    }
+    blocks = _candidates(network)
     with evaluating(network):
         with _recorded(blocks) as calls:
             network(images)
@@ -86,9 +82,15 @@ def discover(network: nn.Module, images: Tensor, *, valid: Valid = "identity", s
         found: dict[str, Unit | str] = {
             path: _judge(path, module, calls[path], owners, valid) for path, module in blocks.items()
         }
+        for path in _apart(blocks, calls):
+            if isinstance(found[path], Unit):
+                found[path] = "its container does not run its children one after another"
         for path, unit in found.items():
             if isinstance(unit, Unit) and len(calls[path][0].special) > 1 and not _can_go(network, unit, images):
-                found[path] = "inputs≠1"
+                found[path] = "no stand-in takes its further inputs"
+    found = _without_attributes_inside(network, found)
+    levels = _Stages(found, blocks, calls)
+    found = {path: replace(u, stage=levels.of(path)) if isinstance(u, Unit) else u for path, u in found.items()}
     units = [unit for unit in found.values() if isinstance(unit, Unit)]
     proved = [unit for unit in units if unit.shortcut != "none"]
     units = [unit for unit in units if unit in proved or not any(_inside(unit.path, p.path) for p in proved)]
@@ -102,8 +104,104 @@ def discover(network: nn.Module, images: Tensor, *, valid: Valid = "identity", s
         for path, reason in found.items()
         if isinstance(reason, str) and not any(_inside(path, unit.path) for unit in kept)
     ]
-    containers = [path.rpartition(".")[0] for path in blocks]
-    return Discovery(tuple(kept), tuple(rejected), {unit.stage: containers.count(unit.stage) for unit in kept})
+    return Discovery(tuple(kept), tuple(rejected), levels.sizes(kept))
+
+
+def _candidates(network: nn.Module) -> dict[str, nn.Module]:
+    """Modules with parameters and children: those of a container, and attributes of which there are several alike."""
+    found = {}
+    for path, module in network.named_modules():
+        kinds = [type(child) for child in module.children()]
+        runs = runs_children(module)
+        for name, child in module.named_children():
+            several = kinds.count(type(child)) > 1 and not runs_children(child)
+            owns = any(True for _ in child.parameters()) and any(True for _ in child.children())
+            if owns and (runs or several):
+                found[f"{path}.{name}".lstrip(".")] = child
+    return found
+
+
+def _without_attributes_inside(network: nn.Module, found: Mapping[str, Unit | str]) -> dict[str, Unit | str]:
+    """Attributes of a block are parts of it: they count only where what is around them is no unit."""
+
+    def in_container(path: str) -> bool:
+        return runs_children(network.get_submodule(path.rpartition(".")[0]))
+
+    proved = [
+        path
+        for path, unit in found.items()
+        if isinstance(unit, Unit) and unit.shortcut != "none" and in_container(path)
+        if not runs_children(network.get_submodule(path))
+    ]
+    return {p: u for p, u in found.items() if in_container(p) or not any(_inside(p, outer) for outer in proved)}
+
+
+def _apart(blocks: Mapping[str, nn.Module], calls: Mapping[str, Sequence[_Call]]) -> list[str]:
+    """Candidates of containers in which none takes what another one of them gives, by the shapes."""
+    found = []
+    families = _families(blocks)
+    for container, paths in families.items():
+        own = [calls[path][0] for path in paths if calls[path]]
+        given = [call.result.shape for call in own if call.result is not None]
+        taken = [call.source.shape for call in own if call.source is not None]
+        if container and len(own) > 1 and not any(a in taken[:n] + taken[n + 1 :] for n, a in enumerate(given)):
+            found += [path for path in paths if path not in families]
+    return found
+
+
+def _families(blocks: Iterable[str]) -> dict[str, list[str]]:
+    """Candidates by the path of their container."""
+    found: dict[str, list[str]] = {}
+    for path in blocks:
+        found.setdefault(path.rpartition(".")[0], []).append(path)
+    return found
+
+
+class _Stages:
+    """To which series of blocks a candidate belongs.
+
+    To its container's, unless that is itself one of a series that keep the shape, a pair of blocks or one with further
+    layers, say: then the outer series is the stage, which may lose the blocks of all.
+    """
+
+    def __init__(
+        self, found: Iterable[str], blocks: Mapping[str, nn.Module], calls: Mapping[str, Sequence[_Call]]
+    ) -> None:
+        self._blocks = {path: blocks[path] for path in found}
+        self._shapes = {path: _kept_shape(calls[path]) for path in self._blocks}
+
+    def of(self, path: str) -> str:
+        """Path of the stage."""
+        stage = path.rpartition(".")[0]
+        while self._is_one_of_several(stage):
+            stage = stage.rpartition(".")[0]
+        return stage
+
+    def _is_one_of_several(self, group: str) -> bool:
+        """Whether a container stands in a series with others of its class that keep the same shape."""
+        if self._shapes.get(group) is None:
+            return False
+        kind, around = type(self._blocks[group]), group.rpartition(".")[0]
+        return any(
+            other != group and other.rpartition(".")[0] == around and type(self._blocks[other]) is kind
+            for other, shape in self._shapes.items()
+            if shape == self._shapes[group]
+        )
+
+    def sizes(self, units: Sequence[Unit]) -> dict[str, int]:
+        """How many blocks the stages of these units have, removable or not."""
+        inner = [self.of(path) for path in self._blocks if not self._climbed(path, units)]
+        return {unit.stage: inner.count(unit.stage) for unit in units}
+
+    def _climbed(self, group: str, units: Sequence[Unit]) -> bool:
+        return any(_inside(unit.path, group) and unit.stage != group and _inside(group, unit.stage) for unit in units)
+
+
+def _kept_shape(calls: Sequence[_Call]) -> Any:
+    """Shape of what a candidate that is called once takes and gives; None where they differ."""
+    if len(calls) != 1 or calls[0].source is None or calls[0].result is None:
+        return None
+    return calls[0].source.shape if calls[0].source.shape == calls[0].result.shape else None
 
 
 def _can_go(network: nn.Module, unit: Unit, images: Tensor) -> bool:
@@ -138,7 +236,9 @@ def _recorded(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, list[_Call
         calls[path].append(call)
 
     def after(path: str, module: nn.Module, args: Any, output: Any) -> None:
-        calls[path][-1].result = _outline(output) if isinstance(output, Tensor) else None
+        result = unwrapped(output)
+        calls[path][-1].result = _outline(result) if isinstance(result, Tensor) else None
+        calls[path][-1].wrapped = result is not output
 
     handles = []
     try:
@@ -183,12 +283,14 @@ def _judge(
         return "shared parameters with another module"
     call, stage = calls[0], path.rpartition(".")[0]
     assert call.source is not None
-    found = find_shortcut(module, call.arguments, call.tensors[0], call.source)
-    if found in ("identity", "identity+relu"):
-        return Unit(path, stage, found, relu=found == "identity+relu" and call.negative)
+    shortcut = find_shortcut(module, call.arguments, call.tensors[0], call.source)
+    kind = shortcut.finding
+    if kind in ("identity", "identity+relu", "identity+activation"):
+        relu = kind == "identity+relu" and call.negative
+        return Unit(path, stage, kind, relu=relu, activation=shortcut.activation, wrapped=call.wrapped)
     if valid == "shape":
-        return Unit(path, stage, "none")
-    return "no identity shortcut" if found == "none" else found
+        return Unit(path, stage, "none", wrapped=call.wrapped)
+    return "no identity shortcut" if kind == "none" else kind
 
 
 def _misfit(calls: Sequence[_Call]) -> str:

@@ -5,15 +5,18 @@ Ours; the identity shortcut is that of He et al., arXiv 1512.03385, eq. 1, and a
 
 import copy
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 from inspect import BoundArguments
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
 
-from .unit import Shortcut
+from .stand_ins import ACTIVATIONS
+from .unit import Shortcut as Kind
 
-Finding = Shortcut | Literal["probe-nan", "fx-disagrees"]
+Finding = Kind | Literal["probe-nan", "fx-disagrees"]
 
 # Names of functions, methods and classes.
 _ADDITIONS = {"add", "add_", "iadd"}
@@ -37,42 +40,130 @@ _CARRIERS = {  # pass the values of their first argument on: they move them, or 
     *("drop_path", "dropout", "stochastic_depth"),
 }
 _RELUS = {"ReLU", "relu", "relu_"}
+_FAR = 512.0  # input of which every activation is the identity, however much a branch takes off it
+_ROUNDING = 1e-3  # of float32 there, and some operations more
 _SPREAD = 8.0  # so that an activation which is a ReLU only near zero (ReLU6, say) does not pass for one
 
 
-def find_shortcut(unit: nn.Module, call: BoundArguments, name: str, like: Tensor) -> Finding:
+@dataclass(frozen=True)
+class Shortcut:
+    """What a module does to its input besides adding to it.
+
+    Attributes:
+        finding: what was found, or why nothing was.
+        activation: name of what follows the addition, where it is no ReLU.
+    """
+
+    finding: Finding
+    activation: str = ""
+
+
+def find_shortcut(unit: nn.Module, call: BoundArguments, name: str, like: Tensor) -> Shortcut:
     """What a module in evaluation mode does to its input besides adding something computed from its parameters.
 
     With every weight, bias, norm and layer scale at zero a residual branch is exactly zero, and so is a projection in
-    the shortcut: only a true identity lets noise through, bit for bit.
+    the shortcut: only a true identity lets noise through, bit for bit (an activation after it, to rounding).
 
     Args:
-        unit: maps one tensor to one of the same shape; left as it is.
+        unit: maps one tensor to one of the same shape, perhaps in a tuple; left as it is.
         call: what it is called with.
         name: of the argument that is the tensor.
         like: has the shape, type and device of that tensor.
     """
     unit = copy.deepcopy(unit)
     noise = torch.randn(like.shape, generator=torch.Generator().manual_seed(0)).mul_(_SPREAD).to(like)
-    call.arguments[name] = noise.clone()  # the first operation may be in place
+
+    def run(x: Tensor) -> Tensor:
+        call.arguments[name] = x.clone()  # the first operation may be in place
+        return unwrapped(unit(*call.args, **call.kwargs))
+
     with torch.no_grad():
         for parameter in unit.parameters():
             parameter.zero_()
-        output = unit(*call.args, **call.kwargs)
+        output = run(noise)
     if output.isnan().any():
-        return "probe-nan"
-    found: Shortcut = "none"
-    if torch.equal(output, noise):
-        found = "identity"
-    elif torch.equal(output, noise.relu()):
-        found = "identity+relu"
+        return Shortcut("probe-nan")
+    found = _compare(noise, output)
     others = {key: value for key, value in call.arguments.items() if key != name}
-    if found != "none" and not _graph_allows(unit, others, found):
-        return "fx-disagrees"
+    if (
+        found.finding != "none"
+        and not _graph_allows(unit, others, found.finding)
+        and not _adds(unit, run, noise, found.activation or ("relu" if found.finding == "identity+relu" else ""))
+    ):
+        return Shortcut("fx-disagrees")
     return found
 
 
-def _graph_allows(unit: nn.Module, others: dict[str, Any], shortcut: Shortcut) -> bool:
+def unwrapped(output: Any) -> Any:
+    """The tensor of a module that returns a tuple or list of one; anything else as it is."""
+    return output[0] if isinstance(output, tuple | list) and len(output) == 1 else output
+
+
+def _compare(noise: Tensor, output: Tensor) -> Shortcut:
+    if torch.equal(output, noise):
+        return Shortcut("identity")
+    if torch.equal(output, noise.relu()):
+        return Shortcut("identity+relu")
+    for name, kind in ACTIVATIONS.items():
+        if name != "relu" and torch.allclose(output, kind()(noise), rtol=1e-5, atol=1e-6):
+            return Shortcut("identity+activation", name)
+    return Shortcut("none")
+
+
+def _adds(unit: nn.Module, run: Callable[[Tensor], Tensor], noise: Tensor, activation: str) -> bool:
+    """Whether the module adds to its input what does not depend on it, once its layers answer with constants.
+
+    However the addition is written, its output then follows the input one to one; a gate's does not. `unit` is changed.
+    """
+    generator = torch.Generator().manual_seed(1)
+    draw = partial(_noise_like, generator)
+    constants: dict[tuple[nn.Module, int], Any] = {}
+    calls: dict[nn.Module, int] = {}
+
+    def answer(module: nn.Module, args: Any, output: Any) -> Any:
+        calls[module] = calls.get(module, 0) + 1
+        known = constants.setdefault((module, calls[module]), _mapped(output, draw))
+        return _mapped(known, torch.clone)  # what is added to it in place must not stay in it
+
+    def again(x: Tensor) -> Tensor:
+        calls.clear()
+        return run(x).double()
+
+    with torch.no_grad():
+        for parameter in unit.parameters():
+            parameter.copy_(draw(parameter))
+        handles = [m.register_forward_hook(answer) for m in _layers(unit)]
+        try:
+            far = torch.full_like(noise, _FAR)  # there every activation is the identity
+            added = again(far) - far.double()
+            after = ACTIVATIONS[activation]() if activation else nn.Identity()
+            return torch.allclose(again(noise), after(noise.double() + added), rtol=0, atol=_ROUNDING)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _layers(unit: nn.Module) -> list[nn.Module]:
+    """The modules inside that own parameters, none of them inside another."""
+    found: list[str] = []
+    for path, module in unit.named_modules():
+        inside = any(path.startswith(f"{other}.") for other in found)
+        if path and not inside and any(True for _ in module.parameters(recurse=False)):
+            found.append(path)
+    return [unit.get_submodule(path) for path in found]
+
+
+def _noise_like(generator: torch.Generator, value: Tensor) -> Tensor:
+    return torch.randn(value.shape, generator=generator).to(value) if value.is_floating_point() else value
+
+
+def _mapped(output: Any, draw: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(output, Tensor):
+        return draw(output)
+    return type(output)(_mapped(part, draw) for part in output) if isinstance(output, tuple | list) else output
+
+
+def _graph_allows(unit: nn.Module, others: dict[str, Any], shortcut: Finding) -> bool:
     """Whether the input reaches the output through nothing but additions and carriers, or fx cannot trace the module.
 
     A gate that happens to be open at zero, x * 2 sigmoid(f(x)), passes the probe but not this.

@@ -7,18 +7,20 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from .containers import delete_child, evaluating, runs_children, split_path
 from .depth import drop_rates, respace
+from .stand_ins import FURTHER_INPUTS, STAND_INS, WRAPPED
 from .trace import passing_on, patched
 from .unit import Unit
 
-Mode = Literal["delete", "identity", "relu"]
-_REPLACEMENTS: dict[str, type[nn.Module]] = {"identity": nn.Identity, "relu": nn.ReLU}
+Mode = str
+"""`delete`, or the name of what takes the unit's place."""
+MODES = ("delete", *STAND_INS)
 FAILURES = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)  # of a forward that misses a child
 
 
@@ -33,7 +35,7 @@ class Removal:
     Attributes:
         original_path: in the network as built.
         path_at_step: at the moment of its removal.
-        mode: it was deleted and its successors renamed, or a module without parameters took its place.
+        mode: it was deleted and its successors renamed, or a module without parameters took its place: its name.
         step: number of the pruning step, from 1.
     """
 
@@ -99,8 +101,8 @@ def remove(network: nn.Module, path: str, mode: Mode) -> dict[str, str]:
     Raises:
         ValueError: no such mode or module.
     """
-    if mode not in get_args(Mode):
-        raise ValueError(f"a unit is removed by {', '.join(get_args(Mode))}, not {mode!r}")
+    if mode not in MODES:
+        raise ValueError(f"a unit is removed by {', '.join(MODES)}, not {mode!r}")
     parent, name = split_path(network, path)
     unit = network.get_submodule(path)
     places = {module: place for place, module in network.named_modules()}
@@ -108,7 +110,7 @@ def remove(network: nn.Module, path: str, mode: Mode) -> dict[str, str]:
     if mode == "delete":
         delete_child(parent, name)
     else:
-        parent.add_module(name, _REPLACEMENTS[mode]().train(unit.training))
+        parent.add_module(name, STAND_INS[mode]().train(unit.training))
     respace(network, rates, drop_rates(unit))
     return {place: places[module] for place, module in network.named_modules() if module in places}
 
@@ -174,7 +176,7 @@ def prune(
     originals = dict(originals)
     for unit in units:
         path = places[unit.path]
-        here = replace(unit, path=path, stage=path.rpartition(".")[0])
+        here = replace(unit, path=path)
         after, mode, moves = take_out(network, here, images)
         _verify(network, after, here, images[:1], count_macs)
         removals.append(Removal(originals[path], path, mode, step))
@@ -210,9 +212,10 @@ def take_out(network: nn.Module, unit: Unit, images: Tensor) -> tuple[nn.Module,
 
 
 def _modes(network: nn.Module, unit: Unit) -> tuple[Mode, ...]:
-    if unit.relu:
-        return ("relu",)
-    return ("delete", "identity") if runs_children(network.get_submodule(unit.stage)) else ("identity",)
+    if unit.relu or unit.activation:
+        return (unit.activation or "relu",)
+    kept = (WRAPPED,) if unit.wrapped else ("identity", FURTHER_INPUTS)
+    return ("delete", *kept) if runs_children(network.get_submodule(unit.container)) else kept
 
 
 def _answers(network: nn.Module, images: Tensor, expected: Tensor) -> bool:
@@ -239,11 +242,11 @@ def _verify(
         with bypassed(before, [unit]):
             macs_expected = count_macs(before, image)
     parameters_expected = _parameters(before) - _parameters(before.get_submodule(unit.path))
-    blocks_expected = _blocks(before.get_submodule(unit.stage)) - 1
+    blocks_expected = _blocks(before.get_submodule(unit.container)) - 1
     for check, found, expected in (
         ("V2: parameters", _parameters(after), parameters_expected),
         ("V3: multiply-adds", macs, macs_expected),
-        ("V5: blocks of its container", _blocks(after.get_submodule(unit.stage)), blocks_expected),
+        ("V5: blocks of its container", _blocks(after.get_submodule(unit.container)), blocks_expected),
     ):
         if found != expected:
             raise SurgeryError(f"{check} without {unit.path} are {found}, not {expected}")

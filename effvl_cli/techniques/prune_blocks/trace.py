@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .stand_ins import ACTIVATIONS
 from .unit import Unit
 
 Forward = Callable[..., Any]
@@ -38,11 +39,13 @@ def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
 
 
 def passing_on(unit: Unit) -> Forward:
-    """What takes the place of a removed unit: its input, or a ReLU of it where one is needed."""
+    """What takes the place of a removed unit: its input, or an activation of it where one is needed."""
+    activation = "relu" if unit.relu else unit.activation
+    after = ACTIVATIONS[activation]() if activation else nn.Identity()
 
-    def stand_in(*args: Any, **kwargs: Any) -> Tensor:
-        x: Tensor = first_input(args, kwargs)
-        return x.relu() if unit.relu else x
+    def stand_in(*args: Any, **kwargs: Any) -> Any:
+        x = after(first_input(args, kwargs))
+        return (x,) if unit.wrapped else x
 
     return stand_in
 

@@ -6,6 +6,8 @@ from torch import nn
 
 from effvl_cli.models.network import build
 from effvl_cli.techniques.prune_blocks.discover import discover, most_removable, narrow, spare, with_relus
+from effvl_cli.techniques.prune_blocks.score import Scorer
+from effvl_cli.techniques.prune_blocks.surgery import Removal, take_out
 from effvl_cli.techniques.prune_blocks.unit import Unit
 
 
@@ -61,6 +63,32 @@ COUNTS = {
     "timm:resmlp_12_224": (224, 12),
     "timm:poolformer_s12": (64, 2 + 2 + 6 + 2),
     "timm:swinv2_tiny_window8_256": (256, 2 + 2 + 6 + 2),
+    # Blocks that others write in their own ways: SiLU after the addition, the size as a further input, pairs.
+    "timm:gcresnet33ts": (64, 10 - 4),
+    "timm:eca_resnet33ts": (64, 10 - 4),
+    "timm:cspresnet50": (64, 3 + 3 + 5 + 2),
+    "timm:twins_pcpvt_small": (64, 3 + 4 + 6 + 3),
+    "timm:davit_tiny": (64, 2 * (1 + 1 + 3 + 1)),
+    "timm:fastvit_t8": (64, 2 + 2 + 4 + 2),
+    "timm:efficientformer_l1": (224, 3 + 2 + 6 + 4),
+    "timm:ghostnetv2_100": (64, 16 - 5),
+    "timm:focalnet_tiny_srf": (64, 2 + 2 + 6 + 2),
+    "timm:inception_next_atto": (64, 2 + 2 + 6 + 2),
+    "timm:starnet_s1": (64, 2 + 2 + 8 + 3),
+    "timm:darknet53": (64, 1 + 2 + 8 + 8 + 4),
+    "timm:skresnet18": (64, 8 - 3),
+    "timm:resnest14d": (64, 0),  # one block a stage, with a projection
+    "timm:mambaout_femto": (64, 3 + 3 + 9 + 3),
+    "timm:visformer_tiny": (224, 7 + 4 + 4),
+    "timm:xcit_nano_12_p16_224": (224, 12),
+    "timm:pit_ti_224": (224, 2 + 6 + 4),
+    "timm:gmlp_s16_224": (224, 30),
+    "timm:nest_tiny": (224, 2 + 2 + 8),
+    "timm:mobileone_s0": (64, 0),  # its identity branches are norms
+    "timm:repvit_m0_9": (64, 0),  # only a half of each block is residual
+    "timm:vovnet39a": (64, 0),
+    "timm:caformer_s18": (64, 3 + 3),  # the shortcuts of its later stages have scales of their own
+    "timm:tiny_vit_5m_224": (224, 2),  # a convolution without a shortcut stands in each later block
     "cifar-resnet:20": (32, 9 - 2),
     "cifar-resnet:32": (32, 15 - 2),
     "cifar-resnet:44": (32, 21 - 2),
@@ -249,3 +277,167 @@ def test_patterns_and_room_in_stages():
     assert most_removable(stages, units, 1) == {"a": 2, "b": 1}
     assert most_removable(stages, units, 0) == {"a": 3, "b": 1}
     assert [u.path for u in spare({"a": 1, "b": 2}, units, 1)] == ["b.1"]
+
+
+class Tail(nn.Module):
+    """What blocks are written around: a stem, `run` on the features, the mean."""
+
+    def __init__(self, run, **children):
+        super().__init__()
+        self.stem, self.run = nn.Conv2d(3, 4, 1), run
+        for name, child in children.items():
+            setattr(self, name, child)
+
+    def forward(self, images):
+        return self.run(self, self.stem(images)).mean((2, 3))
+
+
+class Written(nn.Module):
+    """A residual block whose addition is written by `add`."""
+
+    def __init__(self, add):
+        super().__init__()
+        self.branch, self.add = nn.Sequential(conv(), nn.BatchNorm2d(4)), add
+
+    def forward(self, x, *sizes):
+        return self.add(x, self.branch(x))
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        lambda x, f: x.float() + f,
+        lambda x, f: x * 1.0 + f,
+        lambda x, f: torch.stack([x, f]).sum(0),
+        lambda x, f: (x / 2 + f / 2) * 2,
+        lambda x, f: torch.cat([x[:, :2] + f[:, :2], x[:, 2:] + f[:, 2:]], 1),
+    ],
+)
+def test_an_addition_may_be_written_in_any_way(add):
+    assert [u.shortcut for u in found(Stem(Written(add), Written(add))).units] == ["identity"] * 2
+
+
+@pytest.mark.parametrize(
+    ("after", "name"),
+    [
+        (nn.functional.silu, "silu"),
+        (nn.functional.gelu, "gelu"),
+        (nn.functional.hardswish, "hardswish"),
+        (lambda x: nn.functional.leaky_relu(x), "leaky-relu"),
+        (lambda x: x * x.sigmoid(), "silu"),
+        (lambda x: nn.functional.silu(x, inplace=True), "silu"),
+    ],
+)
+def test_the_activation_after_the_addition_is_what_is_left(after, name):
+    network = Stem(Written(lambda x, f: after(x + f)), Residual(nn.Sequential(conv()))).eval()
+    first, second = found(network).units
+    assert (first.shortcut, first.activation, second.shortcut) == ("identity+activation", name, "identity")
+    images = torch.randn(2, 3, 8, 8)
+    without, mode, _ = take_out(network, first, images)
+    assert mode == name
+    x = after(network.stem(images))
+    assert torch.allclose(without(images), network.blocks[1](x).mean((2, 3)), atol=1e-6)
+
+
+def test_a_tanh_after_the_addition_is_none_of_them():
+    assert reasons(Stem(Written(lambda x, f: torch.tanh(x + f)))) == {"blocks.0": "no identity shortcut"}
+
+
+def test_blocks_as_plain_attributes():
+    def run(network, x):
+        return network.second(network.first(x))
+
+    network = Tail(run, first=Residual(nn.Sequential(conv())), second=Residual(nn.Sequential(conv()))).eval()
+    discovery = found(network)
+    assert [unit.path for unit in discovery.units] == ["first", "second"] and discovery.stages == {"": 2}
+    images = torch.randn(2, 3, 8, 8)
+    without, mode, _ = take_out(network, discovery.units[0], images)
+    assert mode == "identity" and torch.equal(without(images), network.second(network.stem(images)).mean((2, 3)))
+
+
+def test_attributes_of_a_block_stay_parts_of_it():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = Residual(nn.Sequential(conv())), Residual(nn.Sequential(conv()))
+
+        def forward(self, x):
+            return self.two(self.one(x))
+
+    class Own(Block):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            return x + self.scale * self.two(self.one(x))
+
+    assert [unit.path for unit in found(Stem(Own(), Own())).units] == ["blocks.0", "blocks.1"]
+
+
+def test_blocks_that_return_a_tuple_of_one():
+    class Wrapped(Written):
+        def forward(self, x):
+            return (super().forward(x),)
+
+    def run(network, x):
+        for block in network.blocks:
+            (x,) = block(x)
+        return network.last(x)[0]
+
+    blocks = nn.ModuleList(Wrapped(torch.add) for _ in range(3))
+    network = Tail(run, blocks=blocks, last=Wrapped(torch.add)).eval()
+    discovery = found(network)
+    assert [unit.path for unit in discovery.units] == ["blocks.0", "blocks.1", "blocks.2"]
+    assert all(unit.wrapped for unit in discovery.units)
+    images = torch.randn(2, 3, 8, 8)
+    without, mode, _ = take_out(network, discovery.units[1], images)
+    assert mode == "delete" and len(without.blocks) == 2
+    scores = [
+        Scorer(network, discovery.units, sharing).batch(images, torch.tensor([0, 1])) for sharing in ("off", "auto")
+    ]
+    assert torch.equal(scores[0].loss, scores[1].loss)
+    last = Unit("last", "", wrapped=True)  # whose caller takes the first of its outputs
+    without, mode, _ = take_out(network, last, images)
+    assert mode == "first-input-tuple"
+
+
+def test_a_block_with_a_further_input_that_cannot_be_deleted_is_passed_by():
+    def run(network, x):
+        for place, block in enumerate(network.blocks):
+            x = block(x, (8, 8))
+            x = network.position(x) if place == 0 else x
+        return x
+
+    blocks = nn.ModuleList(Written(torch.add) for _ in range(3))
+    network = Tail(run, blocks=blocks, position=nn.Sequential(conv(), nn.ReLU())).eval()
+    discovery = found(network)
+    assert [unit.path for unit in discovery.units] == ["blocks.0", "blocks.1", "blocks.2"]
+    images = torch.randn(2, 3, 8, 8)
+    without, mode, _ = take_out(network, discovery.units[0], images)
+    assert mode == "first-input" and Removal("a", "a", mode, 1)
+    x = network.position(network.stem(images))
+    for block in network.blocks[1:]:
+        x = block(x)
+    assert torch.equal(without(images), x.mean((2, 3)))
+
+
+def test_a_series_of_groups_is_one_stage():
+    def pair():
+        return nn.Sequential(Residual(nn.Sequential(conv())), Residual(nn.Sequential(conv())))
+
+    discovery = found(Stem(pair(), pair(), pair()))
+    assert len(discovery.units) == 6 and discovery.stages == {"blocks": 6}
+    assert len(spare(discovery.stages, discovery.units, 1)) == 6
+    assert most_removable(discovery.stages, discovery.units, 1) == {"blocks": 5}
+
+    def mixed():  # CMUNeXt: a residual depth-wise convolution, then others without a shortcut
+        return nn.Sequential(
+            Residual(nn.Sequential(conv(), nn.GELU())), nn.Conv2d(4, 8, 1), nn.GELU(), conv(8), nn.Conv2d(8, 4, 1)
+        )
+
+    discovery = found(Stem(mixed(), mixed(), mixed()))
+    assert discovery.stages == {"blocks": 3}
+    assert most_removable(discovery.stages, discovery.units, 1) == {"blocks": 2}
+    davit = found(build("timm:davit_tiny", seed=0, num_classes=10).module, size=64)
+    assert sum(most_removable(davit.stages, davit.units, 1).values()) == 12 - 4
