@@ -75,7 +75,8 @@ def find_shortcut(unit: nn.Module, call: BoundArguments, name: str, like: Tensor
 
     def run(x: Tensor) -> Tensor:
         call.arguments[name] = x.clone()  # the first operation may be in place
-        return unwrapped(unit(*call.args, **call.kwargs))
+        output: Tensor = unwrapped(unit(*call.args, **call.kwargs))
+        return output
 
     with torch.no_grad():
         for parameter in unit.parameters():
