@@ -74,6 +74,10 @@ def _run(command: Command, resolved: Resolved, invocation: Invocation, console: 
     request = RunRequest(
         command.title, config, recipe, invocation.argv, invocation.fresh, resolved.inherited, engine.table
     )
+    if "data" in options(type(config)) and config.data:
+        from effvl_cli.data.check import require
+
+        require(config.data, config.data_root)
     opened = open_run(request, device, progress=console.progress, echo=console.log, fingerprints=data.fingerprints)
     if isinstance(opened, Report):
         console.log("finished before with these options; this is the stored result (--fresh runs it again)")

@@ -188,6 +188,8 @@ class ReportBuilder:
         """Record that (part of) a split was read, and what the source has to say about it."""
         if getattr(source, "remark", ""):
             self.warn(f"{source.name}, split {source.split}: {source.remark}")
+        if len(getattr(source, "classes", ())) == 1:
+            self.warn(f"{source.name} has one class only, {source.classes[0]!r}: its accuracies say nothing")
         if num_samples is None:
             num_samples = 0 if getattr(source, "endless", False) else len(source)
         row = Data(

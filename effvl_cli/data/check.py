@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from effvl_cli.core.errors import DataError
+from effvl_cli.core.files import file_or_folder
 from effvl_cli.core.table import Cell, Table
-from effvl_cli.data import SPLITS, load
+from effvl_cli.data import DATASETS, SPLITS, load
+from effvl_cli.data.folders import LAYOUT
 
 
 def check(spec: str, root: Path | None = None) -> tuple[Table, list[str]]:
@@ -37,6 +39,21 @@ def check(spec: str, root: Path | None = None) -> tuple[Table, list[str]]:
     notes = dict.fromkeys(f"found in {layout}" for layout in layouts if layout)
     columns = ("split", "images", "published", "classes", "state")
     return Table(f"{spec} under {root or '.'}", columns, tuple(rows), (*notes, *wrong)), wrong
+
+
+def require(spec: str, root: str | Path | None) -> None:
+    """A data set that is a path is there; for commands, before they open a run folder or load weights.
+
+    Raises:
+        UsageError: unknown name.
+        DataError: nothing is there.
+    """
+    row, argument = DATASETS.find(spec)
+    place = Path(root or ".") / argument
+    if row.name == "folder:" and file_or_folder(place) != "folder":
+        raise DataError(f"no folder at {place}", LAYOUT)
+    if row.name == "csv:" and file_or_folder(place) != "file":
+        raise DataError(f"no table at {place}", "Give --data csv:FILE with columns path and label and/or caption")
 
 
 def _row(source: Any) -> tuple[Cell, ...]:

@@ -77,7 +77,10 @@ class _Samples(Dataset[Any], Generic[T]):
 
 
 class BadFiles:
-    """Counts unreadable samples and stops the run when they are not to be put up with."""
+    """Counts unreadable samples and stops the run when they are not to be put up with.
+
+    `on_bad` is "error" or "skip" as the user says, or "never" for samples that cannot be spared.
+    """
 
     def __init__(self, on_bad: str, total: int) -> None:
         self.on_bad, self.limit, self.bad = on_bad, max(1, int(MAX_BAD * total)), set[int]()
@@ -88,8 +91,9 @@ class BadFiles:
         Raises:
             DataError: that one, or that there are too many.
         """
-        if self.on_bad == "error":
-            raise DataError(error.message, error.hint or "Mend or remove it, or give --on-bad skip")
+        if self.on_bad != "skip":
+            skip = ", or give --on-bad skip" if self.on_bad == "error" else ": none of these images can be skipped"
+            raise DataError(error.message, error.hint or f"Mend or remove it{skip}")
         self.bad.add(index)
         if len(self.bad) > self.limit:
             raise DataError(

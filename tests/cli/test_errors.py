@@ -202,3 +202,30 @@ def test_a_folder_with_files_of_others_is_left_alone(effvl, workdir):
     assert outcome.code == 2
     assert "no run's" in outcome.error
     assert (workdir / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("data", ["folder:none", "csv:none.csv", "digit"])
+def test_data_that_are_not_there_fail_before_a_run_folder_is_opened(effvl, workdir, data):
+    for line in ("prune-tokens --out run", "prune-blocks --out run", "pretrain --budget 1k --out run"):
+        outcome = effvl(*line.split(), "--data", data)
+        assert outcome.code == (2 if data == "digit" else 3), outcome.err
+        assert not (workdir / "run").exists()
+
+
+def test_what_cannot_be_skipped_is_not_said_to_be():
+    from effvl_cli.core.errors import DataError
+    from effvl_cli.data.loader import BadFiles
+
+    with pytest.raises(DataError, match="--on-bad skip"):
+        BadFiles("error", 10).meet(DataError("a.jpg is no picture"), 0)
+    with pytest.raises(DataError, match="none of these images can be skipped") as error:
+        BadFiles("never", 10).meet(DataError("a.jpg is no picture"), 0)
+    assert "--on-bad" not in str(error.value)
+
+
+def test_scored_images_cannot_be_skipped_and_the_advice_is_not_to(effvl, image_folder):
+    for bad in (image_folder / "val").rglob("*.jpg"):
+        bad.write_bytes(b"no picture")
+    job = ("prune-blocks", "--data", f"folder:{image_folder}", "--model", "cifar-resnet:20,width=4")
+    outcome = effvl(*job, "--baseline-epochs", 1, "--remove", 1, "--on-bad", "skip")
+    assert outcome.code == 3 and "give --on-bad skip" not in outcome.error

@@ -161,3 +161,15 @@ def test_cache_root(monkeypatch):
     assert default_root() == Path("/e")
     monkeypatch.setenv("EFFVL_CACHE", "")  # as good as not set
     assert default_root() == Path("/x/effvl")
+
+
+def test_one_class_only_is_said():
+    class Source:
+        name, split, classes, remark, endless = "folder:x", "test", ("cat",), "", True
+
+        def fingerprint(self):
+            return "1"
+
+    d = draft()
+    d.data(Source())
+    assert d.warnings == ["folder:x has one class only, 'cat': its accuracies say nothing"]
