@@ -13,13 +13,19 @@ _VIEW_OPTIONS = (
 )
 _LABEL_OPTIONS = ("steps", "accumulate", "augment", "templates")
 
+WIDEST = 16  # hidden width of default heads at most, over the backbone's: a ViT-S has the released ones
+EMBEDDED = "shape-captions"
+
 Arguments = Callable[[Any, int, int], dict[str, Any]]
 """(options, width of the backbone, training pictures) to the arguments of the method's networks."""
 
 
 def _heads(config: Any, width: int) -> dict[str, int]:
-    """Widths of a projector; without options, those that suit a small backbone."""
-    return {"hidden": config.head_hidden or 4 * width, "out": config.head_out or width}
+    """Widths of the heads: as given, else those of the method; small ones on the embedded data and for small ViTs."""
+    hidden, out = METHODS[config.method].heads
+    if is_embedded(config):
+        hidden, out = 4 * width, width
+    return {"hidden": config.head_hidden or min(hidden, WIDEST * width), "out": config.head_out or out}
 
 
 def _simclr(config: Any, width: int, num_images: int) -> dict[str, Any]:
@@ -60,6 +66,7 @@ class MethodSpec:
         target: "module:Class", the networks and loss of a method that compares views, else the engine's objective.
         options: those that only some methods have, and this one too.
         defaults: of options that are not given.
+        heads: hidden width and output of the released heads.
         base_lr: peak learning rate at a batch of `REFERENCE_BATCH`, in proportion to the batch; None: in `defaults`.
         compares_views: trained from pictures alone, under a schedule of compressions.
         views: pair of augmentations, by the method that they were released with.
@@ -75,6 +82,7 @@ class MethodSpec:
     target: str
     options: tuple[str, ...]
     defaults: Mapping[str, Any]
+    heads: tuple[int, int] = (0, 0)
     base_lr: float | None = None
     compares_views: bool = False
     views: str = "simclr"
@@ -97,8 +105,9 @@ METHODS: dict[str, MethodSpec] = {
         options=_VIEW_OPTIONS,
         defaults={
             **{"weight_decay": 0.05, "clip_grad": 0.0, "clip_mode": "global", "warmup": 0.05},
-            **{"head_layers": 2, "head_hidden": 2048, "head_out": 128},
+            "head_layers": 2,
         },
+        heads=(2048, 128),
         base_lr=3e-4,
         compares_views=True,
         arguments=_simclr,
@@ -109,8 +118,9 @@ METHODS: dict[str, MethodSpec] = {
         options=(*_VIEW_OPTIONS, "ema", "symmetric_loss", "moco_loss_scale"),
         defaults={
             **{"weight_decay": 0.1, "clip_grad": 0.0, "clip_mode": "global", "warmup": 0.1333},  # 40 of 300 epochs
-            **{"head_layers": 3, "head_hidden": 4096, "head_out": 256},
+            "head_layers": 3,
         },
+        heads=(4096, 256),
         base_lr=1.5e-4,
         compares_views=True,
         views="mocov3",
@@ -127,8 +137,9 @@ METHODS: dict[str, MethodSpec] = {
         ),
         defaults={
             **{"weight_decay": 0.04, "weight_decay_end": 0.4, "clip_grad": 3.0, "clip_mode": "per-param"},
-            **{"warmup": 0.1, "head_hidden": 2048, "head_out": 256},
+            "warmup": 0.1,
         },
+        heads=(2048, 256),
         base_lr=5e-4,
         compares_views=True,
         views="dino",
@@ -157,15 +168,15 @@ def methods_with(option: str) -> tuple[str, ...]:
     return found or tuple(METHODS)
 
 
-def defaults_of(config: Any, embedded: bool) -> dict[str, tuple[Any, str]]:
-    """What options of a training become that are not given, each with where that is from.
+def is_embedded(config: Any) -> bool:
+    """Whether this is the default method on the embedded data, whose network is small."""
+    return bool(config.data == EMBEDDED and config.method == type(config).method)
 
-    Args:
-        config: options.
-        embedded: whether this is the default job on the embedded data.
-    """
+
+def defaults_of(config: Any) -> dict[str, tuple[Any, str]]:
+    """What options of a training become that are not given, each with where that is from."""
     spec = METHODS[config.method]
-    if embedded:
+    if is_embedded(config):
         return {name: (value, "default of the embedded data") for name, value in SMALL.items()}
     origin = f"default of {config.method}"
     found = {name: (value, origin) for name, value in spec.defaults.items()}

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 from annotated_doc import Doc
 from annotated_types import Ge, Gt, Le, Lt
 
-from effvl_cli.config.methods import METHODS, VIEW_METHODS, defaults_of, methods_with
+from effvl_cli.config.methods import EMBEDDED, METHODS, VIEW_METHODS, defaults_of, methods_with
 from effvl_cli.config.options import (
     ARTEFACT,
     Count,
@@ -24,7 +24,6 @@ from effvl_cli.config.options import (
     TrainOptions,
 )
 
-EMBEDDED = "shape-captions"
 _BUDGET = re.compile(r"([0-9]+(?:_[0-9]+)*(?:\.[0-9]*)?(?:e\+?[0-9]+)?)([kKMG]?)")
 _SUFFIX = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
 
@@ -129,11 +128,9 @@ class MethodOptions:
     head_layers: Annotated[Positive | None, Doc("layers of the projector (default: 2; mocov3 3)")] = None
     head_hidden: Annotated[
         Positive | None,
-        Doc("hidden width of the heads (default: 2048; mocov3 4096; embedded data 4 x the ViT's)"),
+        Doc("hidden width of the heads (default: 2048, mocov3 4096; at most 16 times the ViT's width)"),
     ] = None
-    head_out: Annotated[
-        Positive | None, Doc("width of the embedding (default: 128; mocov3, dino 256; embedded data the ViT's)")
-    ] = None
+    head_out: Annotated[Positive | None, Doc("width of the embedding (default: 128; mocov3, dino 256)")] = None
     prototypes: Annotated[
         Positive | None, Doc("dino: outputs of the head (default: 65536 from 100,000 images on, else 4096)")
     ] = None
@@ -271,9 +268,8 @@ def _refuse_foreign(config: PretrainConfig, method: str) -> None:
 
 def _fill(config: "PretrainConfig | SearchConfig") -> None:
     """Give options that are not given what the method, or the embedded data, make of them."""
-    embedded = config.data == EMBEDDED and config.method == type(config).method
     derived = {}
-    for name, (value, origin) in defaults_of(config, embedded).items():
+    for name, (value, origin) in defaults_of(config).items():
         if getattr(config, name) is None:
             object.__setattr__(config, name, value)
             derived[name] = origin

@@ -17,8 +17,8 @@ def _resolved(**typed):
 @pytest.mark.parametrize(
     ("method", "base", "expected"),
     [
-        ("mocov3", 1.5e-4, ("weight_decay", 0.1, "clip_grad", 0, "head_hidden", 4096, "head_out", 256)),
-        ("simclr", 3e-4, ("weight_decay", 0.05, "clip_grad", 0, "head_hidden", 2048, "head_out", 128)),
+        ("mocov3", 1.5e-4, ("weight_decay", 0.1, "clip_grad", 0, "head_layers", 3)),
+        ("simclr", 3e-4, ("weight_decay", 0.05, "clip_grad", 0, "head_layers", 2)),
         ("dino", 5e-4, ("weight_decay", 0.04, "weight_decay_end", 0.4, "clip_grad", 3, "clip_mode", "per-param")),
     ],
 )
@@ -41,14 +41,31 @@ def test_the_default_job_keeps_the_values_that_suit_it():
     resolved = _resolved()
     config = resolved.config
     assert (config.lr, config.weight_decay, config.clip_grad, config.warmup) == (1e-3, 0.02, 1.0, 0.05)
-    assert (config.head_hidden, config.head_out) == (None, None)  # as wide as suits the backbone
+    heads = METHODS["simclr"].arguments(config, 64, 10_000)
+    assert (heads["hidden"], heads["out"], heads["layers"]) == (256, 64, 2)
     assert "# default of the embedded data" in dry_run_text("pretrain", resolved)
 
 
 def test_a_dry_run_says_where_a_rate_is_from():
     text = dry_run_text("pretrain", _resolved(**OWN, method="mocov3", batch_size="512"))
     assert "# default of mocov3: 0.00015 x 512 / 256" in text
-    assert "head-hidden: 4096                            # default of mocov3" in text
+    assert "head-layers: 3                               # default of mocov3" in text
+
+
+@pytest.mark.parametrize(
+    ("method", "width", "expected"),
+    [
+        ("mocov3", 384, (4096, 256)),
+        ("mocov3", 64, (1024, 256)),
+        ("simclr", 192, (2048, 128)),
+        ("dino", 384, (2048, 256)),
+    ],
+)
+def test_heads_are_the_methods_where_the_backbone_is_as_large_as_theirs(method, width, expected):
+    found = METHODS[method].arguments(_resolved(**OWN, method=method).config, width, 10_000)
+    assert (found["hidden"], found.get("out") or found["bottleneck"]) == expected
+    given = METHODS[method].arguments(_resolved(**OWN, method=method, head_hidden="48").config, width, 10_000)
+    assert given["hidden"] == 48
 
 
 def test_a_stored_config_resolves_to_itself():

@@ -12,7 +12,7 @@ from tests.conftest import make_image_folder
 from tests.processes import run_each
 
 SGD = ("--optimizer", "sgd", "--lr", 0.05, "--weight-decay", 1e-3, "--batch-size", 8)
-INVARIANCE = (*SGD, "--num-bank", 16, "--schedule", "0.5:patch=8;1:keep=0.5")
+INVARIANCE = (*SGD, "--head-hidden", 32, "--num-bank", 16, "--schedule", "0.5:patch=8;1:keep=0.5")
 
 
 def weights(folder):

@@ -12,7 +12,7 @@ from effvl_cli.core.checkpoint import load_model
 from effvl_cli.engines.pretrain import arm_training
 from effvl_cli.models import network as networks
 
-SMALL = ("pretrain", "--num-images", 64, "--num-bank", 48, "--batch-size", 8, "--log-every", 1)
+SMALL = ("pretrain", "--num-images", 64, "--num-bank", 48, "--batch-size", 8, "--log-every", 1, "--head-hidden", 32)
 TWO_STAGES = ("--schedule", "0.5:patch=8,keep=0.5;1:keep=1")
 SGD = ("--optimizer", "sgd", "--lr", 0.05)
 
@@ -227,7 +227,20 @@ def test_a_snapshot_is_measured_without_being_changed(effvl, monkeypatch):
         return found
 
     monkeypatch.setattr(search, "measure", watched)
-    line = ("pretrain", "search", "--method", "dino", "--prototypes", 16, "--num-images", 64, "--batch-size", 8)
+    line = (
+        "pretrain",
+        "search",
+        "--method",
+        "dino",
+        "--prototypes",
+        16,
+        "--head-hidden",
+        32,
+        "--num-images",
+        64,
+        "--batch-size",
+        8,
+    )
     done = effvl(*line, "--num-grad-batches", 4, "--budget", "3k", "--out", "search")
     assert done.code == 0, done.err
     assert seen == [True] * len(seen) and len(seen) >= 4

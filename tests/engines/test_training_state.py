@@ -17,7 +17,7 @@ from effvl_cli.techniques.pretrain.mocov3 import MoCoV3
 from effvl_cli.techniques.pretrain.vit import VisionTransformer, ViTShape
 
 DIGITS = ("pretrain", "--data", "digits", "--epochs", 1, "--save-every", 3, "--batch-size", 256)
-INVARIANCE = (*("pretrain", "--data", "digits", "--batch-size", 16, "--num-bank", 40, "--eval-batch-size", 64),)
+INVARIANCE = (*("pretrain", "--data", "digits", "--batch-size", 16, "--num-bank", 40, "--head-hidden", 32),)
 COMMANDS = {
     "supervised": (*DIGITS, "--method", "supervised", "--model", "cifar-resnet:8,width=4"),
     "clip": (

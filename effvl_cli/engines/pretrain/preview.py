@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 
-from effvl_cli.config.methods import VIEW_METHODS
+from effvl_cli.config.methods import METHODS, VIEW_METHODS
 from effvl_cli.config.pretrain import EvalConfig, PretrainConfig, SearchConfig
 from effvl_cli.core import distributed
 from effvl_cli.core.devices import resolve_device
@@ -118,7 +118,11 @@ def _of_views(config: PretrainConfig) -> list[Table]:
     clock = list(arms.values())[-1]
     title = f"{config.method} on {trainee.network.name}, schedule: {source}"
     memory = max(trainee.memory(kind) for kind in kinds)
-    notes = (f"{clock.units:,.0f} units of {trainee.costs.unit_macs:,} multiply-adds an arm",)
+    heads = METHODS[config.method].arguments(config, trainee.costs.shape.width, count)
+    notes = (
+        f"{clock.units:,.0f} units of {trainee.costs.unit_macs:,} multiply-adds an arm, heads left out",
+        f"heads of {config.method}: " + ", ".join(f"{name} {value}" for name, value in heads.items()),
+    )
     return [_stages(title, trainee, clock), cost_table("cost", parts, trainee.device, memory=memory, notes=notes)]
 
 
