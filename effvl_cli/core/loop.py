@@ -284,7 +284,8 @@ class _Loop:
         due = self.step == plan.steps or periodic or self.step in plan.eval_at
         if not due:
             return False
-        with as_found(self.task.module, training=False), torch.no_grad():
+        # A task may share its buffers among the processes here: they stay as it leaves them.
+        with as_found(self.task.module, training=False, buffers=False), torch.no_grad():
             self.figures = self.task.evaluate()
         if plan.stop:
             self.history.append(self.figures)

@@ -293,3 +293,16 @@ def test_whether_buffers_are_broadcast_is_the_plans(open_toy, broadcast, monkeyp
     monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", Parallel)
     train(open_toy(), Toy(), plan(2, broadcast_buffers=broadcast))
     assert seen == [{"broadcast_buffers": broadcast}]
+
+
+def test_buffers_that_an_evaluation_shares_among_processes_stay_shared(open_toy):
+    task = Toy(module=_normed()[:2])
+
+    def evaluate():
+        assert not task.module.training
+        task.module[1].running_mean.fill_(7.0)  # as distributed.share_buffers does with those of the first process
+        return {}
+
+    task.evaluate = evaluate
+    train(open_toy(), task, plan(2))
+    assert task.module[1].running_mean.tolist() == [7.0, 7.0]
