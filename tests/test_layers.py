@@ -120,6 +120,14 @@ def test_options_are_typed_where_they_are_read():
                 assert not (name == "config" and kind in {"Any", "object"}), f"{path}:{node.lineno}"
 
 
+def test_a_report_is_written_and_not_read_back():
+    """What one step of an engine tells another is an argument; `report.technique` is for the reader of the report."""
+    for path in (path for path in FILES if _layer(path) == "engines"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
+                assert not ast.unparse(node.value).endswith("run.report.technique"), f"{path}:{node.lineno}"
+
+
 def test_an_option_has_one_meaning():
     """Two groups that a command takes do not define the same name, one hiding the other without a word."""
     for command in commands.COMMANDS:

@@ -101,18 +101,14 @@ def _figures(run: Run, judged: dict[str, Judged]) -> None:
 def _report(config: PretrainConfig, run: Run, trained: dict[str, tuple[ArmTrainer, Trained]], source: str) -> None:
     trainer, last = list(trained.values())[-1]
     run.report.model(trainer.network.name, trainer.network.source, last.task.method.result)
-    run.report.technique.update(
-        method=config.method,
-        schedule_from=source,
-        batch_size=config.batch_size,
-        arms={arm: _arm(*pair) for arm, pair in trained.items()},
-    )
-    own = run.report.technique["arms"][list(trained)[-1]]
+    arms = {arm: _arm(*pair) for arm, pair in trained.items()}
+    run.report.technique.update(method=config.method, schedule_from=source, batch_size=config.batch_size, arms=arms)
+    own = arms[list(trained)[-1]]
     run.report.metric("flop_ratio", own["cost"]["flop_ratio"], unit="ratio")
     run.report.metric("units", own["budget"]["units_spent"], unit="units", higher_is_better=False)
     run.report.efficiency["macs_per_unit"] = trainer.costs.unit_macs
     if len(trained) > 1:
-        rates = [run.report.technique["arms"][arm]["cost"]["images_per_s"] for arm in BOTH]
+        rates = [arms[arm]["cost"]["images_per_s"] for arm in BOTH]
         ratio = rates[1] / rates[0] if all(rates) else None
         if ratio is not None:
             run.report.metric("images_per_s_ratio", ratio, unit="ratio")
