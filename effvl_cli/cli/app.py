@@ -20,7 +20,8 @@ from effvl_cli.core.errors import EffvlError, ModelError, UsageError, as_user_er
 ABOUT = "Vision and vision-language models, cheaper to train, prune and run."
 HELP_ALL = "--help-all"
 HELP = ("-h", "--help", HELP_ALL)
-ROOT_FLAGS = (*HELP, "--version")
+COMPLETION = ("--install-completion", "--show-completion")
+ROOT_FLAGS = (*HELP, "--version", *COMPLETION)
 SETTINGS: dict[str, Any] = {
     "add_completion": False,
     "rich_markup_mode": "rich",
@@ -74,8 +75,12 @@ def _version(wanted: bool) -> None:
 
 def _app(arguments: list[str]) -> typer.Typer:
     """The root, with the options of the command that is called and the summaries of the others."""
-    app = typer.Typer(help=ABOUT, **SETTINGS)
-    full = HELP_ALL in arguments
+    line = os.environ.get("COMP_WORDS", os.environ.get("_TYPER_COMPLETE_ARGS"))  # of a shell that asks for words
+    completes = "_EFFVL_COMPLETE" in os.environ or bool(set(arguments[:1]) & set(COMPLETION))
+    about = "Completion in the shell: effvl --install-completion"
+    app = typer.Typer(help=ABOUT, epilog=about, **{**SETTINGS, "add_completion": completes})
+    full = HELP_ALL in arguments or completes  # hidden options are no completions
+    arguments = line.split()[1:] if completes and line else arguments
     called = next((word for word in arguments if not word.startswith("-")), None)
 
     @app.callback()

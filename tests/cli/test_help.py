@@ -1,5 +1,6 @@
 """Help: complete, quick, and free of heavy imports."""
 
+import os
 import resource
 import subprocess
 import sys
@@ -131,3 +132,21 @@ def test_dry_run_names_the_origin_of_each_value_and_runs_nothing(effvl, workdir)
     assert not (workdir / "runs").exists()
     (workdir / "again.yaml").write_text(shown)
     assert effvl("prune-tokens", "--recipe", "again.yaml", "--dry-run").code == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [("effvl pru", "prune-tokens"), ("effvl prune-tokens ev", "eval"), ("effvl prune-tokens --tune-l", "--tune-lr")],
+)
+def test_a_shell_completes_commands_verbs_and_options(line, word):
+    asked = {"_EFFVL_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
+    code = "import sys; from effvl_cli.cli.app import main; sys.argv = ['effvl']; sys.exit(main([]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **asked})
+    assert word in done.stdout.split(), done.stderr
+
+
+def test_completion_is_offered(effvl):
+    assert "effvl --install-completion" in effvl("--help").out
+    asked = f"{sys.executable} -m effvl_cli --show-completion; true"  # the shell is known by the parent process
+    shown = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, check=True)
+    assert "_effvl_completion effvl" in shown.stdout
