@@ -183,7 +183,9 @@ def kinds_of_block_removal():
         if "prune-blocks" in path.name and "published" not in path.name:
             recipe = sweep.read_sweep(path)
             train = recipe.arms["train"]
-            train = train | (read_recipe(ROOT / train["recipe"]).config if "recipe" in train else {})
+            train = train | (
+                read_recipe(ROOT / "recipes" / f"{train['recipe']}.yaml").config if "recipe" in train else {}
+            )
             other = {key: value for key, value in train.items() if key not in ("recipe", "model", "data")}
             config = {key: value for key, value in recipe.config.items() if key != "data"}
             seen.setdefault(str((other, config)), path)
