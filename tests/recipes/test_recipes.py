@@ -161,7 +161,24 @@ def _same(options, others):
     return options == {key: value for key, value in others.items() if key not in LENGTHS}
 
 
-@pytest.mark.parametrize("path", TABLES, ids=name)
+def twin_of(path):
+    """An earlier table with the same arms at another size of the pictures."""
+    arms = list(sweep.read_sweep(path).arms)
+    return next(other for other in TABLES if list(sweep.read_sweep(other).arms) == arms)
+
+
+@pytest.mark.parametrize("path", [path for path in TABLES if twin_of(path) != path], ids=name)
+def test_a_tables_arms_at_another_size_are_previewed(effvl, image_folder, path):
+    """Sizes and patches fit; arms that read what an earlier one wrote are run with their twins."""
+    recipe = few_of_each(sweep.read_sweep(path), f"folder:{image_folder}", "candidates.yaml")
+    runs = [run for run in sweep.plan(recipe, Path("out")) if "search" not in run.arm]
+    assert len(runs) >= 3
+    for run in runs:
+        outcome = effvl(*run.arguments, "--dry-run")
+        assert outcome.code == 0, outcome.err
+
+
+@pytest.mark.parametrize("path", [path for path in TABLES if twin_of(path) == path], ids=name)
 def test_a_tables_arms_run_in_miniature(effvl, image_folder, report, path, workdir):
     (workdir / "candidates.yaml").write_text("- {patch: 16, keep_q: 0.5}\n- {patch: 20, keep_q: 1}\n")
     if "@32" in path.read_text():
