@@ -29,7 +29,7 @@ SMALL = {
     "pretrain": ("--batch-size", 8),
     "prune-blocks apply": (
         *("--weights", "none", "--finetune-epochs", 1, "--final-epochs", 0, "--finetune-batch-size", 8),
-        *("--latency-batch-size", 1),
+        *("--latency-batch-size", 1, "--force"),
     ),
 }
 
