@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,18 +23,20 @@ def list_(
     from effvl_cli.cli.console import Console
     from effvl_cli.core.table import Table
 
-    rows = _recipes(pattern) if what == "recipes" else _registered(what, pattern)
+    rows: Sequence[tuple[str, ...]] = _recipes(pattern) if what == "recipes" else _registered(what, pattern)
     if not rows:
         raise UsageError(f"no {what} match {pattern!r}", f"`effvl list {what}` lists all")
-    Console().print_table(Table(f"{len(rows)} {what}", ("name", "what"), tuple(rows)))
+    columns = ("name", "kind", "what") if what == "datasets" else ("name", "what")
+    Console().print_table(Table(f"{len(rows)} {what}", columns, tuple(rows)))
 
 
-def _registered(what: str, pattern: str) -> list[tuple[str, str]]:
+def _registered(what: str, pattern: str) -> list[tuple[str, ...]]:
     from effvl_cli.data import DATASETS
     from effvl_cli.models import MODELS
 
     registry = MODELS if what == "models" else DATASETS
-    rows = [(row.name, row.summary) for row in registry.rows()]
+    kinds = what == "datasets"
+    rows = [(row.name, *((row.kind or "?",) if kinds else ()), row.summary) for row in registry.rows()]
     found = [row for row in rows if pattern.lower() in row[0].lower()]
     if what == "models" and pattern:
         from effvl_cli.models.listing import names

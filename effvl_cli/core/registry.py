@@ -19,12 +19,14 @@ class Row:
         name: what a user writes; `NAME:` (with the colon) when an argument follows it.
         target: "module:function" of the builder.
         summary: one line for `effvl list`.
+        kind: what a data set's samples are, e.g. "images"; "" where only the builder knows.
         origin: "effvl", or the distribution that plugs it in.
     """
 
     name: str
     target: str
     summary: str
+    kind: str = ""
     origin: str = "effvl"
 
 
@@ -90,7 +92,7 @@ class Registry:
         for point in entry_points(group=self.group):
             try:
                 origin = point.dist.name if point.dist else "plug-in"
-                found.append(Row(point.name, point.value, f"plug-in {point.value}", origin))
+                found.append(Row(point.name, point.value, f"plug-in {point.value}", origin=origin))
             except Exception as error:  # a broken distribution must not take the toolkit down
                 warnings.warn(f"plug-in {point.name!r} of {self.group} is unusable: {error}", stacklevel=2)
         return found

@@ -2,15 +2,17 @@
 
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from effvl_cli.core.errors import DataError
+from effvl_cli.core.errors import DataError, UsageError
 from effvl_cli.core.registry import Registry, Row
 
 if TYPE_CHECKING:
-    from effvl_cli.data.source import ImageSource
+    from effvl_cli.data.source import ImageSource, Source
 
 SPLITS = ("train", "val", "test")
+
+IMAGES = "images"
 
 DATASETS = Registry(
     "data set",
@@ -20,29 +22,36 @@ DATASETS = Registry(
             "shape-captions",
             "effvl_cli.data.shape_captions:build",
             "procedural 64 px scenes, one coloured shape each; shape-captions:sketch is a shifted style",
+            IMAGES,
         ),
-        Row("digits", "effvl_cli.data.digits:build", "1,797 real handwritten digits, 8 px (scikit-learn)"),
-        Row("caltech101", "effvl_cli.data.coop:caltech101", "100 kinds of objects"),
-        Row("oxford_pets", "effvl_cli.data.coop:oxford_pets", "37 breeds of cats and dogs"),
-        Row("stanford_cars", "effvl_cli.data.coop:stanford_cars", "196 models of cars"),
-        Row("flowers102", "effvl_cli.data.coop:flowers102", "102 kinds of flowers"),
-        Row("food101", "effvl_cli.data.coop:food101", "101 dishes"),
-        Row("fgvc_aircraft", "effvl_cli.data.coop:fgvc_aircraft", "100 variants of aircraft"),
-        Row("sun397", "effvl_cli.data.coop:sun397", "397 kinds of scenes"),
-        Row("dtd", "effvl_cli.data.coop:dtd", "47 describable textures"),
-        Row("eurosat", "effvl_cli.data.coop:eurosat", "10 kinds of land cover, from satellites"),
-        Row("ucf101", "effvl_cli.data.coop:ucf101", "101 actions, the middle frames of videos"),
-        Row("imagenet", "effvl_cli.data.imagenet:build", "ILSVRC 2012 in class folders"),
-        Row("cifar10", "effvl_cli.data.cifar:cifar10", "10 classes, 32 px; the binary version"),
-        Row("cifar100", "effvl_cli.data.cifar:cifar100", "100 classes, 32 px; the binary version"),
-        Row("folder:", "effvl_cli.data.folders:build", "folder:PATH holding [train|val|test/]CLASS/*.jpg"),
-        Row("csv:", "effvl_cli.data.tables:build", "csv:FILE with columns path and label and/or caption [, split]"),
+        Row("digits", "effvl_cli.data.digits:build", "1,797 real handwritten digits, 8 px (scikit-learn)", IMAGES),
+        Row("caltech101", "effvl_cli.data.coop:caltech101", "100 kinds of objects", IMAGES),
+        Row("oxford_pets", "effvl_cli.data.coop:oxford_pets", "37 breeds of cats and dogs", IMAGES),
+        Row("stanford_cars", "effvl_cli.data.coop:stanford_cars", "196 models of cars", IMAGES),
+        Row("flowers102", "effvl_cli.data.coop:flowers102", "102 kinds of flowers", IMAGES),
+        Row("food101", "effvl_cli.data.coop:food101", "101 dishes", IMAGES),
+        Row("fgvc_aircraft", "effvl_cli.data.coop:fgvc_aircraft", "100 variants of aircraft", IMAGES),
+        Row("sun397", "effvl_cli.data.coop:sun397", "397 kinds of scenes", IMAGES),
+        Row("dtd", "effvl_cli.data.coop:dtd", "47 describable textures", IMAGES),
+        Row("eurosat", "effvl_cli.data.coop:eurosat", "10 kinds of land cover, from satellites", IMAGES),
+        Row("ucf101", "effvl_cli.data.coop:ucf101", "101 actions, the middle frames of videos", IMAGES),
+        Row("imagenet", "effvl_cli.data.imagenet:build", "ILSVRC 2012 in class folders", IMAGES),
+        Row("cifar10", "effvl_cli.data.cifar:cifar10", "10 classes, 32 px; the binary version", IMAGES),
+        Row("cifar100", "effvl_cli.data.cifar:cifar100", "100 classes, 32 px; the binary version", IMAGES),
+        Row("folder:", "effvl_cli.data.folders:build", "folder:PATH holding [train|val|test/][CLASS/]*.jpg", IMAGES),
+        Row("images:", "effvl_cli.data.folders:build_unlabelled", "images:PATH, all below it, without labels", IMAGES),
+        Row(
+            "csv:",
+            "effvl_cli.data.tables:build",
+            "csv:FILE with columns path and label and/or caption [, split]",
+            IMAGES,
+        ),
     ],
 )
 
 
 def load(spec: str, split: str, *, root: str | Path | None = None, seed: int = 0) -> "ImageSource":
-    """One split of a data set.
+    """One split of a data set of images.
 
     Args:
         spec: "NAME" or "NAME:ARGUMENT".
@@ -51,14 +60,34 @@ def load(spec: str, split: str, *, root: str | Path | None = None, seed: int = 0
         seed: of sources that draw; the built-in ones do not depend on it.
 
     Raises:
-        UsageError: unknown name.
+        UsageError: unknown name, or samples of another kind.
+        DataError: missing, empty or unreadable.
+    """
+    return cast("ImageSource", open_source(spec, split, kind=IMAGES, root=root, seed=seed))
+
+
+def open_source(spec: str, split: str, *, kind: str | None, root: str | Path | None = None, seed: int = 0) -> "Source":
+    """One split of a data set of the kind that a command works on; None: whatever it is.
+
+    Raises:
+        UsageError: unknown name, or samples of another kind.
         DataError: missing, empty or unreadable.
     """
     row, argument = DATASETS.find(spec)
-    source: ImageSource = DATASETS.builder(row)(argument, split, root=Path(root) if root else None, seed=seed)
+    _refuse_kind(spec, row.kind or kind, kind)
+    source: Source = DATASETS.builder(row)(argument, split, root=Path(root) if root else None, seed=seed)
+    _refuse_kind(spec, getattr(source, "kind", IMAGES), kind)
     with suppress(AttributeError):  # a plug-in's class may have no room for it
         source.opened = (spec, str(root) if root else None)  # type: ignore[attr-defined]
     return source
+
+
+def _refuse_kind(spec: str, found: str | None, wanted: str | None) -> None:
+    if wanted is not None and found != wanted:
+        raise UsageError(
+            f"--data {spec} is a data set of {found}, and this command works on {wanted}",
+            "`effvl list datasets` says what kind each is",
+        )
 
 
 def fingerprints(spec: str, root: str | Path | None = None) -> dict[str, str]:
@@ -70,5 +99,5 @@ def fingerprints(spec: str, root: str | Path | None = None) -> dict[str, str]:
     found = {}
     for split in SPLITS:
         with suppress(DataError):
-            found[split] = load(spec, split, root=root).fingerprint()
+            found[split] = open_source(spec, split, kind=None, root=root).fingerprint()
     return found

@@ -6,7 +6,7 @@ from typing import Any
 from effvl_cli.core.errors import DataError
 from effvl_cli.core.files import file_or_folder
 from effvl_cli.core.table import Cell, Table
-from effvl_cli.data import DATASETS, SPLITS, load
+from effvl_cli.data import DATASETS, SPLITS, open_source
 from effvl_cli.data.folders import LAYOUT
 
 
@@ -28,7 +28,7 @@ def check(spec: str, root: Path | None = None) -> tuple[Table, list[str]]:
     layouts: list[str] = []
     for split in SPLITS:
         try:
-            source = load(spec, split, root=root)
+            source = open_source(spec, split, kind=None, root=root)
         except DataError as error:
             rows.append((split, None, None, None, "not usable"))
             wrong.append(str(error))
@@ -61,6 +61,6 @@ def _row(source: Any) -> tuple[Cell, ...]:
         source.split,
         "endless" if source.endless else len(source),
         getattr(source, "expected", None),
-        len(source.classes),
+        len(getattr(source, "classes", ())),
         getattr(source, "remark", "") or "ok",
     )

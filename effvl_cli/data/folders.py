@@ -3,6 +3,9 @@
 PATH/train, PATH/val (or valid, validation) and PATH/test hold the class folders. With only one of val and test, that
 one is reported on, and a tenth of train, by hash of the names, is held out for choices. With neither, train is split
 80/10/10 by hash, and so is PATH when it holds the class folders itself.
+
+Images that lie in no class folder have no labels: `folder:PATH` takes them where there are no class folders, and
+`images:PATH` takes all that lie below PATH, whatever the folders are called.
 """
 
 import hashlib
@@ -35,6 +38,9 @@ def build(argument: str, split: str, *, root: Path | None = None, seed: int = 0)
     found = {name: _subfolder(folder, names) for name, names in NAMES.items()}
     place, tenths = _place(folder, found, split)
     classes = class_folders(found["train"] or folder)
+    beside = len(_entries(found["train"] or folder)[1])
+    if not classes and beside:
+        return _unlabelled(folder, place, tenths, split)
     if not classes:
         raise DataError(f"{found['train'] or folder} holds no class folders", LAYOUT)
     extra = sorted(set(class_folders(place)) - set(classes))
@@ -51,8 +57,48 @@ def build(argument: str, split: str, *, root: Path | None = None, seed: int = 0)
         ids=ids,
         labels=np.array(labels, dtype=np.int64),
         classes=readable(classes, place),
+        remark="; ".join(filter(None, (_beside_remark(place, beside), passed_over_remark(passed_over)))),
+    )
+
+
+def build_unlabelled(argument: str, split: str, *, root: Path | None = None, seed: int = 0) -> FileImages:
+    """Registry builder of `images:PATH`.
+
+    Raises:
+        DataError: missing or empty.
+    """
+    if not argument:
+        raise DataError("--data images: names no folder", "Give --data images:PATH")
+    folder = (root / argument) if root else Path(argument)
+    if not folder.is_dir():
+        raise DataError(f"no folder at {folder}", "Give one that holds images")
+    found = {name: _subfolder(folder, names) for name, names in NAMES.items()}
+    if found["train"] is None:  # folders called val or test mean nothing then
+        found = dict.fromkeys(NAMES)
+    place, tenths = _place(folder, found, split)
+    return _unlabelled(folder, place, tenths, split)
+
+
+def _unlabelled(folder: Path, place: Path, tenths: range | None, split: str) -> FileImages:
+    passed_over: list[str] = []
+    below = sorted(images_below(place, folder, place, passed_over))
+    ids = [name.removeprefix("./") for name in below]
+    ids = [name for name in ids if tenths is None or tenth(name) in tenths]
+    if not ids:
+        raise _empty(place, split, tenths)
+    return FileImages(
+        f"folder:{folder.name or folder.resolve().name}",
+        split,
+        root=folder,
+        ids=ids,
+        labels=np.zeros(len(ids), dtype=np.int64),
+        classes=(),
         remark=passed_over_remark(passed_over),
     )
+
+
+def _beside_remark(place: Path, count: int) -> str:
+    return f"{count} images beside the class folders of {place} are left out" if count else ""
 
 
 def _subfolder(folder: Path, names: tuple[str, ...]) -> Path | None:

@@ -8,36 +8,54 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from effvl_cli.core.errors import DataError
+
 ENDLESS = 2**40
 """Length of a split that never ends."""
 
 Indices = NDArray[np.int64]
 
 
-class ImageSource(Protocol):
-    """One split of a labelled or captioned image collection.
+class Source(Protocol):
+    """One split of a data set, of samples of any kind.
+
+    A source whose samples are no images says so in an attribute `kind`, e.g. "boxes" or "clips"; it has what commands
+    for that kind ask for, and `data/loader.py` makes batches of it by a `make(index, epoch)` and a `collate`.
 
     Attributes:
         name: e.g. "shape-captions", "folder:cifar10".
         split: "train", "val" or "test".
-        classes: readable class names; empty when there are captions only.
-        templates: caption templates with one "{}" each.
-        labels: (M,) int64, or for an endless split an object that takes an index array and gives labels.
         ids: stable names of the samples, the same on every machine.
-        captions: one text per image, or None.
         endless: whether samples are made as they are asked for.
     """
 
     name: str
     split: str
-    classes: tuple[str, ...]
-    templates: tuple[str, ...]
-    labels: NDArray[np.int64]
     ids: Sequence[str]
-    captions: Sequence[str] | None
     endless: bool
 
     def __len__(self) -> int: ...
+
+    def fingerprint(self) -> str:
+        """Short digest of the content: names, labels, and size and time of each file; of what is made, the recipe."""
+        ...
+
+
+class ImageSource(Source, Protocol):
+    """One split of a labelled, captioned or bare image collection.
+
+    Attributes:
+        classes: readable class names; empty when there are captions only, or nothing but images.
+        templates: caption templates with one "{}" each.
+        labels: (M,) int64, or for an endless split an object that takes an index array and gives labels; all 0 where
+            there are no classes.
+        captions: one text per image, or None.
+    """
+
+    classes: tuple[str, ...]
+    templates: tuple[str, ...]
+    labels: NDArray[np.int64]
+    captions: Sequence[str] | None
 
     def image(self, index: int) -> Image.Image:
         """One RGB image.
@@ -45,10 +63,6 @@ class ImageSource(Protocol):
         Raises:
             DataError: unreadable; names the file.
         """
-        ...
-
-    def fingerprint(self) -> str:
-        """Short digest of the content: names, labels, and size and time of each file; of what is made, the recipe."""
         ...
 
 
@@ -94,3 +108,16 @@ class Subset:
     def fingerprint(self) -> str:
         """Digest of the whole and of which part."""
         return digest([self.source.fingerprint(), *self.ids])
+
+
+def refuse_one_class(source: ImageSource) -> None:
+    """For what measures how well classes are told apart.
+
+    Raises:
+        DataError: there is nothing to tell apart.
+    """
+    if len(source.classes) == 1:
+        raise DataError(
+            f"{source.name} has one class only, {source.classes[0]!r}: there is nothing to tell apart",
+            "Give data of two classes or more, one folder each",
+        )

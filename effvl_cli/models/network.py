@@ -291,15 +291,69 @@ def _suggest(state: Mapping[str, Tensor]) -> str:
     return f"Their image tower is that of --model {names}" if names else "Give the --model they were trained as"
 
 
+SHOWN = 40  # letters of a class name in a message
+
+
+def check_class_texts(network: Network, classes: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """What is to be said of class names that do not reach the text tower as they are written.
+
+    Names are looked for in the longest template, which leaves them the least room; whether they can be told apart, in
+    the shortest.
+
+    Raises:
+        DataError: names that differ are cut to the same tokens.
+    """
+    from effvl_cli.models.openclip_text import cut_off
+
+    longest, shortest = max(templates, key=len), min(templates, key=len)
+    cut = cut_off(network.tokenize, longest, classes)
+    named: dict[bytes, list[str]] = {}
+    rows = network.tokenize([shortest.format(name) for name in classes])
+    for name, row in zip(classes, rows.numpy(), strict=True):
+        named.setdefault(row.tobytes(), []).append(name)
+    alike = [names for names in named.values() if len(names) > 1]
+    for names in alike:
+        if len(set(names)) > 1 and set(names) & set(cut):
+            shown = " and ".join(repr(name[-SHOWN:]) for name in names[:2])
+            raise DataError(
+                f"{len(names)} class names are one and the same to {network.name}, which reads {rows.shape[1]} tokens; "
+                f"they end in {shown}",
+                "Shorten them, or give shorter --templates",
+            )
+    said = [f"class names that {network.name} reads as the same: {', '.join(map(repr, names))}" for names in alike]
+    if cut:
+        first = ", ".join(repr(name[:SHOWN]) for name in cut[:3])
+        said.append(f"{network.name} does not read {len(cut)} class names to their end: {first}")
+    return said
+
+
 def zero_shot_classifier(
-    network: Network, classes: Sequence[str], templates: Sequence[str], device: torch.device
+    network: Network,
+    classes: Sequence[str],
+    templates: Sequence[str],
+    device: torch.device,
+    warn: Callable[[str], Any] | None = None,
 ) -> Tensor:
     """Unit text embeddings of the classes, averaged over templates (Radford et al., arXiv 2103.00020, sec. 3.1.4).
 
+    Args:
+        network: with a text tower.
+        classes: C names.
+        templates: texts with one "{}" each.
+        device: of the result.
+        warn: told of names that are cut, if it is given: the first time that a run uses them.
+
     Returns:
         (E, C) float32 on `device`.
+
+    Raises:
+        DataError: names that differ are cut to the same tokens.
     """
     from open_clip import build_zero_shot_classifier
+
+    if warn is not None:
+        for text in check_class_texts(network, classes, templates):
+            warn(text)
 
     with torch.no_grad():
         weights = build_zero_shot_classifier(network.module, network.tokenize, classes, templates, 64, device)

@@ -46,10 +46,10 @@ def prompt_template(
         UsageError: the context is too short, for all names or for some.
     """
     template, first = _roomy(tokenize, templates, count)
-    cut = _cut_off(tokenize, template, classes)
+    cut = cut_off(tokenize, template, classes)
     if cut:
         most = count
-        while most and _cut_off(tokenize, _roomy(tokenize, templates, most)[0], classes):
+        while most and cut_off(tokenize, _roomy(tokenize, templates, most)[0], classes):
             most -= 1
         raise UsageError(
             f"--num-text-tokens {count} leave no room for {len(cut)} class names ({', '.join(cut[:3])})",
@@ -69,7 +69,7 @@ def _roomy(tokenize: Tokenize, templates: Sequence[str], count: int) -> tuple[st
     raise UsageError(f"--num-text-tokens {count} do not fit a text of {context} tokens", "Give fewer")
 
 
-def _cut_off(tokenize: Tokenize, template: str, classes: Sequence[str]) -> list[str]:
+def cut_off(tokenize: Tokenize, template: str, classes: Sequence[str]) -> list[str]:
     """Names whose end the tokenizer does not see: a further letter there changes nothing."""
     if not classes:
         return []

@@ -17,7 +17,7 @@ from effvl_cli.data.prompts import captions
 from effvl_cli.data.source import ImageSource
 from effvl_cli.engines.inference import over_images
 from effvl_cli.engines.pretrain.objective import Objective
-from effvl_cli.models.network import Kind, Network, zero_shot_classifier
+from effvl_cli.models.network import Kind, Network, check_class_texts, zero_shot_classifier
 from effvl_cli.models.openclip_tower import tower_of
 from effvl_cli.techniques.pretrain.contrastive import contrastive_loss
 from effvl_cli.techniques.pretrain.tokens import count_kept, encode_kept, random_tokens
@@ -48,6 +48,8 @@ class ClipTask(Task):
         self.num_keep = count_kept(self.num_patches, token_keep)
         self.validation, self.precision = validation, precision
         if self.classes:
+            for text in check_class_texts(network, self.classes, templates):
+                run.warn(text)
             texts = [captions(self.classes, (template,)) for template in templates]
             self.tokens = torch.stack([network.tokenize(text) for text in texts], 1).to(run.device)
 
@@ -157,7 +159,7 @@ def zero_shot_logits(
 ) -> Tensor:
     """Cosines (M, C) of images with class names."""
     with as_found(network.module, training=False), autocast(run.device, precision):
-        classifier = zero_shot_classifier(network, classes, templates, run.device)
+        classifier = zero_shot_classifier(network, classes, templates, run.device, run.warn)
     return image_embeddings(network, images, run, precision) @ classifier.cpu()
 
 

@@ -56,8 +56,10 @@ def _arms(config: PretrainConfig) -> tuple[dict[str, Schedule], str]:
 def _validation(config: PretrainConfig, run: Run, images: TrainImages) -> tuple[Any, Probe | None]:
     """The labelled bank, and the probe on validation pictures; none without labels."""
     preprocess = build_network(config).preprocess
-    if not images.source.classes:
-        run.warn(f"{config.data} has no classes: nothing is classified")
+    classes = images.source.classes
+    if len(classes) < 2:
+        found = f"one class only, {classes[0]!r}" if classes else "no classes"
+        run.warn(f"{config.data} has {found}: neighbours and probes are left out; pretrain eval takes other --data")
         return None, None
     bank = decode(config, run, images.source, preprocess, config.num_bank)
     probe = Probe.open(config, run, preprocess, "val", bank=bank)
