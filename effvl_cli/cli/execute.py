@@ -69,6 +69,7 @@ def _run(command: Command, resolved: Resolved, invocation: Invocation, console: 
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+    _fetch(config, console)
     engine = importlib.import_module(command.engine)
     recipe = resolved.recipe.path if resolved.recipe else None
     request = RunRequest(
@@ -92,6 +93,20 @@ def _run(command: Command, resolved: Resolved, invocation: Invocation, console: 
     if plots := opened.plots():
         console.log(f"pictures {', '.join(str(p) for p in plots)}")
     return 0
+
+
+def _fetch(config: Any, console: Console) -> None:
+    """With --download, data sets that are not there; one process does it, and the others wait."""
+    from effvl_cli.core import distributed
+
+    if not getattr(config, "download", False):
+        return
+    if distributed.is_main():
+        from effvl_cli.data.fetch import fetch_missing
+
+        for spec in filter(None, (getattr(config, "data", None), *getattr(config, "eval_data", ()))):
+            fetch_missing(spec, config.data_root, console.log)
+    distributed.barrier()
 
 
 def _guarded(run_engine: Callable[[Any, Any], None], config: Any, run: Any, *, debug: bool) -> Any:

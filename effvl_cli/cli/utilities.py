@@ -92,11 +92,17 @@ def data(
     data_root: Annotated[
         Path | None, typer.Option("--data-root", metavar="DIR", help="Folder that it lies in (default: this one).")
     ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch it first if it is not there, where torchvision knows from where.")
+    ] = False,
 ) -> None:
     """What there is of a data set and what is missing: data check NAME."""
     from effvl_cli.cli.console import Console
     from effvl_cli.data.check import check
+    from effvl_cli.data.fetch import fetch_missing
 
+    if download:
+        fetch_missing(name, data_root, _echo)
     shown, wrong = check(name, data_root)
     Console().print_table(shown)
     if wrong:

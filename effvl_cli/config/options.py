@@ -91,7 +91,9 @@ class ModelOptions:
     weights: Annotated[
         str | None, ARTEFACT, Doc("run folder, file (safetensors, .pt state dict), pretrained tag, or none = random")
     ] = None
-    download: Annotated[bool, VOLATILE, Doc("allow the network for a pretrained tag that is not cached")] = False
+    download: Annotated[bool, VOLATILE, Doc("allow the network: pretrained tags, public --data that are not here")] = (
+        False
+    )
     weights_key: Annotated[
         str | None, Doc("which network of a --weights file that holds several, e.g. teacher or model_ema")
     ] = None

@@ -7,6 +7,7 @@ from effvl_cli.core.errors import DataError
 from effvl_cli.core.files import file_or_folder
 from effvl_cli.core.table import Cell, Table
 from effvl_cli.data import DATASETS, SPLITS, open_source
+from effvl_cli.data.fetch import command_for
 from effvl_cli.data.folders import LAYOUT
 
 
@@ -36,6 +37,8 @@ def check(spec: str, root: Path | None = None) -> tuple[Table, list[str]]:
             rows.append(_row(source))
             layouts.append(getattr(source, "layout", ""))
     wrong = list(dict.fromkeys(wrong))
+    if wrong and (command := command_for(spec, root)):
+        wrong.append(f"To download it: {command}")
     notes = dict.fromkeys(f"found in {layout}" for layout in layouts if layout)
     columns = ("split", "images", "published", "classes", "state")
     return Table(f"{spec} under {root or '.'}", columns, tuple(rows), (*notes, *wrong)), wrong
@@ -50,7 +53,7 @@ def require(spec: str, root: str | Path | None) -> None:
     """
     row, argument = DATASETS.find(spec)
     place = Path(root or ".") / argument
-    if row.name == "folder:" and file_or_folder(place) != "folder":
+    if row.name in ("folder:", "images:") and file_or_folder(place) != "folder":
         raise DataError(f"no folder at {place}", LAYOUT)
     if row.name == "csv:" and file_or_folder(place) != "file":
         raise DataError(f"no table at {place}", "Give --data csv:FILE with columns path and label and/or caption")

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from effvl_cli.core.errors import DataError
 
 ENDLESS = 2**40
 """Length of a split that never ends."""
@@ -108,16 +107,3 @@ class Subset:
     def fingerprint(self) -> str:
         """Digest of the whole and of which part."""
         return digest([self.source.fingerprint(), *self.ids])
-
-
-def refuse_one_class(source: ImageSource) -> None:
-    """For what measures how well classes are told apart.
-
-    Raises:
-        DataError: there is nothing to tell apart.
-    """
-    if len(source.classes) == 1:
-        raise DataError(
-            f"{source.name} has one class only, {source.classes[0]!r}: there is nothing to tell apart",
-            "Give data of two classes or more, one folder each",
-        )

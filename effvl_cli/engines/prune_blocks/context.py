@@ -26,7 +26,7 @@ from effvl_cli.data import load
 from effvl_cli.data.decoded import Decoded
 from effvl_cli.data.fewshot import few_shot
 from effvl_cli.data.loader import loader_workers
-from effvl_cli.data.source import ImageSource, Indices, digest, refuse_one_class
+from effvl_cli.data.source import ImageSource, Indices, digest
 from effvl_cli.engines.inference import over_images
 from effvl_cli.models import network as networks
 
@@ -237,7 +237,6 @@ def build_context(
     source = load(name, "train", root=config.data_root, seed=0)
     if not source.classes:
         raise UsageError(f"--data {name} has no class labels", "prune-blocks measures classification: give labels")
-    refuse_one_class(source)
     if source.endless:
         raise UsageError(f"--data {name} never ends", "Give a data set of a fixed size, e.g. digits or folder:PATH")
     network = networks.load(

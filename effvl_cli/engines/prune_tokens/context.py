@@ -31,7 +31,7 @@ from effvl_cli.data.decoded import Decoded
 from effvl_cli.data.fewshot import few_shot
 from effvl_cli.data.loader import loader_workers
 from effvl_cli.data.prompts import choose_templates
-from effvl_cli.data.source import ImageSource, refuse_one_class
+from effvl_cli.data.source import ImageSource
 from effvl_cli.models import network as networks
 from effvl_cli.models.openclip import logit_scale_value
 from effvl_cli.models.openclip_tower import ClipTower, self_check, tower_of
@@ -156,7 +156,6 @@ def build_context(config: C, run: Run) -> Context[C]:
         raise UsageError(
             f"--data {config.data} has no class labels", "prune-tokens measures classification: give labels"
         )
-    refuse_one_class(source)
     templates = choose_templates(config.templates, source.templates)
     classifier = networks.zero_shot_classifier(network, source.classes, templates, run.device, run.warn)
     run.report.model(network.name, network.source, network.module)
