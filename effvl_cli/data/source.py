@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-
 ENDLESS = 2**40
 """Length of a split that never ends."""
 

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from effvl_cli.core.errors import DataError, UsageError
-from effvl_cli.core.registry import Registry, Row
-from effvl_cli.data import fingerprints, load, open_source
+from effvl_cli.core.registry import Row
+from effvl_cli.data import DATASETS, fingerprints, load, open_source
 
 TRAINING = ("--image-size", 16, "--model", "vit:nano/4@16,mean", "--batch-size", 8, "--budget", 40, "--no-baseline")
 
@@ -82,12 +82,12 @@ def test_a_command_that_gets_another_kind_says_so_in_one_line(monkeypatch, effvl
     module = types.ModuleType("some_scenes")
     module.build = lambda argument, split, *, root, seed: _Scenes()
     monkeypatch.setitem(sys.modules, "some_scenes", module)
-    rows = Registry("data set", "effvl.none", [Row("scenes", "some_scenes:build", "boxes in scenes", row_kind)])
-    monkeypatch.setattr("effvl_cli.data.DATASETS", rows)
+    monkeypatch.setitem(DATASETS._rows, "scenes", Row("scenes", "some_scenes:build", "boxes in scenes", row_kind))
     with pytest.raises(UsageError, match="--data scenes is a data set of boxes, and this command works on images"):
         load("scenes", "train")
     for command in ("pretrain", "prune-tokens", "prune-blocks"):
-        outcome = effvl(command, "--data", "scenes", "--out", command)
+        length = ("--budget", 40) if command == "pretrain" else ()
+        outcome = effvl(command, "--data", "scenes", *length, "--out", command)
         assert outcome.code == 2 and "is a data set of boxes" in outcome.error
     assert len(open_source("scenes", "train", kind="boxes")) == 2
     assert fingerprints("scenes") == dict.fromkeys(("train", "val", "test"), "1")
