@@ -40,10 +40,16 @@ def read_sweep(path: Path) -> Recipe:
 
 
 def folder_of(path: Path) -> Path:
-    """Where the runs of a sweep lie: its own folder, that of the copy in it, else runs/sweeps/NAME."""
+    """Where the runs of a sweep lie: its own folder, that of the copy in it, else runs/sweeps/NAME.
+
+    Recipes keep their folder in it: a miniature and a table of one name are two sweeps.
+    """
     if file_or_folder(path) == "folder":
         return path
-    return path.parent if path.name == FILE else Path("runs") / "sweeps" / path.stem
+    if path.name == FILE:
+        return path.parent
+    kind = path.parent.name if path.parent.parent.name == "recipes" else ""
+    return Path("runs", "sweeps", kind, path.stem)
 
 
 def plan(recipe: Recipe, out: Path) -> list[Planned]:

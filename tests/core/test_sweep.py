@@ -394,3 +394,9 @@ def test_arms_of_a_claim():
 
 def test_verdict_is_plain_data():
     assert dataclasses.asdict(claims.judge("b.m > 0", FIGURES))["passed"] is True
+
+
+def test_sweeps_of_one_name_in_two_folders_do_not_meet():
+    assert sweep.folder_of(Path("recipes/mini/prune-tokens.yaml")) == Path("runs/sweeps/mini/prune-tokens")
+    assert sweep.folder_of(Path("recipes/tables/prune-tokens.yaml")) == Path("runs/sweeps/tables/prune-tokens")
+    assert sweep.folder_of(Path("mine.yaml")) == Path("runs/sweeps/mine")
