@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -47,14 +48,14 @@ class Console:
         if self.shown:
             print(text)
 
-    def print_table(self, table: Table) -> None:
-        """A table on stdout: drawn on a terminal, aligned columns elsewhere."""
+    def print_table(self, table: Table, before: str = "") -> None:
+        """A table on stdout: drawn on a terminal, elsewhere aligned columns with `before` at the start of each line."""
         if not self.shown or self.json:
             return
         if sys.stdout.isatty():
             _draw(table)
         else:
-            print(plain(table))
+            print(textwrap.indent(plain(table), before, lambda line: True))
 
     @contextlib.contextmanager
     def progress(self, description: str, total: int, completed: int = 0) -> Iterator["Line | Bar"]:

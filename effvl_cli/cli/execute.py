@@ -46,10 +46,10 @@ def execute(command: Command, resolved: Resolved, invocation: Invocation) -> int
 
 
 def preview(command: Command, config: Any) -> None:
-    """Print what the engine can tell of a run beforehand."""
+    """Print what the engine can tell of a run beforehand; in a file, comments: what stands before them is a recipe."""
     engine = importlib.import_module(command.engine)
     for table in engine.preview(config) if hasattr(engine, "preview") else ():
-        Console(quiet=True, json=False).print_table(table)
+        Console(quiet=True, json=False).print_table(table, before="# ")
 
 
 def _run(command: Command, resolved: Resolved, invocation: Invocation, console: Console) -> int:

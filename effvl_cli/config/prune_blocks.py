@@ -275,6 +275,8 @@ class NetworkConfig(RunInput, RunOptions, DataOptions, ModelOptions):
     panel: ClassVar[str] = "Data"
     run_optional: ClassVar[bool] = True
     alternatives: ClassVar[tuple[str, ...]] = ("run", "weights")
+    own: ClassVar[tuple[str, ...]] = ("model", "weights_key", "normalise", "mean", "std")
+    """Of the file that RUN began with; RUN's checkpoint says them of itself."""
 
     data: Annotated[
         str | None, Doc("data set: NAME or NAME:ARGUMENT, see `effvl list datasets` (default: that of RUN)")

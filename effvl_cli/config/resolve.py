@@ -119,7 +119,8 @@ def resolve(
         stored = {**(base.run.get("inherited") or {}), **base.config}
         earlier = {key.replace("-", "_"): value for key, value in stored.items()}
         inherited = {key: value for key, value in stored.items() if key.replace("-", "_") not in known}
-        kept = {name: earlier[name] for name in earlier if name in known and name not in {"out", "name", "run"}}
+        left = {"out", "name", "run", *getattr(config, "own", ())}
+        kept = {name: earlier[name] for name in earlier if name in known and name not in left}
         take(kept, f"run {Path(base.path).parent}")
     found = None
     if recipe is not None:

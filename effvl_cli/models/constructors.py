@@ -17,8 +17,9 @@ from torchvision.ops import StochasticDepth
 
 from effvl_cli.core.errors import ModelError
 from effvl_cli.models import cifar_resnet
-from effvl_cli.models.edits import REMOVED, removals_of
+from effvl_cli.models.edits import in_words
 from effvl_cli.models.network import Network
+from effvl_cli.models.removed_blocks import REMOVED, removals_of
 from effvl_cli.models.torchvision import options_of
 from effvl_cli.techniques.prune_blocks import containers
 from effvl_cli.techniques.prune_blocks.stand_ins import FURTHER_INPUTS, STAND_INS, WRAPPED
@@ -50,13 +51,13 @@ def constructors(network: Network) -> Iterator[Code]:
     """Code that may build the network's structure.
 
     Raises:
-        NoConstructorError: its source has no public constructor, or its blocks are split in halves.
+        NoConstructorError: its source has no public constructor, or an edit is more than the removal of blocks.
     """
     source, _, name = network.name.partition(":")
     if source not in _SOURCES:
         raise NoConstructorError(f"{network.name} has no constructor outside effvl", "Load its model.pt2")
-    if any(edit["kind"] != REMOVED for edit in network.edits):
-        raise NoConstructorError(f"blocks of {network.name} are split in halves", "Load its model.pt2")
+    if more := in_words([edit for edit in network.edits if edit["kind"] != REMOVED]):
+        raise NoConstructorError(f"{network.name} has {more}", "Load its model.pt2")
     return _SOURCES[source](name, network.module, removals_of(network.edits))
 
 

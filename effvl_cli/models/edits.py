@@ -1,32 +1,38 @@
 """What was done to a network after it was built: the `edits` of a manifest, done again before its weights are loaded.
 
-A list of `{"kind": "blocks removed", "args": [{"step", "original_path", "path_at_step", "mode"}, ...]}`, each removal
-at its path after those before it, and of `{"kind": "halves"}`, which splits the blocks of a ViT in attention and MLP.
+An edit is `{"kind": KIND}`, often with `"args"`. A new kind is a file with a function that repeats it, and a row here.
 """
 
-from collections.abc import Mapping, Sequence
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from effvl_cli.core.errors import ModelError
-from effvl_cli.techniques.prune_blocks.surgery import Removal, apply_removals
 
-REMOVED, HALVES = "blocks removed", "halves"
-
-
-def blocks_removed(removals: Sequence[Removal]) -> dict[str, Any]:
-    """The edit that these removals are."""
-    return {"kind": REMOVED, "args": [removal.to_dict() for removal in removals]}
+Repeat = Callable[[nn.Module, Mapping[str, Any]], object]
+"""(network, edit): makes the edit, in place; raises KeyError, TypeError or ValueError where it does not fit."""
 
 
-def removals_of(edits: Sequence[Mapping[str, Any]]) -> list[Removal]:
-    """Blocks that were removed, in order.
+@dataclass(frozen=True)
+class EditKind:
+    """A row of `EDITS`.
 
-    Raises:
-        ValueError: one is not described as it should be.
+    Attributes:
+        target: "module:function" of its `Repeat`.
+        leaves: what the network then has, in words.
     """
-    return [Removal.from_dict(args) for edit in edits if edit["kind"] == REMOVED for args in edit["args"]]
+
+    target: str
+    leaves: str
+
+
+EDITS: Mapping[str, EditKind] = {
+    "blocks removed": EditKind("effvl_cli.models.removed_blocks:repeat", "blocks removed"),
+    "halves": EditKind("effvl_cli.models.halved_blocks:repeat", "blocks split in halves"),
+}
 
 
 def apply_edits(module: nn.Module, edits: Sequence[Mapping[str, Any]]) -> None:
@@ -37,7 +43,7 @@ def apply_edits(module: nn.Module, edits: Sequence[Mapping[str, Any]]) -> None:
     """
     try:
         for edit in edits:
-            _apply(module, edit)
+            _repeat_of(edit["kind"])(module, edit)
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
             f"the edits of the manifest cannot be repeated: {error}",
@@ -45,12 +51,21 @@ def apply_edits(module: nn.Module, edits: Sequence[Mapping[str, Any]]) -> None:
         ) from error
 
 
-def _apply(module: nn.Module, edit: Mapping[str, Any]) -> None:
-    if edit["kind"] == REMOVED:
-        apply_removals(module, removals_of([edit]))
-    elif edit["kind"] == HALVES:
-        from effvl_cli.techniques.prune_blocks.halves import split_halves
+def _repeat_of(kind: str) -> Repeat:
+    if kind not in EDITS:
+        raise ValueError(f"no kind {kind!r} is known")
+    path, _, name = EDITS[kind].target.partition(":")
+    found: Repeat = getattr(importlib.import_module(path), name)
+    return found
 
-        split_halves(module)
-    else:
-        raise ValueError(f"no kind {edit['kind']!r} is known")
+
+def in_words(edits: Sequence[Mapping[str, Any]]) -> str:
+    """What edited networks have, e.g. "blocks removed"; empty without edits."""
+    return " and ".join(dict.fromkeys(EDITS[edit["kind"]].leaves for edit in edits))
+
+
+def reported(edits: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Kind and arguments of each edit, as a report has them: a list of arguments is one of blocks."""
+    for edit in edits:
+        args = edit.get("args", {})
+        yield edit["kind"], dict(args) if isinstance(args, Mapping) else {"blocks": args}

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from effvl_cli.config.options import ModelOptions
 from effvl_cli.core import checkpoint, seeds
 from effvl_cli.core.errors import DataError, ModelError, UsageError
+from effvl_cli.core.modes import as_found
 from effvl_cli.data.transforms import Preprocess
 from effvl_cli.models import MODELS, foreign
 from effvl_cli.models.edits import apply_edits
+from effvl_cli.models.kinds import KINDS
 from effvl_cli.models.normalise import normalised
 
-Kind = Literal["clip", "classifier", "backbone"]
 CHECKPOINT = checkpoint.CHECKPOINT
 
 
@@ -36,8 +37,7 @@ class Network:
 
     Attributes:
         name: as in the registry, e.g. "openclip:ViT-B-16".
-        kind: "clip" has `encode_image`, `encode_text`, `logit_scale`; "classifier" maps images to (B, classes) logits,
-            "backbone" to (B, D) features.
+        kind: "clip", "classifier" or "backbone": a row of models/kinds.py, which says what each gives.
         module: the network.
         preprocess: images to its input.
         tokenize: texts to (T, context) int64; clip only.
@@ -52,7 +52,7 @@ class Network:
     """
 
     name: str
-    kind: Kind
+    kind: str
     module: Any  # an nn.Module with the methods that its kind names
     preprocess: Preprocess
     tokenize: Callable[[Sequence[str]], Tensor] = _no_text
@@ -64,6 +64,24 @@ class Network:
     weights_sha256: str = ""
     manifest: Mapping[str, Any] = field(default_factory=dict)
     edits: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Refuse what no command could use, such as a plug-in may give.
+
+        Raises:
+            ModelError: no such kind, or a module that lacks what the kind has.
+        """
+        if self.kind not in KINDS:
+            raise ModelError(f"model {self.name} is of the unknown kind {self.kind!r}", f"Known are {', '.join(KINDS)}")
+        lacking = [name for name in KINDS[self.kind].needs if not hasattr(self.module, name)]
+        if lacking:
+            raise ModelError(f"model {self.name} is a {self.kind} without {', '.join(lacking)}", "Its builder is wrong")
+
+    @property
+    def image_module(self) -> nn.Module:
+        """The part that takes the images alone: of a CLIP its image tower, else the whole network."""
+        found: nn.Module = getattr(self.module, KINDS[self.kind].images, self.module)
+        return found
 
     def describe(self) -> dict[str, Any]:
         """What a checkpoint's manifest says of its network."""
@@ -81,7 +99,7 @@ def load(
     weights: str | None,
     *,
     default: str,
-    kind: Kind,
+    kind: str,
     seed: int = 0,
     num_classes: int | None = None,
     download: bool = False,
@@ -115,7 +133,10 @@ def load(
     name = spec or manifest.get("model") or default
     network = build(name, seed=seed, num_classes=num_classes or manifest.get("num_classes"))
     if network.kind != kind:
-        raise ModelError(f"--model {name} is a {network.kind}, and a {kind} is needed", "See `effvl list models`")
+        raise ModelError(
+            f"--model {name} is a {network.kind}, which gives {KINDS[network.kind].gives}; a {kind} is needed",
+            "See `effvl list models`",
+        )
     if manifest and manifest["model"] != network.name:
         raise ModelError(
             f"--weights {weights} are of {manifest['model']}, not of --model {network.name}",
@@ -216,7 +237,7 @@ def _read_weights(
     """State dict for the network, which gets to know where it is from."""
     if manifest and path is not None:
         state, network.manifest = checkpoint.load_model(path)
-        network.preprocess = _preprocess_of(manifest, path)
+        network.preprocess = preprocess_of(manifest, path)
         network.source = str(path.parent)
     elif path is not None:
         network.source = str(path)
@@ -236,7 +257,12 @@ def _read_weights(
     return state
 
 
-def _preprocess_of(manifest: Mapping[str, Any], path: Path) -> Preprocess:
+def preprocess_of(manifest: Mapping[str, Any], path: Path) -> Preprocess:
+    """How the manifest beside a checkpoint says that images are prepared.
+
+    Raises:
+        ModelError: it does not say.
+    """
     try:
         return Preprocess.from_dict(manifest["preprocess"])
     except (KeyError, TypeError) as error:
@@ -336,6 +362,8 @@ def zero_shot_classifier(
 ) -> Tensor:
     """Unit text embeddings of the classes, averaged over templates (Radford et al., arXiv 2103.00020, sec. 3.1.4).
 
+    They are those of evaluation mode; the network is left as it is.
+
     Args:
         network: with a text tower.
         classes: C names.
@@ -354,8 +382,7 @@ def zero_shot_classifier(
     if warn is not None:
         for text in check_class_texts(network, classes, templates):
             warn(text)
-
-    with torch.no_grad():
+    with as_found(network.module, training=False), torch.no_grad():
         weights = build_zero_shot_classifier(network.module, network.tokenize, classes, templates, 64, device)
     found: Tensor = weights.float()
     return found

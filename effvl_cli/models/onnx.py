@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from effvl_cli.core.errors import CheckError, MissingPackageError, ModelError
 from effvl_cli.core.files import write_bytes
 from effvl_cli.core.measure import unfused_attention
+from effvl_cli.core.modes import as_found
 from effvl_cli.models.program import INPUT, OUTPUT, Compare, noise, on_cpu, trace
 
 OPSET = 18
@@ -158,7 +159,7 @@ def parity(path: Path, module: nn.Module, images: Tensor) -> float:
 
     Args:
         path: of the ONNX file.
-        module: the network on the CPU in evaluation mode.
+        module: the network on the CPU; asked in evaluation mode, and left as it is.
         images: (N, 3, H, W), normalised.
 
     Returns:
@@ -169,7 +170,7 @@ def parity(path: Path, module: nn.Module, images: Tensor) -> float:
     """
     runtime = session(path)
     parts = _parts(runtime, images)
-    with torch.no_grad(), unfused_attention():
+    with as_found(module, training=False), torch.no_grad(), unfused_attention():
         expected = torch.cat([module(part) for part in parts])
     found = torch.cat([_run(runtime, part) for part in parts])
     difference = float(((found - expected).abs() / expected.abs().clamp(min=1)).max())

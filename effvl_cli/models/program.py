@@ -17,6 +17,7 @@ from torch.export import Dim, ExportedProgram
 from effvl_cli.core.errors import CheckError, ModelError
 from effvl_cli.core.files import write_bytes
 from effvl_cli.core.measure import unfused_attention
+from effvl_cli.core.modes import as_found
 
 PROGRAM = "model.pt2"
 INPUT, OUTPUT = "images", "logits"
@@ -40,7 +41,7 @@ def trace(module: nn.Module, image_size: tuple[int, int]) -> tuple[ExportedProgr
     """The network's program for any batch size, or for one image where it does not take another.
 
     Args:
-        module: a classifier on the CPU in evaluation mode.
+        module: a classifier on the CPU; traced in evaluation mode, and left as it is.
         image_size: H and W.
 
     Returns:
@@ -62,7 +63,7 @@ def trace(module: nn.Module, image_size: tuple[int, int]) -> tuple[ExportedProgr
 
 
 def _export(module: nn.Module, images: Tensor, dynamic: Any) -> ExportedProgram:
-    with torch.no_grad(), unfused_attention():
+    with as_found(module, training=False), torch.no_grad(), unfused_attention():
         return torch.export.export(module, (images,), dynamic_shapes=dynamic)
 
 
@@ -71,12 +72,14 @@ def _first_line(error: Exception) -> str:
 
 
 def same_bits(module: nn.Module, program: Callable[[Tensor], Any], images: Tensor, name: str) -> None:
-    """A `Compare` for logits; torch's fused attention, which rounds otherwise and cannot be exported, is off in both.
+    """A `Compare` for logits in evaluation mode.
+
+    torch's fused attention, which rounds otherwise and cannot be exported, is off in both.
 
     Raises:
         CheckError: a bit differs.
     """
-    with torch.no_grad(), unfused_attention():
+    with as_found(module, training=False), torch.no_grad(), unfused_attention():
         ours, theirs = module(images), program(images)
     if not torch.equal(ours, theirs):
         raise CheckError(

@@ -15,6 +15,7 @@ from effvl_cli.core import checkpoint
 from effvl_cli.core.errors import CheckError, ModelError
 from effvl_cli.core.files import disk_errors, write_text
 from effvl_cli.models.constructors import Code, constructors
+from effvl_cli.models.edits import in_words
 from effvl_cli.models.network import CHECKPOINT, Network
 from effvl_cli.models.program import noise, on_cpu
 
@@ -80,7 +81,7 @@ def _text(network: Network, code: Code) -> str:
     lines = [f"network = {code.value}", *code.statements, "return network"] if code.statements else []
     _, aliases = checkpoint.independent(network.module.state_dict())
     return _TEMPLATE.format(
-        title=network.name + " with blocks removed" * bool(network.edits),
+        title=" with ".join(filter(None, (network.name, in_words(network.edits)))),
         height=preprocess.size[0],
         width=preprocess.size[1],
         mean=preprocess.mean,

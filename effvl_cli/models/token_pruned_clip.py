@@ -1,12 +1,16 @@
 """A pruned CLIP from what `effvl prune-tokens` leaves in a folder: predictor, prompts, and what they belong to."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from open_clip.model import set_model_preprocess_cfg
+from open_clip.transform import PreprocessCfg
 from torch import Tensor, nn
 
+from effvl_cli.config.options import ModelOptions
 from effvl_cli.core import checkpoint
 from effvl_cli.core.errors import ModelError
 from effvl_cli.models import network as networks
@@ -18,7 +22,16 @@ from effvl_cli.techniques.prune_tokens.tower import PrunedVision, num_keep
 
 KIND = "prune-tokens"
 CLASS_WEIGHTS = "class_weights"
-MANIFEST = ("fields", "base", "ranking", "predictor", "prompts", "keep")  # what every one holds
+_NONE = type(None)
+_SIZES = ("layer", "patches", "prefix", "width")
+# What every manifest holds, and the types.
+MANIFEST: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("fields", "base", "ranking", "preprocess"), (dict,)),
+    **{"predictor": (dict, _NONE), "prompts": (dict, _NONE), "keep": (float, int, _NONE)},
+    **{f"fields.{name}": (str,) for name in ("model", "weights")},
+    **{f"fields.{name}": (int,) for name in _SIZES},
+    **{"base.weights": (str, _NONE), "base.seed": (int,)},
+}
 
 
 def load_pruned(path: str | Path, *, weights: str | None = None, download: bool = False) -> Any:
@@ -27,6 +40,8 @@ def load_pruned(path: str | Path, *, weights: str | None = None, download: bool 
     Its `visual` drops patches (a `PrunedVision`), and has the visual prompts if there are any; everything else is
     open_clip's, in evaluation mode on the CPU. The buffer `class_weights` (E, C) holds the unit embeddings of the
     run's classes, tuned text prompts included: `F.normalize(model.encode_image(x), dim=-1) @ model.class_weights`.
+    `model.visual.preprocess_cfg` says how the run prepared images: of open_clip.transform,
+    `image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)`.
 
     Args:
         path: run folder, or the checkpoint in it.
@@ -41,25 +56,49 @@ def load_pruned(path: str | Path, *, weights: str | None = None, download: bool 
     predictor, prompts = modules_of(state, manifest)
     if predictor is None:
         raise ModelError(f"{path} holds rankings and no predictor", "Train one: effvl prune-tokens predict")
-    fields, base = manifest["fields"], manifest["base"]
-    network = networks.load(
-        fields["model"], weights or base["weights"], default="", kind="clip", seed=base["seed"], download=download
-    )
+    fields = manifest["fields"]
+    network = _base(manifest, weights, download=download)
     if network.weights_sha256[: len(fields["weights"])] != fields["weights"]:
         raise ModelError(
             f"{path} belongs to other weights of {network.name} than those of {network.source}", "Give weights="
         )
     model = network.module.eval().requires_grad_(False)
     tower = tower_of(model, network.name)
-    model.visual = PrunedVision(
-        tower,
-        layer=fields["layer"],
-        num_keep=num_keep(manifest["keep"], fields["patches"]),
-        selector=predictor,
-        prompts=prompts.visual if prompts else None,
-    ).eval()
-    model.register_buffer(CLASS_WEIGHTS, state[CLASS_WEIGHTS], persistent=False)
+    try:
+        model.visual = PrunedVision(
+            tower,
+            layer=fields["layer"],
+            num_keep=num_keep(manifest["keep"], fields["patches"]),
+            selector=predictor,
+            prompts=prompts.visual if prompts else None,
+        ).eval()
+        model.register_buffer(CLASS_WEIGHTS, state[CLASS_WEIGHTS], persistent=False)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"the manifest of {path} fits no such tower: {error}", "Make the run anew") from error
+    set_model_preprocess_cfg(model, _preprocess_cfg(manifest, file))
     return model
+
+
+def _base(manifest: Mapping[str, Any], weights: str | None, *, download: bool) -> networks.Network:
+    """The untouched model, of the same network of the same file as the run had it."""
+    base = manifest["base"]
+    return networks.load(
+        manifest["fields"]["model"],
+        weights or base["weights"],
+        default="",
+        kind="clip",
+        seed=base["seed"],
+        download=download,
+        options=ModelOptions(weights_key=base.get("weights_key")),  # which older runs do not say
+    )
+
+
+def _preprocess_cfg(manifest: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """How the run prepared images, in open_clip's words."""
+    preprocess = networks.preprocess_of(manifest, file)
+    known = {field.name for field in dataclasses.fields(PreprocessCfg)}
+    ours = {key: value for key, value in dataclasses.asdict(preprocess).items() if key in known}
+    return dataclasses.asdict(PreprocessCfg(**ours))
 
 
 def read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -71,10 +110,18 @@ def read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     state, manifest = checkpoint.load_model(file)
     if manifest.get("kind") != KIND:
         raise ModelError(f"{file.parent} holds {manifest.get('kind')!r}, not a run of prune-tokens")
-    missing = [name for name in MANIFEST if name not in manifest]
-    if missing:
-        raise ModelError(f"the manifest of {file.parent} lacks {', '.join(missing)}", "Make the run anew")
+    _check(manifest, file.parent)
     return state, manifest
+
+
+def _check(manifest: Mapping[str, Any], folder: Path) -> None:
+    for name, kinds in MANIFEST.items():
+        outer, _, inner = name.partition(".")
+        holder, key = (manifest[outer], inner) if inner else (manifest, outer)
+        if key not in holder:
+            raise ModelError(f"the manifest of {folder} lacks {name}", "Make the run anew")
+        if not isinstance(holder[key], kinds) or isinstance(holder[key], bool):
+            raise ModelError(f"the manifest of {folder} has no usable {name}", "Copy it again, or make the run anew")
 
 
 def modules_of(state: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> tuple[Predictor | None, Prompts | None]:

@@ -26,7 +26,7 @@ def test_help_imports_nothing_heavy(words):
     assert "Usage: effvl" in done.stdout
 
 
-@pytest.mark.parametrize("line", ["list models", "list datasets", "prune-tokens --dry-run"])
+@pytest.mark.parametrize("line", ["list models", "list datasets"])
 def test_what_needs_no_torch_imports_none(line):
     code = (
         "import sys; from effvl_cli.cli.app import main; "

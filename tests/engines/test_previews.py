@@ -61,7 +61,7 @@ def test_verbs_tell_what_they_will_do_with_a_run(line, effvl):
 
 def _parts(text):
     """Names of the rows of a table of costs, but for the sum."""
-    rows = [re.split(r"\s{2,}", line.strip()) for line in text.splitlines()]
+    rows = [re.split(r"\s{2,}", line.removeprefix("#").strip()) for line in text.splitlines()]
     found = [row[0] for row in rows if len(row) == 4 and re.fullmatch(r"[\d.]+ (s|min|h|days)", row[-1])]
     return [name for name in found if name != "all"]
 

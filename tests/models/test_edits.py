@@ -1,6 +1,9 @@
 """Networks that lost blocks, from their checkpoints."""
 
+import importlib
 import json
+import sys
+import types
 
 import pytest
 import torch
@@ -9,7 +12,10 @@ from effvl_cli.core.checkpoint import MANIFEST, save_model
 from effvl_cli.core.errors import ModelError
 from effvl_cli.core.measure import count_parameters
 from effvl_cli.models import network as networks
-from effvl_cli.models.edits import apply_edits, blocks_removed, removals_of
+from effvl_cli.models.constructors import NoConstructorError, constructors
+from effvl_cli.models.edits import EDITS, EditKind, apply_edits, in_words, reported
+from effvl_cli.models.kinds import KINDS, NetworkKind
+from effvl_cli.models.removed_blocks import blocks_removed, removals_of
 from effvl_cli.techniques.prune_blocks.surgery import Removal
 
 
@@ -132,3 +138,58 @@ def test_pretrain_fine_tunes_a_pruned_network_and_keeps_its_edits(effvl, tmp_pat
     assert report(tmp_path / "tuned").model.edits == [
         {"kind": "blocks removed", "args": {"blocks": network.edits[0]["args"]}}
     ]
+
+
+# --- kinds of edits and of networks ----------------------------------------------------------------------------------
+
+
+def test_a_new_kind_of_edit_is_a_function_and_a_row(monkeypatch, tmp_path):
+    """Channels of the last layer scaled by what the manifest says: a file of its own, and nothing else."""
+
+    def repeat(module, edit):
+        module.fc = torch.nn.Sequential(torch.nn.Identity(), module.fc)[: edit["args"]["layers"]]
+
+    file = types.ModuleType("somebodys_edit")
+    file.repeat = repeat
+    monkeypatch.setitem(sys.modules, file.__name__, file)
+    monkeypatch.setitem(EDITS, "layers before the head", EditKind("somebodys_edit:repeat", "layers before its head"))
+    network = networks.build("cifar-resnet:8", seed=1, num_classes=4)
+    network.edits = [
+        blocks_removed([Removal("layer1.0", "layer1.0", "delete", 1)]),
+        {"kind": "layers before the head", "args": {"layers": 2}},
+    ]
+    apply_edits(network.module, network.edits)
+    found = load(save(network, tmp_path))
+    assert len(found.module.fc) == 2 and len(found.module.layer1) == 0
+    assert torch.equal(logits(found), logits(network))
+    assert in_words(found.edits) == "blocks removed and layers before its head"
+    assert [args for _, args in reported(found.edits)][1] == {"layers": 2}
+    with pytest.raises(NoConstructorError, match="cifar-resnet:8 has layers before its head"):
+        constructors(found)
+
+
+@pytest.mark.parametrize("kind", EDITS)
+def test_each_kind_of_edit_names_a_function_that_is_there(kind):
+    module, _, name = EDITS[kind].target.partition(":")
+    assert callable(getattr(importlib.import_module(module), name))
+
+
+def test_networks_of_unknown_kinds_or_without_what_their_kind_has_are_refused():
+    preprocess = networks.build("cifar-resnet:8", seed=0).preprocess
+    with pytest.raises(ModelError, match="model mine is of the unknown kind 'detector'") as caught:
+        networks.Network("mine", "detector", torch.nn.Identity(), preprocess)
+    assert caught.value.hint == "Known are clip, classifier, backbone"
+    with pytest.raises(ModelError, match="model mine is a clip without encode_image, encode_text, logit_scale"):
+        networks.Network("mine", "clip", torch.nn.Identity(), preprocess)
+
+
+def test_a_new_kind_of_network_is_a_row(monkeypatch):
+    monkeypatch.setitem(KINDS, "detector", NetworkKind("boxes (B, N, 4)", ("boxes",), "trunk"))
+    module = torch.nn.Module()
+    module.boxes, module.trunk = torch.nn.Linear(2, 4), torch.nn.Identity()
+    network = networks.Network("mine", "detector", module, networks.build("cifar-resnet:8", seed=0).preprocess)
+    assert network.image_module is module.trunk
+    monkeypatch.setattr(networks, "build", lambda name, **_: network)
+    with pytest.raises(ModelError, match=r"mine is a detector, which gives boxes \(B, N, 4\); a clip is needed"):
+        networks.load("mine", "none", default="", kind="clip")
+    assert networks.load("mine", "none", default="", kind="detector") is network

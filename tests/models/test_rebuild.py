@@ -19,10 +19,11 @@ from effvl_cli.core.measure import count_parameters
 from effvl_cli.data.transforms import Preprocess
 from effvl_cli.models import network as networks
 from effvl_cli.models.constructors import NoConstructorError
-from effvl_cli.models.edits import apply_edits, blocks_removed
+from effvl_cli.models.edits import apply_edits
 from effvl_cli.models.network import Network
 from effvl_cli.models.program import PROGRAM, save_program
 from effvl_cli.models.rebuild import REBUILD, write_rebuild
+from effvl_cli.models.removed_blocks import blocks_removed
 from effvl_cli.techniques.prune_blocks.surgery import Removal
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))

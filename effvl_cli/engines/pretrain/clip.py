@@ -17,7 +17,7 @@ from effvl_cli.data.prompts import captions
 from effvl_cli.data.source import ImageSource
 from effvl_cli.engines.inference import over_images
 from effvl_cli.engines.pretrain.objective import Objective
-from effvl_cli.models.network import Kind, Network, check_class_texts, zero_shot_classifier
+from effvl_cli.models.network import Network, check_class_texts, zero_shot_classifier
 from effvl_cli.models.openclip_tower import tower_of
 from effvl_cli.techniques.pretrain.contrastive import contrastive_loss
 from effvl_cli.techniques.pretrain.tokens import count_kept, encode_kept, random_tokens
@@ -103,7 +103,7 @@ class ClipTask(Task):
 class ClipObjective(Objective):
     """Images and texts."""
 
-    kind: ClassVar[Kind] = "clip"
+    kind: ClassVar[str] = "clip"
     default_model: ClassVar[str] = "tiny:clip"
 
     def task(self, validation: Decoded) -> ClipTask:

@@ -18,6 +18,7 @@ from effvl_cli.engines.common.batches import check_divides, loaded
 from effvl_cli.engines.common.plans import optimizers_of, plan_of
 from effvl_cli.engines.pretrain.objective import Objective
 from effvl_cli.models import network as networks
+from effvl_cli.models.edits import reported
 
 MAX_VALIDATION = 2000  # images looked at while training
 
@@ -28,12 +29,12 @@ def run(config: PretrainConfig, run: Run) -> None:
     network = objective.network
     fitted = _fit(objective)
     run.report.model(network.name, network.source, network.module)
-    for edit in network.edits:
-        run.report.edit(edit["kind"], **{"blocks": edit["args"]} if "args" in edit else {})
+    for kind, args in reported(network.edits):
+        run.report.edit(kind, **args)
     run.report.data(objective.source)
     run.report.technique.update(method=config.method, steps=fitted.steps, best_step=fitted.best_step)
     image = torch.zeros(1, 3, *network.preprocess.size, device=run.device)
-    run.report.efficiency["macs_per_image"] = count_macs(getattr(network.module, "visual", network.module), image)
+    run.report.efficiency["macs_per_image"] = count_macs(network.image_module, image)
     if fitted.steps > fitted.resumed_at:
         images = (fitted.steps - fitted.resumed_at) * config.batch_size
         run.report.efficiency["images_per_s"] = images / fitted.seconds

@@ -14,7 +14,7 @@ from effvl_cli.data import load
 from effvl_cli.data.decoded import Decoded
 from effvl_cli.data.loader import loader_workers
 from effvl_cli.data.source import ImageSource, Indices
-from effvl_cli.models.network import Kind, Network
+from effvl_cli.models.network import Network
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Objective:
         templates: around class names.
     """
 
-    kind: ClassVar[Kind]
+    kind: ClassVar[str]
     default_model: ClassVar[str]
 
     config: PretrainConfig

@@ -231,7 +231,7 @@ def _of_labels(config: PretrainConfig) -> Table:
     steps, _, _ = labelled.length(objective)
     size = config.batch_size // config.accumulate // distributed.world().size
     image = torch.zeros(1, 3, *network.preprocess.size, device=device)
-    macs = count_macs(getattr(network.module, "visual", network.module), image)
+    macs = count_macs(network.image_module, image)
     task = objective.probe()
 
     def step(count: int) -> None:
@@ -255,7 +255,8 @@ def _of_labels(config: PretrainConfig) -> Table:
     activations = few + (many - few) / SMALLEST * max(0, size - SMALLEST)
     memory = 4 * STATES[config.optimizer] * count_parameters(network.module) + activations
     title = f"{config.method}: {network.name} on {config.data}"
-    notes = ("multiply-adds of the image network alone",) if network.kind == "clip" else ()
+    alone = network.image_module is not network.module
+    notes = ("multiply-adds of the image network alone",) if alone else ()
     return cost_table(title, parts, device, memory=int(memory), notes=notes)
 
 

@@ -7,13 +7,12 @@ from torch import Tensor
 from effvl_cli.data.decoded import Decoded
 from effvl_cli.engines.common.classifier import ClassifierTask, cross_entropy, logits_of
 from effvl_cli.engines.pretrain.objective import Objective
-from effvl_cli.models.network import Kind
 
 
 class SupervisedObjective(Objective):
     """Labels alone."""
 
-    kind: ClassVar[Kind] = "classifier"
+    kind: ClassVar[str] = "classifier"
     default_model: ClassVar[str] = "tiny:resnet"
 
     def task(self, validation: Decoded) -> ClassifierTask:

@@ -16,9 +16,11 @@ from effvl_cli.core.run import Run
 from effvl_cli.engines.prune_blocks import load_run, network_latency, pictures
 from effvl_cli.engines.prune_blocks.context import NetworkContext
 from effvl_cli.engines.prune_blocks.removal_step import size_of
-from effvl_cli.models import edits, onnx
 from effvl_cli.models import network as networks
+from effvl_cli.models import onnx
+from effvl_cli.models.edits import apply_edits
 from effvl_cli.models.program import INPUT
+from effvl_cli.models.removed_blocks import REMOVED, removals_of
 
 table = bench.table
 PARETO = "pareto.csv"
@@ -28,7 +30,7 @@ CPU = torch.device("cpu")
 def run(config: BenchConfig, run: Run) -> None:
     """Time the network as built, and after each step."""
     context = load_run.open_run_network(config, run)
-    made = edits.removals_of(context.network.edits)
+    made = removals_of(context.network.edits)
     original = _built(context)
     arms = network_latency.along_steps(original, made)
     arms[list(arms)[-1]] = context.module  # with its weights: what onnxruntime is checked on
@@ -52,7 +54,7 @@ def _built(context: NetworkContext[BenchConfig]) -> nn.Module:
     network = networks.build(
         context.network.name, seed=0, num_classes=getattr(context.network.module, "num_classes", None)
     )
-    edits.apply_edits(network.module, [edit for edit in context.network.edits if edit["kind"] != edits.REMOVED])
+    apply_edits(network.module, [edit for edit in context.network.edits if edit["kind"] != REMOVED])
     found: nn.Module = network.module.to(context.run.device).eval()
     return found
 

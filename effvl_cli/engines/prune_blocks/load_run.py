@@ -11,6 +11,7 @@ from effvl_cli.core.report import Report, read_report
 from effvl_cli.core.run import REPORT, Run
 from effvl_cli.engines.prune_blocks.context import Context, NetworkContext, build_context
 from effvl_cli.models import network as networks
+from effvl_cli.models.edits import reported
 
 TECHNIQUE = "prune-blocks"
 NC = TypeVar("NC", ScoreConfig, ApplyConfig)
@@ -54,6 +55,6 @@ def open_run_network(config: RC, run: Run) -> NetworkContext[RC]:
     network = networks.load(None, str(folder), default="", kind="classifier", seed=config.seed)
     network.module.to(run.device).eval()
     run.report.model(network.name, network.source, network.module)
-    for edit in network.edits:
-        run.report.edit(edit["kind"], **{"blocks": edit["args"]} if "args" in edit else {})
+    for kind, args in reported(network.edits):
+        run.report.edit(kind, **args)
     return NetworkContext(config, run, network)

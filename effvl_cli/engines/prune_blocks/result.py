@@ -12,6 +12,7 @@ from effvl_cli.engines.prune_blocks.context import NetworkContext, Tuning
 from effvl_cli.engines.prune_blocks.surgery import State, edits_of
 from effvl_cli.models import network as networks
 from effvl_cli.models.constructors import NoConstructorError
+from effvl_cli.models.edits import reported
 from effvl_cli.models.program import PROGRAM, save_program
 from effvl_cli.models.rebuild import REBUILD, write_rebuild
 
@@ -44,8 +45,8 @@ def save(context: Tuning, state: State) -> None:
     run, network = context.run, pruned_network(context, state)
     about = {"classes": list(context.classes), "data": context.data}
     run.save_model(state.module.state_dict(), network.describe() | about)
-    for edit in network.edits:
-        run.report.edit(edit["kind"], **{"blocks": edit["args"]} if "args" in edit else {})
+    for kind, args in reported(network.edits):
+        run.report.edit(kind, **args)
     write_program(context, state.module)
     write_code(context, network)
 

@@ -12,8 +12,10 @@ from effvl_cli.core.errors import ModelError
 from effvl_cli.core.measure import count_macs
 from effvl_cli.engines.prune_blocks.candidates import Candidate
 from effvl_cli.engines.prune_blocks.context import Judged
-from effvl_cli.models import edits
 from effvl_cli.models import network as networks
+from effvl_cli.models.edits import apply_edits
+from effvl_cli.models.halved_blocks import HALVES
+from effvl_cli.models.removed_blocks import REMOVED, blocks_removed, removals_of
 from effvl_cli.techniques.prune_blocks.halves import split_halves
 from effvl_cli.techniques.prune_blocks.surgery import FAILURES, Removal, SurgeryError, original_paths, prune
 
@@ -44,10 +46,10 @@ def start(context: Judged) -> State:
         ModelError: blocks that cannot be split.
     """
     network = context.network
-    if context.config.unit == "half" and {"kind": edits.HALVES} not in network.edits:
+    if context.config.unit == "half" and {"kind": HALVES} not in network.edits:
         _split(context)
-    removals = tuple(edits.removals_of(network.edits))
-    base = _built(context, [edit for edit in network.edits if edit["kind"] == edits.HALVES])
+    removals = tuple(removals_of(network.edits))
+    base = _built(context, [edit for edit in network.edits if edit["kind"] != REMOVED])
     return State(network.module, removals, original_paths(base, removals))
 
 
@@ -58,7 +60,7 @@ def _split(context: Judged) -> None:
         ModelError: there are none, or their halves do not make the network.
     """
     network, images = context.network, context.noise(VERIFIED_BATCH)
-    if edits.removals_of(network.edits):
+    if removals_of(network.edits):
         raise ModelError(
             f"--unit half: whole blocks of {network.name} were removed before",
             "Begin with --unit half, or leave it out",
@@ -70,7 +72,7 @@ def _split(context: Judged) -> None:
             "Leave it out, or choose a plain ViT",
         )
     split_halves(network.module)
-    network.edits = [*network.edits, {"kind": edits.HALVES}]
+    network.edits = [*network.edits, {"kind": HALVES}]
 
 
 def _unlike_halves(module: nn.Module, images: Tensor) -> str:
@@ -117,8 +119,8 @@ def cut(context: Judged, state: State, picked: Sequence[Candidate], *, step: int
 
 def edits_of(context: Judged, removals: Sequence[Removal]) -> list[dict[str, object]]:
     """What the manifest of a pruned network says."""
-    others = [edit for edit in context.network.edits if edit["kind"] != edits.REMOVED]
-    return [*others, edits.blocks_removed(removals)] if removals else others
+    others = [edit for edit in context.network.edits if edit["kind"] != REMOVED]
+    return [*others, blocks_removed(removals)] if removals else others
 
 
 def _check_rebuilt(context: Judged, module: nn.Module, removals: Sequence[Removal]) -> None:
@@ -136,6 +138,6 @@ def _check_rebuilt(context: Judged, module: nn.Module, removals: Sequence[Remova
 def _built(context: Judged, made: Sequence[Mapping[str, object]]) -> nn.Module:
     """The network by name, with random weights and these edits."""
     network = networks.build(context.network.name, seed=0, num_classes=len(context.classes))
-    edits.apply_edits(network.module, made)
+    apply_edits(network.module, made)
     found: nn.Module = network.module.to(context.run.device)
     return found

@@ -85,7 +85,7 @@ def contents(
     manifest = {
         "kind": KIND,
         "fields": artefact_fields(context),
-        "base": {"weights": config.weights, "seed": config.seed},
+        "base": {"weights": config.weights, "weights_key": config.weights_key, "seed": config.seed},
         "ranking": ranking,
         "predictor": {"kind": predictor.kind, "width": predictor.width, "prompted": parts.prompted}
         if predictor
@@ -106,7 +106,9 @@ def load(context: AnyContext, folder: Path) -> Artefact:
         ModelError: none there, damaged, or of another tower; the message lists the differing fields.
     """
     state, manifest = read(folder / CHECKPOINT)
-    refuse_other(f"the predictor of {folder}", manifest["fields"], artefact_fields(context))
+    what = f"the predictor of {folder}"
+    refuse_other(what, manifest["fields"], artefact_fields(context))
+    refuse_other(what, manifest["preprocess"], context.network.preprocess.to_dict())
     predictor, prompts = modules_of(state, manifest)
     for module in (predictor, prompts):
         if module is not None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from effvl_cli.core.errors import CheckError
 from effvl_cli.core.measure import unfused_attention
+from effvl_cli.core.modes import as_found
 from effvl_cli.techniques.prune_tokens.tower import PrunedVision
 
 COSINE = 0.9999
@@ -67,7 +68,7 @@ class Parity:
         Raises:
             CheckError: a cosine below 0.9999, or other patches kept where the scores leave no doubt.
         """
-        with torch.no_grad(), unfused_attention():
+        with as_found(module, training=False), torch.no_grad(), unfused_attention():
             (expected, kept), gaps = module(images), module.gaps(images)
             found, found_kept = function(images)
         cosine = float(F.cosine_similarity(found.float(), expected.float(), dim=-1).min())

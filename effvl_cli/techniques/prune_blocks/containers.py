@@ -68,9 +68,16 @@ def delete_child(container: nn.Module, name: str) -> None:
 
 
 @contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards each module is in the mode that it was in."""
+def evaluating(network: nn.Module, *, buffers: bool = True) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards each module is in the mode that it was in.
+
+    Args:
+        network: what is looked at.
+        buffers: put back those that changed all the same (a module may count its calls); False to let them change.
+    """
     modes = [(module, module.training) for module in network.modules()]
+    live = list(network.buffers()) if buffers else []
+    kept = [buffer.detach().clone() for buffer in live]
     network.eval()
     try:
         with torch.no_grad():
@@ -78,3 +85,6 @@ def evaluating(network: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+        with torch.no_grad():
+            for buffer, value in zip(live, kept, strict=True):
+                buffer.copy_(value)

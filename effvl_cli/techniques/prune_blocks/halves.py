@@ -17,10 +17,11 @@ _LAYOUTS = (
 
 
 class Half(nn.Module):
-    """x + the parts, one after another, of x; the parts keep their names."""
+    """x + the parts, one after another, of x; the parts keep their names and their modes."""
 
-    def __init__(self, parts: dict[str, nn.Module]) -> None:
+    def __init__(self, parts: dict[str, nn.Module], *, training: bool) -> None:
         super().__init__()
+        self.training = training
         for name, part in parts.items():
             self.add_module(name, part)
 
@@ -53,7 +54,7 @@ def split_halves(network: nn.Module) -> int:
 
 
 def _halves(name: str, block: nn.Module, layout: tuple[tuple[str, ...], ...]) -> dict[str, nn.Module]:
-    attention, mlp = (Half({part: getattr(block, part) for part in parts}).train(block.training) for parts in layout)
+    attention, mlp = (Half({part: getattr(block, part) for part in parts}, training=block.training) for parts in layout)
     return {f"{name}_attention": attention, f"{name}_mlp": mlp}
 
 

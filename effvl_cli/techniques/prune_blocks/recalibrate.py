@@ -60,7 +60,7 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
         ValueError: the network has no batch norm with statistics.
     """
     norms = list(_norms(network).values())
-    with evaluating(network), _estimating(norms):
+    with evaluating(network, buffers=False), _estimating(norms):
         for norm in norms:
             norm.reset_running_stats()  # type: ignore[operator]
         for images in batches:

@@ -59,7 +59,7 @@ class Shortcut:
 
 
 def find_shortcut(unit: nn.Module, call: BoundArguments, name: str, like: Tensor) -> Shortcut:
-    """What a module in evaluation mode does to its input besides adding something computed from its parameters.
+    """What a module, in evaluation mode, does to its input besides adding something computed from its parameters.
 
     With every weight, bias, norm and layer scale at zero a residual branch is exactly zero, and so is a projection in
     the shortcut: only a true identity lets noise through, bit for bit (an activation after it, to rounding).
@@ -70,7 +70,7 @@ def find_shortcut(unit: nn.Module, call: BoundArguments, name: str, like: Tensor
         name: of the argument that is the tensor.
         like: has the shape, type and device of that tensor.
     """
-    unit = copy.deepcopy(unit)
+    unit = copy.deepcopy(unit).eval()
     noise = torch.randn(like.shape, generator=torch.Generator().manual_seed(0)).mul_(_SPREAD).to(like)
 
     def run(x: Tensor) -> Tensor:

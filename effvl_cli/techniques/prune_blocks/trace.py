@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .containers import evaluating
 from .stand_ins import ACTIVATIONS
 from .unit import Unit
 
@@ -97,7 +98,10 @@ class Call:
 
 
 def calls(network: nn.Module, units: Sequence[Unit], images: Tensor) -> list[Call]:
-    """Run a network in evaluation mode on images (B, 3, H, W) and write down the calls of its parts, in order."""
+    """Run a network in evaluation mode on images (B, 3, H, W) and write down the calls of its parts, in order.
+
+    The network is left as it is.
+    """
     found: list[Call] = []
 
     def note(module: nn.Module, forward: Forward, *args: Any, **kwargs: Any) -> Any:
@@ -107,7 +111,7 @@ def calls(network: nn.Module, units: Sequence[Unit], images: Tensor) -> list[Cal
 
     forwards = {module: partial(note, module, module.forward) for module in parts(network, units)}
     # Tensors made in inference mode do not count how often they are written.
-    with torch.inference_mode(False), torch.no_grad(), patched(forwards):
+    with torch.inference_mode(False), evaluating(network), patched(forwards):
         network(images)
     return found
 

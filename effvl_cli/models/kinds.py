@@ -1,0 +1,28 @@
+"""What a network is for: a row for each kind, which the networks of `effvl list models` and of plug-ins are one of."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class NetworkKind:
+    """What can be relied on of the networks of a kind.
+
+    Attributes:
+        gives: what it makes of images (B, 3, H, W).
+        needs: what its module has beside a forward pass.
+        images: attribute that takes the images alone; empty: the module itself does.
+    """
+
+    gives: str
+    needs: tuple[str, ...] = ()
+    images: str = ""
+
+
+KINDS: Mapping[str, NetworkKind] = {
+    "clip": NetworkKind(
+        "embeddings (B, E) in a space that texts have too", ("encode_image", "encode_text", "logit_scale"), "visual"
+    ),
+    "classifier": NetworkKind("logits (B, classes)"),
+    "backbone": NetworkKind("features (B, D)"),
+}
