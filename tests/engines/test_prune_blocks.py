@@ -153,7 +153,7 @@ def test_score_and_apply_work_on_a_run(job, trained, report):
     )
 
 
-def test_bench_and_export_work_on_a_run(job, smallest_run, report):
+def test_bench_and_export_work_on_a_run(job, smallest_run, report, programs):
     job(smallest_run, "--batch-size", "1", "--out", "b", verb=("bench",))
     done = report("b")
     assert {row["runtime"] for row in done.technique["bench"]} == {"torch", "onnxruntime"}
