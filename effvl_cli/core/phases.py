@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from effvl_cli.core import distributed
 from effvl_cli.core.checkpoint import STEPS, StepFolders, independent, read_state_dict, sha256
 from effvl_cli.core.errors import DistributedError, Interrupted, ModelError, Preempted
-from effvl_cli.core.files import write_bytes, write_json
+from effvl_cli.core.files import write_bytes, write_text
 from effvl_cli.core.loop import FitResult
 from effvl_cli.core.run import Run
 
@@ -39,6 +39,13 @@ class Phases:
         found = distributed.broadcast_json(self._read() if distributed.is_main() else {})
         self.values: dict[str, Any] = found.get("values", {})
         run.settle_records(int(found.get("records") or 0))
+
+    @classmethod
+    def of(cls, run: Run) -> "Phases":
+        """Those of a run: one object, however many ask for it."""
+        if run.phases is None:
+            run.phases = cls(run)
+        return run.phases
 
     def _read(self) -> dict[str, Any]:
         if not self.file.is_file():
@@ -72,7 +79,7 @@ class Phases:
     def _store(self) -> None:
         if distributed.is_main():
             known = {"lengths": dict(self.run.lengths), "records": self.run.record_offset(), "values": self.values}
-            write_json(self.file, known)
+            write_text(self.file, json.dumps(known, indent=1))  # NaN stays NaN
 
     def tensors(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors of a phase, on the CPU; made by all processes alike, and stored, if no attempt has done so."""
@@ -97,7 +104,7 @@ class Phases:
 
         Args:
             name: of the phase, as in the plan of `fit`.
-            module: what is trained; it comes back in evaluation mode and frozen.
+            module: what is trained; it comes back in evaluation mode.
             fit: trains it, from the newest checkpoint of the phase.
 
         Returns:
@@ -116,7 +123,7 @@ class Phases:
         else:
             resumed_at = int(found["steps"])
             self.run.resumed(name, resumed_at)
-        module.eval().requires_grad_(False)
+        module.eval()
         return FitResult(found["steps"], resumed_at, found["best_step"], found["figures"], float(found["seconds"]))
 
     def _load(self, name: str, module: nn.Module) -> dict[str, Any] | None:

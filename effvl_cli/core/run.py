@@ -22,7 +22,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -41,6 +41,9 @@ from effvl_cli.core.run_files import REGISTER, RunFiles, clear
 from effvl_cli.core.table import Table
 from effvl_cli.core.tensorboard import EventFile
 from effvl_cli.core.used_data import Fingerprints
+
+if TYPE_CHECKING:
+    from effvl_cli.core.phases import Phases
 
 RUNS = Path("runs")
 CONFIG, REPORT, LOG, ENVIRONMENT, LOCK = "config.yaml", "report.json", "log.txt", "environment.json", ".lock"
@@ -85,6 +88,7 @@ class Run(RunFiles):
     argv: tuple[str, ...] = ()
     table: Callable[[Report], Table] | None = None
     """What the command prints of its report."""
+    phases: "Phases | None" = None
     _records: Records | None = None
     _lock: IO[str] | None = None
     _started: float = field(default_factory=time.monotonic)

@@ -15,6 +15,7 @@ from effvl_cli.config.pretrain import PretrainConfig, SearchConfig
 from effvl_cli.core import bench, distributed, loop
 from effvl_cli.core.files import write_json
 from effvl_cli.core.modes import as_found
+from effvl_cli.core.phases import Phases
 from effvl_cli.core.run import Run
 from effvl_cli.data.loader import Batch
 from effvl_cli.data.views import WorkerCrops
@@ -179,7 +180,11 @@ def train(trainer: ArmTrainer, schedule: Schedule, budget: float, *, phase: str,
     )
     stream = trainer.stream_of(clock)
     optimizers = optimizers_of(config, method)
-    fitted = loop.fit(task, optimizers, lambda start: task.meter.timed(stream(start)), run, plan)
+    phases = Phases.of(run)
+    fitted = phases.train(
+        phase, method, lambda: loop.fit(task, optimizers, lambda start: task.meter.timed(stream(start)), run, plan)
+    )
+    task.meter.load_state_dict(phases.once(f"{phase} times", task.meter.state_dict))
     return Trained(fitted, clock, task)
 
 

@@ -1,10 +1,15 @@
 """Accelerated augmentation-invariance pretraining (arXiv 2410.22364): one arm, or two at the same budget."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
+
+from torch import Tensor
 
 from effvl_cli.config.pretrain import PretrainConfig
 from effvl_cli.core import distributed
 from effvl_cli.core.metrics import paired_difference, standard_error
+from effvl_cli.core.phases import Phases
 from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
 from effvl_cli.core.table import Cell, Table, percent, points, times
@@ -78,10 +83,17 @@ def _judge(
     fresh = build_network(config)
     probe = Probe.open(config, run, fresh.preprocess, "test", bank=bank)
     run.report.data(open_split(config, "test"), num_samples=len(probe.asked.labels))
-    judged = {arm: probe.judge(t.task.method.result.eval()) for arm, (_, t) in trained.items()}
-    judged["random_init"] = probe.judge(fresh.module.to(run.device).eval())
-    judged["raw_pixels"] = probe.judge_pixels()
-    return judged
+    judges: dict[str, Callable[[], Judged]] = {
+        arm: partial(probe.judge, t.task.method.result.eval()) for arm, (_, t) in trained.items()
+    }
+    judges["random_init"] = partial(probe.judge, fresh.module.to(run.device).eval())
+    judges["raw_pixels"] = probe.judge_pixels
+    phases = Phases.of(run)
+    return {arm: Judged(phases.tensors(f"{arm} judged", partial(_correct, judge))) for arm, judge in judges.items()}
+
+
+def _correct(judge: Callable[[], Judged]) -> dict[str, Tensor]:
+    return judge().correct
 
 
 def _figures(run: Run, judged: dict[str, Judged]) -> None:

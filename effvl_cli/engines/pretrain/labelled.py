@@ -9,6 +9,7 @@ from effvl_cli.config.pretrain import PretrainConfig
 from effvl_cli.core import loop, seeds
 from effvl_cli.core.errors import UsageError
 from effvl_cli.core.measure import count_macs
+from effvl_cli.core.phases import Phases
 from effvl_cli.core.run import Run
 from effvl_cli.data import load
 from effvl_cli.data.prompts import choose_templates
@@ -77,7 +78,8 @@ def _fit(objective: Objective) -> loop.FitResult:
         precision=config.precision,
         eval_every=config.eval_every or (steps_per_epoch if config.epochs else 0),
     )
-    return loop.fit(task, optimizers_of(config, network.module), batches, run, plan)
+    optimizers = optimizers_of(config, network.module)
+    return Phases.of(run).train("train", network.module, lambda: loop.fit(task, optimizers, batches, run, plan))
 
 
 def length(objective: Objective) -> tuple[int, int, EpochSampler]:

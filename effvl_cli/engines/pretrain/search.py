@@ -17,6 +17,7 @@ from effvl_cli.core.checkpoint import Step, StepFolders
 from effvl_cli.core.errors import DataError, ModelError, UsageError
 from effvl_cli.core.files import write_json, write_text
 from effvl_cli.core.modes import as_found
+from effvl_cli.core.phases import Phases
 from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
 from effvl_cli.core.table import Cell, Table, times
@@ -57,7 +58,14 @@ def run(config: SearchConfig, run: Run) -> None:
     with run.progress("search", len(folders) * config.num_grad_batches) as progress:
         for number, (t, step) in enumerate(folders.items()):
             done = number * config.num_grad_batches
-            stages[t], snr[t] = measure(trainer, candidates, step, lambda b, done=done: progress.update(done + b))
+
+            def measured(step: Step = step, done: int = done) -> dict[str, Any]:
+                found, ratio = measure(trainer, candidates, step, lambda b: progress.update(done + b))
+                return {"snr": ratio, "errors": {name: dataclasses.asdict(error) for name, error in found.items()}}
+
+            known = Phases.of(run).once(f"gradient errors at t = {t:g}", measured)
+            stages[t] = {name: Estimate(**error) for name, error in known["errors"].items()}
+            snr[t] = known["snr"]
     chosen, overridden = choose(stages, keep_order=config.monotone)
     schedule = schedule_of(chosen, candidates, config.final_full, trainer.costs.shape.patch)
     units = _search_units(config, trainer, candidates, len(stages)) + pilot_units

@@ -24,7 +24,7 @@ COLLAPSED_FOR = 0.05  # share of the budget
 
 @dataclass
 class StageMeter:
-    """Seconds, processor seconds and waits of each stage, in this attempt."""
+    """Seconds, processor seconds and waits of each stage, in the attempt that finished it."""
 
     seconds: dict[int, float] = field(default_factory=dict)
     waited: dict[int, float] = field(default_factory=dict)
@@ -48,6 +48,17 @@ class StageMeter:
         for total, value in ((self.seconds, wall), (self.cpu, cpu), (self.waited, self._wait)):
             total[stage] = total.get(stage, 0.0) + value
         self.steps[stage] = self.steps.get(stage, 0) + 1
+
+    def state_dict(self) -> dict[str, list[list[float]]]:
+        """Pairs of stage and value, as JSON can hold them."""
+        return {
+            name: [[*pair] for pair in getattr(self, name).items()] for name in ("seconds", "waited", "cpu", "steps")
+        }
+
+    def load_state_dict(self, state: Mapping[str, list[list[float]]]) -> None:
+        """Restore it."""
+        for name, pairs in state.items():
+            setattr(self, name, {int(stage): value for stage, value in pairs})
 
 
 class InvarianceTask(Task):

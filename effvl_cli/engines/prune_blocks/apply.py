@@ -33,7 +33,7 @@ def run(config: ApplyConfig, run: Run) -> None:
     run.report.technique.update(candidates.describe(found))
     picked = _picked(config.units, found)
     training.check(context, baseline=False)
-    phases, original = Phases(run), size_of(context, start.module)
+    phases, original = Phases.of(run), size_of(context, start.module)
     before = original_figures(context, phases)
     number = 1 + max((removal.step for removal in start.removals), default=0)
     state = surgery.cut(context, start, picked, step=number)

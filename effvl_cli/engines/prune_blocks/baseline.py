@@ -42,6 +42,7 @@ def prepare(context: Context[PruneBlocksConfig], phases: Phases) -> None:
         context.run.log(f"{context.network.name} trained before with these options: taken from the cache")
     else:
         phases.train(PHASE, context.module, lambda: training.train(context, context.module, recipe, PHASE))
+        context.module.requires_grad_(False)
         if distributed.is_main():
             entry.save("weights", context.module.state_dict())
     distributed.barrier()

@@ -31,7 +31,7 @@ def run(config: PruneBlocksConfig, run: Run) -> None:
     """Remove what hurts least, and measure on the test split."""
     context = _open(config, run)
     state = surgery.start(context)
-    phases = Phases(run)
+    phases = Phases.of(run)
     pruning = Pruning(context, phases, state)
     pruning.check()
     training.check(context, baseline=baseline.wanted(config))

@@ -109,6 +109,7 @@ def finetune(context: Tuning, phases: Phases, module: nn.Module, phase: str, rec
         return None
     teacher = teacher_of(context)
     fitted = phases.train(phase, module, lambda: training.train(context, module, recipe, phase, teacher=teacher))
+    module.requires_grad_(False)
     length = {"steps": recipe.steps} if recipe.steps else {"epochs": recipe.epochs}
     return {**length, "lr": recipe.lr, "seconds": fitted.seconds}
 

@@ -1,0 +1,56 @@
+"""Killed after every write and gone on from it, each command ends with the bits of a run that was left alone."""
+
+from pathlib import Path
+
+import pytest
+
+from effvl_cli.core import measure
+from effvl_cli.data import shape_captions
+from tests.kills import assert_same_result, run_with_kills
+
+SUPERVISED = (
+    *("pretrain", "--method", "supervised", "--model", "cifar-resnet:8,width=4", "--epochs", 1, "--batch-size", 16),
+    *("--save-every", 1, "--log-every", 1),
+)
+SIMCLR = (
+    *("pretrain", "--num-images", 24, "--num-bank", 24, "--batch-size", 8, "--budget", 60, "--log-every", 2),
+    *("--save-every", 2, "--model", "vit:nano/8@16,mean", "--schedule", "0.5:keep=0.5;1:keep=1"),
+)
+BLOCKS = (
+    *("prune-blocks", "--model", "cifar-resnet:14,width=4", "--baseline-epochs", 1, "--baseline-batch-size", 16),
+    *("--finetune-batch-size", 16, "--final-epochs", 1, "--remove", 2, "--force", "--save-every", 1, "--log-every", 1),
+    *("--latency-batch-size", 1, "--bn-recal", 8),
+)
+TOKENS = (
+    *("prune-tokens", "--shots", 2, "--num-golden", 2, "--predictor-epochs", 2, "--predictor-batch-size", 8),
+    *("--tune-epochs", 1, "--tune-batch-size", 8, "--save-every", 2),
+)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Little data, and two passes a measurement."""
+    for split, count in (("val", 12), ("test", 12)):
+        monkeypatch.setitem(shape_captions.SPLITS, split, count)
+    timed = measure.interleaved_latency
+
+    def quick(arms, device, **_):
+        return timed(arms, device, seconds=0.0, max_passes=1, min_passes=1, warmup=0)
+
+    import sys
+
+    for module in [m for name, m in sys.modules.items() if name.startswith("effvl_cli")]:
+        if vars(module).get("interleaved_latency") is timed:
+            monkeypatch.setattr(module, "interleaved_latency", quick)
+
+
+@pytest.mark.parametrize("line", [SUPERVISED, SIMCLR, BLOCKS, TOKENS], ids=["supervised", "simclr", "blocks", "tokens"])
+def test_a_run_killed_after_each_of_its_writes_ends_with_the_same_bits(line, effvl, image_folder, monkeypatch):
+    if line in (SUPERVISED, BLOCKS):
+        line = (*line, "--data", f"folder:{image_folder}")
+    monkeypatch.setattr("effvl_cli.engines.prune_tokens.job.CURVE", (0.5,))
+    done = effvl(*line, "--out", "whole", "--cache-dir", "cache-whole")
+    assert done.code == 0, done.err
+    words = [str(word) for word in (*line, "--out", "parts", "--cache-dir", "cache-parts")]
+    assert run_with_kills(monkeypatch, words) > 8
+    assert_same_result(Path("whole"), Path("parts"))
