@@ -94,7 +94,7 @@ def assert_same_result(one: Path, other: Path, *, but: tuple[str, ...] = ()) -> 
         assert all(torch.equal(ours[key], theirs[key]) for key in ours), path
     assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
     reports = [json.loads((folder / "report.json").read_text()) for folder in (one, other)]
-    for part in ("metrics", "technique", "data", "model"):
+    for part in ("metrics", "technique", "data", "model", "warnings"):
         found = [_without_times(report[part], but) for report in reports]
         assert found[0] == found[1], part
 

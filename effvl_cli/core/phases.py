@@ -38,6 +38,7 @@ class Phases:
         self.file = self.folder / "phases.json"
         found = distributed.broadcast_json(self._read() if distributed.is_main() else {})
         self.values: dict[str, Any] = found.get("values", {})
+        self.warnings: dict[str, list[str]] = found.get("warnings", {})
         run.settle_records(int(found.get("records") or 0))
 
     @classmethod
@@ -52,7 +53,8 @@ class Phases:
             return {}
         try:
             found = json.loads(self.file.read_bytes())
-            return {"values": dict(found["values"]), "records": found["records"]} if self._fits(found) else {}
+            known = {"values": dict(found["values"]), "warnings": dict(found["warnings"]), "records": found["records"]}
+            return known if self._fits(found) else {}
         except (ValueError, KeyError, TypeError):
             self.run.warn(f"{self.file} is damaged: finished phases are made again")
             return {}
@@ -63,12 +65,25 @@ class Phases:
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         """The JSON value of a phase; made, and stored, if no attempt has done so.
 
-        It is what reading it back gives (lists for tuples), in the first attempt too.
+        It is what reading it back gives (lists for tuples), in the first attempt too. Warnings that came up while it
+        was made are repeated where it is not.
         """
+        self._warn_again(name)
         if name not in self.values:
-            self.values[name] = json.loads(json.dumps(distributed.broadcast_json(make())))
-            self._store()
+            said = len(self.run.report.warnings)
+            value = distributed.broadcast_json(make())
+            self._keep(name, value, said)
         return self.values[name]
+
+    def _warn_again(self, name: str) -> None:
+        for text in self.warnings.get(name, ()):
+            self.run.warn(text)
+
+    def _keep(self, name: str, value: Any, said: int) -> None:
+        """Store a value, with the warnings that follow the first `said` ones."""
+        self.values[name] = json.loads(json.dumps(value))
+        self.warnings[name] = self.run.report.warnings[said:]
+        self._store()
 
     def timed(self, name: str, make: Callable[[], Any]) -> Any:
         """`once` for what measures time: measured anew where the device or the number of threads has changed."""
@@ -78,15 +93,20 @@ class Phases:
 
     def _store(self) -> None:
         if distributed.is_main():
-            known = {"lengths": dict(self.run.lengths), "records": self.run.record_offset(), "values": self.values}
+            known = {"lengths": dict(self.run.lengths), "records": self.run.record_offset()}
+            known |= {
+                "values": self.values,
+                "warnings": {name: texts for name, texts in self.warnings.items() if texts},
+            }
             write_text(self.file, json.dumps(known, indent=1))  # NaN stays NaN
 
     def tensors(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors of a phase, on the CPU; made by all processes alike, and stored, if no attempt has done so."""
         short = hashlib.sha256(name.encode()).hexdigest()[:8]
         path = self.folder / f"{_NAME.sub('-', name)[:60]}-{short}.safetensors"
-        digest = self.values.get(name)
+        digest, said = self.values.get(name), len(self.run.report.warnings)
         if digest is not None:
+            self._warn_again(name)
             whole = path.is_file() and sha256(path) == digest
             if not distributed.all_reduce_max(int(not whole)):
                 return read_state_dict(path)
@@ -95,8 +115,7 @@ class Phases:
         data = save(made)
         if distributed.is_main():
             write_bytes(path, data)
-        self.values.pop(name, None)
-        self.once(name, lambda: hashlib.sha256(data).hexdigest())
+        self._keep(name, hashlib.sha256(data).hexdigest(), said)
         return made
 
     def train(self, name: str, module: nn.Module, fit: Callable[[], FitResult]) -> FitResult:
@@ -113,15 +132,15 @@ class Phases:
         key = f"{name} trained"
         found = self._load(name, module) if key in self.values else None
         if found is None:
-            began = time.monotonic()
+            began, said = time.monotonic(), len(self.run.report.warnings)
             fitted = fit()
             step = fitted.steps if fitted.best_step is None else fitted.best_step
             known = {"step": step, "steps": fitted.steps, "best_step": fitted.best_step, "figures": fitted.figures}
-            self.values.pop(key, None)
-            found = self.once(key, lambda: {**known, "seconds": time.monotonic() - began})
-            resumed_at = fitted.resumed_at
+            self._keep(key, distributed.broadcast_json({**known, "seconds": time.monotonic() - began}), said)
+            found, resumed_at = self.values[key], fitted.resumed_at
         else:
             resumed_at = int(found["steps"])
+            self._warn_again(key)
             self.run.resumed(name, resumed_at)
         module.eval()
         return FitResult(found["steps"], resumed_at, found["best_step"], found["figures"], float(found["seconds"]))

@@ -46,6 +46,19 @@ def test_tensors_are_kept_and_made_again_when_damaged(attempt):
     assert attempt().tensors("arm a/b+c", never).keys() == made.keys()
 
 
+def test_warnings_of_a_phase_are_in_the_report_of_a_resumed_run_too(attempt):
+    first = attempt()
+    first.run.warn("before")
+
+    def make():
+        first.run.warn("slow")
+        return 1
+
+    first.once("speed", make)
+    again = attempt()
+    assert again.once("speed", never) == 1 and again.run.report.warnings == ["slow"]
+
+
 def test_lengths_that_have_grown_make_every_phase_anew(attempt):
     attempt(epochs=1, steps=None).once("top1", lambda: 0.5)
     assert attempt(epochs=1, steps=None).once("top1", never) == 0.5

@@ -158,12 +158,13 @@ def test_two_processes_stop_together_and_one_goes_on(workdir, here, report):
 FAILING = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 import torch
 from effvl_cli.core import distributed
 from effvl_cli.core.errors import DataError, EffvlError
 from effvl_cli.core.phases import Phases
 class Run:
-    lengths = {}
+    lengths, phases, report = {}, None, SimpleNamespace(warnings=[])
     def path(self, name): return Path(sys.argv[1]) / name
     def record_offset(self): return None
     def settle_records(self, offset): pass

@@ -1,7 +1,8 @@
 """`effvl prune-tokens eval`: accuracy of selectors at keep rates."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ from effvl_cli.core.run import Run
 from effvl_cli.engines.prune_tokens import artefact, pictures, tables
 from effvl_cli.engines.prune_tokens.context import Context, build_context, tower_summary
 from effvl_cli.engines.prune_tokens.evaluation import (
-    embed,
     embed_dense,
     record,
     record_controls,
     record_mac_ratio,
     result,
 )
+from effvl_cli.engines.prune_tokens.measured import measure
 from effvl_cli.engines.prune_tokens.oracle import golden
 from effvl_cli.engines.prune_tokens.preview import preview_eval
 from effvl_cli.engines.prune_tokens.rankings import refuse_other_ranking
@@ -47,17 +48,16 @@ def run(config: EvalConfig, run: Run) -> None:
             images, reference = test, dense
             if name == "golden" and searched:
                 images, selector, reference = searched
-                vision: WrappedTower = prune(context, selector, keep)
+                tower: Callable[[], WrappedTower] = partial(prune, context, selector, keep)
             else:
-                vision = tower_with(context, name, keep, saved.predictor)
-            rows.append(result(context, name, keep, images, embed(context, images, vision), reference))
+                tower = partial(tower_with, context, name, keep, saved.predictor)
+            rows.append(measure(context, name, keep, images, reference, tower).row)
             record(context, rows[-1], _metric(name, keep, keeps))
             progress.update(len(rows))
             run.check_stop()
     for keep in saved.tuned_for(keeps):
-        tuned = prune(context, selector_of("predictor", context, saved.predictor), keep, saved.prompts)
-        pruned = embed(context, test, tuned)
-        rows.append(result(context, "predictor+tuned", keep, test, pruned, dense, saved.prompts))
+        tuned = partial(prune, context, selector_of("predictor", context, saved.predictor), keep, saved.prompts)
+        rows.append(measure(context, "predictor+tuned", keep, test, dense, tuned, saved.prompts).row)
         record(context, rows[-1], _metric("predictor_tuned", keep, keeps))
     record_controls(context, test, dense)
     if len(keeps) == 1:

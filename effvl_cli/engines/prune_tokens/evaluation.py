@@ -145,10 +145,10 @@ def record_mac_ratio(context: AnyContext, name: str, keep: float, prompts: Promp
     context.run.report.metric("mac_ratio", ratio, unit="ratio", higher_is_better=False)
 
 
-def record_gain(context: AnyContext, name: str, better: Tensor, worse: Tensor, labels: Tensor) -> None:
-    """Paired difference of two towers' accuracies as a metric of its own."""
-    difference, spread = paired_difference(context.accuracy(better, labels), context.accuracy(worse, labels))
-    context.run.report.metric(name, difference, split="test", n=len(labels), se=spread)
+def record_gain(context: AnyContext, name: str, better: Tensor, worse: Tensor) -> None:
+    """Paired difference of two towers' accuracies, (M,) 0/1 each, as a metric of its own."""
+    difference, spread = paired_difference(better, worse)
+    context.run.report.metric(name, difference, split="test", n=len(better), se=spread)
 
 
 def record_controls(context: AnyContext, images: Decoded, dense: Tensor) -> None:

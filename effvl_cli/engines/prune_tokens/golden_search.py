@@ -8,6 +8,7 @@ import torch
 from effvl_cli.config.prune_tokens import SearchOptions
 from effvl_cli.core import sweep
 from effvl_cli.core.errors import DataError
+from effvl_cli.core.phases import Phases
 from effvl_cli.data.decoded import Decoded
 from effvl_cli.engines.prune_tokens.context import Ranking
 from effvl_cli.engines.prune_tokens.evaluation import known_images
@@ -36,7 +37,7 @@ def rank_training(context: Ranking, shard: str = "0/1") -> tuple[Decoded, Ranked
     ranked = rank_images(context, images, "ranking")
     found = ranked.summary(context) | {"sample_shard": shard}
     if config.audit:
-        found["audit"] = _audit(context, images)
+        found["audit"] = Phases.of(context.run).once("audit of the ranking", lambda: _audit(context, images))
     context.run.report.technique["ranking"] = found
     return images, ranked
 

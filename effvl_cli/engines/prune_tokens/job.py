@@ -1,8 +1,7 @@
 """The whole job: rank, train the predictor, tune prompts, evaluate, time, draw."""
 
 import dataclasses
-
-from torch import Tensor
+from functools import partial
 
 from effvl_cli.config.prune_tokens import PruneTokensConfig
 from effvl_cli.core.run import Run
@@ -11,6 +10,7 @@ from effvl_cli.engines.prune_tokens import artefact, evaluation, pictures, table
 from effvl_cli.engines.prune_tokens.context import Context, build_context, tower_summary
 from effvl_cli.engines.prune_tokens.evaluation import embed, embed_dense, result
 from effvl_cli.engines.prune_tokens.golden_search import rank_training
+from effvl_cli.engines.prune_tokens.measured import Measured, measure
 from effvl_cli.engines.prune_tokens.oracle import golden
 from effvl_cli.engines.prune_tokens.predictor import train_predictor
 from effvl_cli.engines.prune_tokens.preview import preview_job
@@ -29,6 +29,7 @@ from effvl_cli.engines.prune_tokens.selectors import (
 from effvl_cli.engines.prune_tokens.tuning import tune_prompts
 from effvl_cli.techniques.prune_tokens.predictor import Predictor
 from effvl_cli.techniques.prune_tokens.prompts import Prompts
+from effvl_cli.techniques.prune_tokens.tower import WrappedTower
 
 CURVE = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 BATCHES = (1, 32)
@@ -73,21 +74,24 @@ def _evaluate(
     evaluation.record(context, result(context, "dense", 1.0, test, dense, dense))
     if config.num_golden:
         some, selector, reference = golden(context, test, dense)
-        pruned = embed(context, some, prune(context, selector, config.keep))
-        evaluation.record(context, result(context, "golden", config.keep, some, pruned, reference))
-    embeddings: dict[str, Tensor] = {}
+        best = measure(context, "golden", config.keep, some, reference, lambda: prune(context, selector, config.keep))
+        evaluation.record(context, best.row)
+    found: dict[str, Measured] = {}
     for name in possible(context, ARMS):
         if name == "predictor+tuned" and prompts is None:
             continue
         added = prompts if name == "predictor+tuned" else None
         [keep] = rates(context, name, [config.keep])
-        vision = prune(context, tuned, keep, added) if added else tower_with(context, name, keep, predictor)
-        embeddings[name] = embed(context, test, vision)
-        evaluation.record(context, result(context, name, keep, test, embeddings[name], dense, added))
+
+        def tower(name: str = name, keep: float = keep, added: Prompts | None = added) -> WrappedTower:
+            return prune(context, tuned, keep, added) if added else tower_with(context, name, keep, predictor)
+
+        found[name] = measure(context, name, keep, test, dense, tower, added)
+        evaluation.record(context, found[name].row)
         context.run.check_stop()
     for other in possible(context, ("random", "cls-attn")):
         name = f"gain_over_{other.replace('-', '_')}"
-        evaluation.record_gain(context, name, embeddings["predictor"], embeddings[other], test.labels)
+        evaluation.record_gain(context, name, found["predictor"].correct, found[other].correct)
     evaluation.record_controls(context, test, dense)
     evaluation.record_mac_ratio(context, "predictor", config.keep)
     shown = Arm("predictor", config.keep, prune(context, predictor, config.keep))
@@ -109,8 +113,8 @@ def _draw(context: Context[PruneTokensConfig], predictor: Predictor, test: Decod
     with context.run.progress("accuracy curve", len(CURVE)) as progress:
         for done, keep in enumerate(CURVE, 1):
             for name, selector in selectors.items():
-                pruned = embed(context, validation, prune(context, selector, keep))
-                rows.append(result(context, name, keep, validation, pruned, dense))
+                tower = partial(prune, context, selector, keep)
+                rows.append(measure(context, name, keep, validation, dense, tower).row)
             progress.update(done)
     context.run.report.technique["curve"] = [
         {k: row[k] for k in ("selector", "keep", "K", "n", "top1", "se")} for row in rows

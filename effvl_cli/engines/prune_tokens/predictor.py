@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from effvl_cli.config.prune_tokens import PredictConfig, PruneTokensConfig
 from effvl_cli.core import loop, optim, seeds
 from effvl_cli.core.measure import count_parameters
 from effvl_cli.core.metrics import paired_difference, standard_error
+from effvl_cli.core.phases import Phases
 from effvl_cli.data.decoded import Decoded
 from effvl_cli.data.sampler import EpochSampler
 from effvl_cli.engines.common.batches import Stream, check_divides, in_memory
@@ -99,27 +101,36 @@ def train_predictor(
             width=config.predictor_width,
         )
     module.to(run.device)
-    inputs = _inputs(context, images, module, prompts).to(run.device)
     training, validation = split(images.labels, config.seed)
     kept = num_keep(config.keep, shape.num_patches)
     loss = _loss(config, shape.num_patches)
-    task = PredictorTask(module, inputs, ranks.to(run.device), validation.to(run.device), kept, loss)
+
+    @cache
+    def task() -> PredictorTask:
+        """What training and judging read; a resumed run that has done both makes none."""
+        inputs = _inputs(context, images, module, prompts).to(run.device)
+        return PredictorTask(module, inputs, ranks.to(run.device), validation.to(run.device), kept, loss)
+
+    @torch.no_grad()
+    def agreement() -> dict[str, float]:
+        return task().evaluate()
+
     batches, steps_per_epoch = _stream(config, training)
-    steps = config.predictor_epochs * steps_per_epoch
+    steps, phase = config.predictor_epochs * steps_per_epoch, "predictor-prompted" if prompts else "predictor"
     plan = loop.Plan(
         steps=steps,
         rate=lambda step: optim.cosine(step, steps, floor=FINAL_RATE),
-        phase="predictor-prompted" if prompts else "predictor",
+        phase=phase,
         eval_every=steps_per_epoch,
         save_every=config.save_every,
         log_every=config.log_every,
         best="overlap" if kept < shape.num_patches else "tau",
     )
     optimizers = optim.build(module, "adam", lr=config.predictor_lr, weight_decay=config.predictor_weight_decay)
-    fitted = loop.fit(task, optimizers, batches, run, plan)
-    module.eval().requires_grad_(False)
-    with torch.no_grad():
-        figures = task.evaluate()
+    phases = Phases.of(run)
+    fitted = phases.train(phase, module, lambda: loop.fit(task(), optimizers, batches, run, plan))
+    module.requires_grad_(False)
+    figures = phases.once(f"{phase} agreement", agreement)
     run.report.technique["predictor_prompted" if prompts else "predictor"] = {
         "kind": module.kind,
         "width": module.width,
@@ -160,13 +171,17 @@ def _record_validation(context: Predicting, module: Predictor) -> None:
     images = context.validation()
     if images is None:
         return
-    dense = context.accuracy(embed(context, images), images.labels)
-    pruned = context.accuracy(embed(context, images, prune(context, module, context.config.keep)), images.labels)
-    for name, correct, spread in (
-        ("top1_val_dense", dense, standard_error(dense)),
-        ("top1_val_predictor", pruned, paired_difference(pruned, dense)[1]),
-    ):
-        context.run.report.metric(name, float(correct.mean()), split="val", n=len(images), se=spread)
+
+    def figures() -> dict[str, tuple[float, float]]:
+        dense = context.accuracy(embed(context, images), images.labels)
+        pruned = context.accuracy(embed(context, images, prune(context, module, context.config.keep)), images.labels)
+        return {
+            "top1_val_dense": (float(dense.mean()), standard_error(dense)),
+            "top1_val_predictor": (float(pruned.mean()), paired_difference(pruned, dense)[1]),
+        }
+
+    for name, (value, spread) in Phases.of(context.run).once("predictor validated", figures).items():
+        context.run.report.metric(name, value, split="val", n=len(images), se=spread)
 
 
 def split(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:

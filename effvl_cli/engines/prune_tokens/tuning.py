@@ -9,6 +9,7 @@ from torch import Tensor
 from effvl_cli.core import loop, optim, seeds
 from effvl_cli.core.measure import count_parameters
 from effvl_cli.core.metrics import paired_difference
+from effvl_cli.core.phases import Phases
 from effvl_cli.data.decoded import Decoded
 from effvl_cli.data.loader import Batch
 from effvl_cli.data.sampler import EpochSampler
@@ -98,18 +99,19 @@ def tune_prompts(context: Tuning, images: Decoded, selector: Selector) -> Prompt
         best="top1_val" if validation else None,
     )
     optimizers = optim.build(prompts, "sgd", lr=config.tune_lr, weight_decay=5e-4, momentum=0.9)
-    fitted = loop.fit(task, optimizers, batches, run, plan)
-    prompts.eval().requires_grad_(False)
-    with torch.no_grad():
-        figures = task.evaluate()
-        _record_validation(task)
+    phases = Phases.of(run)
+    fitted = phases.train("tuning", prompts, lambda: loop.fit(task, optimizers, batches, run, plan))
+    prompts.requires_grad_(False)
+    found = phases.once("prompts validated", lambda: _validated(task))
+    if validation is not None:
+        run.report.metric("top1_val_predictor_tuned", found["top1"], split="val", n=len(validation), se=found["se"])
     run.report.technique["tune"] = {
         "prompts": config.prompts,
         "params": count_parameters(prompts),
         "template": prompts.text.template if prompts.text else None,
         "steps": fitted.steps,
         "best_step": fitted.best_step,
-        "top1_val": figures.get("top1_val"),
+        "top1_val": found["top1"],
         "objective": config.tune_objective,
         "keeps": config.tune_keeps,
         "seconds": fitted.seconds,
@@ -117,15 +119,16 @@ def tune_prompts(context: Tuning, images: Decoded, selector: Selector) -> Prompt
     return prompts
 
 
-def _record_validation(task: TuneTask) -> None:
+@torch.no_grad()
+def _validated(task: TuneTask) -> dict[str, float | None]:
     """Accuracy on the val split with its paired spread: what choices between prompts are made by."""
     context, images = task.context, task.validation
     if images is None:
-        return
+        return {"top1": None, "se": None}
+    task.vision.num_keep = task.num_keep
     tuned = with_prompts(context, task.module).accuracy(embed(context, images, task.vision), images.labels)
     spread = paired_difference(tuned, context.accuracy(embed(context, images), images.labels))[1]
-    value = float(tuned.mean())
-    context.run.report.metric("top1_val_predictor_tuned", value, split="val", n=len(images), se=spread)
+    return {"top1": float(tuned.mean()), "se": spread}
 
 
 def _rate(lr: float, steps: int, steps_per_epoch: int) -> Callable[[int], float]:
