@@ -127,9 +127,11 @@ def test_every_run_leaves_one(effvl, image_folder):
     assert "effvl pretrain --method supervised" in text and "top1" in text and "completed" in text
     rows = Path("run/metrics.csv").read_text().splitlines()
     assert rows[0].startswith("event,phase,step,loss") and len(rows) == 1 + 3  # two steps, one evaluation
-    assert effvl(*line, "--lr", 1e9, "--fresh", "--steps", 40).code == 6
+    (image_folder / "train" / "red_thing" / "img0.jpg").write_bytes(b"no picture")
+    (image_folder / "test" / "red_thing" / "img0.jpg").write_bytes(b"no picture")
+    assert effvl(*line, "--fresh").code == 3
     text = " ".join(Page(Path("run/report.html").read_text()).text)
-    assert "failed" in text and "not finite" in text
+    assert "failed" in text and "img0.jpg" in text
 
 
 def test_figures_of_many_seconds_are_words():

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from effvl_cli.core import measure
 from effvl_cli.data import shape_captions
+from tests.conftest import time_few_passes
 from tests.kills import assert_same_result, run_with_kills
 
 SUPERVISED = (
@@ -32,19 +32,16 @@ def small(monkeypatch):
     """Little data, and two passes a measurement."""
     for split, count in (("val", 12), ("test", 12)):
         monkeypatch.setitem(shape_captions.SPLITS, split, count)
-    timed = measure.interleaved_latency
-
-    def quick(arms, device, **_):
-        return timed(arms, device, seconds=0.0, max_passes=1, min_passes=1, warmup=0)
-
-    import sys
-
-    for module in [m for name, m in sys.modules.items() if name.startswith("effvl_cli")]:
-        if vars(module).get("interleaved_latency") is timed:
-            monkeypatch.setattr(module, "interleaved_latency", quick)
+    time_few_passes(monkeypatch)
 
 
-@pytest.mark.parametrize("line", [SUPERVISED, SIMCLR, BLOCKS, TOKENS], ids=["supervised", "simclr", "blocks", "tokens"])
+SLOW = {
+    name: pytest.param(line, id=name, marks=pytest.mark.slow)
+    for name, line in (("simclr", SIMCLR), ("blocks", BLOCKS), ("tokens", TOKENS))
+}
+
+
+@pytest.mark.parametrize("line", [pytest.param(SUPERVISED, id="supervised"), *SLOW.values()])
 def test_a_run_killed_after_each_of_its_writes_ends_with_the_same_bits(line, effvl, image_folder, monkeypatch):
     if line in (SUPERVISED, BLOCKS):
         line = (*line, "--data", f"folder:{image_folder}")
