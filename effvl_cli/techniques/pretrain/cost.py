@@ -1,6 +1,6 @@
 """Multiply-adds of a ViT and of a training step, in units of one forward pass of the uncompressed backbone.
 
-Units and schedules by cost are those of arXiv 2410.22364, sec. 4; the counting is ours.
+The unit is that of arXiv 2410.22364, fig. 1; the counting is ours.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How far a compressed gradient is from the uncompressed one, at equal cost (arXiv 2410.22364, sec. 4).
+"""How far a compressed gradient is from the uncompressed one, at equal cost (arXiv 2410.22364, fig. 4).
 
 For M batches with uncompressed gradients g_b and compressed ones h_b of the same images and views, d_b = h_b - g_b:
 

@@ -3,8 +3,7 @@
 Projection heads with batch norm run on the features gathered from all processes: their statistics, and the negatives,
 are then those of one process with the whole batch, on any device. The features are a few thousandths of the work.
 
-Views whose sequences are shortened and the cost of a step are those of arXiv 2410.22364, sec. 3; the gathering is
-ours.
+Views whose sequences are shortened: arXiv 2410.22364; the cost of a step and the gathering are ours.
 """
 
 from collections.abc import Callable, Mapping, Sequence

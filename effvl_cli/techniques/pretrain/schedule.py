@@ -1,8 +1,10 @@
 """Compression over training: stages of patch size and keep rates, and the clock that turns a budget into steps.
 
 The stage, the learning rate and every other schedule follow t, the share of the budget that is spent, because steps of
-different stages cost differently (arXiv 2410.22364, sec. 4). A step's cost is known beforehand, so t is a pure function
-of the step and nothing has to be stored to resume.
+different stages cost differently. A step's cost is known beforehand, so t is a pure function of the step and nothing
+has to be stored to resume.
+
+Stages that compress less as training goes on: arXiv 2410.22364; that all else follows t is ours.
 """
 
 import math

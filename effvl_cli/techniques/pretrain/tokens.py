@@ -1,6 +1,6 @@
 """Token dropout for Vision Transformers. B images, N patches, K kept patches, P prefix tokens, D width.
 
-Random patches leave the sequence before the first block (Li et al., FLIP, arXiv 2212.00794, sec. 3).
+Random patches leave the sequence before the first block (Li et al., FLIP, arXiv 2212.00794).
 """
 
 from typing import Protocol

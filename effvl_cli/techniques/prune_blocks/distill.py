@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, labels: Tensor, alpha: float, temperature: float) -> Tensor:
-    """(1 - alpha) CE(labels) + alpha T^2 KL(teacher at T || student at T), mean over images (arXiv 1503.02531, sec. 2).
+    """(1 - alpha) CE(labels) + alpha T^2 KL(teacher at T || student at T), mean over images (arXiv 1503.02531).
 
     Args:
         student: (B, C) logits.

@@ -4,7 +4,7 @@ They are the mean over some training batches (momentum None), of the norms that 
 it see what they saw. So candidates still share what lies before their units when they are scored with them.
 
 Statistics over batches in place of moving averages: Wu and Johnson, "Rethinking Batch in BatchNorm", arXiv
-2105.07576, sec. 3.
+2105.07576.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -8,7 +8,7 @@ orthonormal probes estimate for all patches at once.
 
 Shapes: P prefix tokens, A patches that are there, D width, E embedding width.
 
-First order: Molchanov et al., arXiv 1611.06440, eq. 5, of gates in place of weights; the second order is ours.
+First order: Molchanov et al., arXiv 1611.06440, of gates in place of weights; the second order is ours.
 """
 
 from collections.abc import Callable
