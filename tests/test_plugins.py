@@ -3,6 +3,9 @@
 import sys
 
 import pytest
+import torch
+
+from effvl_cli.models import network as networks
 
 DATA = '''
 import numpy as np
@@ -34,12 +37,28 @@ def build(argument, split, *, root=None, seed=0):
 '''
 
 MODEL = """
+from dataclasses import replace
+
 from effvl_cli.models.network import build as build_network
 
 def build(argument, *, num_classes=None):
     network = build_network("tiny:clip", seed=0)
     network.name, network.shipped = "mine", None
     return network
+
+def adapt(network, state):
+    # Weights of a program that calls the last layer head, and that saw images in -1..1.
+    network.preprocess = replace(network.preprocess, mean=(0.5,) * 3, std=(0.5,) * 3)
+    network.notes.append("head is fc")
+    return {key.replace("head.", "fc."): value for key, value in state.items()}
+
+def classifier(argument, *, num_classes=None):
+    network = build_network("cifar-resnet:8", seed=0, num_classes=num_classes)
+    network.name, network.adapt = f"theirs:{argument}", adapt
+    return network
+
+def detector(argument, *, num_classes=None):
+    return replace(classifier(argument), name="odd", kind="detector")
 """
 
 
@@ -53,7 +72,7 @@ def distribution(tmp_path, monkeypatch):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stripes\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
         "[effvl.datasets]\nstripes = stripes_data:build\nbroken = nowhere:build\n"
-        "[effvl.models]\nmine = stripes_model:build\n"
+        "[effvl.models]\nmine = stripes_model:build\ntheirs = stripes_model:classifier\nodd = stripes_model:detector\n"
     )
     monkeypatch.syspath_prepend(str(site))
     yield
@@ -70,6 +89,25 @@ def test_plugged_in_names_are_listed_and_used(distribution, effvl, report, minia
     outcome = effvl("prune-tokens", "--data", "stripes", "--weights", "a", *miniature[2:], "--shots", 16, "--out", "b")
     assert outcome.code == 0, outcome.err
     assert report("b").model.name == "mine" and report("b").data[0].name == "stripes"
+
+
+def test_a_plugged_in_network_adapts_itself_to_files_of_other_programs(distribution, tmp_path):
+    """`adapt` gets the network, and may change what it is fed."""
+    whole = networks.build("cifar-resnet:8", seed=5, num_classes=3).module.state_dict()
+    torch.save({key.replace("fc.", "head."): value for key, value in whole.items()}, tmp_path / "w.pt")
+    said = []
+    found = networks.load(
+        "theirs:x", str(tmp_path / "w.pt"), default="", kind="classifier", num_classes=3, log=said.append
+    )
+    assert all(torch.equal(value, whole[key]) for key, value in found.module.state_dict().items())
+    assert found.name == "theirs:x" and found.preprocess.mean == (0.5, 0.5, 0.5)
+    assert len(said) == 1 and said[0].endswith("head is fc")
+
+
+def test_a_plugged_in_network_of_no_known_kind_is_one_line(distribution, effvl):
+    outcome = effvl("prune-tokens", "--model", "odd", "--weights", "none")
+    assert outcome.code == 4
+    assert "model odd is of the unknown kind 'detector'" in outcome.error and "clip, classifier" in outcome.error
 
 
 def test_a_broken_plug_in_is_one_line(distribution, effvl):
