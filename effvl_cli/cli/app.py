@@ -1,4 +1,4 @@
-"""The Typer app: root help knows every command by its summary alone; options are built for the one that is called."""
+"""The Typer app: root help needs only the commands' summaries; options are built for the command that is called."""
 
 import difflib
 import os
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         check_words(arguments)
         words = ["--help" if word == HELP_ALL else word for word in arguments or ["--help"]]
         result = _app(arguments)(words, prog_name="effvl", standalone_mode=False, obj=("effvl", *arguments))
-        sys.stdout.flush()  # a reader that has left is noticed here, not while Python shuts down
+        sys.stdout.flush()  # a closed pipe is noticed here, not while Python shuts down
         return int(result or 0)
     except typer.Exit as leaving:
         return leaving.exit_code
@@ -75,11 +75,11 @@ def _version(wanted: bool) -> None:
 
 def _app(arguments: list[str]) -> typer.Typer:
     """The root, with the options of the command that is called and the summaries of the others."""
-    line = os.environ.get("COMP_WORDS", os.environ.get("_TYPER_COMPLETE_ARGS"))  # of a shell that asks for words
+    line = os.environ.get("COMP_WORDS", os.environ.get("_TYPER_COMPLETE_ARGS"))  # of a shell asking for completions
     completes = "_EFFVL_COMPLETE" in os.environ or bool(set(arguments[:1]) & set(COMPLETION))
-    about = "Completion in the shell: effvl --install-completion"
+    about = "Shell completion: effvl --install-completion"
     app = typer.Typer(help=ABOUT, epilog=about, **{**SETTINGS, "add_completion": completes})
-    full = HELP_ALL in arguments or completes  # hidden options are no completions
+    full = HELP_ALL in arguments or completes  # hidden options would not be completed
     arguments = line.split()[1:] if completes and line else arguments
     called = next((word for word in arguments if not word.startswith("-")), None)
 
@@ -105,7 +105,7 @@ def _app(arguments: list[str]) -> typer.Typer:
 
 
 def _stub() -> None:
-    """Stands for a command that is only listed."""
+    """Stand-in for a command that is only listed."""
 
 
 def _technique(name: str, *, full: bool) -> typer.Typer:
@@ -154,7 +154,7 @@ def dispatch(command: Command, typed: dict[str, Any], invocation: Invocation) ->
 def earlier_run(command: Command, config: type, typed: dict[str, Any], recipe: str | None) -> Recipe | None:
     """The config.yaml of the run that a verb works on: RUN, else the recipe's, else the newest completed one.
 
-    None for a verb that can do without (`run_optional`) and was given none.
+    None for a verb that needs no run (`run_optional`) and was given none.
     """
     from effvl_cli.core.find_run import find_run
     from effvl_cli.core.run import CONFIG
@@ -169,7 +169,7 @@ def earlier_run(command: Command, config: type, typed: dict[str, Any], recipe: s
     return found
 
 
-# --- what Typer would let pass ---------------------------------------------------------------------------------------
+# --- checks that Typer does not make-----------------------------------------------------------------------------------
 
 
 def check_words(arguments: list[str]) -> None:
@@ -178,7 +178,7 @@ def check_words(arguments: list[str]) -> None:
         return
     name = arguments[0]
     if name.startswith("-"):
-        raise UsageError(f"option {name} stands before a command", "Write effvl COMMAND [OPTIONS]; see effvl --help")
+        raise UsageError(f"option {name} comes before the command", "Write effvl COMMAND [OPTIONS]; see effvl --help")
     known = [*commands.names(), *utilities.UTILITIES]
     if name not in known:
         having = [command.title for command in commands.COMMANDS if command.verb == name]
@@ -196,7 +196,7 @@ def _check_command(name: str, arguments: list[str]) -> None:
     given, verb = _scan(arguments, config, table, name)
     if verb:
         if given:
-            raise UsageError(f"{given[0]} stands before {verb!r}", f"Put {given[0]} after {verb!r}")
+            raise UsageError(f"{given[0]} comes before {verb!r}", f"Put {given[0]} after {verb!r}")
         config = flags.config_class(table[verb].config)
         given, _ = _scan(arguments[arguments.index(verb) + 1 :], config, {}, f"{name} {verb}")
     opposites = {f"--no-{name}": f"--{name}" for name in flags.flag_names(config)}
@@ -204,7 +204,7 @@ def _check_command(name: str, arguments: list[str]) -> None:
 
 
 def _scan(arguments: list[str], config: type, verbs: dict[str, Command], called: str) -> tuple[list[str], str]:
-    """Option words up to a verb, and the verb; values of options are passed over.
+    """Option words up to a verb, and the verb; values of options are skipped.
 
     Args:
         arguments: what follows `effvl COMMAND`, or the verb.

@@ -29,7 +29,7 @@ class Command:
 
 
 def rows_of(name: str, rows: tuple[tuple[str, str, str], ...]) -> tuple[Command, ...]:
-    """The block of a technique: verb, class of its options in `config/NAME.py`, one line for help."""
+    """Rows of a technique, from (verb, class of its options in `config/NAME.py`, one line for help)."""
     module = name.replace("-", "_")
     return tuple(
         Command(name, verb, f"effvl_cli.config.{module}:{cls}", f"effvl_cli.engines.{module}.{verb or 'job'}", summary)
@@ -41,9 +41,9 @@ COMMANDS = (
     *rows_of(
         "pretrain",
         (
-            ("", "PretrainConfig", "Train a network from scratch: from images alone (accelerated), texts or labels."),
-            ("search", "SearchConfig", "Measure gradient errors along RUN or a pilot, and write a schedule."),
-            ("eval", "EvalConfig", "Judge the features of RUN by neighbours and linear probes, also on other data."),
+            ("", "PretrainConfig", "Train a network from scratch: on images alone (accelerated), captions or labels."),
+            ("search", "SearchConfig", "Measure gradient errors along RUN or a pilot run, and write a schedule."),
+            ("eval", "EvalConfig", "Evaluate the features of RUN by k-NN and linear probes, also on other data."),
         ),
     ),
     *rows_of(
@@ -52,21 +52,21 @@ COMMANDS = (
             ("", "PruneTokensConfig", "Patch Ranking: drop the patches that CLIP's image tower does not need."),
             ("rank", "RankConfig", "Search golden rankings of the training images; needs no RUN."),
             ("predict", "PredictConfig", "Train a predictor on the rankings of RUN."),
-            ("tune", "TuneConfig", "Tune prompts with the predictor of RUN pruning."),
-            ("eval", "EvalConfig", "Accuracy of selectors at keep rates, with RUN's predictor and prompts."),
-            ("bench", "BenchConfig", "Time of RUN's pruned tower beside the dense one."),
-            ("export", "ExportConfig", "RUN's pruned tower for use elsewhere: state, torch.export, ONNX."),
-            ("viz", "VizConfig", "Pictures of kept and dropped patches, with RUN's predictor."),
+            ("tune", "TuneConfig", "Tune prompts while the predictor of RUN prunes."),
+            ("eval", "EvalConfig", "Measure the accuracy of selectors at keep rates with RUN's predictor and prompts."),
+            ("bench", "BenchConfig", "Time RUN's pruned tower against the dense one."),
+            ("export", "ExportConfig", "Export RUN's pruned tower: state, torch.export, ONNX."),
+            ("viz", "VizConfig", "Draw kept and dropped patches, with RUN's predictor."),
         ),
     ),
     *rows_of(
         "prune-blocks",
         (
             ("", "PruneBlocksConfig", "Direct block removal: drop the residual blocks that a network misses least."),
-            ("score", "ScoreConfig", "Importance of every block of RUN's network, or of --weights; removes nothing."),
+            ("score", "ScoreConfig", "Score every block of RUN's network, or of --weights; remove nothing."),
             ("apply", "ApplyConfig", "Remove the named blocks of RUN's network, or of --weights; fine-tune."),
-            ("bench", "BenchConfig", "Latency of RUN's network beside the original, in torch and onnxruntime."),
-            ("export", "ExportConfig", "RUN's network for use without effvl: ONNX, torch.export, rebuild.py."),
+            ("bench", "BenchConfig", "Time RUN's network against the original, in torch and onnxruntime."),
+            ("export", "ExportConfig", "Export RUN's network for use without effvl: ONNX, torch.export, rebuild.py."),
         ),
     ),
 )

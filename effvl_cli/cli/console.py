@@ -34,7 +34,7 @@ class Console:
         self.shown = is_main()
 
     def error(self, text: str, *, anywhere: bool = False) -> None:
-        """One line on stderr; from any rank for what may have gone wrong on one alone."""
+        """One line on stderr; `anywhere`: from every rank, for what may go wrong on one of them alone."""
         if self.shown or anywhere:
             print(f"error: {' '.join(text.split())}", file=sys.stderr)
 
@@ -103,7 +103,7 @@ def _draw(table: Table) -> None:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    # Text, not str: brackets in a name are no markup
+    # Text, not str: brackets in a name are not markup
     drawn = RichTable(title=Text(table.title, style="bold"), title_justify="left")
     for place, column in enumerate(table.columns):
         right = all(_is_number(row[place]) for row in table.rows)
@@ -135,7 +135,7 @@ class Line:
         self.completed, self.fields = completed, ""
 
     def update(self, completed: int, **fields: Any) -> None:
-        """Note how far it is; a line is printed every `PERIOD`."""
+        """Record the progress; a line is printed every `PERIOD`."""
         self.completed = completed
         self.fields = _figures(fields) or self.fields
         if not self.silent and time.monotonic() - self.shown >= PERIOD:

@@ -46,7 +46,7 @@ def execute(command: Command, resolved: Resolved, invocation: Invocation) -> int
 
 
 def preview(command: Command, config: Any) -> None:
-    """Print what the engine can tell of a run beforehand; in a file, comments: what stands before them is a recipe."""
+    """Print what the engine can say about a run before it starts, as comments: what stands before them is a recipe."""
     engine = importlib.import_module(command.engine)
     for table in engine.preview(config) if hasattr(engine, "preview") else ():
         Console(quiet=True, json=False).print_table(table, before="# ")
@@ -96,7 +96,7 @@ def _run(command: Command, resolved: Resolved, invocation: Invocation, console: 
 
 
 def _fetch(config: Any, console: Console) -> None:
-    """With --download, data sets that are not there; one process does it, and the others wait."""
+    """With --download, fetch the data sets that are missing, on one process while the others wait."""
     from effvl_cli.core import distributed
 
     if not getattr(config, "download", False):
@@ -110,7 +110,7 @@ def _fetch(config: Any, console: Console) -> None:
 
 
 def _guarded(run_engine: Callable[[Any, Any], None], config: Any, run: Any, *, debug: bool) -> Any:
-    """Run the engine; whatever ends it, the report says so before the error goes on."""
+    """Run the engine; whatever ends it is recorded in the report before the error is raised again."""
     try:
         run_engine(config, run)
         return run.finish("completed")
@@ -128,13 +128,13 @@ def _guarded(run_engine: Callable[[Any, Any], None], config: Any, run: Any, *, d
         where = Path(run.folder) / "log.txt"
         internal = EffvlError(f"internal error: {type(error).__name__}: {error}", f"The traceback is in {where}")
         raise known or internal from error
-    except BaseException:  # Python's own interruption: nothing is reported, but the folder is let go
+    except BaseException:  # Python's own interruption: nothing is reported, but the folder is released
         run.close()
         raise
 
 
 def _in_words(error: Exception, config: Any) -> EffvlError | None:
-    """What a user can act on although no line of ours raised it: the memory or the disk is full."""
+    """The user's error for an exception that is not ours: the memory or the disk is full; None for any other."""
     import torch
 
     from effvl_cli.core.files import is_full
@@ -153,7 +153,7 @@ def _hungry(config: Any) -> list[str]:
 
 
 def _close(run: Any, status: str, error: BaseException) -> None:
-    """Write the report if the disk still takes it; what was saved before stays as it is."""
+    """Write the report if the disk has room for it; what was saved before stays as it is."""
     try:
         run.finish(status, str(error))
     except (EffvlError, OSError) as failure:

@@ -11,9 +11,9 @@ from effvl_cli.config.resolve import Invocation
 from effvl_cli.config.schema import WIDEST, Option, common, options, written
 
 INVOCATION = {
-    "recipe": "YAML file with options; flags win over it, and --no-SWITCH turns a switch of it off",
-    "dry_run": "print the resolved options and where each is from, and stop",
-    "fresh": "start anew in a run folder that is there already",
+    "recipe": "YAML file with options; flags override it, and --no-SWITCH turns off a switch that it sets",
+    "dry_run": "print the resolved options, where each comes from and what the run costs, and stop",
+    "fresh": "start anew in a run folder that already exists",
     "quiet": "no progress and no log on the terminal",
     "json": "print the report as one line of JSON",
     "debug": "tracebacks instead of one-line errors",
@@ -36,7 +36,7 @@ def flag_names(config: type) -> list[str]:
 
 
 def switches(config: type) -> list[str]:
-    """Those that take no value; each but the ones of the invocation has a --no- form."""
+    """Options that take no value; each has a --no- form, except those of the invocation."""
     own = [option.key for option in options(config).values() if option.kind is bool]
     return [*own, *(f"no-{key}" for key in own), *(name.replace("_", "-") for name in INVOCATION if name != "recipe")]
 
@@ -55,7 +55,7 @@ def callback(
 
     Args:
         config: option dataclass.
-        handle: called with (context, typed values by field name, Invocation); gives the exit code, or
+        handle: called with (context, typed values by field name, Invocation); returns the exit code, or
             None to go on to a verb.
         summary: its help.
         full: help shows every option in the panel of its group, not only those that most people need first.
@@ -114,7 +114,7 @@ def _flag(option: Option, panel: str) -> Any:
 
 
 def _help(option: Option) -> str:
-    """What it is (choices; default; range); without brackets, which help would take for markup."""
+    """Description (choices; default; range), without square brackets, which help would read as markup."""
     long = len("|".join(option.choices)) > WIDEST  # no room in the placeholder
     about = [f"one of {', '.join(option.choices)}"] if long else []
     if option.default is not None and option.default is not False and option.default != ():

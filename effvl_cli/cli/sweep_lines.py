@@ -11,18 +11,18 @@ if TYPE_CHECKING:
     from effvl_cli.core.sweep import Planned
     from effvl_cli.core.sweep_check import Planned as Before
 
-ALLOWED = ("recipe",)  # of the options that say how a command is called, those that a sweep may give
+ALLOWED = ("recipe",)  # invocation options that a sweep may set
 
 
 def check(run: "Planned", before: "Before") -> Recipe:
     """Resolve the options of a run as its command will.
 
     Args:
-        run: of the sweep.
+        run: a run of the sweep.
         before: options of the runs before it, by folder.
 
     Raises:
-        EffvlError: what is wrong with them; one line.
+        EffvlError: they are faulty; one line says how.
     """
     name, verb, words = _command(run.arguments)
     command = commands.of(name)[verb]
@@ -57,7 +57,7 @@ def _typed(words: list[str], config: type) -> dict[str, Any]:
         elif key in ALLOWED:
             typed[field] = value
         elif field.removeprefix("no_") not in known:
-            raise UsageError(f"{key} is no option of a run in a sweep", "Leave it out")
+            raise UsageError(f"{key} cannot be set for a run of a sweep", "Leave it out")
         elif known.get(field, known[field.removeprefix("no_")]).kind is not bool:
             typed[field] = value if equals else next(rest, "")
         elif equals:
@@ -70,7 +70,7 @@ def _typed(words: list[str], config: type) -> dict[str, Any]:
 def _base(
     command: commands.Command, config: type, typed: dict[str, Any], recipe: str | None, before: "Before"
 ) -> Recipe | None:
-    """Options of the run that a verb works on: one that the sweep makes, or one that is there."""
+    """Options of the run that a verb works on: one that the sweep makes, or an existing one."""
     folder = str(typed.get("run", ""))
     found = before.get(folder)
     if found is None:

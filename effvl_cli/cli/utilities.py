@@ -17,9 +17,9 @@ RECIPES = Path("recipes")
 
 def list_(
     what: Annotated[Literal["models", "datasets", "recipes"], typer.Argument(help="What to list.")],
-    pattern: Annotated[str, typer.Argument(help="Only names that hold this text.")] = "",
+    pattern: Annotated[str, typer.Argument(help="Only names that contain this text.")] = "",
 ) -> None:
-    """Models, data sets and recipes by name."""
+    """List models, data sets or recipes by name."""
     from effvl_cli.cli.console import Console
     from effvl_cli.core.table import Table
 
@@ -46,7 +46,7 @@ def _registered(what: str, pattern: str) -> list[tuple[str, ...]]:
 
 
 def _recipes(pattern: str) -> list[tuple[str, str]]:
-    """Those that come with effvl by their names, and those of the current folder's `recipes/` by their paths."""
+    """Recipes that come with effvl, by name, and those in the current folder's `recipes/`, by path."""
     from effvl_cli.config import recipes
     from effvl_cli.config.resolve import read_recipe
 
@@ -58,7 +58,7 @@ def _recipes(pattern: str) -> list[tuple[str, str]]:
         if pattern.lower() in name.lower():
             try:
                 recipe = read_recipe(path)
-            except UsageError as error:  # one that is being written must not hide the others
+            except UsageError as error:  # a half-written file must not hide the others
                 found.append((name, f"unusable: {error}"))
                 continue
             kind = "sweep of" if recipe.arms else "effvl"
@@ -67,7 +67,7 @@ def _recipes(pattern: str) -> list[tuple[str, str]]:
 
 
 def env() -> None:
-    """Versions, device, processes and cache folder."""
+    """Show versions, device, processes and cache folder."""
     from effvl_cli import __version__
     from effvl_cli.cli.console import Console
     from effvl_cli.core.cache import default_root
@@ -90,13 +90,13 @@ def data(
     what: Annotated[Literal["check"], typer.Argument(help="What to do.")],
     name: Annotated[str, typer.Argument(metavar="NAME", help="Data set, as in --data.")],
     data_root: Annotated[
-        Path | None, typer.Option("--data-root", metavar="DIR", help="Folder that it lies in (default: this one).")
+        Path | None, typer.Option("--data-root", metavar="DIR", help="Folder that holds it (default: the current one).")
     ] = None,
     download: Annotated[
         bool, typer.Option("--download", help="Fetch it first if it is not there, where torchvision knows from where.")
     ] = False,
 ) -> None:
-    """What there is of a data set and what is missing: data check NAME."""
+    """Show what is there of a data set and what is missing: data check NAME."""
     from effvl_cli.cli.console import Console
     from effvl_cli.data.check import check
     from effvl_cli.data.fetch import fetch_missing
@@ -111,9 +111,11 @@ def data(
 
 def sweep(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Recipe with arms, seeds and claims.")],
-    shard: Annotated[str, typer.Option(metavar="I/N", help="Run every N-th run, from the I-th (0 first).")] = "0/1",
+    shard: Annotated[
+        str, typer.Option(metavar="I/N", help="Run every N-th run, from the I-th on (counted from 0).")
+    ] = "0/1",
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the runs (default: runs/sweeps/NAME).")
+        Path | None, typer.Option(metavar="DIR", help="Folder for the runs (default: runs/sweeps/NAME).")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check every run, print what is done and what is to do, and stop.")
@@ -137,7 +139,7 @@ def _echo(text: str) -> None:
 
 
 def _launch(arguments: list[str]) -> int:
-    """One run in a process of its own: its memory and its crashes stay there, a request to stop is passed on."""
+    """Run one command line in its own process, which confines its memory and crashes; stop requests are passed on."""
     from effvl_cli.core import signals
 
     if signals.requested():
@@ -163,7 +165,7 @@ def _stopped() -> int:
 def table(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, sweep folders or sweep files.")],
 ) -> None:
-    """Results side by side: mean and spread over seeds, published figures, claims as PASS or FAIL."""
+    """Show results side by side: mean and spread over seeds, published figures, claims as PASS or FAIL."""
     from effvl_cli.cli.console import Console
     from effvl_cli.config import recipes
     from effvl_cli.core import sweep_table

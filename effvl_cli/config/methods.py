@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-REFERENCE_BATCH = 256  # that the rates of released recipes are given for
+REFERENCE_BATCH = 256  # batch size that released recipes give their rates for
 _VIEW_OPTIONS = (
     *("budget", "schedule", "patch", "keep", "baseline", "cost_model", "compile", "image_size", "size_policy"),
     *("patch_resize", "crop_min", "aug_device", "temperature", "stop_grad_patch_embed", "drop_path"),
@@ -13,11 +13,11 @@ _VIEW_OPTIONS = (
 )
 _LABEL_OPTIONS = ("steps", "accumulate", "augment", "templates")
 
-WIDEST = 16  # hidden width of default heads at most, over the backbone's: a ViT-S has the released ones
+WIDEST = 16  # largest hidden width of default heads, in widths of the backbone: a ViT-S gets the released ones
 EMBEDDED = "shape-captions"
 
 Arguments = Callable[[Any, int, int], dict[str, Any]]
-"""(options, width of the backbone, training pictures) to the arguments of the method's networks."""
+"""From (options, width of the backbone, training pictures) to the arguments of the method's networks."""
 
 
 def _heads(config: Any, width: int) -> dict[str, int]:
@@ -60,22 +60,22 @@ def _dino(config: Any, width: int, num_images: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """What a method is.
+    """Description of a method.
 
     Attributes:
         target: "module:Class", the networks and loss of a method that compares views, else the engine's objective.
-        options: those that only some methods have, and this one too.
-        defaults: of options that are not given.
+        options: the ones that this method has of those that only some methods have.
+        defaults: values of options that are not given.
         heads: hidden width and output of the released heads.
         base_lr: peak learning rate at a batch of `REFERENCE_BATCH`, in proportion to the batch; None: in `defaults`.
         compares_views: trained from pictures alone, under a schedule of compressions.
         views: pair of augmentations, by the method that they were released with.
         arguments: of the networks, from the options.
         compresses_keys: whether the second view is compressed as much as the first; a teacher's is whole.
-        both_ways: whether each of the two views is a query and a key.
+        both_ways: whether each of the two views is both a query and a key.
         same_views: whether the teacher sees the views of the student.
-        init: initialisation of a random backbone, where it has one of its own.
-        freezes_patches: whether the patch kernel stays as it is drawn.
+        init: initialisation of a random backbone, where the method has its own.
+        freezes_patches: whether the patch kernel keeps its random initial values.
         hint: option that helps where the loss is not finite.
     """
 
@@ -163,7 +163,7 @@ VIEW_METHODS = tuple(name for name, spec in METHODS.items() if spec.compares_vie
 
 
 def methods_with(option: str) -> tuple[str, ...]:
-    """The methods that have an option; all of them have one that no row names."""
+    """The methods that have an option; one that no row names belongs to all of them."""
     found = tuple(name for name, spec in METHODS.items() if option in spec.options)
     return found or tuple(METHODS)
 
@@ -174,7 +174,7 @@ def is_embedded(config: Any) -> bool:
 
 
 def defaults_of(config: Any) -> dict[str, tuple[Any, str]]:
-    """What options of a training become that are not given, each with where that is from."""
+    """Values of the training options that are not given, each with its origin."""
     spec = METHODS[config.method]
     if is_embedded(config):
         return {name: (value, "default of the embedded data") for name, value in SMALL.items()}
@@ -183,6 +183,6 @@ def defaults_of(config: Any) -> dict[str, tuple[Any, str]]:
     if spec.base_lr is not None:
         lr = spec.base_lr * config.batch_size / REFERENCE_BATCH
         found["lr"] = (lr, f"{origin}: {spec.base_lr:g} x {config.batch_size} / {REFERENCE_BATCH}")
-    if config.weight_decay is not None:  # its end is then the user's too
+    if config.weight_decay is not None:  # then its end is the user's choice too
         found.pop("weight_decay_end", None)
     return found

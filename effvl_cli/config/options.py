@@ -43,17 +43,23 @@ class RunOptions:
 
     panel: ClassVar[str] = "Run"
 
-    out: Annotated[str | None, VOLATILE, Doc("run folder, exactly here (default: runs/COMMAND/NAME)")] = None
+    out: Annotated[str | None, VOLATILE, Doc("exact path of the run folder (default: runs/COMMAND/NAME)")] = None
     name: Annotated[str | None, VOLATILE, Doc("name of the run folder (default: hash of the options)")] = None
     seed: Annotated[int, Ge(0), Doc("seed of every random stream")] = 0
     device: Annotated[str, VOLATILE, Doc("cpu, cuda, cuda:N, mps or auto")] = "auto"
     precision: Annotated[Literal["fp32", "bf16", "fp16"], Doc("autocast type of training and inference")] = "fp32"
     workers: Annotated[Count | None, VOLATILE, Doc("loader processes (default: 0 on a CPU, else up to 8)")] = None
-    deterministic: Annotated[bool, Doc("only deterministic kernels; an op without one is named")] = False
+    deterministic: Annotated[
+        bool, Doc("use only deterministic kernels; an op without one is an error that names it")
+    ] = False
     log: Annotated[
-        tuple[Literal["tensorboard"], ...], VOLATILE, Doc("besides metrics.jsonl and .csv: tensorboard (an extra)")
+        tuple[Literal["tensorboard"], ...],
+        VOLATILE,
+        Doc("log also written, besides metrics.jsonl and .csv: tensorboard (an extra)"),
     ] = ()
-    cache_dir: Annotated[str | None, VOLATILE, Doc("content-keyed cache (default: ~/.cache/effvl)")] = None
+    cache_dir: Annotated[str | None, VOLATILE, Doc("folder of the content-keyed cache (default: ~/.cache/effvl)")] = (
+        None
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +69,13 @@ class DataOptions:
     panel: ClassVar[str] = "Data"
 
     data: Annotated[str, Doc("data set: NAME or NAME:ARGUMENT, see `effvl list datasets`")] = "shape-captions"
-    data_root: Annotated[str | None, Doc("folder that --data lies in, or that its path starts from")] = None
+    data_root: Annotated[str | None, Doc("folder that holds the data set, or that its path is relative to")] = None
     on_bad: Annotated[Literal["error", "skip"], Doc("an unreadable image: stop, or skip up to 1 %")] = "error"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptOptions:
-    """Words around the class names."""
+    """Text around the class names."""
 
     panel: ClassVar[str] = "Data"
 
@@ -99,10 +105,10 @@ class ModelOptions:
     ] = None
     normalise: Annotated[
         Literal["imagenet", "cifar10", "cifar100", "clip", "half", "none"] | None,
-        Doc("mean and deviation of the images that the network was trained with (default: its own)"),
+        Doc("mean and standard deviation of the network's training images (default: its own)"),
     ] = None
-    mean: Annotated[tuple[float, ...], Doc("the mean in numbers: red, green, blue in 0..1")] = ()
-    std: Annotated[tuple[float, ...], Doc("the deviation likewise")] = ()
+    mean: Annotated[tuple[float, ...], Doc("the mean as numbers: red, green, blue in 0..1")] = ()
+    std: Annotated[tuple[float, ...], Doc("the standard deviation, likewise")] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +117,7 @@ class GuardOptions:
 
     panel: ClassVar[str] = "Model"
 
-    force: Annotated[bool, Doc("go on with a network that is hardly better than chance")] = False
+    force: Annotated[bool, Doc("continue with a network that is hardly better than chance")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +138,7 @@ class SaveOptions:
     panel: ClassVar[str] = "Training"
 
     save_every: Annotated[
-        Count, VOLATILE, Doc("steps between checkpoints; 0: as often as costs less than 2 % of the time")
+        Count, VOLATILE, Doc("steps between checkpoints; 0: so many that saving takes less than 2 % of the time")
     ] = 0
     log_every: Annotated[Positive, VOLATILE, Doc("steps between records in metrics.jsonl")] = 20
 
@@ -151,7 +157,7 @@ class TrainOptions(SaveOptions):
     lr: Annotated[Rate, Doc("peak learning rate")] = 1e-3
     lr_decay: Annotated[
         Literal["cosine", "poly", "poly-concave", "step"],
-        Doc("after the warm-up, over the rest u: half a cosine, (1-u)^p, 1-u^p, or gamma at each milestone"),
+        Doc("decay after the warm-up, over the rest u: half a cosine, (1-u)^p, 1-u^p, or gamma at each milestone"),
     ] = "cosine"
     lr_power: Annotated[float, Gt(0), Doc("p of poly and poly-concave")] = 2.0
     lr_milestones: Annotated[tuple[Fraction, ...], Doc("step: shares of the training, e.g. 0.5,0.75")] = (0.5, 0.75)
@@ -159,13 +165,13 @@ class TrainOptions(SaveOptions):
     lr_floor: Annotated[float, Ge(0), Lt(1), Doc("share of the peak rate that cosine and poly end at")] = 0.0
     weight_decay: Annotated[float, Ge(0), Doc("weight decay")] = 0.02
     weight_decay_end: Annotated[
-        float | None, Ge(0), Doc("weight decay at the end, along half a cosine (default: constant)")
+        float | None, Ge(0), Doc("final weight decay, reached along half a cosine (default: constant)")
     ] = None
-    decay_all: Annotated[bool, Doc("decay biases and norms too; else matrices only")] = False
+    decay_all: Annotated[bool, Doc("apply weight decay to biases and norms too, not to matrices alone")] = False
     momentum: Annotated[float, Ge(0), Lt(1), Doc("momentum of sgd and muon")] = 0.9
     warmup: Annotated[float, Ge(0), Lt(1), Doc("share of the training over which the rate rises")] = 0.05
     clip_grad: Annotated[float, Ge(0), Doc("largest gradient norm; 0: no clipping")] = 1.0
-    clip_mode: Annotated[Literal["global", "per-param"], Doc("the norm of all gradients, or of each tensor's")] = (
-        "global"
-    )
-    eval_every: Annotated[Count, Doc("steps between evaluations; 0: each epoch, or at half time and the end")] = 0
+    clip_mode: Annotated[
+        Literal["global", "per-param"], Doc("clip by the norm of all gradients, or by that of each tensor")
+    ] = "global"
+    eval_every: Annotated[Count, Doc("steps between evaluations; 0: each epoch, or halfway and at the end")] = 0

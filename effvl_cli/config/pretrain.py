@@ -30,14 +30,14 @@ _SUFFIX = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
 
 @dataclass(frozen=True, kw_only=True)
 class MethodTrainOptions(TrainOptions):
-    """Optimisation, with defaults that follow the method; once built, none of them is None but the end of the decay."""
+    """Optimisation, with defaults that follow the method; once built, only the final weight decay may be None."""
 
     lr: Annotated[
         Rate | None, Doc("peak learning rate (default: the method's at batch 256, in proportion to the batch)")
     ] = None  # type: ignore[assignment]  # of the shared option
     weight_decay: Annotated[float | None, Ge(0), Doc("weight decay (default: the method's)")] = None  # type: ignore[assignment]
     weight_decay_end: Annotated[
-        float | None, Ge(0), Doc("weight decay at the end, along half a cosine (default: dino 0.4, else constant)")
+        float | None, Ge(0), Doc("final weight decay, reached along half a cosine (default: dino 0.4, else constant)")
     ] = None
     warmup: Annotated[
         float | None, Ge(0), Lt(1), Doc("share of the training over which the rate rises (default: the method's)")
@@ -47,7 +47,7 @@ class MethodTrainOptions(TrainOptions):
     )
     clip_mode: Annotated[
         Literal["global", "per-param"] | None,
-        Doc("the norm of all gradients, or of each tensor's (default: dino per-param, else global)"),
+        Doc("clip by the norm of all gradients, or by that of each tensor (default: dino per-param, else global)"),
     ] = None  # type: ignore[assignment]
 
 
@@ -64,7 +64,7 @@ class LengthOptions:
     schedule: Annotated[
         str | None,
         ARTEFACT,
-        Doc("over time: none, constant:patch=P,keep=R, or a file (default: keep 0.25 until 0.8, then all)"),
+        Doc("compression over time: none, constant:patch=P,keep=R, or a file (default: keep 0.25 until 0.8, then all)"),
     ] = None
     keep: Annotated[
         Fraction | None,
@@ -78,7 +78,7 @@ class LengthOptions:
     cost_model: Annotated[
         Literal["flops", "time"], Doc("what a unit of the budget counts: multiply-adds, or measured seconds")
     ] = "flops"
-    compile: Annotated[bool, Doc("torch.compile the backbone, one graph for each length")] = False
+    compile: Annotated[bool, Doc("torch.compile the backbone, one graph for each sequence length")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,19 +90,19 @@ class ViewOptions:
     image_size: Annotated[Positive | None, Doc("side of the views, px (default: the model's)")] = None
     size_policy: Annotated[
         Literal["strict", "snap"],
-        Doc("a patch that divides no view: an error, or the nearest view size that fits"),
+        Doc("where the patch size does not divide the view: an error, or the nearest view size that fits"),
     ] = "strict"
     patch_resize: Annotated[
         Literal["pi", "bilinear"], Doc("how the patch kernel is resized: pseudo-inverse, or as an image")
     ] = "pi"
     crop_min: Annotated[Fraction | None, Doc("smallest share of the picture in a crop (default: the method's)")] = None
-    local_crops: Annotated[Count, Doc("dino: local views, at a share of the size")] = 0
+    local_crops: Annotated[Count, Doc("dino: number of local views")] = 0
     local_size: Annotated[Fraction, Doc("dino: side of the local views, as a share of --image-size")] = 0.5
     aug_device: Annotated[
         Literal["auto", "batch", "worker"],
-        Doc("crops batched on the device from pictures in memory, or by loader processes (auto: as memory allows)"),
+        Doc("crop in batches on the device from pictures in memory, or in loader processes (auto: as memory allows)"),
     ] = "auto"
-    num_images: Annotated[Positive, Doc("pictures taken of an endless data set")] = 10_000
+    num_images: Annotated[Positive, Doc("pictures taken from an endless data set")] = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,18 +112,22 @@ class MethodOptions:
     panel: ClassVar[str] = "Method"
 
     derived: ClassVar[Mapping[str, str]] = {}
-    """Where options that were not given have their values from, once a config is built."""
+    """Origins of the values of options that were not given, once a config is built."""
 
     method: Annotated[
         Literal[*METHODS],  # type: ignore[valid-type]  # the rows are the choices
         Doc("simclr, mocov3, dino: from images alone, accelerated; clip: with texts; supervised: with labels"),
     ] = "simclr"
-    temperature: Annotated[float | None, Gt(0), Doc("of the loss (default: 0.2; dino: 0.1, the student's)")] = None
-    ema: Annotated[float | None, Gt(0), Lt(1), Doc("first momentum of the key encoder (mocov3 0.99, dino 0.996)")] = (
+    temperature: Annotated[
+        float | None, Gt(0), Doc("temperature of the loss (default: 0.2; dino: 0.1, the student's)")
+    ] = None
+    ema: Annotated[float | None, Gt(0), Lt(1), Doc("initial momentum of the key encoder (mocov3 0.99, dino 0.996)")] = (
         None
     )
-    symmetric_loss: Annotated[bool, Doc("mocov3: both directions, as in the released code")] = False
-    moco_loss_scale: Annotated[float | None, Gt(0), Doc("mocov3: factor of the loss (default: 2 temperatures)")] = None
+    symmetric_loss: Annotated[bool, Doc("mocov3: loss in both directions, as in the released code")] = False
+    moco_loss_scale: Annotated[
+        float | None, Gt(0), Doc("mocov3: factor of the loss (default: twice the temperature)")
+    ] = None
     stop_grad_patch_embed: Annotated[bool | None, Doc("freeze the patch kernel (default: mocov3 only)")] = None
     head_layers: Annotated[Positive | None, Doc("layers of the projector (default: 2; mocov3 3)")] = None
     head_hidden: Annotated[
@@ -134,7 +138,9 @@ class MethodOptions:
     prototypes: Annotated[
         Positive | None, Doc("dino: outputs of the head (default: 65536 from 100,000 images on, else 4096)")
     ] = None
-    teacher_temperature: Annotated[float, Gt(0), Doc("dino: of the teacher, risen to from 0.04")] = 0.04
+    teacher_temperature: Annotated[
+        float, Gt(0), Doc("dino: final temperature of the teacher, which starts at 0.04")
+    ] = 0.04
     teacher_warmup: Annotated[float, Ge(0), Le(1), Doc("dino: share of the budget over which it rises")] = 0.0
     freeze_last: Annotated[float, Ge(0), Le(1), Doc("dino: share of the budget before the last layer learns")] = 0.01
     drop_path: Annotated[float, Ge(0), Lt(1), Doc("stochastic depth of the query view's last block")] = 0.0
@@ -147,7 +153,7 @@ class MethodOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeOptions:
-    """How features are judged."""
+    """How features are evaluated."""
 
     panel: ClassVar[str] = "Evaluation"
 
@@ -177,7 +183,7 @@ class PretrainConfig(
     panel: ClassVar[str] = "Method"
 
     def __post_init__(self) -> None:
-        """What no single option can say."""
+        """Check the options against one another."""
         _refuse_foreign(self, self.method)
         _fill(self)
         if self.method in VIEW_METHODS:
@@ -222,10 +228,10 @@ class SearchConfig(RunOptions, DataOptions, ModelOptions, MethodTrainOptions, Vi
         "backbone"
     )
     monotone: Annotated[bool, Doc("the cost of a step never falls along the schedule")] = True
-    final_full: Annotated[float, Ge(0), Lt(1), Doc("last share of the budget that is left uncompressed")] = 0.1
+    final_full: Annotated[float, Ge(0), Lt(1), Doc("final share of the budget that is left uncompressed")] = 0.1
 
     def __post_init__(self) -> None:
-        """What no single option can say."""
+        """Check the options against one another."""
         if self.method not in VIEW_METHODS:
             raise ValueError(f"--method is {self.method}, which has no views. Give one of {', '.join(VIEW_METHODS)}")
         _fill(self)
@@ -241,33 +247,35 @@ class SearchConfig(RunOptions, DataOptions, ModelOptions, MethodTrainOptions, Vi
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig(RunOptions, DataOptions, ProbeOptions):
-    """Judge the features of a trained backbone."""
+    """Evaluate the features of a trained backbone."""
 
     panel: ClassVar[str] = "Evaluation"
 
     run: Annotated[
         str | None, ARTEFACT, Doc("run folder or checkpoint of pretrain (default: the newest completed one)")
     ] = None
-    num_images: Annotated[Positive, Doc("pictures taken of an endless data set")] = 10_000
+    num_images: Annotated[Positive, Doc("pictures taken from an endless data set")] = 10_000
     sgd_epochs: Annotated[Count, Doc("epochs of a linear probe by SGD on augmented pictures; 0: none")] = 0
-    sgd_lr: Annotated[tuple[Rate, ...], Doc("its rates at batch 256, tried at once; the best on validation counts")] = (
-        *(0.1, 0.3, 1.0, 3.0),
-    )
+    sgd_lr: Annotated[
+        tuple[Rate, ...], Doc("its learning rates at batch 256, tried together; the best on validation counts")
+    ] = (*(0.1, 0.3, 1.0, 3.0),)
     sgd_batch_size: Annotated[Positive, Doc("its pictures per step")] = 256
-    cls_blocks: Annotated[Positive, Doc("CLS tokens of so many last blocks, side by side (DINO ViT-S: 4)")] = 1
+    cls_blocks: Annotated[Positive, Doc("number of last blocks whose CLS tokens are concatenated (DINO ViT-S: 4)")] = 1
 
 
 def _refuse_foreign(config: PretrainConfig, method: str) -> None:
-    """An option of another method is not silently ignored."""
+    """Refuse an option of another method instead of ignoring it."""
     for item in dataclasses.fields(config):
         known = methods_with(item.name)
         if method not in known and getattr(config, item.name) != item.default:
             flag = item.name.replace("_", "-")
-            raise ValueError(f"--{flag} is of --method {', '.join(known)}, and the method is {method}. Leave it out")
+            raise ValueError(
+                f"--{flag} belongs to --method {', '.join(known)}, and the method is {method}. Leave it out"
+            )
 
 
 def _fill(config: "PretrainConfig | SearchConfig") -> None:
-    """Give options that are not given what the method, or the embedded data, make of them."""
+    """Fill options that are not given with the defaults of the method or of the embedded data."""
     derived = {}
     for name, (value, origin) in defaults_of(config).items():
         if getattr(config, name) is None:
@@ -282,7 +290,7 @@ def _check_invariance(config: PretrainConfig) -> None:
     if config.units is None and config.epochs is None and config.data != EMBEDDED:
         raise ValueError("the length is missing. Give --budget (e.g. 550k, 100M) or --epochs")
     if config.schedule is not None and (config.keep is not None or config.patch is not None):
-        raise ValueError("--schedule and --keep or --patch say the same. Give the one or the other")
+        raise ValueError("--schedule and --keep or --patch set the same thing. Give one or the other")
     if config.batch_size < 2:
         raise ValueError(f"--batch-size is {config.batch_size}. A contrastive loss needs at least 2 images a process")
 

@@ -32,12 +32,13 @@ class UnitOptions:
     panel: ClassVar[str] = "Units"
 
     unit: Annotated[
-        Literal["block", "half", "stage"], Doc("whole blocks; attention and MLP of a ViT's apart; or whole stages")
+        Literal["block", "half", "stage"],
+        Doc("units are whole blocks; the attention and the MLP of a ViT block; or whole stages"),
     ] = "block"
     valid: Annotated[
         Literal["identity", "shape"], Doc("units with a proven identity shortcut, or any that keep the shape")
     ] = "identity"
-    protect: Annotated[tuple[str, ...], Doc("paths that stay, with * and ?, e.g. layer1.*,layer4.2")] = ()
+    protect: Annotated[tuple[str, ...], Doc("paths that are never removed, with * and ?, e.g. layer1.*,layer4.2")] = ()
     only: Annotated[tuple[str, ...], Doc("no paths but these")] = ()
     min_per_stage: Annotated[Count, Doc("units, removable or not, that stay in each stage")] = 1
 
@@ -48,25 +49,25 @@ class JudgeOptions(GuardOptions):
 
     panel: ClassVar[str] = "Measurement"
 
-    eval_batch_size: Annotated[Positive, VOLATILE, Doc("images per step on each device, without training")] = 256
+    eval_batch_size: Annotated[Positive, VOLATILE, Doc("images per step on each device, outside training")] = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitOptions(JudgeOptions, Checked):
-    """Which images choose."""
+    """Which images decide what is removed."""
 
     panel: ClassVar[str] = "Scoring"
 
     score_split: Annotated[
         Literal["holdout", "train", "test"],
-        Doc("images that score: held out of all training, trained on, or the test split (--allow-test-leak)"),
+        Doc("scoring images: held out from training, training images, or the test split (--allow-test-leak)"),
     ] = "holdout"
-    allow_test_leak: Annotated[bool, Doc("let the test split choose; every figure is marked")] = False
-    score_batch_size: Annotated[Positive, Doc("scored images per step")] = 256
-    score_size: Annotated[Positive | None, Doc("images per class that score (default: all, up to 10,000)")] = None
+    allow_test_leak: Annotated[bool, Doc("let the test split decide what is removed; every figure is marked")] = False
+    score_batch_size: Annotated[Positive, Doc("scoring images per step")] = 256
+    score_size: Annotated[Positive | None, Doc("scoring images per class (default: all, up to 10,000)")] = None
 
     def __post_init__(self) -> None:
-        """What no single option can say."""
+        """Check the options against one another."""
         super().__post_init__()
         if self.score_split == "test" and not self.allow_test_leak:
             raise ValueError(
@@ -77,12 +78,12 @@ class SplitOptions(JudgeOptions, Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class RecalOptions:
-    """Batch norm without the unit that has gone."""
+    """Batch norm after a removal."""
 
     panel: ClassVar[str] = "Scoring"
 
     bn_recal: Annotated[
-        Count, Doc("training images that re-estimate batch-norm statistics after a removal; 0: none")
+        Count, Doc("training images for new batch-norm statistics after a removal; 0: keep the old ones")
     ] = 0
 
 
@@ -97,9 +98,9 @@ class ScoreOptions(SplitOptions, RecalOptions):
         Doc("direct (removal measured), random, l1, bn-scale, block-influence, sr-init, cka, or file:SCORES.json"),
     ] = "direct"
     metric: Annotated[Literal["top1", "loss"], Doc("measure of direct removal; the other one breaks ties")] = "top1"
-    tie: Annotated[Literal["exact", "loss-ci"], Doc("loss-ci: units not told apart by top1 are ranked by loss")] = (
-        "exact"
-    )
+    tie: Annotated[
+        Literal["exact", "loss-ci"], Doc("loss-ci: units that top1 cannot tell apart are ranked by loss")
+    ] = "exact"
     impact_per: Annotated[
         Literal["none", "macs", "params", "latency"], Doc("divide the impact by what the removal saves")
     ] = "none"
@@ -107,19 +108,19 @@ class ScoreOptions(SplitOptions, RecalOptions):
         Literal["auto", "chain", "replay", "off"], Doc("computations shared by candidates; same scores, bit for bit")
     ] = "auto"
     race: Annotated[
-        Literal["none", "halving", "bound"], Doc("drop hopeless candidates early: halves, or by a confidence bound")
+        Literal["none", "halving", "bound"], Doc("drop hopeless candidates early: by halving, or by a confidence bound")
     ] = "none"
     loss_clip: Annotated[float, Gt(0), Doc("--race bound with --metric loss: larger losses count as this")] = 8.0
     score_bn: Annotated[
         Literal["keep", "recal"],
-        Doc("recal: score each removal with batch-norm statistics estimated anew without the unit, see --bn-recal"),
+        Doc("recal: score each removal with batch-norm statistics re-estimated without the unit, see --bn-recal"),
     ] = "keep"
     score_stack: Annotated[
         Positive, Doc("candidates that run as one larger batch, for GPUs; above 1 no longer equal bit for bit")
     ] = 1
 
     def __post_init__(self) -> None:
-        """What no single option can say."""
+        """Check the options against one another."""
         super().__post_init__()
         if self.criterion != "direct":
             for name in ("race", "score_bn", "score_stack", "tie"):
@@ -154,17 +155,19 @@ class TargetOptions:
     target_params: Annotated[Removed | None, Doc("share of the parameters to remove")] = None
     target_macs: Annotated[Removed | None, Doc("share of the multiply-adds to remove")] = None
     target_latency: Annotated[Removed | None, Doc("share of the latency at batch 1 to remove")] = None
-    stop: Annotated[Literal["all", "any"], Doc("with several targets: when all, or the first, is met")] = "all"
+    stop: Annotated[Literal["all", "any"], Doc("with several targets: stop when all of them, or the first, is met")] = (
+        "all"
+    )
     max_drop: Annotated[float | None, Ge(0), Lt(1), Doc("largest fall of top-1 on the scoring images; then stop")] = (
         None
     )
     blocks_per_step: Annotated[Positive, Doc("units removed between two fine-tunings")] = 1
     search: Annotated[
         Literal["single", "pairs", "beam"],
-        Doc("score units alone; or --blocks-per-step 2 as all pairs; or sets of any size, the 8 best grown by one"),
+        Doc("score single units; all pairs (--blocks-per-step 2); or sets of any size, the 8 best grown unit by unit"),
     ] = "single"
     lookahead: Annotated[
-        str | None, Doc("M:E, fine-tune the M best candidates E epochs each, and go on with the best of them")
+        str | None, Doc("M:E, fine-tune the M best candidates for E epochs each, and continue with the best of them")
     ] = None
     rescore: Annotated[Literal["every", "once"], Doc("score before each removal, or at the start only")] = "every"
 
@@ -179,11 +182,11 @@ class FinetuneOptions:
     finetune_steps: Annotated[Positive | None, Doc("optimizer steps after each removal, in place of epochs")] = None
     finetune_lr: Annotated[Rate, Doc("SGD learning rate, cosine to zero")] = 0.01
     final_epochs: Annotated[Count, Doc("epochs at the end")] = 3
-    final_lr: Annotated[Rate, Doc("SGD learning rate of these")] = 0.01
+    final_lr: Annotated[Rate, Doc("SGD learning rate of the final epochs")] = 0.01
     finetune_batch_size: Annotated[Positive, Doc("images per step, over all processes")] = 64
     momentum: Annotated[float, Ge(0), Lt(1), Doc("momentum of SGD")] = 0.9
     weight_decay: Annotated[float, Ge(0), Doc("weight decay")] = 5e-4
-    decay_all: Annotated[bool, Doc("decay biases and norms too; else matrices only")] = False
+    decay_all: Annotated[bool, Doc("apply weight decay to biases and norms too, not to matrices alone")] = False
     augment: Annotated[Literal["none", "flip", "crop-flip", "pad-crop-flip", "rrc-flip"], Doc("training transform")] = (
         "none"
     )
@@ -192,13 +195,13 @@ class FinetuneOptions:
     kd_temperature: Annotated[float, Gt(0), Doc("temperature of both softmaxes")] = 4.0
     mimic: Annotated[float, Ge(0), Doc("weight of the distance to the original's pooled features")] = 0.0
     select: Annotated[
-        Literal["last", "best"], Doc("result of a fine-tuning: its last or best state, on the scorers")
+        Literal["last", "best"], Doc("result of a fine-tuning: its last state, or its best one on the scoring images")
     ] = "last"
 
 
 @dataclass(frozen=True, kw_only=True)
 class BaselineOptions:
-    """The network that is pruned, where there are no weights of it."""
+    """Training of the network to prune, where no weights are given."""
 
     panel: ClassVar[str] = "Baseline"
 
@@ -214,7 +217,7 @@ class MeasureOptions:
 
     panel: ClassVar[str] = "Measurement"
 
-    latency_batch_size: Annotated[Positive, Doc("second batch size at which latency is measured, beside 1")] = 32
+    latency_batch_size: Annotated[Positive, Doc("second batch size at which latency is measured, besides 1")] = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,7 +253,7 @@ class PruneBlocksConfig(
     panel: ClassVar[str] = "Target"
 
     def __post_init__(self) -> None:
-        """What no single option can say."""
+        """Check the options against one another."""
         super().__post_init__()
         if self.search == "single":
             return
@@ -270,7 +273,7 @@ class PruneBlocksConfig(
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig(RunInput, RunOptions, DataOptions, ModelOptions):
-    """A verb on the network of RUN, or on --weights, of any source."""
+    """A verb on the network of RUN, or on --weights from any source."""
 
     panel: ClassVar[str] = "Data"
     run_optional: ClassVar[bool] = True
@@ -299,7 +302,7 @@ class ApplyConfig(NetworkConfig, SaveOptions, MeasureOptions, FinetuneOptions, R
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig(RunInput, RunOptions):
-    """Latency of RUN's network and of the one it came from, in torch and in onnxruntime."""
+    """Time RUN's network and the one it came from, in torch and in onnxruntime."""
 
     panel: ClassVar[str] = "Measurement"
 

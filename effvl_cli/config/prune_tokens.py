@@ -25,7 +25,7 @@ from effvl_cli.config.options import (
 
 Shots = Positive | Literal["all"]
 Selector = Literal["predictor", "golden", "cls-attn", "evit", "tome", "random", "grid", "center", "norm", "taylor"]
-# Those that could serve: no oracle, no backward pass.
+# Selectors fit for deployment: no oracle, no backward pass.
 Timed = Literal["predictor", "cls-attn", "evit", "tome", "random", "grid", "center", "norm"]
 
 
@@ -47,8 +47,8 @@ class KeepOptions:
     panel: ClassVar[str] = "Pruning"
     alternatives: ClassVar[tuple[str, str]] = ("keep", "num_keep")
 
-    keep: Annotated[Fraction, Doc("share of the patch tokens that is kept")] = 0.6
-    num_keep: Annotated[Positive | None, Doc("number of patch tokens that are kept, in place of --keep")] = None
+    keep: Annotated[Fraction, Doc("share of the patch tokens to keep")] = 0.6
+    num_keep: Annotated[Positive | None, Doc("number of patch tokens to keep, in place of --keep")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +58,9 @@ class KeepListOptions:
     panel: ClassVar[str] = "Pruning"
     alternatives: ClassVar[tuple[str, str]] = ("keep", "num_keep")
 
-    keep: Annotated[tuple[Fraction, ...], Doc("kept shares of the patch tokens, comma separated")] = (0.6,)
+    keep: Annotated[tuple[Fraction, ...], Doc("shares of the patch tokens to keep, comma separated")] = (0.6,)
     num_keep: Annotated[
-        tuple[Positive, ...] | None, Doc("kept numbers of patch tokens, comma separated, in place of --keep")
+        tuple[Positive, ...] | None, Doc("numbers of patch tokens to keep, comma separated, in place of --keep")
     ] = None
 
 
@@ -72,7 +72,7 @@ class SearchOptions(Checked):
 
     scorer: Annotated[
         Literal["feature", "label", "maxconf", "taylor"],
-        Doc("what a removal must not harm: the embedding, the label's or the largest posterior, or by gradients"),
+        Doc("damage is measured on the embedding, on the label's or the largest posterior, or estimated by gradients"),
     ] = "feature"
     score_space: Annotated[
         Literal["log", "prob", "logit"], Doc("label and maxconf as log-posterior, posterior, or scaled cosine")
@@ -86,16 +86,16 @@ class SearchOptions(Checked):
     block: Annotated[Positive, Doc("side of the removal window, in patches")] = 1
     block_stride: Annotated[Positive, Doc("stride of the removal windows")] = 1
     group: Annotated[Count, Doc("tokens removed per round: 1 exact greedy, 0 one shot")] = 0
-    rank_until: Annotated[Fraction, Doc("stop removing when this share is alive")] = 0.3
+    rank_until: Annotated[Fraction, Doc("stop removing when this share is left")] = 0.3
     shortlist: Annotated[
-        Count, Doc("evaluate only the patches that gradients miss least, so many times --group; 0: all of them")
+        Count, Doc("evaluate only the patches that matter least by gradients, this many times --group; 0: all of them")
     ] = 0
     candidate_tokens: Annotated[
         Positive | None, MEMORY, VOLATILE, Doc("tokens in one chunk of candidates (default: from the device's memory)")
     ] = None
 
     def __post_init__(self) -> None:
-        """What no single option can say."""
+        """Check the options against one another."""
         super().__post_init__()
         by_class = self.scorer in ("label", "maxconf")
         if self.block_stride > self.block:
@@ -118,7 +118,7 @@ class SearchOptions(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class ShotOptions:
-    """How few training images."""
+    """How many training images."""
 
     panel: ClassVar[str] = "Data"
 
@@ -140,12 +140,12 @@ class PredictorOptions(Checked):
 
     panel: ClassVar[str] = "Predictor"
 
-    predictor: Annotated[Literal["mixer", "mlp", "linear"], Doc("network; mixer is bound to one number of patches")] = (
-        "mixer"
-    )
+    predictor: Annotated[
+        Literal["mixer", "mlp", "linear"], Doc("network; mixer works for one number of patches only")
+    ] = "mixer"
     predictor_width: Annotated[Positive, Doc("channels that mixer pools the token states to")] = 64
     predictor_loss: Annotated[
-        Literal["listwise", "keepset", "pairwise", "mse"], Doc("what it learns of the ranking; keepset: official code")
+        Literal["listwise", "keepset", "pairwise", "mse"], Doc("loss on the ranking; keepset: as in the official code")
     ] = "listwise"
     predictor_keeps: Annotated[
         tuple[Fraction, ...] | None, Doc("kept shares that keepset learns, comma separated (default: --keep)")
@@ -156,7 +156,7 @@ class PredictorOptions(Checked):
     predictor_batch_size: Annotated[Positive, Doc("ranked images per step, over all processes")] = 64
 
     def __post_init__(self) -> None:
-        """What no single option can say."""
+        """Check the options against one another."""
         super().__post_init__()
         width = PredictorOptions.predictor_width
         if self.predictor_width != width and self.predictor != "mixer":
@@ -164,7 +164,9 @@ class PredictorOptions(Checked):
                 f"--predictor-width is {self.predictor_width}, which is for --predictor mixer. Leave it out, or {width}"
             )
         if self.predictor_keeps and self.predictor_loss != "keepset":
-            raise ValueError(f"--predictor-keeps is for --predictor-loss keepset, and it is {self.predictor_loss}")
+            raise ValueError(
+                f"--predictor-keeps is for --predictor-loss keepset, and the loss is {self.predictor_loss}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +177,7 @@ class TuneOptions(Checked):
 
     prompts: Annotated[
         Literal["none", "visual", "text", "independent", "coupled"],
-        Doc("learnable tokens: none, in one tower, in both apart, or visual ones mapped from the text's"),
+        Doc("learnable tokens: none, in one tower, independent in both, or visual ones mapped from the text's"),
     ] = "coupled"
     num_visual_tokens: Annotated[Positive, Doc("visual prompt tokens per block")] = 2
     num_text_tokens: Annotated[Positive, Doc("text prompt tokens per block")] = 2
@@ -192,11 +194,12 @@ class TuneOptions(Checked):
     )
     tune_augment: Annotated[Literal["none", "flip", "crop-flip"], Doc("training transform")] = "none"
     tune_keeps: Annotated[
-        Literal["fixed", "mix"], Doc("keep rate while tuning: --keep, or one drawn per step, for prompts at any rate")
+        Literal["fixed", "mix"],
+        Doc("keep rate while tuning: --keep, or one drawn per step, for prompts that serve any rate"),
     ] = "fixed"
 
     def __post_init__(self) -> None:
-        """What no single option can say."""
+        """Check the options against one another."""
         super().__post_init__()
         has_text = self.prompts in ("text", "independent", "coupled")
         if has_text and self.tune_objective == "distill":
@@ -227,7 +230,9 @@ class SelectorOptions:
 
     panel: ClassVar[str] = "Pruning"
 
-    cls_block: Annotated[Literal["own", "prev"], Doc("CLS attention of the block after the pruning, or before")] = "own"
+    cls_block: Annotated[
+        Literal["own", "prev"], Doc("CLS attention of the block after the pruning point, or before it")
+    ] = "own"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,11 +251,11 @@ class TowerConfig(TowerOptions, RunOptions, DataOptions, PromptOptions, ModelOpt
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedConfig(TowerConfig, GuardOptions):
-    """A step that means nothing where the dense tower does not know its classes."""
+    """A step whose result means nothing where the dense tower does not know its classes."""
 
     panel: ClassVar[str] = "Evaluation"
 
-    eval_batch_size: Annotated[Positive, VOLATILE, Doc("images per step on each device, without training")] = 128
+    eval_batch_size: Annotated[Positive, VOLATILE, Doc("images per step on each device, outside training")] = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,20 +276,20 @@ class RankConfig(JudgedConfig, RankOptions):
 
     panel: ClassVar[str] = "Ranking"
 
-    sample_shard: Annotated[str, Doc("i/n: every n-th image from the i-th on; shards meet in the cache")] = "0/1"
+    sample_shard: Annotated[str, Doc("i/n: every n-th image from the i-th on; the cache joins the shards")] = "0/1"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(KeepOptions, RunInput, JudgedConfig, RankOptions, PredictorOptions, SaveOptions):
-    """Train a predictor on the rankings of RUN; validation keeps as many patches."""
+    """Train a predictor on the rankings of RUN; validation keeps `--keep` of the patches."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuneConfig(KeepOptions, RunInput, JudgedConfig, TuneOptions, ShotOptions, SaveOptions):
-    """Tune prompts with the predictor of RUN pruning."""
+    """Tune prompts while the predictor of RUN prunes."""
 
     def __post_init__(self) -> None:
-        """What no single option can say."""
+        """Check the options against one another."""
         super().__post_init__()
         if self.prompts == "none":
             raise ValueError("--prompts is none, and nothing else is tuned. Give visual, text, independent or coupled")
@@ -292,7 +297,7 @@ class TuneConfig(KeepOptions, RunInput, JudgedConfig, TuneOptions, ShotOptions, 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig(KeepListOptions, RunInput, JudgedConfig, SearchOptions, EvalOptions):
-    """Accuracy of selectors at keep rates, with RUN's predictor and prompts."""
+    """Measure the accuracy of selectors at keep rates, with RUN's predictor and prompts."""
 
     panel: ClassVar[str] = "Evaluation"
 
@@ -303,7 +308,7 @@ class EvalConfig(KeepListOptions, RunInput, JudgedConfig, SearchOptions, EvalOpt
 
 @dataclass(frozen=True, kw_only=True)
 class VizConfig(KeepListOptions, RunInput, TowerConfig, SearchOptions, SelectorOptions):
-    """Pictures of kept, dropped and merged patches, with RUN's predictor."""
+    """Draw kept, dropped and merged patches, with RUN's predictor."""
 
     panel: ClassVar[str] = "Pictures"
 
@@ -315,7 +320,7 @@ class VizConfig(KeepListOptions, RunInput, TowerConfig, SearchOptions, SelectorO
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig(KeepOptions, RunInput, TowerConfig):
-    """RUN's pruned tower in files for use elsewhere."""
+    """Export RUN's pruned tower to files for use elsewhere."""
 
     panel: ClassVar[str] = "Export"
 
@@ -327,14 +332,14 @@ class ExportConfig(KeepOptions, RunInput, TowerConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig(KeepListOptions, RunInput, TowerConfig, SelectorOptions):
-    """Time of pruned towers beside the dense one."""
+    """Time pruned towers against the dense one."""
 
     panel: ClassVar[str] = "Measurement"
 
     selector: Annotated[tuple[Timed, ...], Doc("selectors, comma separated")] = ("predictor",)
-    batch_size: Annotated[tuple[Positive, ...], Doc("batch sizes, comma separated; those that fit the memory")] = (
-        *(1, 32, 256),
-    )
+    batch_size: Annotated[
+        tuple[Positive, ...], Doc("batch sizes, comma separated; those that do not fit in memory are left out")
+    ] = (*(1, 32, 256),)
     compile: Annotated[bool, Doc("torch.compile all towers, the dense one too")] = False
-    channels_last: Annotated[bool, Doc("images and the patch embedding in that layout")] = True
-    end_to_end: Annotated[bool, Doc("with decoding and resizing of test images, and the class texts")] = False
+    channels_last: Annotated[bool, Doc("use the channels-last layout for images and patch embedding")] = True
+    end_to_end: Annotated[bool, Doc("include decoding and resizing of test images, and the class texts")] = False

@@ -10,7 +10,7 @@ _NEAR = 3
 
 
 def folder() -> Path:
-    """Where they lie: in the installed package, or beside it in a checkout."""
+    """Folder of the recipes: in the installed package, or beside it in a checkout."""
     inside = _PACKAGE / "recipes"
     return inside if inside.is_dir() else _PACKAGE.parent / "recipes"
 
@@ -22,10 +22,10 @@ def names() -> dict[str, Path]:
 
 
 def find(given: str) -> Path:
-    """The file that is meant: one that is there, or a recipe of effvl by its name or by its path in a checkout.
+    """The file that is meant: an existing one, or a recipe of effvl by its name or by its path in a checkout.
 
     Raises:
-        UsageError: several, or none of that name.
+        UsageError: several recipes have that name, or none.
     """
     path = Path(given)
     try:
@@ -43,7 +43,5 @@ def find(given: str) -> Path:
     if ends:
         raise UsageError(f"{len(ends)} recipes are called {given!r}", f"Give {' or '.join(ends)}")
     near = difflib.get_close_matches(name, [*known, *(key.rpartition("/")[2] for key in known)], n=_NEAR)
-    hint = (
-        f"Did you mean {' or '.join(map(repr, near))}?" if near else "`effvl list recipes` shows those that there are"
-    )
-    raise UsageError(f"no recipe at {given}, and none of that name", hint)
+    hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else "`effvl list recipes` shows them all"
+    raise UsageError(f"no recipe at {given}, and none has that name", hint)

@@ -65,7 +65,7 @@ class Recipe:
     arms: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     seeds: tuple[int, ...] = ()
     arm_seeds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Of the arms that have seeds of their own."""
+    """Seeds of the arms that have their own."""
     baseline: str = ""
     """The arm that the others are compared with; the first one where it is empty."""
     claims: tuple[str, ...] = ()
@@ -98,7 +98,7 @@ def resolve(
         typed: flags by field name, as typed.
         command: e.g. "prune-tokens eval".
         recipe: file.
-        base: config.yaml of the run that a verb works on; options that the verb does not have are passed over.
+        base: config.yaml of the run that a verb works on; options that the verb does not have are ignored.
 
     Raises:
         UsageError: an unknown key, or a value that is out of range; one line that names it.
@@ -144,28 +144,28 @@ def as_recipe(command: str, resolved: Resolved, folder: Path) -> Recipe:
 
 
 def _displaced(alternatives: tuple[str, ...], found: Mapping[str, Any]) -> list[str]:
-    """Of options that stand for one another, those that a source leaves out when it gives another one."""
+    """Of alternative options, those that a source overrides by setting another one of them."""
     return [name for name in alternatives if name not in found and any(other in found for other in alternatives)]
 
 
 def _refuse_both(alternatives: tuple[str, ...], typed: Mapping[str, Any]) -> None:
     flags = [f"--{name.replace('_', '-')}" for name in alternatives if name in typed]
     if len(flags) > 1:
-        raise UsageError(f"{' and '.join(flags)} say the same", "Give one of them")
+        raise UsageError(f"{' and '.join(flags)} set the same thing", "Give one of them")
 
 
 def _check_recipe(recipe: Recipe, command: str, known: Mapping[str, Option]) -> None:
     if recipe.arms:
         raise UsageError(f"{recipe.path} is a sweep", f"Run it with: effvl sweep {recipe.path}")
     if recipe.command != command:
-        raise UsageError(f"{recipe.path} is a recipe of `effvl {recipe.command}`", f"This is `effvl {command}`")
+        raise UsageError(f"{recipe.path} is a recipe for `effvl {recipe.command}`", f"This is `effvl {command}`")
     for key in recipe.config:
         if key.replace("-", "_") not in known:
             raise unknown_option(key, [option.key for option in known.values()], f"key {key!r} in {recipe.path}")
 
 
 def unknown_option(name: str, known: list[str], called: str) -> UsageError:
-    """The error for a word that is no option, with the nearest ones."""
+    """The error for a word that is not an option, with the nearest ones."""
     plain = name.lstrip("-").replace("_", "-")
     if plain in known:
         return UsageError(f"unknown {called}", f"Did you mean {plain!r}?")
@@ -189,10 +189,10 @@ def validate(config: type, values: Mapping[str, Any], origins: Mapping[str, str]
     parsed = {}
     for name, value in values.items():
         if isinstance(value, str) and not _is_text(value):
-            raise UsageError(_is(known[name], ascii(value), origins or {}), "It holds bytes that are no text in UTF-8")
+            raise UsageError(_is(known[name], ascii(value), origins or {}), "It holds bytes that are not UTF-8 text")
         parsed[name] = _parse(known[name], value)
         if parsed[name] == () and known[name].default:
-            raise UsageError(_is(known[name], "", origins or {}), "Give one value, or several with commas")
+            raise UsageError(_is(known[name], "", origins or {}), "Give one value, or several separated by commas")
     try:
         return _adapter(config).validate_python(parsed)
     except ValidationError as error:
@@ -313,22 +313,22 @@ def read_recipe(path: Path) -> Recipe:
     """Read a recipe, a sweep, or the config.yaml of a run.
 
     Raises:
-        UsageError: missing, not YAML, a key given twice, or a header that is not ours.
+        UsageError: missing, not YAML, a key given twice, or an unknown header.
     """
     content = read_yaml(path)
     if not isinstance(content, dict) or content.get("effvl") != "1":
-        raise UsageError(f"{path} is no recipe", "Its first line is `effvl: 1`")
+        raise UsageError(f"{path} is not a recipe", "A recipe starts with the line `effvl: 1`")
     for key in content:
         if key not in HEADER + SWEEP:
             raise unknown_option(key, [*HEADER, *SWEEP], f"key {key!r} in {path}")
     for key in ("config", "reference", "run", "arms", "pictures"):
         if not isinstance(content.get(key) or {}, dict):
-            raise UsageError(f"{key} in {path} is no mapping", f"Write {key}: and one option a line below it")
+            raise UsageError(f"{key} in {path} is not a mapping", f"Write {key}: and below it one option per line")
     if not content.get("command"):
         raise UsageError(f"{path} has no command", "Add e.g. `command: prune-tokens`")
     for key in ("command", "description", "baseline"):
         if not isinstance(content.get(key, ""), str):
-            raise UsageError(f"{key} in {path} is no text", f"Write {key}: and words on one line")
+            raise UsageError(f"{key} in {path} is not text", f"Write {key}: and words on one line")
     config = _options(content.get("config"), "config", path)
     written_arms = {name: _options(arm, f"arm {name!r}", path) for name, arm in (content.get("arms") or {}).items()}
     arm_seeds = {
@@ -337,7 +337,7 @@ def read_recipe(path: Path) -> Recipe:
     arms = {name: _like(name, written_arms, path) for name in written_arms}
     baseline = content.get("baseline") or ""
     if baseline and baseline not in arms:
-        raise UsageError(f"baseline in {path} is {baseline!r}, which is no arm", f"Give one of {', '.join(arms)}")
+        raise UsageError(f"baseline in {path} is {baseline!r}, which is not an arm", f"Give one of {', '.join(arms)}")
     pictures = {
         name: _options(words, f"picture {name!r}", path) for name, words in (content.get("pictures") or {}).items()
     }
@@ -358,14 +358,16 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def _like(name: str, arms: Mapping[str, Mapping[str, str]], path: Path) -> dict[str, str]:
-    """Options of an arm: those of the arm that it is `like`, and its own over them."""
+    """Options of an arm: those of the arm that it is `like`, overridden by its own."""
     chain = [name]
     while "like" in arms[chain[-1]]:
         other = arms[chain[-1]]["like"]
         if other not in arms:
-            raise UsageError(f"arm {name!r} in {path} is like {other!r}, which is no arm", f"Give one of {_some(arms)}")
+            raise UsageError(
+                f"arm {name!r} in {path} is like {other!r}, which is not an arm", f"Give one of {_some(arms)}"
+            )
         if other in chain:
-            raise UsageError(f"arm {name!r} in {path} is like itself", "Write the options of one of them out")
+            raise UsageError(f"arm {name!r} in {path} is like itself", "Write out the options of one of them")
         chain.append(other)
     merged: dict[str, str] = {}
     for arm in reversed(chain):
@@ -379,10 +381,12 @@ def _reference(reference: dict[str, Any], path: Path) -> dict[str, Any]:
     rows = reference.get("expected") or []
     for row in rows if isinstance(rows, list) else [rows]:
         if not isinstance(row, dict) or not isinstance(row.get("metric"), str):
-            raise UsageError(f"reference.expected in {path} is no list of rows", "Write - {metric: top1, value: 0.9}")
+            raise UsageError(
+                f"reference.expected in {path} is not a list of rows", "Write - {metric: top1, value: 0.9}"
+            )
         for key in ("value", "tolerance"):
             if row.get(key, "") not in ("", "null") and not _is_number(row[key]):
-                raise UsageError(f"{key} of {row['metric']!r} in {path} is no number", "Give a fraction, or null")
+                raise UsageError(f"{key} of {row['metric']!r} in {path} is not a number", "Give a fraction, or null")
     return reference
 
 
@@ -394,7 +398,7 @@ def _is_number(text: Any) -> bool:
 
 
 def _run_header(run: dict[str, Any], path: Path) -> dict[str, Any]:
-    """What a run's config.yaml says beside its options."""
+    """What a run's config.yaml says besides its options."""
     for key in ("inputs", "inherited"):
         if key in run:
             run = {**run, key: _options(run[key], f"run.{key}", path)}
@@ -417,7 +421,7 @@ def _seeds(words: list[str], path: Path) -> tuple[int, ...]:
 def _options(mapping: Any, called: str, path: Path) -> dict[str, str]:
     """Option names with dashes, and each value as one text."""
     if not isinstance(mapping or {}, dict):
-        raise UsageError(f"{called} in {path} is no mapping", "Write one option a line, e.g. keep: 0.5")
+        raise UsageError(f"{called} in {path} is not a mapping", "Write one option per line, e.g. keep: 0.5")
     values: dict[str, str] = {}
     for key, value in (mapping or {}).items():
         name = key.replace("_", "-")
@@ -431,7 +435,7 @@ def _listed(value: Any, key: str, path: Path) -> list[str]:
     """A text as a list of one. Only texts in it: a YAML alias can stand for a tree that never ends."""
     items = value if isinstance(value, list) else [value] if value else []
     if not all(isinstance(item, str) for item in items):
-        raise UsageError(f"{key} in {path} is nested", "Recipes are flat: one option a line, lists as a,b")
+        raise UsageError(f"{key} in {path} is nested", "Recipes are flat: one option per line, lists as a,b")
     return items
 
 
@@ -450,8 +454,8 @@ def read_yaml(path: Path) -> Any:
 
         def compose_node(self, parent: Any, index: Any) -> Any:
             self.depth += 1
-            if self.depth > DEEPEST:  # far below what a recursion bears, and long before all of it is read
-                raise UsageError(f"{path} is nested more than {DEEPEST} deep", "Recipes are flat: one option a line")
+            if self.depth > DEEPEST:  # far below the limit of recursion, and before all of it is read
+                raise UsageError(f"{path} is nested more than {DEEPEST} deep", "Recipes are flat: one option per line")
             node = super().compose_node(parent, index)
             self.depth -= 1
             return node
@@ -462,7 +466,7 @@ def read_yaml(path: Path) -> Any:
             key = loader.construct_object(key_node, deep=True)
             line = f"{path} line {key_node.start_mark.line + 1}"
             if not isinstance(key, str):
-                raise UsageError(f"{line} has a key that is no word", "Write one option a line, e.g. keep: 0.5")
+                raise UsageError(f"{line} has a key that is not a word", "Write one option per line, e.g. keep: 0.5")
             if key in seen:
                 raise UsageError(f"{line} gives {key!r} a second time", "Remove one")
             seen[key] = loader.construct_object(value_node, deep=True)
@@ -482,7 +486,7 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise UsageError(f"no recipe at {path}", "`effvl list recipes` shows those that there are") from error
+        raise UsageError(f"no recipe at {path}", "`effvl list recipes` shows them all") from error
     except OSError as error:
         raise UsageError(f"{_short(path)} cannot be read: {error.strerror or error}") from error
     except ValueError as error:  # not UTF-8, or a path with a null byte

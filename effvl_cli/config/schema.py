@@ -29,7 +29,7 @@ class Option:
     optional: bool
     choices: tuple[str, ...]
     words: tuple[str, ...]
-    """Texts that are as good as a number, e.g. "all"."""
+    """Words that may stand in place of a number, e.g. "all"."""
     bounds: str
     doc: str
     default: Any
@@ -127,7 +127,7 @@ def _bare(hint: Any) -> Any:
 
 
 def _parts(hint: Any) -> tuple[Any, bool, tuple[str, ...]]:
-    """A type without the None and the words that it is united with, whether there was a None, and the words."""
+    """A type without the None and the literals of its union, whether there was a None, and the literals."""
     if typing.get_origin(hint) not in (typing.Union, types.UnionType):
         return hint, False, ()
     parts = [part for part in typing.get_args(hint) if part is not type(None)]

@@ -207,7 +207,7 @@ def test_arms_are_compared_with_the_baseline_that_the_sweep_names(file, workdir)
     assert differences.title.startswith("differences to all") and differences.columns == ("figure", "half", "look")
     assert differences.rows[0] == ("top1", "-10.0", None)
     file.write_text(SWEEP + "baseline: whole\n")
-    with pytest.raises(UsageError, match=r"baseline .* is 'whole', which is no arm.*") as error:
+    with pytest.raises(UsageError, match=r"baseline .* is 'whole', which is not an arm.*") as error:
         tabulate([file])
     assert "half, all, look" in error.value.hint
 

@@ -39,8 +39,8 @@ def sweep(effvl, workdir, monkeypatch):
             "arm 'b': command is 'list'. A sweep runs pretrain",
         ),
         ("arms: {a: {}, b: {command: prune-tokens evla}}\n", "arm 'b': unknown verb 'evla'"),
-        ("arms: {a: {}, b: {dry-run: true}}\n", "arm 'b': dry-run is no option of a run in a sweep"),
-        ("arms: {a: {}, b: {fresh: true}}\n", "arm 'b': fresh is no option"),
+        ("arms: {a: {}, b: {dry-run: true}}\n", "arm 'b': dry-run cannot be set for a run of a sweep"),
+        ("arms: {a: {}, b: {fresh: true}}\n", "arm 'b': fresh cannot be set"),
         ("arms: {a: {}, b: {deterministic: on}}\n", "arm 'b': deterministic is on. Write true or false"),
         ("arms: {a: {}, b: {recipe: gone.yaml}}\n", "arm 'b': no recipe"),
         ("arms: {a: {}}\nseeds: [0, -1]\n", "seeds are 0, -1. A seed is at least 0"),
@@ -117,7 +117,7 @@ def test_an_arm_may_be_like_another(workdir):
         "c": {"keep": "0.7", "layer": "2"},
     }
     assert recipe.arm_seeds == {"a": (0, 1)}  # how often it runs is an arm's own
-    for arms, part in (("a: {like: b}", "'b', which is no arm"), ("a: {like: b}, b: {like: a}", "is like itself")):
+    for arms, part in (("a: {like: b}", "'b', which is not an arm"), ("a: {like: b}, b: {like: a}", "is like itself")):
         path.write_text(f"{HEAD}arms: {{{arms}}}\n")
         with pytest.raises(UsageError, match=part):
             read_recipe(path)

@@ -178,14 +178,14 @@ def test_what_cannot_be_is_refused_before_anything_is_measured(trained, effvl):
         assert outcome.code == code
         return outcome.error
 
-    assert "--keep and --num-keep say the same" in refused(2, "--keep", 0.6, "--num-keep", 30)
+    assert "--keep and --num-keep set the same thing" in refused(2, "--keep", 0.6, "--num-keep", 30)
     assert "--num-keep is 65, and the tower has 64 patches" in refused(2, "--num-keep", 65)
     assert "--cls-block is prev, and --layer 0" in refused(2, "--cls-block", "prev", "--selector", "random,evit")
     assert "--num-golden is 0" in refused(2, "--selector", "grid,golden", "--num-golden", 0)
     assert "did you mean" in refused(2, "--selector", "cls-atn")
     Path("both.yaml").write_text("effvl: 1\ncommand: prune-tokens\nconfig: {keep: 0.5, num-keep: 30}\n")
     outcome = effvl("prune-tokens", "--recipe", "both.yaml", "--out", "both")
-    assert outcome.code == 2 and "keep and num-keep say the same" in outcome.error
+    assert outcome.code == 2 and "keep and num-keep set the same thing" in outcome.error
 
 
 def test_attention_of_the_previous_block(effvl, few_images, report):

@@ -179,7 +179,7 @@ def test_yaml_nested_deeply_is_refused_at_once(effvl, workdir, depth, opening, c
     outcome = effvl("pretrain", "--recipe", "r.yaml")
     assert (outcome.code, outcome.error) == (
         2,
-        "error: r.yaml is nested more than 20 deep. Recipes are flat: one option a line",
+        "error: r.yaml is nested more than 20 deep. Recipes are flat: one option per line",
     )
     assert time.process_time() - before < 3  # 20,000 deep took 14 s
 
