@@ -1,1 +1,1 @@
-"""Run folder, loop, checkpoints, report, cache: what every command stands on."""
+"""Run folder, training loop, checkpoints, report and cache: the basis of every command."""

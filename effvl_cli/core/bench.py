@@ -2,7 +2,7 @@
 
 The protocol is that of architecture.md, section 13: inference mode, arms in turn (A B A B), at least two warm-up passes
 each, then until 10 s or 50 passes an arm, at least 5; medians, percentiles, and the ratio of medians with a bootstrap
-interval. Whoever builds an arm puts its network into evaluation mode.
+interval. The code that builds an arm puts its network into evaluation mode.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from effvl_cli.core.table import Cell, Table, times
 
 SECONDS = 10.0
 MAX_PASSES, MIN_PASSES, WARM_UPS = 50, 5, 2
-DRAWS = 2000  # of the bootstrap
+DRAWS = 2000  # resamples of the bootstrap
 TORCH = "torch"
 
 Pass = Callable[[], Any]
@@ -63,13 +63,13 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Arm:
-    """Something that is timed.
+    """Something to time.
 
     Attributes:
-        name: in the rows.
+        name: shown in the rows.
         prepare: makes the pass for a batch size.
-        macs: its multiply-adds over those of the arm that all are compared with, where that is known.
-        about: what a reader wants to know beside the name, e.g. the keep rate; columns of the table.
+        macs: its multiply-adds over those of the reference arm, where that is known.
+        about: what a reader wants to know besides the name, e.g. the keep rate; columns of the table.
     """
 
     name: str
@@ -90,15 +90,15 @@ class Row:
         median_ms: time of a pass.
         p10_ms: tenth percentile.
         p90_ms: ninetieth percentile.
-        passes: that were timed.
+        passes: number of timed passes.
         images_per_s: at the median.
-        ratio: median over that of the arm that all are compared with.
+        ratio: median time over that of the reference arm.
         ratio_ci95: its bootstrap interval.
         mac_ratio: what the multiply-adds predict for it.
-        peak_mb: most memory that a pass holds, weights included; on CUDA only.
+        peak_mb: peak memory of a pass, weights included; on CUDA only.
         precision: autocast type.
-        device: type.
-        threads: of torch.
+        device: its type.
+        threads: number of torch's threads.
     """
 
     arm: str
@@ -120,12 +120,12 @@ class Row:
 
     @property
     def speedup(self) -> float:
-        """How many times as fast it is."""
+        """How many times as fast as the reference arm it is."""
         return 1 / self.ratio
 
     @property
     def speedup_ci95(self) -> tuple[float, float]:
-        """Interval of that."""
+        """Interval of the speed-up."""
         low, high = self.ratio_ci95
         return 1 / high, 1 / low
 
@@ -135,7 +135,7 @@ class Row:
 
 
 def rows_from(found: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """Rows that a report or a phase holds."""
+    """Rows as a report or a phase stores them."""
     return [Row(**{**row, "ratio_ci95": tuple(row["ratio_ci95"])}) for row in found]
 
 
@@ -155,16 +155,16 @@ def compare(
     """Time arms in turn, on the first process alone.
 
     Args:
-        arms: the first one is what the others are compared with.
+        arms: the first one is the reference.
         batches: batch sizes.
         run: progress, warnings and stop requests.
         precision: autocast type of the passes.
-        seconds: at most for each arm and batch size (default: the protocol's).
+        seconds: limit for each arm and batch size (default: the protocol's).
         runtime: what runs them, for the rows.
-        device: where; default: that of the run.
+        device: where to time; default: the device of the run.
 
     Returns:
-        A row for each arm and batch size that fits into the memory, on every process.
+        A row for each arm and batch size that fits in memory, on every process.
     """
     rows: list[Row] = []
     device = device or run.device
@@ -186,7 +186,7 @@ def compare(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Of a device or of the machine, whose allocator raises no class of its own."""
+    """Whether memory ran out, on a device or on the machine, whose allocator raises no class of its own."""
     return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
@@ -206,15 +206,15 @@ def noise(
 def timed(
     functions: Mapping[str, Pass], device: torch.device, *, seconds: float | None = None, passes: int | None = None
 ) -> dict[str, Latency]:
-    """Time functions in turn, so that a drift of the machine's speed meets all alike; see the protocol above.
+    """Time functions in turn, so that a drift of the machine's speed affects all alike; see the protocol above.
 
     Every process of the group makes as many passes, so that the functions may talk to each other.
 
     Args:
         functions: by name.
-        device: whose work is waited for.
-        seconds: at most for each (default: the protocol's).
-        passes: likewise.
+        device: synchronised before and after each pass.
+        seconds: limit for each function (default: the protocol's).
+        passes: limit for each function, likewise.
     """
     spent: dict[str, list[float]] = {name: [] for name in functions}
     longest, most = 1000 * (SECONDS if seconds is None else seconds), passes or MAX_PASSES
@@ -310,7 +310,7 @@ def table(report: Report) -> Table:
     )
     title = f"{report.command}: {report.model.name if report.model else ''}"
     if not rows:
-        return Table(title, columns, (), ("nothing fitted the memory",))
+        return Table(title, columns, (), ("nothing fitted in memory",))
     threads = f"{rows[0].precision} on {rows[0].device}, threads: {rows[0].threads}"
     return Table(title, columns, tuple(_cells(row, about) for row in rows), (threads,))
 

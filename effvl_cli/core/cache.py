@@ -58,7 +58,7 @@ class Cache:
         self.root = Path(root) if root else default_root()
 
     def entry(self, kind: str, key: Key) -> Entry:
-        """The entry of a key (JSON values); its folder holds the key for a reader to see."""
+        """The entry of a key (JSON values); its folder also holds the key in readable form."""
         text = json.dumps(key, sort_keys=True)
         entry = Entry(self.root / kind / hashlib.sha256(text.encode()).hexdigest()[:16])
         if not (entry.folder / "key.json").is_file():

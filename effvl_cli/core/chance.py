@@ -1,4 +1,4 @@
-"""A network that does not know its classes: figures of it, and choices by them, mean nothing."""
+"""The guard against networks that do not know their classes: their figures, and choices by them, mean nothing."""
 
 from effvl_cli.core.errors import ModelError
 from effvl_cli.core.run import Run
@@ -7,24 +7,24 @@ HALF_AGAIN, POINTS = 0.5, 0.05
 
 
 def least_top1(num_classes: int) -> float:
-    """Top-1 that is hardly better than chance: half again of it, and at most five points more."""
+    """Top-1 that is hardly better than chance: 1.5 times chance, but at most five points above it."""
     chance = 1 / num_classes
     return chance + min(HALF_AGAIN * chance, POINTS)
 
 
 def refuse_chance(run: Run, name: str, top1: float, num_classes: int, *, images: str, force: bool) -> None:
-    """Refuse a network whose accuracy on labelled images says that weights and classes do not belong together.
+    """Refuse a network whose accuracy on labelled images shows that weights and classes do not belong together.
 
     Args:
-        run: warned where the guard is off.
+        run: gets a warning instead where the guard is off.
         name: of the network.
         top1: its accuracy.
-        num_classes: that it chooses from; with a single one there is nothing to know.
-        images: which ones, for the message.
-        force: go on with a warning.
+        num_classes: how many it chooses from; a single one needs no guard.
+        images: which images, for the message.
+        force: continue with a warning.
 
     Raises:
-        ModelError: hardly better than chance.
+        ModelError: the accuracy is hardly better than chance.
     """
     if num_classes < 2 or top1 > least_top1(num_classes):
         return

@@ -1,4 +1,4 @@
-"""Weights on disk: reading anybody's, writing ours, and the step folders of a run.
+"""Weights on disk: reading files of any origin, writing ours, and the step folders of a run.
 
 Tensors are safetensors; training state is `torch.save` of plain containers and is read with `weights_only=True` only.
 """
@@ -28,9 +28,9 @@ from effvl_cli.core.files import atomic_folder, write_bytes, write_json
 FORMAT = 1
 WEIGHTS, STATE, MANIFEST = "model.safetensors", "state.pt", "manifest.json"
 CHECKPOINT, STEPS = "checkpoint.safetensors", "checkpoints"
-"""What users get, and the folder of the states of training."""
-_SCALAR = np.float64(0).__reduce__()[0]  # numpy's function that makes a number
-# What training scripts' files hold beside tensors: options and best figures. Reading these runs no code.
+"""The final model for users, and the folder of training states."""
+_SCALAR = np.float64(0).__reduce__()[0]  # numpy's function that rebuilds a scalar
+# What files of training scripts hold besides tensors: options and best figures. Reading these runs no code.
 _HARMLESS: list[Any] = [
     *(argparse.Namespace, np.dtype, (_SCALAR, "numpy.core.multiarray.scalar"), _SCALAR),
     *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "bool")),
@@ -68,7 +68,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except safetensors.SafetensorError as error:
-        raise ModelError(f"{path} is not a whole safetensors file: {error}", "Copy or download it again") from error
+        raise ModelError(f"{path} is not a complete safetensors file: {error}", "Copy or download it again") from error
 
 
 def read_any(path: Path) -> Any:
@@ -82,7 +82,7 @@ def read_any(path: Path) -> Any:
     if _is_torchscript(path):
         raise ModelError(
             f"{path} is a TorchScript archive, which holds code",
-            "Convert it once where you trust it: import torch, safetensors.torch as s; "
+            "If you trust it, convert it once: import torch, safetensors.torch as s; "
             f"m = torch.jit.load('{path.name}', 'cpu'); "
             f"s.save_file({{k: v.contiguous() for k, v in m.state_dict().items()}}, '{path.stem}.safetensors')",
         )
@@ -91,16 +91,16 @@ def read_any(path: Path) -> Any:
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds for a damaged or unsafe file
-        # Its own text is a page, with colours for a terminal.
+        # torch's own message is a page long, with terminal colours.
         refused = _REFUSED.search(str(error))
         if refused is None:
             raise ModelError(
-                f"{path} cannot be read as tensors: it is damaged, or no file of torch.save",
+                f"{path} cannot be read as tensors: it is damaged, or was not written by torch.save",
                 "Copy or download it again",
             ) from error
         raise ModelError(
-            f"{path} cannot be read as tensors: it holds an object of {refused[1]}, whose code would run",
-            "Where you trust the file, save the state dict itself: "
+            f"{path} cannot be read as tensors: it holds an object of {refused[1]}, and reading it would run code",
+            "If you trust the file, save the state dict itself: "
             "torch.save(torch.load(FILE, 'cpu', weights_only=False)['state_dict'], 'weights.pt')",
         ) from error
 
@@ -138,7 +138,7 @@ def check_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, w
 
 
 def independent(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Contiguous CPU copies, each storage once, and the names that share another name's tensor."""
+    """Contiguous CPU copies, one per storage, and the names that share another name's tensor."""
     first: dict[tuple[Any, ...], str] = {}
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
@@ -155,7 +155,7 @@ def independent(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[st
 def save_model(path: Path, state: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> None:
     """Write `path` (safetensors) and `manifest.json` beside it, each atomically.
 
-    The manifest, which names the digest of the weights, comes last: an interruption between the two shows.
+    The manifest, which names the digest of the weights, comes last, so that an interruption between the two is noticed.
     """
     tensors, aliases = independent(state)
     data = save(tensors)
@@ -179,14 +179,14 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights and manifest that `save_model` wrote.
 
     Raises:
-        ModelError: one is missing, or they do not belong together.
+        ModelError: one of them is missing, or they do not belong together.
     """
     manifest = read_manifest(path.parent)
     if not path.is_file():
         raise ModelError(f"no weights at {path}", "The run has not finished: give the same command again")
     if sha256(path) != manifest["sha256"]:
         raise ModelError(
-            f"{path} is not what {MANIFEST} describes", "It is damaged or from another run: copy both again"
+            f"{path} is not the file that {MANIFEST} describes", "It is damaged or from another run: copy both again"
         )
     state = read_state_dict(path)
     aliases = manifest["aliases"]
@@ -205,11 +205,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise ModelError(f"{folder} holds no {MANIFEST}", "Give a folder that an effvl run has finished") from error
+        raise ModelError(f"{folder} holds no {MANIFEST}", "Give the folder of a finished effvl run") from error
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is not JSON that can be read: {error}", "Copy it again") from error
+        raise ModelError(f"{path} is not readable JSON: {error}", "Copy it again") from error
     if not isinstance(manifest, dict):
-        raise ModelError(f"{path} holds no object with fields", "Copy it again")
+        raise ModelError(f"{path} is not a JSON object", "Copy it again")
     _check_fields(manifest, path)
     if manifest.get("format") != FORMAT:
         raise ModelError(f"{path} has format {manifest.get('format')!r}, this version reads {FORMAT}")
@@ -218,7 +218,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _check_fields(manifest: Mapping[str, Any], path: Path) -> None:
-    """Fields that every manifest of this format has, and some that networks have, where they are there."""
+    """Check the fields that every manifest of this format has, and, where present, some that networks have."""
     if manifest.get("format") != FORMAT:
         return
     kinds = {"sha256": str, "aliases": dict}
@@ -226,7 +226,7 @@ def _check_fields(manifest: Mapping[str, Any], path: Path) -> None:
         kinds |= {"model": str, "preprocess": dict}
     wrong = [name for name, kind in kinds.items() if not isinstance(manifest.get(name), kind)]
     if wrong:
-        raise ModelError(f"{path} has no usable {' and '.join(wrong)}", "Copy it again, or make the run anew")
+        raise ModelError(f"{path} has no usable {' and '.join(wrong)}", "Copy it again, or repeat the run")
 
 
 # --- step folders ----------------------------------------------------------------------------------------------------
@@ -242,12 +242,12 @@ class Step:
 
 
 class StepFolders:
-    """`checkpoints/<phase>/step-00001000/`, each renamed into place whole; the newest whole one is the latest.
+    """`checkpoints/<phase>/step-00001000/`, each renamed into place when complete; the newest complete one counts.
 
     Args:
         folder: of one phase.
-        keep: how many of the newest stay; the best stays beside them.
-        milestones: steps that stay too.
+        keep: how many of the newest are kept, besides the best one.
+        milestones: further steps to keep.
     """
 
     def __init__(self, folder: Path, *, keep: int = 2, milestones: frozenset[int] = frozenset()) -> None:
@@ -255,7 +255,7 @@ class StepFolders:
         self.keep, self.milestones = keep, milestones
 
     def save(self, step: int, model: Mapping[str, Tensor], state: Mapping[str, Any], *, best: int | None) -> None:
-        """Write one step, then remove what is neither among the newest nor the step `best`."""
+        """Write one step, then remove those that are neither among the newest nor the step `best`."""
         tensors, aliases = independent(model)
         data = save(tensors)
         buffer = io.BytesIO()
@@ -271,7 +271,7 @@ class StepFolders:
                 shutil.rmtree(self._path(old), ignore_errors=True)
 
     def latest(self, warn: Callable[[str], None]) -> Step | None:
-        """The newest step that is whole; a damaged one is passed over with a warning."""
+        """The newest complete step; a damaged one is skipped with a warning."""
         for step in reversed(self.steps()):
             try:
                 return self.load(step)
@@ -292,14 +292,14 @@ class StepFolders:
             raise ModelError(f"{path} is damaged")
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises half a dozen kinds for what is no state, or holds code
-            raise ModelError(f"{path} holds other things than a state of training, and is not read") from error
+        except Exception as error:  # torch raises half a dozen kinds for a file that is not a state, or holds code
+            raise ModelError(f"{path} is not a training state that can be read safely") from error
         return Step(model, state, step)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
 
     def steps(self) -> list[int]:
-        """What is there, ascending."""
+        """The steps that are there, ascending."""
         names: Iterable[Path] = self.folder.glob("step-????????") if self.folder.is_dir() else ()
         return sorted(int(path.name.removeprefix("step-")) for path in names)

@@ -3,7 +3,7 @@
 Names are `arm.metric`, or `arm.metric.se` for a figure's own standard error; dashes and dots in the name of an arm are
 written `_`. Numbers, + - * / and parentheses; `mean(...)` and `se(...)`, the mean and its standard error over all seeds
 of what is in it; one comparison. It is computed for each seed that all arms outside of these have, and its margin
-averaged over them. A claim on a figure without a value fails.
+averaged over them. A claim about a figure without a value fails.
 """
 
 import ast
@@ -17,7 +17,7 @@ from effvl_cli.core.errors import UsageError
 from effvl_cli.core.registry import nearest
 
 Figures = Mapping[str, Mapping[str, float]]
-"""Arm, then metric (or metric.se), to its value in one seed; NaN where the run could not tell."""
+"""Arm, then metric (or metric.se), to its value in one seed; NaN where the run has none."""
 
 _BINARY: dict[type, Callable[[float, float], float]] = {
     ast.Add: operator.add,
@@ -26,17 +26,17 @@ _BINARY: dict[type, Callable[[float, float], float]] = {
     ast.Div: operator.truediv,
 }
 _COMPARE: dict[type, int] = {ast.GtE: 1, ast.Gt: 1, ast.LtE: -1, ast.Lt: -1}
-LONGEST, DEEPEST = 5000, 100  # characters of a claim, and expressions within one another: a sum of 100 terms
+LONGEST, DEEPEST = 5000, 100  # characters of a claim, and depth of nested expressions: a sum of 100 terms
 ROUNDING = 1e-12  # 0.95 - 0.90 >= 0.05 holds, though not in binary
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a claim came to.
+    """The outcome of a claim.
 
     Attributes:
         claim: its text.
-        margin: mean over seeds of how far the inequality is on the right side; negative: on the wrong one.
+        margin: by how much the inequality holds, mean over seeds; negative: by how much it fails.
         se: standard error of that mean; None with a single seed.
         seeds: how many; 0 where no seed has all arms.
         passed: whether the mean is on the right side.
@@ -53,7 +53,7 @@ def judge(claim: str, by_seed: Mapping[int, Figures]) -> Verdict:
     """Evaluate a claim over the seeds.
 
     Raises:
-        UsageError: not an expression of this language, or a name that no run has.
+        UsageError: not a valid claim, or a name that no run has.
     """
     comparison = _parse(claim)
     kind = comparison.ops[0]
@@ -68,10 +68,10 @@ def judge(claim: str, by_seed: Mapping[int, Figures]) -> Verdict:
 
 
 def arms_of(claim: str, arms: Iterable[str]) -> list[str]:
-    """The arms that a claim names, by their own names.
+    """The arms that a claim names, as the sweep spells them.
 
     Raises:
-        UsageError: not an expression of this language, or an arm that is none of these.
+        UsageError: not a valid claim, or an arm that is not one of these.
     """
     comparison = _parse(claim)
     for side in (comparison.left, comparison.comparators[0]):
@@ -95,7 +95,7 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
 def _parse(claim: str) -> ast.Compare:
     shown = repr(claim if len(claim) <= 60 else f"{claim[:60]}...")
     if len(claim) > LONGEST:
-        raise UsageError(f"claim {shown} has {len(claim)} characters, of which {LONGEST} are read", "Split it")
+        raise UsageError(f"claim {shown} has {len(claim)} characters, more than {LONGEST}", "Split it")
     try:
         tree = ast.parse(claim.strip(), mode="eval").body
     except SyntaxError as error:
@@ -103,14 +103,14 @@ def _parse(claim: str) -> ast.Compare:
     except (ValueError, RecursionError, MemoryError) as error:  # half a character; thousands of signs
         raise UsageError(f"claim {shown} cannot be read", "Write e.g. a.top1 - b.top1 >= 0.05") from error
     if _depth(tree) > DEEPEST:
-        raise UsageError(f"claim {shown} has more than {DEEPEST} expressions within one another", "Split it")
+        raise UsageError(f"claim {shown} nests more than {DEEPEST} expressions", "Split it")
     if not isinstance(tree, ast.Compare) or len(tree.ops) != 1 or type(tree.ops[0]) not in _COMPARE:
-        raise UsageError(f"claim {claim!r} is no single comparison", "Use one of >= > <= <")
+        raise UsageError(f"claim {claim!r} is not a single comparison", "Use one of >= > <= <")
     return tree
 
 
 def _depth(tree: ast.AST) -> int:
-    """How many expressions stand within one another; level by level, as a recursion would end where it is deep."""
+    """How deeply expressions are nested; counted level by level, since recursion would fail on a deep one."""
     depth, level = 0, [tree]
     while level:
         depth += 1
@@ -135,7 +135,7 @@ def _names(node: ast.AST) -> Iterator[str]:
 
 
 def _values(node: ast.expr, seeds: Sequence[Figures], everything: Sequence[Figures], claim: str) -> list[float]:
-    """The value of an expression in each of `seeds`; functions are over all that there are."""
+    """The value of an expression in each of `seeds`; functions run over all seeds."""
     match node:
         case ast.Constant(value=int() | float() as number):
             return [_number(number, claim)] * len(seeds)
@@ -146,7 +146,7 @@ def _values(node: ast.expr, seeds: Sequence[Figures], everything: Sequence[Figur
             return [_apply(_BINARY[type(op)], a, b) for a, b in pairs]
         case ast.Call(func=ast.Name(id="mean" | "se" as function), args=[inner], keywords=[]):
             mean, error = mean_and_error(_values(inner, _complete(inner, everything, claim), everything, claim))
-            spread = math.nan if error is None else error  # one seed tells nothing of the spread
+            spread = math.nan if error is None else error  # one seed says nothing about the spread
             return [mean if function == "mean" else spread] * len(seeds)
         case ast.Attribute():
             arm, _, metric = ast.unparse(node).partition(".")

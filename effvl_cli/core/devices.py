@@ -10,7 +10,7 @@ def resolve_device(name: str) -> torch.device:
     """The device called `name`; `auto` takes CUDA, then MPS, then the CPU.
 
     Raises:
-        UsageError: not there.
+        UsageError: there is no such device.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -24,12 +24,12 @@ def resolve_device(name: str) -> torch.device:
         device.type == "mps" and not torch.backends.mps.is_available()
     )
     if missing or device.type not in {"cpu", "cuda", "mps"}:
-        raise UsageError(f"--device is {name!r}, which this machine has not", "Give --device cpu or auto")
+        raise UsageError(f"--device is {name!r}, which this machine does not have", "Give --device cpu or auto")
     if device.type == "cuda" and device.index is None:
         return _own_gpu()
     return device
 
 
 def _own_gpu() -> torch.device:
-    """This process's GPU: the only one that it sees (`srun --gpus-per-task=1`), else that of its place on the node."""
+    """This process's GPU: the only one that it sees (`srun --gpus-per-task=1`), else the one of its local rank."""
     return torch.device("cuda", 0 if torch.cuda.device_count() == 1 else distributed.world().local_rank)

@@ -17,7 +17,7 @@ from effvl_cli.core.errors import DistributedError
 
 @dataclass(frozen=True)
 class World:
-    """Where this process stands."""
+    """The place of this process among all."""
 
     rank: int = 0
     size: int = 1
@@ -31,9 +31,9 @@ _patient: Any = None  # a group whose members may wait for one another for days
 
 @contextmanager
 def solo() -> Iterator[None]:
-    """Let this process work for itself for a while: it is the only one that it knows of, and takes part in nothing.
+    """Let this process work alone for a while: it counts as the only one, and takes part in no collective.
 
-    What is written then must have a name that no other process writes.
+    Files written meanwhile must have names that no other process writes.
     """
     global _solo
     before, _solo = _solo, True
@@ -68,7 +68,7 @@ def start(device: torch.device) -> None:
     """Join the process group; nothing to do for a single process.
 
     Raises:
-        DistributedError: the others did not come.
+        DistributedError: the other processes did not join.
     """
     global _patient
     process = world()
@@ -130,7 +130,7 @@ def all_reduce_max(value: int) -> int:
 
 
 def barrier_max(value: int) -> int:
-    """The largest `value` over the processes, which come when they are done with what each does for itself."""
+    """The largest `value` over the processes, with patience for those that still work on their own part."""
     if not _joined():
         return value
     flag = torch.tensor([value])
@@ -195,7 +195,7 @@ class _Gather(torch.autograd.Function):
 
 
 def gather_with_gradient(rows: torch.Tensor) -> torch.Tensor:
-    """Join the equally many rows of all processes, in rank order, keeping the gradient.
+    """Join the rows of all processes (as many on each), in rank order, keeping the gradient.
 
     When every process computes the same loss of the joined rows, DDP's mean of parameter gradients then equals the
     gradient of that loss on one process.
@@ -213,7 +213,7 @@ def gather_with_gradient(rows: torch.Tensor) -> torch.Tensor:
 
 
 def share_buffers(module: torch.nn.Module) -> None:
-    """Give every process the first one's buffers, e.g. the running statistics of batch norm."""
+    """Copy the first process's buffers, e.g. the running statistics of batch norm, to every process."""
     if not _joined():
         return
     device = _collective_device()

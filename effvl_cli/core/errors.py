@@ -60,13 +60,13 @@ class DistributedError(EffvlError):
 
 
 class CheckError(EffvlError):
-    """A check that the user asked for failed: what was exported does not compute what it was exported from."""
+    """A check that the user asked for failed, e.g. an exported file that does not compute what the network computes."""
 
     exit_code = 8
 
 
 class StorageError(EffvlError):
-    """A disk that takes no more, or a folder that must not be written; what was saved before is untouched."""
+    """A full disk, or a folder without write permission; what was saved before is untouched."""
 
     exit_code = 9
 
@@ -84,7 +84,7 @@ class Interrupted(Preempted):
 
 
 def as_user_error(error: Exception) -> EffvlError | None:
-    """The one line that an exception is to a user, of those that may come from anywhere; None for an internal error."""
+    """The user's error for an exception that may come from anywhere; None for an internal error."""
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         name = str(error.filename)
         return UsageError(f"{name[:60]}... is longer than a path can be ({len(name)} characters)", "Give a shorter one")

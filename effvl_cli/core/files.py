@@ -19,7 +19,7 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def is_full(error: OSError) -> bool:
-    """Whether the disk, the quota or the size that a file may have is used up."""
+    """Whether the disk is full, or a quota or the largest file size is reached."""
     return error.errno in _FULL
 
 
@@ -72,7 +72,7 @@ def write_json(target: Path, value: Any, *, option: str = "") -> None:
 
 
 def write_csv(target: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """`write_text` of a table under its column names; what a row does not have is empty, other keys are left out."""
+    """`write_text` of a table under its column names; missing values are empty, other keys are left out."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -95,7 +95,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
             _sync_folder(temporary)
             temporary.chmod(0o755)
             if target.exists():
-                target.rename(former)  # removed only after: half a folder must never stand under this name
+                target.rename(former)  # removed only afterwards: this name must never stand for half a folder
             temporary.rename(target)
             _sync_folder(target.parent)
         finally:
@@ -114,7 +114,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def file_or_folder(name: str | Path) -> Literal["file", "folder", ""]:
-    """What is there by that name; nothing, too, by one that is too long for a path or holds a null byte."""
+    """What exists by that name; "" for nothing, and for a name too long for a path or with a null byte."""
     try:
         mode = Path(name).stat().st_mode
     except (OSError, ValueError):

@@ -15,7 +15,7 @@ def find_run(technique: str, given: str | None) -> Path:
 
     Raises:
         DataError: there is none.
-        ModelError: what was given is no run.
+        ModelError: what was given is not a run.
     """
     if given is not None:
         path = Path(given)
@@ -23,7 +23,7 @@ def find_run(technique: str, given: str | None) -> Path:
         if file_or_folder(folder / CONFIG) != "file":
             shown = given if len(given) <= 200 else f"{given[:100]}... ({len(given)} characters)"
             raise ModelError(
-                f"{shown} is no run folder: it holds no {CONFIG}", f"Give a folder that `effvl {technique}` made"
+                f"{shown} is not a run folder: it holds no {CONFIG}", f"Give a folder that `effvl {technique}` made"
             )
         return folder
     done = []
@@ -33,5 +33,5 @@ def find_run(technique: str, given: str | None) -> Path:
             if report.status == "completed" and (path.parent / MANIFEST).is_file():
                 done.append((report.finished, path.parent))
     if not done:
-        raise DataError(f"no completed run of {technique} under {RUNS}/", f"Make one: effvl {technique}")
+        raise DataError(f"no completed run of {technique} under {RUNS}/", f"Make one with: effvl {technique}")
     return max(done)[1]

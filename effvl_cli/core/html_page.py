@@ -152,7 +152,7 @@ def pairs(rows: Iterable[tuple[str, object]]) -> str:
 
 
 def table(shown: Table, *, caption: bool = True) -> str:
-    """A table, numbers to the right, verdicts as pills; it scrolls in itself where the screen is narrow."""
+    """A table, numbers aligned right, verdicts as pills; on narrow screens it scrolls sideways."""
     right = [all(_is_number(row[place]) for row in shown.rows) for place in range(len(shown.columns))]
     cells = [[_cell(cell) for cell in row] for row in shown.rows]
     title = shown.title if caption else ""
@@ -160,7 +160,7 @@ def table(shown: Table, *, caption: bool = True) -> str:
 
 
 def html_table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool], title: str = "") -> str:
-    """A table of HTML cells; the first of a row names it."""
+    """A table of HTML cells; the first cell of a row is its header."""
     side = [
         ' class="n"' if number else ' class="drawn"' if name == DRAWN else ""
         for name, number in zip(columns, right, strict=True)
@@ -196,13 +196,13 @@ def pictures(paths: Sequence[Path]) -> str:
 
 
 def _is_wide(path: Path) -> bool:
-    """Whether a PNG file is more than twice as wide as high: its sides stand in its first bytes."""
+    """Whether a PNG file is more than twice as wide as high; its first bytes hold its sides."""
     head = path.read_bytes()[16:24]
     return int.from_bytes(head[:4], "big") > 2 * int.from_bytes(head[4:], "big")
 
 
 def interval(low: float, value: float, high: float) -> str:
-    """A point between 0 and 1 and its interval, drawn; for the eye alone, the figures stand beside it."""
+    """A point between 0 and 1 and its interval, drawn; hidden from screen readers, as the figures stand beside it."""
     low, value, high = (100 * min(1.0, max(0.0, x)) for x in (low, value, high))
     return (
         f'<span class="bar" aria-hidden="true"><s></s><i style="left:{low:.2f}%;width:{high - low:.2f}%"></i>'

@@ -22,8 +22,8 @@ def of_run(report: Report, table: Table | None, argv: Sequence[str], plots: Sequ
 
     Args:
         report: as written.
-        table: that the command prints; None where it came to none.
-        argv: words of the command line.
+        table: what the command prints; None where it prints none.
+        argv: the command line, word by word.
         plots: PNG files.
     """
     shown = html_page.table(table) if table and table.rows else ""
@@ -83,7 +83,7 @@ def _recipe(report: Report) -> str:
 
 
 def _by_unit(metrics: Mapping[str, Metric]) -> dict[str, dict[str, Metric]]:
-    """Shares, which have one scale, before the rest."""
+    """Metrics by unit; fractions, which share a scale, come first."""
     shares = {name: metric for name, metric in metrics.items() if metric.unit == "fraction"}
     others = {name: metric for name, metric in metrics.items() if metric.unit != "fraction"}
     return {title: rows for title, rows in (("Shares", shares), ("Other figures", others)) if rows}
@@ -151,7 +151,7 @@ def _cost(report: Report) -> Iterator[tuple[str, object]]:
     yield "time of this attempt", _clock(report.duration_s)
     for name, value in report.technique.items():
         if isinstance(value, dict) and isinstance(value.get("seconds"), int | float):
-            yield f"of it {name.replace('_', ' ')}", _clock(value["seconds"])
+            yield f"of which {name.replace('_', ' ')}", _clock(value["seconds"])
     for name, value in report.efficiency.items():
         if isinstance(value, int | float):
             yield name.replace("_", " "), f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"

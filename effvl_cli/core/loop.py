@@ -18,8 +18,8 @@ from effvl_cli.core.optim import Optimizers
 from effvl_cli.core.run import Run
 from effvl_cli.core.stopping import Rule
 
-PATIENCE = 3  # non-finite steps in a row before the run is given up
-CHECKPOINT_SHARE = 0.02  # of the time, at most, goes into checkpoints whose period is not given
+PATIENCE = 3  # non-finite steps in a row before the run fails
+CHECKPOINT_SHARE = 0.02  # largest share of the time spent on checkpoints where no period is given
 FIRST_CHECKPOINT = 2.0  # seconds
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 EVALUATION_LINES = 10.0  # seconds at least between two logged evaluations; all are in metrics.jsonl
@@ -27,14 +27,14 @@ EVALUATION_LINES = 10.0  # seconds at least between two logged evaluations; all 
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What one backward pass needs and what is logged beside it."""
+    """What one backward pass needs, and what is logged with it."""
 
     loss: Tensor
     logs: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Task:
-    """One objective; a task overrides what it needs."""
+    """One training objective; a task overrides what it needs."""
 
     module: Any
     """The nn.Module that holds the trainable parameters; its state dict is the checkpoint."""
@@ -57,7 +57,7 @@ class Task:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """State beside the module, in plain containers."""
+        """State besides the module's, in plain containers."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -66,7 +66,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how."""
+    """How long and how to train."""
 
     steps: int
     rate: Callable[[int], float]
@@ -78,25 +78,25 @@ class Plan:
     clip_grad: float = 0.0
     clip_mode: Literal["global", "per-param"] = "global"
     decay: Callable[[int], float] | None = None
-    """Weight decay at a step, over the one that the optimizers were built with; None: constant."""
+    """Weight decay at a step, as a factor of the optimizers' own; None: constant."""
     precision: str = "fp32"
     eval_every: int = 0
     eval_at: frozenset[int] = frozenset()
-    """Further steps after which to evaluate."""
+    """Additional steps after which to evaluate."""
     save_every: int = 0
     milestones: frozenset[int] = frozenset()
-    """Steps whose checkpoints are written and stay; 0 is the state before the first."""
+    """Steps whose checkpoints are written and kept; 0 is the state before the first step."""
     work: Callable[[int], float] = float
     """Work done before a step, so that progress is even where steps cost differently."""
     log_every: int = 20
     hint: str = ", or use --precision fp32"
-    """What else may help a run whose gradients are not finite."""
+    """End of the error's hint: what else may help where gradients are not finite."""
     best: str | None = None
-    """Validation figure, higher is better, whose best state is the result; None: the last state is."""
+    """Validation figure, higher is better, whose best state is the result; None: the last state is the result."""
     stop: Rule | None = None
-    """When to end before the last step, by the figures of all evaluations so far."""
+    """Rule that ends the training early, given the figures of all evaluations so far."""
     broadcast_buffers: bool = True
-    """Whether every process takes the first one's buffers before each forward pass; False for buffers of its own."""
+    """Whether the first process's buffers are copied to all before each forward pass; False: each has its own."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class FitResult:
     figures: dict[str, float]
     seconds: float
     stopped: bool = False
-    """Whether `Plan.stop` ended it."""
+    """Whether `Plan.stop` ended the training."""
 
 
 class _StepModule(nn.Module):
@@ -134,7 +134,7 @@ def fit(
 ) -> FitResult:
     """Train to `plan.steps`, from the newest checkpoint of this phase if there is one.
 
-    Parameters and buffers move only with steps that count; each part of the module leaves in the mode that it came in.
+    Parameters and buffers change only in steps that count; each part of the module keeps the mode that it had.
 
     Args:
         task: the objective.
@@ -189,7 +189,7 @@ class _Loop:
 
     @property
     def _over(self) -> bool:
-        """At the last step, or stopped by the rule."""
+        """Whether the last step is done, or the rule has stopped the training."""
         stop = self.plan.stop
         return self.step >= self.plan.steps or bool(stop and self.history and stop(self.history))
 
@@ -253,7 +253,7 @@ class _Loop:
     def _guard(self, *, counted: bool) -> None:
         self.bad_steps = 0 if counted else self.bad_steps + 1
         if self.bad_steps == 1 and not self.scaler.is_enabled():
-            self.run.warn(f"step {self.step} of {self.plan.phase}: gradient not finite, step left out")
+            self.run.warn(f"step {self.step} of {self.plan.phase}: gradient not finite, step skipped")
         if self.bad_steps >= PATIENCE and not (self.scaler.is_enabled() and self.scaler.get_scale() > 1.0):
             indices = getattr(self.batch, "indices", None)
             seen = "" if indices is None else f", images {', '.join(map(str, indices[:8].tolist()))}.."
@@ -278,13 +278,13 @@ class _Loop:
             progress.update(at)
 
     def _maybe_evaluate(self) -> bool:
-        """Validate when it is time; True when the best figure so far came out."""
+        """Validate when it is due; True when the figure is the best so far."""
         plan = self.plan
         periodic = plan.eval_every and self.step % plan.eval_every == 0
         due = self.step == plan.steps or periodic or self.step in plan.eval_at
         if not due:
             return False
-        # A task may share its buffers among the processes here: they stay as it leaves them.
+        # A task may synchronise its buffers over the processes here: they stay as it leaves them.
         with as_found(self.task.module, training=False, buffers=False), torch.no_grad():
             self.figures = self.task.evaluate()
         if plan.stop:
@@ -302,7 +302,7 @@ class _Loop:
         return False
 
     def _maybe_save(self, improved: bool) -> None:
-        """Checkpoint when the period, the best figure, the end or a stop request asks for it: one decision for all."""
+        """Save when the period, the best figure, the end or a stop request asks for it, on all processes alike."""
         plan = self.plan
         stop = self.run.stop_signal()
         wait = max(FIRST_CHECKPOINT, self.save_cost / CHECKPOINT_SHARE)
@@ -341,20 +341,20 @@ class _Loop:
         best = saved.state["best"]
         self.best = (best[0], int(best[1])) if best else None
         self.figures, self.bad_steps = saved.state["figures"], saved.state["bad_steps"]
-        self.history = saved.state.get("history", [])  # a checkpoint of an older version has none
+        self.history = saved.state.get("history", [])  # checkpoints of older versions have none
         self.step = self.resumed_at = saved.step
         if not self._over:
             self.run.rewind_records(saved.state["records"])
-        else:  # records of later work may follow
+        else:  # records of later phases may follow
             self.run.settle_records(saved.state["records"])
-        self.run.log(f"{self.plan.phase}: going on from step {saved.step} of {self.plan.steps}")
+        self.run.log(f"{self.plan.phase}: continuing from step {saved.step} of {self.plan.steps}")
 
 
 def _clip(parameters: list[Tensor], plan: Plan) -> Tensor:
-    """Clip the gradients as the plan says.
+    """Clip the gradients as planned.
 
     Returns:
-        The norm of all of them before.
+        The norm of all gradients before clipping.
     """
     if plan.clip_mode == "global" or not plan.clip_grad:
         return nn.utils.clip_grad_norm_(parameters, plan.clip_grad or float("inf"))

@@ -19,7 +19,7 @@ def count_parameters(module: nn.Module) -> int:
 def count_macs(module: nn.Module, *inputs: Tensor) -> int:
     """Multiply-adds of a forward pass in evaluation mode: half of torch's FLOP count; the module stays as it is.
 
-    Fused attention is invisible to the counter, in some versions of torch even that of training: it is computed by
+    The counter does not see fused attention, in some versions of torch not even in training: it is computed by
     plain products while counting.
     """
     plain = sdpa_kernel(SDPBackend.MATH)

@@ -1,4 +1,4 @@
-"""A module's mode and buffers are state: whoever changes them in passing puts them back."""
+"""A module's mode and buffers are state: code that changes them temporarily restores them."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 
 class Buffers:
-    """A copy of the buffers of modules, to put back.
+    """A copy of the buffers of modules, to be restored.
 
     Args:
-        modules: whose buffers, those that no state dict holds included.
+        modules: owners of the buffers; buffers that no state dict holds are included.
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
@@ -20,7 +20,7 @@ class Buffers:
 
     @torch.no_grad()
     def keep(self) -> None:
-        """Take the values of now."""
+        """Copy the current values."""
         _copy(self.kept, self.live)
 
     @torch.no_grad()
@@ -39,9 +39,9 @@ def as_found(*modules: nn.Module, training: bool | None = None, buffers: bool = 
     """Run the body; afterwards every part of the modules is in the mode that it was in, with the buffers that it had.
 
     Args:
-        modules: that the body works with.
-        training: mode in which it does; None: the one that each part is in.
-        buffers: whether to put them back too; False for a body that is meant to move them.
+        modules: what the body works with.
+        training: mode for the body; None: leave each part in its own.
+        buffers: whether to restore them too; False for a body that is meant to change them.
     """
     parts = [part for module in modules for part in module.modules()]
     modes = [part.training for part in parts]

@@ -45,7 +45,7 @@ class Optimizers:
             part.step()
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Drop the gradients."""
         for part in self.parts:
             part.zero_grad(set_to_none=True)
 
@@ -82,14 +82,14 @@ def build(
     """Optimizer of a module's trainable parameters.
 
     Args:
-        module: whose parameters.
+        module: owner of the parameters.
         name: `muon` orthogonalises the updates of the matrices inside transformer blocks (torch.optim.Muon, rate
             matched to AdamW's) and leaves the rest to AdamW at the same rate.
         lr: peak learning rate.
-        weight_decay: of adam an L2 penalty on everything, as torch.optim.Adam has it.
-        momentum: of sgd and muon.
-        nesterov: of sgd.
-        decays: how much of the weight decay falls on each parameter; parameters of one share are one group.
+        weight_decay: strength; with adam an L2 penalty on everything, as in torch.optim.Adam.
+        momentum: for sgd and muon.
+        nesterov: for sgd.
+        decays: how much of the weight decay falls on each parameter; parameters with equal shares form one group.
     """
     named = [(key, value) for key, value in module.named_parameters() if value.requires_grad]
     blocks = [p for key, p in named if name == "muon" and p.ndim == 2 and _BLOCK.search(key)]
@@ -124,10 +124,10 @@ def _decay_groups(named: Sequence[tuple[str, Tensor]], weight_decay: float, deca
 
 
 def warm_up(done: float, length: float) -> float | None:
-    """Share of the peak rate while it rises in a straight line over `length`; None behind that.
+    """Share of the peak rate while it rises in a straight line over `length`; None after that.
 
-    Whoever counts steps passes the one that begins as done, so that the first one is not lost to a rate of 0; whoever
-    measures the share of the training that is done begins at 0.
+    A caller that counts steps counts the current one as done, so that the first one does not get rate 0; a caller that
+    measures the share of the training starts at 0.
     """
     return done / length if length and done <= length else None
 
@@ -157,10 +157,10 @@ class RateCurve:
         decay: over u, what follows the warm-up: half a cosine, (1-u)^power, 1-u^power, or a factor `gamma` at each
             milestone of t.
         warmup: share over which the rate rises from 0.
-        floor: where cosine and poly end.
-        power: of poly.
-        milestones: of step.
-        gamma: of step.
+        floor: final share of cosine and poly.
+        power: exponent of poly.
+        milestones: shares of the training, for step.
+        gamma: factor at each milestone, for step.
     """
 
     decay: Decay = "cosine"

@@ -1,4 +1,4 @@
-"""What phases of a run have come to, kept in its folder so that a resumed run does not make it again."""
+"""Results of a run's phases, kept in its folder so that a resumed run does not compute them again."""
 
 import hashlib
 import json
@@ -23,10 +23,10 @@ _NAME = re.compile(r"[^A-Za-z0-9.]+")
 
 
 class Phases:
-    """Names of phases and what they gave: JSON values in `checkpoints/phases.json`, tensors in files beside it.
+    """Names of phases and their results: JSON values in `checkpoints/phases.json`, tensors in files beside it.
 
-    A phase is known by its name within the options of its run; options that have grown since make every one anew,
-    trainings from their newest checkpoint. What depends on more than the options (the device, a path) says so in the
+    A phase is identified by its name and the options of its run; options that have grown since repeat every phase,
+    trainings from their newest checkpoint. A phase that depends on more than these (the device, a path) says so in its
     name.
 
     Records of work that a killed attempt began and this one repeats are taken out of metrics.jsonl: the file knows how
@@ -56,14 +56,14 @@ class Phases:
             known = {"values": dict(found["values"]), "warnings": dict(found["warnings"]), "records": found["records"]}
             return known if self._fits(found) else {}
         except (ValueError, KeyError, TypeError):
-            self.run.warn(f"{self.file} is damaged: finished phases are made again")
+            self.run.warn(f"{self.file} is damaged: finished phases are repeated")
             return {}
 
     def _fits(self, found: Mapping[str, Any]) -> bool:
         return bool(found["lengths"] == json.loads(json.dumps(dict(self.run.lengths))))
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """The JSON value of a phase; made, and stored, if no attempt has done so.
+        """The JSON value of a phase; computed and stored if no attempt has done so.
 
         It is what reading it back gives (lists for tuples), in the first attempt too. Warnings that came up while it
         was made are repeated where it is not.
@@ -86,7 +86,7 @@ class Phases:
         self._store()
 
     def timed(self, name: str, make: Callable[[], Any]) -> Any:
-        """`once` for what measures time: measured anew where the device or the number of threads has changed."""
+        """`once` for measurements of time: repeated where the device or the number of threads has changed."""
         device = self.run.device
         model = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         return self.once(f"{name} on {model}, threads: {torch.get_num_threads()}", make)
@@ -101,7 +101,7 @@ class Phases:
             write_text(self.file, json.dumps(known, indent=1))  # NaN stays NaN
 
     def tensors(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """The tensors of a phase, on the CPU; made by all processes alike, and stored, if no attempt has done so."""
+        """The tensors of a phase, on the CPU; computed on every process, and stored, if no attempt has done so."""
         short = hashlib.sha256(name.encode()).hexdigest()[:8]
         path = self.folder / f"{_NAME.sub('-', name)[:60]}-{short}.safetensors"
         digest, said = self.values.get(name), len(self.run.report.warnings)
@@ -110,7 +110,7 @@ class Phases:
             whole = path.is_file() and sha256(path) == digest
             if not distributed.all_reduce_max(int(not whole)):
                 return read_state_dict(path)
-            self.run.warn(f"{path} is damaged: made again")
+            self.run.warn(f"{path} is damaged: computed again")
         made, _ = independent(make())
         data = save(made)
         if distributed.is_main():
@@ -119,15 +119,15 @@ class Phases:
         return made
 
     def train(self, name: str, module: nn.Module, fit: Callable[[], FitResult]) -> FitResult:
-        """Train a module in place, unless an attempt has finished that: then its weights are loaded.
+        """Train a module in place, or load its weights where an earlier attempt has finished the training.
 
         Args:
             name: of the phase, as in the plan of `fit`.
-            module: what is trained; it comes back in evaluation mode.
+            module: what is trained; afterwards it is in evaluation mode.
             fit: trains it, from the newest checkpoint of the phase.
 
         Returns:
-            What the training was; `seconds` are those of the attempt that finished it.
+            Result of the training; `seconds` are those of the attempt that finished it.
         """
         key = f"{name} trained"
         found = self._load(name, module) if key in self.values else None
@@ -146,7 +146,7 @@ class Phases:
         return FitResult(found["steps"], resumed_at, found["best_step"], found["figures"], float(found["seconds"]))
 
     def _load(self, name: str, module: nn.Module) -> dict[str, Any] | None:
-        """Load the weights that a finished training left; None where they are damaged on a process's disk."""
+        """Load the weights of a finished training; None where they are damaged on a process's disk."""
         found: dict[str, Any] = self.values[f"{name} trained"]
         try:
             model, fault = StepFolders(self.folder / name).load(found["step"]).model, ""
@@ -159,11 +159,11 @@ class Phases:
         return found
 
     def side_by_side(self, names: Sequence[str], make: Callable[[int], Mapping[str, float]]) -> list[dict[str, float]]:
-        """Numbers of several phases, which the processes share among them, each for itself.
+        """Numbers of several phases, distributed over the processes, each working alone.
 
         Args:
-            names: of the phases, each with a folder of its own below `folder` for what it keeps on its way.
-            make: gets the place of a phase in `names`, on one process, which is then `solo`.
+            names: of the phases; each has its own folder below `folder` for intermediate files.
+            make: called with the index of a phase in `names`, on one process, which is then `solo`.
         """
         size, rank = distributed.world().size, distributed.world().rank
         for start in range(0, len(names), size):
@@ -173,7 +173,7 @@ class Phases:
         return [self.values[name] for name in names]
 
     def _make(self, together: Sequence[str], start: int, rank: int, make: Callable[[int], Mapping[str, float]]) -> None:
-        """One phase on each of the first processes; then all tell the others, also that they failed or have to stop."""
+        """Run one phase on each of the first processes; then all exchange results, failures and stop requests."""
         found: dict[str, float] = {}
         failure: Exception | None = None
         if rank < len(together):
@@ -189,6 +189,6 @@ class Phases:
         if worst > 1:
             self.run.stop(worst - 1)
         if worst:
-            raise DistributedError("another process failed", "Its own message says why")
+            raise DistributedError("another process failed", "See its own message")
         for place, name in enumerate(together):
             self.once(name, partial(distributed.broadcast_json, found, place))

@@ -12,8 +12,8 @@ from effvl_cli.core.files import write_bytes
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-CROWDED = 6  # more series than this have their legend beside the picture
-DASHES = ("-", ":")  # more series than colours
+CROWDED = 6  # with more series than this, the legend goes beside the picture
+DASHES = ("-", ":")  # for more series than colours
 _STYLE: dict[Any, Any] = {
     "figure.dpi": 150,
     "font.size": 9,
@@ -194,7 +194,7 @@ def fronts(path: Path, points: Mapping[str, Sequence[Costed]], *, title: str, yl
 
 
 def _dominates(one: Costed, other: Costed) -> bool:
-    """Whether it costs no more and is no worse, and is better in one of both."""
+    """Whether it costs no more and is no worse, and is better in at least one of the two."""
     return one[0] <= other[0] and one[1] >= other[1] and one[:2] != other[:2]
 
 
@@ -206,8 +206,8 @@ def image_grid(
     Args:
         path: PNG to write.
         images: (R, C, H, W, 3) uint8.
-        title: above all.
-        row_labels: R texts at the left.
+        title: above the whole figure.
+        row_labels: R texts on the left.
         column_labels: C texts above the first row.
     """
     rows, columns = images.shape[:2]

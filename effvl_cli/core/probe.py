@@ -1,4 +1,4 @@
-"""A few seconds of some work, and what all of it would take."""
+"""Estimates the time of some work from a short probe of it."""
 
 import time
 from collections.abc import Callable
@@ -7,18 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SECONDS = 0.5  # that one probe goes on for, about
+SECONDS = 0.5  # approximate duration of a probe
 SHORTEST = 0.1  # seconds of a call that is worth measuring
 GROWTH = 4
 
 
 def seconds_for(function: Callable[[int], Any], count: int, device: torch.device) -> float:
-    """Seconds that `count` samples take at once, from a call with so many, or with fewer where that would be long.
+    """Seconds for `count` samples at once, from a call with that many, or with fewer where that would take long.
 
     Args:
         function: does the work for a number of samples.
         count: samples of a whole call.
-        device: where it works.
+        device: where the work is done.
 
     Raises:
         torch.OutOfMemoryError: not even the smallest call fits.
@@ -58,7 +58,7 @@ def _synchronise(device: torch.device) -> None:
 def saved_bytes(function: Callable[[], Any]) -> int:
     """Bytes that autograd keeps for the backward pass of what `function` computes; parameters not among them."""
     seen: dict[int, int] = {}
-    kept: list[Tensor] = []  # else a storage that is freed gives its address to another
+    kept: list[Tensor] = []  # keeps storages alive: the address of a freed one could be used again
 
     def pack(tensor: Tensor) -> Tensor:
         if not tensor.is_leaf or not tensor.requires_grad:

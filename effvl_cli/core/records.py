@@ -12,7 +12,7 @@ RECORDS, RECORDS_TABLE = "metrics.jsonl", "metrics.csv"
 
 
 class Writer(Protocol):
-    """What gets a copy of each record, e.g. TensorBoard's event file."""
+    """Receiver of a copy of each record, e.g. TensorBoard's event file."""
 
     def restart(self, records: list[dict[str, Any]]) -> None:
         """Begin anew with these."""
@@ -21,16 +21,16 @@ class Writer(Protocol):
         """One more."""
 
     def close(self) -> None:
-        """There are no more."""
+        """No more records follow."""
 
 
 class Records:
     """The open file.
 
     Args:
-        path: of the file; made where there is none.
-        resumed: whether an earlier attempt has written into it: its records stay as far as its work is finished.
-        writers: that get copies.
+        path: of the file; created where there is none.
+        resumed: whether an earlier attempt has written into it: its records of finished work are kept.
+        writers: receivers of copies.
     """
 
     def __init__(self, path: Path, *, resumed: bool = False, writers: tuple[Writer, ...] = ()) -> None:
@@ -43,7 +43,7 @@ class Records:
         self._told = not writers
 
     def write(self, event: str, fields: Mapping[str, Any]) -> None:
-        """Append a record; the first of a resumed run takes the place of those of unfinished work."""
+        """Append a record; the first one of a resumed run replaces those of unfinished work."""
         if self._settled is not None:
             self.rewind(self._settled)
         record = {"event": event, **fields}
@@ -62,12 +62,12 @@ class Records:
         return self._file.tell() if self._settled is None else self._settled
 
     def settle(self, offset: int) -> None:
-        """Work that an earlier attempt finished has its records before `offset`: they stay."""
+        """Keep the records before `offset`: an earlier attempt has finished their work."""
         if self._settled is not None:
             self._settled = max(self._settled, offset)
 
     def rewind(self, offset: int) -> None:
-        """Forget what follows; never makes the file longer."""
+        """Drop what follows `offset`; never lengthens the file."""
         self._file.seek(0, 2)
         kept = min(offset, self._file.tell())
         self._file.truncate(kept)
@@ -82,7 +82,7 @@ class Records:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The whole records of a file."""
+    """The complete records of a file."""
     found = []
     for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
         with contextlib.suppress(ValueError):  # the end of a line that a kill cut off

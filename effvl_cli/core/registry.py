@@ -20,7 +20,7 @@ class Row:
         target: "module:function" of the builder.
         summary: one line for `effvl list`.
         kind: what a data set's samples are, e.g. "images"; "" where only the builder knows.
-        origin: "effvl", or the distribution that plugs it in.
+        origin: "effvl", or the distribution of the plug-in.
     """
 
     name: str
@@ -94,5 +94,5 @@ class Registry:
                 origin = point.dist.name if point.dist else "plug-in"
                 found.append(Row(point.name, point.value, f"plug-in {point.value}", origin=origin))
             except Exception as error:  # a broken distribution must not take the toolkit down
-                warnings.warn(f"plug-in {point.name!r} of {self.group} is unusable: {error}", stacklevel=2)
+                warnings.warn(f"plug-in {point.name!r} of {self.group} cannot be used: {error}", stacklevel=2)
         return found

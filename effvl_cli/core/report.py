@@ -1,4 +1,4 @@
-"""The report of a run: what is in `report.json`, how it is collected, written and read back."""
+"""The report of a run: the contents of `report.json`, and how they are collected, written and read back."""
 
 import dataclasses
 import math
@@ -74,7 +74,7 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """A file that the run leaves, relative to its folder."""
+    """A file that the run writes, relative to its folder."""
 
     path: str
     sha256: str
@@ -83,7 +83,7 @@ class Artifact:
 
 @dataclass(frozen=True, kw_only=True)
 class Resume:
-    """How often the run was taken up again, and what that spared."""
+    """How often the run was resumed, and how many steps that saved."""
 
     count: int = 0
     exact: bool = True
@@ -148,18 +148,18 @@ def read_report(path: Path) -> Report:
     except (OSError, ValidationError) as error:
         first = str(error).splitlines()[0]
         raise ModelError(
-            f"{path} is no report of this version: {first}", "Run the command again with --fresh"
+            f"{path} is not a report of this version: {first}", "Run the command again with --fresh"
         ) from error
     if report.schema_version != SCHEMA_VERSION:
         raise ModelError(
-            f"{path} has schema_version {report.schema_version}, and this effvl reads {SCHEMA_VERSION}",
-            f"It was written by effvl {report.effvl_version}; read it with that one",
+            f"{path} has schema_version {report.schema_version}, and this version of effvl reads {SCHEMA_VERSION}",
+            f"It was written by effvl {report.effvl_version}; read it with that version",
         )
     return report
 
 
 class ReportBuilder:
-    """A report that is being collected while its run lives."""
+    """A report that is collected during its run."""
 
     def __init__(
         self, *, command: str, run_id: str, seed: int, config_sha256: str, recipe: str | None, device: torch.device
@@ -185,11 +185,11 @@ class ReportBuilder:
         self.metrics[name] = Metric(value=self._finite(value, name), **about)
 
     def data(self, source: Any, *, num_samples: int | None = None, bad_files: int = 0) -> None:
-        """Record that (part of) a split was read, and what the source has to say about it."""
+        """Record that (part of) a split was read, and warn of the source's remark on it."""
         if getattr(source, "remark", ""):
             self.warn(f"{source.name}, split {source.split}: {source.remark}")
         if len(getattr(source, "classes", ())) == 1:
-            self.warn(f"{source.name} has one class only, {source.classes[0]!r}: its accuracies say nothing")
+            self.warn(f"{source.name} has only one class, {source.classes[0]!r}: its accuracies are meaningless")
         if num_samples is None:
             num_samples = 0 if getattr(source, "endless", False) else len(source)
         row = Data(
@@ -220,14 +220,14 @@ class ReportBuilder:
         self._artifacts[name] = Artifact(path=name, sha256=sha256(path), bytes=path.stat().st_size)
 
     def warn(self, text: str) -> bool:
-        """Keep a warning; False for one that is known."""
+        """Keep a warning; False where it was kept before."""
         if text in self.warnings:
             return False
         self.warnings.append(text)
         return True
 
     def reference(self, reference: Mapping[str, Any] | None) -> None:
-        """Published figures to stand beside ours: the recipe's `reference.expected`."""
+        """Set the published figures to compare with: the recipe's `reference.expected`."""
         self._expected = list((reference or {}).get("expected") or [])
 
     def resume(self, count: int, steps_done_before: int) -> None:
@@ -236,7 +236,7 @@ class ReportBuilder:
         self._resume = Resume(count=count, steps_done_before=done)
 
     def finish(self, status: Status, error: str | None = None) -> Report:
-        """The report of the run as it stands."""
+        """The report of the run so far."""
         finished = time.time()
         efficiency = self._finite(self.efficiency, "efficiency")
         technique = self._finite(self.technique, "technique")

@@ -3,9 +3,9 @@
 config.yaml      resolved options and the command line; itself a recipe
 report.json      the result, rewritten atomically
 metrics.jsonl    one record per log or evaluation event; the same bytes after a resume as without one; also metrics.csv
-report.html      the result for a reader, one file with its pictures in it
+report.html      the result for a browser, one file with its pictures embedded
 log.txt          plain log of rank 0, tracebacks included
-environment.json where the last attempt ran, and which attempt it was
+environment.json where the latest attempt ran, and its number
 """
 
 import contextlib
@@ -82,12 +82,12 @@ class Run(RunFiles):
     report: ReportBuilder
     attempt: int = 1
     lengths: Mapping[str, Any] = field(default_factory=dict)
-    """Options that may grow when a run is continued, as they are now."""
+    """Current values of the options that may grow when a run is continued."""
     progress_factory: ProgressFactory = silent_progress
     echo: Callable[[str], None] = lambda text: None
     argv: tuple[str, ...] = ()
     table: Callable[[Report], Table] | None = None
-    """What the command prints of its report."""
+    """Makes the table that the command prints from its report."""
     phases: "Phases | None" = None
     _records: Records | None = None
     _lock: IO[str] | None = None
@@ -102,7 +102,7 @@ class Run(RunFiles):
         if distributed.is_main():
             self.echo(text)
             stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-            with contextlib.suppress(OSError), (self.folder / LOG).open("a") as file:  # a full disk must not mask why
+            with contextlib.suppress(OSError), (self.folder / LOG).open("a") as file:  # a full disk must not hide why
                 file.write(f"{stamp} {text}\n")
 
     def warn(self, text: str) -> None:
@@ -113,27 +113,27 @@ class Run(RunFiles):
     def record(self, event: str, **fields: Any) -> None:
         """A line of metrics.jsonl; no times or rates, so that a resumed run writes the same bytes.
 
-        The first line of a resumed run takes the place of those that earlier attempts wrote of unfinished work.
+        The first line of a resumed run replaces those of unfinished work by earlier attempts.
         """
         if self._records is not None:
             self._records.write(event, fields)
 
     def record_offset(self) -> int | None:
-        """Bytes of metrics.jsonl that count so far; None where this process writes none."""
+        """Bytes of metrics.jsonl that count so far; None on a process that does not write it."""
         return None if self._records is None else self._records.offset()
 
     def settle_records(self, offset: int | None) -> None:
-        """Work that an earlier attempt finished has its records before `offset`: they stay."""
+        """Keep the records before `offset`: an earlier attempt has finished their work."""
         if self._records is not None and offset is not None:
             self._records.settle(offset)
 
     def rewind_records(self, offset: int | None) -> None:
-        """Forget the records of steps that a resume repeats."""
+        """Drop the records of steps that a resume repeats."""
         if self._records is not None and offset is not None:
             self._records.rewind(offset)
 
     def remember_data(self, source: Any, fingerprint: str) -> None:
-        """Keep what a split is known by, for the attempts that follow."""
+        """Store the fingerprint of a split for later attempts."""
         row, path = used_data.row_of(source, fingerprint), self.path(used_data.DATA)
         if row is not None and distributed.is_main():
             known = used_data.read(self.folder)
@@ -141,7 +141,7 @@ class Run(RunFiles):
                 write_json(path, [*known, row])
 
     def resumed(self, phase: str, steps: int) -> None:
-        """Count work that an earlier attempt did and this one does not repeat."""
+        """Count work of an earlier attempt that this one does not repeat."""
         if steps:
             self.report.resume(self.attempt - 1, steps)
 
@@ -150,18 +150,18 @@ class Run(RunFiles):
         return signals.requested() or 0
 
     def check_stop(self) -> None:
-        """Stop here, on every process, if any was asked to; for stages whose work is saved as it is done."""
+        """Stop here, on every process, if any was asked to; for phases that save their work as they go."""
         wish = distributed.all_reduce_max(self.stop_signal())
         if wish:
             self.stop(wish)
 
     def stop(self, number: int) -> typing.NoReturn:
-        """Leave by the exception that stands for that signal."""
+        """Raise the exception for that signal."""
         kind = Interrupted if number == signal.SIGINT else Preempted
-        raise kind(f"stopped by {signal.Signals(number).name}, state saved", "Give the same command again to go on")
+        raise kind(f"stopped by {signal.Signals(number).name}, state saved", "Give the same command again to continue")
 
     def finish(self, status: Status, error: str | None = None) -> Report:
-        """Write the report and its pages, and let the folder go."""
+        """Write the report and its page, and release the folder."""
         if found := records.read(self.folder / RECORDS):
             self.write(RECORDS_TABLE, records.write_table, found)
         report = self.report.finish(status, error)
@@ -169,7 +169,7 @@ class Run(RunFiles):
         if distributed.is_main():
             table = self.table(report) if self.table and status == "completed" else None
             write_text(page, html_report.of_run(report, table, self.argv, self.plots()))
-            write_report(report, path)  # last: with it the run is finished
+            write_report(report, path)  # last: it marks the run as finished
         self.close()
         return report
 
@@ -202,14 +202,14 @@ def open_run(
     echo: Callable[[str], None] = lambda text: None,
     fingerprints: Fingerprints | None = None,
 ) -> Run | Report:
-    """Open the folder of a run, new or to be continued; a finished run of the same options gives its report.
+    """Open the folder of a run, new or to be continued; return the report of a finished run with the same options.
 
     Args:
         request: the command.
-        device: that it computes on.
-        progress: shows how far it is.
+        device: what it computes on.
+        progress: shows the progress.
         echo: shows a line.
-        fingerprints: of data as they are now, to be compared with those that earlier attempts have read.
+        fingerprints: of the data as they are now, compared with those that earlier attempts have read.
 
     Raises:
         UsageError: the folder holds a run of other options or other data, is in use, or is not a run folder.
@@ -262,32 +262,32 @@ def _check_data(folder: Path, fingerprints: Fingerprints, echo: Callable[[str], 
     """Compare the data that earlier attempts have read with what is there now.
 
     Raises:
-        UsageError: they are other data.
+        UsageError: the data have changed.
     """
     other, gone = used_data.changed(used_data.read(folder), fingerprints)
     if other:
         raise UsageError(
             f"the data of {folder} have changed since it read them ({', '.join(other)})",
-            "Put the former files back, or give --fresh to start anew",
+            "Restore the earlier files, or give --fresh to start anew",
         )
     if gone:
-        echo(f"warning: not there any more, and so not compared with what the run has read: {', '.join(gone)}")
+        echo(f"warning: no longer there, and so not compared with what the run has read: {', '.join(gone)}")
 
 
 def _stored(folder: Path, echo: Callable[[str], None]) -> Report:
-    """The report of a finished run, with a warning of each of its files that is not what it has written."""
+    """The report of a finished run, with a warning for each file that has changed since."""
     report = read_report(folder / REPORT)
     for artifact in report.artifacts if distributed.is_main() else ():
         path = folder / artifact.path
         if not path.is_file():
-            echo(f"warning: {path} is missing; --fresh makes it again")
+            echo(f"warning: {path} is missing; --fresh repeats the run")
         elif path.stat().st_size != artifact.bytes or sha256(path) != artifact.sha256:
-            echo(f"warning: {path} is damaged or has been changed since the run; --fresh makes it again")
+            echo(f"warning: {path} is damaged or has been changed since the run; --fresh repeats the run")
     return report
 
 
 def unopened(command: str, config: Any) -> Run:
-    """A run without a folder, for what looks at the options and data of one and leaves nothing."""
+    """A run without a folder, for previews, which only look at options and data."""
     device = resolve_device(config.device)
     report = ReportBuilder(command=command, run_id="", seed=config.seed, config_sha256="", recipe=None, device=device)
     return Run(Path(os.devnull), command, device, Cache(config.cache_dir), report)
@@ -302,7 +302,7 @@ def _folder(command: str, config: Any, identity: str) -> Path:
 def _take(folder: Path, request: RunRequest, inputs: Mapping[str, str]) -> tuple[IO[str], dict[str, Any]]:
     """Lock the folder and decide: new, to be continued, or finished."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).exists() and not (folder / LOCK).exists():
-        raise UsageError(f"{folder} holds files that are no run's", "Give another --out")
+        raise UsageError(f"{folder} holds files that do not belong to a run", "Give another --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK).open("w")
@@ -316,8 +316,8 @@ def _take(folder: Path, request: RunRequest, inputs: Mapping[str, str]) -> tuple
         raise UsageError(f"another process is working in {folder}", "Wait for it, or give another --out") from error
     known = (folder / CONFIG).exists()
     if request.fresh and known and not (folder / REGISTER).exists():
-        raise UsageError(f"{folder} does not say which files are the run's", "Remove it, or give another --out")
-    if request.fresh or not known:  # without its config, what is registered is what an interrupted --fresh has left
+        raise UsageError(f"{folder} does not list the files of its run", "Remove it, or give another --out")
+    if request.fresh or not known:  # without a config, registered files are leftovers of an interrupted --fresh
         clear(folder)
         return lock, {"finished": False, "attempt": 1}
     old = _read_config(folder)
@@ -347,7 +347,7 @@ def _read_config(folder: Path) -> resolve.Recipe:
 
 
 def _damaged(folder: Path) -> UsageError:
-    return UsageError(f"{folder / CONFIG} is damaged or not whole", "Give --fresh to start anew, or another --out")
+    return UsageError(f"{folder / CONFIG} is damaged or incomplete", "Give --fresh to start anew, or another --out")
 
 
 def _refuse_other_config(folder: Path, old: Any, request: RunRequest, inputs: Mapping[str, str]) -> None:
@@ -385,7 +385,7 @@ def _prepare(run: Run, request: RunRequest, inputs: Mapping[str, str], identity:
             "command_line": shlex.join(request.argv),
             "inputs": dict(inputs),
             **({"inherited": dict(request.inherited)} if request.inherited else {}),
-            "identity": identity,  # last: it tells a whole file from half of one
+            "identity": identity,  # last: it marks the file as complete
         },
     }
     write_text(run.folder / CONFIG, resolve.dump_yaml(header))
@@ -396,12 +396,12 @@ def _prepare(run: Run, request: RunRequest, inputs: Mapping[str, str], identity:
 
 
 def input_digests(config: Any) -> dict[str, str]:
-    """Digests of the files that options marked ARTEFACT name: the same path with other content is another run."""
+    """Digests of the files that options marked ARTEFACT name: the same path with other content makes another run."""
     digests = {}
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
         if value and ARTEFACT in _metadata(config, item.name):
-            path, there = Path(value), file_or_folder(value)  # a schedule that is written out is longer than a path
+            path, there = Path(value), file_or_folder(value)  # a schedule given as text may be longer than a path
             if there == "folder" and (path / MANIFEST).is_file():
                 digests[item.name] = sha256(path / MANIFEST)[:16]
             elif there == "file":

@@ -1,4 +1,4 @@
-"""The files of a run folder: each is registered before it is written, so that `--fresh` deletes what is the run's."""
+"""The files of a run folder: each is registered before it is written, so that `--fresh` deletes only these."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -19,13 +19,13 @@ T = TypeVar("T")
 
 
 class RunFiles:
-    """What a run writes into its folder, by name; every process may call, only rank 0 writes."""
+    """The files that a run writes into its folder, by name; every process may call, only rank 0 writes."""
 
     folder: Path
     report: ReportBuilder
 
     def path(self, name: str) -> Path:
-        """Where a file or folder of the run lies, e.g. "costs.json"; it is the run's from here on."""
+        """Path of a file or folder of the run, e.g. "costs.json", which is registered."""
         if distributed.is_main() and name not in registered(self.folder):
             with disk_errors(self.folder / REGISTER):
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ class RunFiles:
         """Let `make(path, ...)` write a result of the run, on rank 0 alone, and name it in the report.
 
         Returns:
-            What `make` does; None on other processes.
+            What `make` returns; None on other processes.
         """
         path = self.path(name)
         if not distributed.is_main():
@@ -52,14 +52,14 @@ class RunFiles:
         self.write(f"{PLOTS}/{name}.png", draw, *args, **options)
 
     def save_model(self, state: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> None:
-        """Write the network that users get, with a manifest that tells the run and its figures so far besides."""
+        """Write the final network, with a manifest that also names the run and its figures so far."""
         self.path(checkpoint.MANIFEST)
         figures = {name: {"value": m.value, "n": m.n, "se": m.se} for name, m in self.report.metrics.items()}
         about = {"run": self.report.run_id, "figures": figures, **manifest}
         self.write(checkpoint.CHECKPOINT, checkpoint.save_model, state, about)
 
     def plots(self) -> list[Path]:
-        """The pictures that were drawn, in order."""
+        """The pictures drawn so far, in order."""
         names = (name for name in registered(self.folder) if name.startswith(f"{PLOTS}/"))
         return [self.folder / name for name in names if (self.folder / name).is_file()]
 
@@ -73,16 +73,16 @@ def registered(folder: Path) -> list[str]:
 
 
 def clear(folder: Path) -> None:
-    """Delete what runs in this folder have registered, what interrupted writes have left, and then the register.
+    """Delete the files that runs in this folder have registered, leftovers of interrupted writes, then the register.
 
-    Files of others stay.
+    Other files stay.
     """
     with disk_errors(folder):
         for name in registered(folder):
             path = folder / name
             if not path.resolve().is_relative_to(folder.resolve()) or path == folder:
                 continue
-            for found in (path, *path.parent.glob(f".{path.name}-*")):  # as core/files.py names what is half written
+            for found in (path, *path.parent.glob(f".{path.name}-*")):  # half-written files, see core/files.py
                 if found.is_dir() and not found.is_symlink():
                     shutil.rmtree(found)
                 else:

@@ -21,7 +21,7 @@ def generator(seed: int, *names: str | int, device: str | torch.device = "cpu") 
 
 @contextlib.contextmanager
 def global_stream(seed: int, *names: str | int) -> Iterator[None]:
-    """Run the body with torch's global CPU generator set to that stream, and put it back after.
+    """Run the body with torch's global CPU generator set to that stream, and restore it afterwards.
 
     For library code that takes no generator (module initialisation, torchvision transforms).
     """

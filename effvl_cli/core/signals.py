@@ -20,9 +20,9 @@ def _note(number: int, frame: FrameType | None) -> None:
     _interrupts += number == signal.SIGINT
     if _interrupts > 1:
         if sys.stderr is not None and sys.stderr.isatty():
-            os.write(2, b"\x1b[?25h\n")  # a progress bar hides the cursor, and nothing else brings it back
+            os.write(2, b"\x1b[?25h\n")  # a progress bar hides the cursor, and nothing else restores it
         os._exit(130)
-    _requested = _requested or number  # the first request says why; those that follow change nothing
+    _requested = _requested or number  # the first request decides; later ones change nothing
 
 
 def requested() -> int:

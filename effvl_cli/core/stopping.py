@@ -1,12 +1,12 @@
 """When a training ends before its last step: rules on the figures of its evaluations.
 
-A rule sees all of them from the first one on, so that a resumed run decides as one that was never interrupted.
+A rule sees all of them from the first one on, so that a resumed run decides as an uninterrupted one would.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 
 Rule = Callable[[Sequence[Mapping[str, float]]], bool]
-"""From the figures of every evaluation so far to whether the training is over."""
+"""Maps the figures of all evaluations so far to whether to stop."""
 
 
 def patience(figure: str, count: int, *, least: float = 0.0) -> Rule:
@@ -15,7 +15,7 @@ def patience(figure: str, count: int, *, least: float = 0.0) -> Rule:
     Args:
         figure: higher is better.
         count: at least 1.
-        least: what counts as a rise.
+        least: smallest rise that counts.
     """
 
     def over(history: Sequence[Mapping[str, float]]) -> bool:
@@ -36,7 +36,7 @@ def plateau(figure: str, window: int, *, least: float = 0.0) -> Rule:
     Args:
         figure: higher is better.
         window: at least 1.
-        least: what counts as a rise.
+        least: smallest rise that counts.
     """
 
     def over(history: Sequence[Mapping[str, float]]) -> bool:

@@ -12,7 +12,7 @@ from effvl_cli.core.errors import ModelError, UsageError
 from effvl_cli.core.files import file_or_folder, write_text
 from effvl_cli.core.table import Table
 
-FILE = "sweep.yaml"  # copy of the sweep in its folder, so that the folder alone can be tabulated
+FILE = "sweep.yaml"  # copy of the sweep in its folder, so that the folder alone is enough for a table
 CONFIG, REPORT = "config.yaml", "report.json"
 STOPPED = (75, 130)
 
@@ -31,7 +31,7 @@ def read_sweep(path: Path) -> Recipe:
     """Read a sweep file, or the one in a sweep's folder.
 
     Raises:
-        UsageError: no sweep.
+        UsageError: not a sweep.
     """
     recipe = read_recipe(path / FILE if file_or_folder(path) == "folder" else path)
     if not recipe.arms:
@@ -40,9 +40,9 @@ def read_sweep(path: Path) -> Recipe:
 
 
 def folder_of(path: Path) -> Path:
-    """Where the runs of a sweep lie: its own folder, that of the copy in it, else runs/sweeps/NAME.
+    """Folder of a sweep's runs: `path` if it is one, the folder of a copied sweep file, else runs/sweeps/KIND/NAME.
 
-    Recipes keep their folder in it: a miniature and a table of one name are two sweeps.
+    KIND is the folder of a recipe below `recipes/`: a miniature and a table of one name are two sweeps.
     """
     if file_or_folder(path) == "folder":
         return path
@@ -89,10 +89,10 @@ def _flag(key: str, value: str) -> list[str]:
 def share(recipe: Recipe, out: Path, shard: str) -> list[Planned]:
     """The runs of one shard, "i/n": every n-th from the i-th on; where arms build on others, every n-th seed.
 
-    An arm that names the folder of a certain seed ties all seeds together: the first shard has them all.
+    An arm that names the folder of a particular seed ties all seeds together: the first shard then has them all.
 
     Raises:
-        UsageError: a shard that is none.
+        UsageError: not a valid shard.
     """
     first, count = parse_shard(shard)
     runs = plan(recipe, out)
@@ -112,10 +112,10 @@ def share(recipe: Recipe, out: Path, shard: str) -> list[Planned]:
 def run_sweep(
     recipe: Recipe, folder: Path, *, shard: str, launch: Callable[[list[str]], int], echo: Callable[[str], None]
 ) -> int:
-    """Run what is not completed yet.
+    """Run what is not yet completed.
 
     Args:
-        recipe: of the sweep, see `sweep_check.checked`.
+        recipe: the sweep, see `sweep_check.checked`.
         folder: of its runs.
         shard: "i/n", see `share`.
         launch: runs one command line and returns its exit code.
@@ -125,7 +125,7 @@ def run_sweep(
         0, the code of a run that was asked to stop (which stops the sweep), or the first failure's.
 
     Raises:
-        UsageError: a shard that is none.
+        UsageError: not a valid shard.
     """
     runs = share(recipe, folder, shard)
     write_text(folder / FILE, Path(recipe.path).read_text(encoding="utf-8"))
@@ -139,7 +139,7 @@ def run_sweep(
         if code in STOPPED:
             return code
         if code:
-            echo(f"  failed with code {code}; the others go on")
+            echo(f"  failed with code {code}; the others continue")
             failed = failed or code
     echo(f"table: effvl table {folder}")
     return failed
@@ -149,7 +149,7 @@ def is_completed(run: Planned) -> bool:
     """Whether the folder holds this very run, completed.
 
     That is: by this command line, and after the files that its options name were last written. Anything else is
-    launched; the command itself tells whether its stored result still holds, and refuses a folder of other options.
+    launched; the command itself decides whether its stored result still holds, and refuses a folder of other options.
     """
     report = run.folder / REPORT
     if not report.is_file():

@@ -1,4 +1,4 @@
-"""Every run of a sweep is checked before the first one is launched: a slip in the last arm would show after hours."""
+"""Checks every run of a sweep before the first is launched: a mistake in the last arm would appear only hours later."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -8,21 +8,21 @@ from effvl_cli.config.resolve import Recipe
 from effvl_cli.core import claims, sweep
 from effvl_cli.core.errors import EffvlError, UsageError
 
-OWN = {"seed": "give seeds: [0, 1]", "out": "the sweep has --out", "name": "the arm's name is the run's"}
-_NAME = re.compile(r"\w[\w.+=,@-]*")  # of an arm, which is part of a folder's name
+OWN = {"seed": "give seeds: [0, 1]", "out": "give --out to the sweep", "name": "the arm's name is used"}
+_NAME = re.compile(r"\w[\w.+=,@-]*")  # of an arm: part of a folder name
 
 Planned = Mapping[str, Recipe | None]
-"""Options of the runs before one, by folder; None of one that has been found faulty."""
+"""Options of the earlier runs, by folder; None for one that was found faulty."""
 
 Check = Callable[[sweep.Planned, Planned], Recipe]
-"""Resolves the options of a run, given those of the runs before it, or raises what is wrong with them."""
+"""Resolves the options of a run, given those of the runs before it, or raises the error in them."""
 
 
 def checked(path: Path, out: Path | None, check: Check, echo: Callable[[str], None]) -> tuple[Recipe, Path]:
     """Read a sweep and check all of its runs; several faults are lines of `echo`, before the error that counts them.
 
     Raises:
-        UsageError: no sweep, or one that is faulty.
+        UsageError: not a sweep, or a faulty one.
     """
     recipe = sweep.read_sweep(path)
     folder = out or sweep.folder_of(path)
@@ -37,10 +37,10 @@ def checked(path: Path, out: Path | None, check: Check, echo: Callable[[str], No
 
 
 def faults(recipe: Recipe, out: Path, check: Check) -> list[str]:
-    """What is wrong with a sweep, each fault once; none: every run of it can start."""
+    """The faults of a sweep, each once; none: every run of it can start."""
     found = [*_arm_faults(recipe), *_seed_faults(recipe), *_claim_faults(recipe), *_picture_faults(recipe)]
     if found:
-        return found  # the names of the runs cannot be relied on
+        return found  # the names of the runs are not reliable
     before: dict[str, Recipe | None] = {}
     for run in sweep.plan(recipe, out):
         before[str(run.folder)] = None
@@ -48,7 +48,7 @@ def faults(recipe: Recipe, out: Path, check: Check) -> list[str]:
         missing = next((link for link, folder in links.items() if folder not in before), None)
         if missing:
             found.append(f"arm {run.arm!r}: {missing}, which no run before it makes. Runs are {{out}}/ARM-seed{{seed}}")
-        elif all(before[folder] for folder in links.values()):  # else the fault of that one has been said
+        elif all(before[folder] for folder in links.values()):  # else that run's fault was reported
             try:
                 before[str(run.folder)] = check(run, before)
             except EffvlError as error:
@@ -60,12 +60,12 @@ def _arm_faults(recipe: Recipe) -> Iterator[str]:
     spoken: dict[str, str] = {}
     for arm, options in recipe.arms.items():
         if not _NAME.fullmatch(arm):
-            yield f"arm {arm!r}: its name is part of a folder's. Use letters, digits and . _ + = , @ -"
+            yield f"arm {arm!r}: its name becomes part of a folder name. Use letters, digits and . _ + = , @ -"
         other = spoken.setdefault(claims.spoken(arm), arm)
         if other != arm:
             yield f"arm {arm!r}: claims write it {claims.spoken(arm)}, as they write {other!r}. Rename one"
         for key in OWN.keys() & sweep.options_of(recipe, options).keys():
-            yield f"arm {arm!r} has its own {key}, which is the sweep's to give: {OWN[key]}"
+            yield f"arm {arm!r} sets {key}, which the sweep decides: {OWN[key]}"
 
 
 def _seed_faults(recipe: Recipe) -> Iterator[str]:
@@ -86,7 +86,7 @@ def _claim_faults(recipe: Recipe) -> Iterator[str]:
 
 def _picture_faults(recipe: Recipe) -> Iterator[str]:
     for name, words in recipe.pictures.items():
-        from effvl_cli.core import sweep_pictures  # and torch with it
+        from effvl_cli.core import sweep_pictures  # which imports torch
 
         try:
             sweep_pictures.check(recipe, name, words)
@@ -95,7 +95,7 @@ def _picture_faults(recipe: Recipe) -> Iterator[str]:
 
 
 def _links(recipe: Recipe, run: sweep.Planned, out: Path) -> dict[str, str]:
-    """What an arm takes from `{out}`, as words such as "run is {out}/a-seed0", and the folder of the run it is in."""
+    """What an arm takes from `{out}`, in words such as "run is {out}/a-seed0", to the folder of that run."""
     taken = {}
     for key, value in sweep.options_of(recipe, recipe.arms[run.arm]).items():
         if value.startswith("{out}/"):

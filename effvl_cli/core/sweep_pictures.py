@@ -1,7 +1,7 @@
-"""Pictures of a sweep: one figure of its arms over another, as its `pictures` say.
+"""Pictures of a sweep: one figure of its arms against another, as its `pictures` say.
 
 `pictures: {NAME: {x: FIGURE, y: FIGURE, title: .., xlabel: .., ylabel: ..}}`. A figure is a metric, or the dotted path
-of a number in the report's `technique`. Arms whose names differ in a last number alone (none, none-2, none-3) are one
+of a number in the report's `technique`. Arms whose names differ only in a final number (none, none-2, none-3) are one
 line.
 """
 
@@ -25,12 +25,12 @@ def draw(recipe: Recipe, reports: Mapping[str, Mapping[int, Report]], folder: Pa
     """Draw all of them from the completed runs.
 
     Args:
-        recipe: of the sweep.
+        recipe: the sweep.
         reports: by arm and seed.
         folder: where the PNGs go.
 
     Raises:
-        UsageError: a picture that says too little or something unknown.
+        UsageError: a picture with a missing or unknown key.
     """
     drawn = []
     for name, words in recipe.pictures.items():
@@ -80,15 +80,15 @@ def _means(steps: Mapping[int, list[float]]) -> list[plots.Point]:
 
 
 def check(recipe: Recipe, name: str, words: Mapping[str, str]) -> None:
-    """A picture says what it needs, and nothing else.
+    """Check that a picture has all the keys it needs, and no unknown ones.
 
     Raises:
-        UsageError: it does not.
+        UsageError: a key is missing or unknown.
     """
     unknown = set(words) - {*_NEEDED, *_WORDS}
     if unknown or not set(_NEEDED) <= set(words):
-        what = f"does not know {min(unknown)!r}" if unknown else "lacks x or y"
-        raise UsageError(f"picture {name!r} in {recipe.path} {what}", f"Its words are {', '.join(_NEEDED + _WORDS)}")
+        what = f"has the unknown key {min(unknown)!r}" if unknown else "lacks x or y"
+        raise UsageError(f"picture {name!r} in {recipe.path} {what}", f"Its keys are {', '.join(_NEEDED + _WORDS)}")
 
 
 def _point(reports: list[Report], x: str, y: str) -> plots.Point | None:

@@ -20,7 +20,7 @@ MOST_COLUMNS = 9  # of a table with a row for each figure
 
 @dataclass(frozen=True)
 class _Group:
-    """Reports of one arm, or of runs that differ in their seed alone, by seed."""
+    """Reports of one arm, or of runs that differ only in their seed, by seed."""
 
     name: str
     reports: dict[int, Report] = field(default_factory=dict)
@@ -79,7 +79,7 @@ def _with_count(group: _Group) -> _Group:
 
 
 def _all_but_seed(folder: Path, report: Report) -> str:
-    """What runs that differ in their seed alone have in common."""
+    """The key that runs share which differ only in their seed."""
     with contextlib.suppress(UsageError):
         config = read_recipe(folder / sweep.CONFIG).config
         return str([report.command, sorted(item for item in config.items() if item[0] not in ("seed", "out", "name"))])
@@ -90,7 +90,7 @@ def _all_but_seed(folder: Path, report: Report) -> str:
 
 
 def write_pages(paths: Sequence[Path]) -> list[Path]:
-    """Draw what the sweeps among them ask for, and their arms over the training, into their folders, and a page of it.
+    """Draw the pictures of the sweeps among the paths, and their arms over the training, and write a page for each.
 
     Returns:
         The pictures and the pages.
@@ -175,7 +175,7 @@ def _turned(table: Table) -> Table:
 
 
 def _differences(first: _Group, groups: Sequence[_Group]) -> list[Table]:
-    """Each arm less one of them, seed by seed."""
+    """Differences of each arm to one of them, seed by seed."""
     others = [group for group in groups if group is not first]
     rows: list[tuple[Cell, ...]] = []
     for name in _names([first]):

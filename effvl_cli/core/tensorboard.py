@@ -11,7 +11,7 @@ FOLDER = "tensorboard"
 
 
 class EventFile:
-    """A writer of records; an earlier attempt's events are written anew, so that repeated steps stand there once.
+    """A writer of records; an earlier attempt's events are written again, so that repeated steps appear once.
 
     Raises:
         MissingPackageError: the extra `tensorboard` is not installed.

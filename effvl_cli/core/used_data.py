@@ -1,4 +1,4 @@
-"""Which data a run has read, and whether they still are what they were; core knows data by their fingerprints alone.
+"""Which data a run has read, and whether they have changed since; core knows data only by their fingerprints.
 
 `data.json` of a run folder: a row for each split, with what opens it again (`spec`, `root`) and its fingerprint.
 """
@@ -11,7 +11,7 @@ from typing import Any
 DATA = "data.json"
 
 Fingerprints = Callable[[str, str | None], Mapping[str, str]]
-"""A data set by name and root, to the fingerprint that each of its splits has now; without those that are gone."""
+"""A data set by name and root, to the fingerprint that each of its splits has now; missing splits are left out."""
 Row = dict[str, Any]
 
 
@@ -25,7 +25,7 @@ def row_of(source: Any, fingerprint: str) -> Row | None:
 
 
 def read(folder: Path) -> list[Row]:
-    """What a run has read; nothing where the file is missing or damaged."""
+    """The rows of what a run has read; none where the file is missing or damaged."""
     try:
         rows = json.loads((folder / DATA).read_bytes())
         return [{key: row[key] for key in ("spec", "root", "split", "fingerprint")} for row in rows]
@@ -34,7 +34,7 @@ def read(folder: Path) -> list[Row]:
 
 
 def changed(rows: list[Row], fingerprints: Fingerprints) -> tuple[list[str], list[str]]:
-    """Splits whose content is another one now, and splits that are not there any more."""
+    """Splits whose content has changed, and splits that are no longer there."""
     now = {key: fingerprints(*key) for key in dict.fromkeys((row["spec"], row["root"]) for row in rows)}
     other, gone = [], []
     for row in rows:

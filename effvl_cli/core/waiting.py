@@ -3,14 +3,14 @@
 import os
 
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
-"""For the OpenMP of GCC, which torch brings, and for that of Intel."""
+"""Environment variables of GCC's OpenMP, which torch ships, and of Intel's."""
 
 
 def wait_passively() -> None:
     """Let OpenMP threads sleep while they wait for one another, unless the environment says otherwise.
 
-    By default they spin. On cores that something else uses too, a thread then spins for as long as the other one is not
-    run, at each of the thousands of small kernels of a step: small networks took 7 to 13 times the processor time. The
+    By default they spin. On cores shared with other programs, a thread then spins for as long as the other one is not
+    scheduled, in each of the thousands of small kernels of a step: small networks took 7 to 13 times the CPU time. The
     results are the same. The libraries read the environment when they are loaded, so this comes before torch.
     """
     for name, value in PASSIVE.items():

@@ -200,7 +200,7 @@ def test_a_folder_with_files_of_others_is_left_alone(effvl, workdir):
     (workdir / "mine" / "thesis.txt").write_text("years of work")
     outcome = effvl("prune-tokens", "--out", "mine", "--fresh")
     assert outcome.code == 2
-    assert "no run's" in outcome.error
+    assert "do not belong to a run" in outcome.error
     assert (workdir / "mine" / "thesis.txt").read_text() == "years of work"
 
 

@@ -150,4 +150,4 @@ def test_table_and_picture(opened, canned):
 
 def test_a_table_without_rows_says_so(opened):
     bench.record(opened, [])
-    assert bench.table(finished(opened)).notes == ("nothing fitted the memory",)
+    assert bench.table(finished(opened)).notes == ("nothing fitted in memory",)

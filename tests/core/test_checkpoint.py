@@ -16,7 +16,7 @@ def test_damaged_files(tmp_path):
     save_model(tmp_path / "w.safetensors", STATE, {})
     data = (tmp_path / "w.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(data[:-5])
-    with pytest.raises(ModelError, match="not a whole safetensors file"):
+    with pytest.raises(ModelError, match="not a complete safetensors file"):
         read_state_dict(tmp_path / "cut.safetensors")
     (tmp_path / "w.safetensors").write_bytes(data[:-1] + b"\x01")
     with pytest.raises(ModelError, match=r"not what manifest.json describes"):

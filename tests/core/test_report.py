@@ -64,7 +64,7 @@ def test_published_figures_stand_beside_ours():
 
 def test_another_schema_is_refused(tmp_path):
     (tmp_path / "report.json").write_text('{"schema_version": 1}')
-    with pytest.raises(ModelError, match="no report of this version"):
+    with pytest.raises(ModelError, match="not a report of this version"):
         read_report(tmp_path / "report.json")
 
 
@@ -172,4 +172,4 @@ def test_one_class_only_is_said():
 
     d = draft()
     d.data(Source())
-    assert d.warnings == ["folder:x has one class only, 'cat': its accuracies say nothing"]
+    assert d.warnings == ["folder:x has only one class, 'cat': its accuracies are meaningless"]

@@ -94,7 +94,7 @@ def test_half_a_config_is_called_damaged(effvl, line, part):
     text = Path("run/config.yaml").read_text()
     Path("run/config.yaml").write_text(text[: int(part * len(text))])
     outcome = effvl(*line)
-    assert outcome.code == 2 and "config.yaml is damaged or not whole. Give --fresh" in outcome.error
+    assert outcome.code == 2 and "config.yaml is damaged or incomplete. Give --fresh" in outcome.error
     assert effvl(*line, "--fresh").code == 0
 
 
@@ -135,7 +135,7 @@ def test_a_result_outlives_its_data(effvl, line, image_folder):
     assert effvl(*line).code == 0
     shutil.rmtree(image_folder)
     outcome = effvl(*line)
-    assert outcome.code == 0 and "warning: not there any more" in outcome.err
+    assert outcome.code == 0 and "warning: no longer there" in outcome.err
 
 
 def test_a_full_disk_has_its_own_code(effvl, line, monkeypatch):
@@ -172,5 +172,5 @@ def test_a_folder_that_does_not_say_what_is_the_runs_is_not_cleared(effvl, line)
     assert effvl(*line).code == 0
     (Path("run") / run_files.REGISTER).unlink()
     outcome = effvl(*line, "--fresh")
-    assert outcome.code == 2 and "does not say which files are the run's" in outcome.error
+    assert outcome.code == 2 and "does not list the files of its run" in outcome.error
     assert UsageError.exit_code == 2

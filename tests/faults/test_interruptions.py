@@ -35,7 +35,7 @@ def test_killed_while_ranking_predicting_and_tuning_it_ends_with_the_same_figure
     stop_when(some(checkpoints, "predictor/step-*"), KILL, *parts)
     assert not (checkpoints / "tuning").exists()
     stop_when(some(checkpoints, "tuning/step-*"), KILL, *parts)
-    assert "tuning: going on from step" in here(*parts).err
+    assert "tuning: continuing from step" in here(*parts).err
     whole, done = report("whole"), report("parts")
     assert done.resume.count == 3 and whole.resume.count == 0
     assert done.resume.steps_done_before >= 96 + 40 + 5  # all rankings, all of the predictor, some of the tuning

@@ -281,7 +281,7 @@ def test_a_report_of_a_later_version_is_refused(effvl, workdir, stored):
     Path("run").mkdir()
     Path("run/report.json").write_text(json.dumps({**stored, "schema_version": 2}))
     outcome = effvl("table", "run")
-    assert outcome.code == 4 and "has schema_version 2, and this effvl reads 1" in outcome.error
+    assert outcome.code == 4 and "has schema_version 2, and this version of effvl reads 1" in outcome.error
     with pytest.raises(ModelError):
         read_report(Path("run/report.json"))
 

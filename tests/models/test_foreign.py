@@ -124,7 +124,7 @@ def test_a_key_reaches_a_network_whose_names_are_its_authors_own(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (nn.Linear(2, 2), r"it holds an object of torch\.nn\.modules\.linear\.Linear, whose code would run"),
+        (nn.Linear(2, 2), r"it holds an object of torch\.nn\.modules\.linear\.Linear, and reading it would run code"),
         ({"state_dict": STATE, "ratio": fractions.Fraction(1, 2)}, r"an object of fractions\.Fraction"),
     ],
 )
