@@ -57,7 +57,7 @@ def load(spec: str, split: str, *, root: str | Path | None = None, seed: int = 0
         spec: "NAME" or "NAME:ARGUMENT".
         split: "train", "val" or "test".
         root: folder that a relative path in `spec` starts from.
-        seed: of sources that draw; the built-in ones do not depend on it.
+        seed: for sources with random content; the built-in ones do not depend on it.
 
     Raises:
         UsageError: unknown name, or samples of another kind.
@@ -77,7 +77,7 @@ def open_source(spec: str, split: str, *, kind: str | None, root: str | Path | N
     _refuse_kind(spec, row.kind or kind, kind)
     source: Source = DATASETS.builder(row)(argument, split, root=Path(root) if root else None, seed=seed)
     _refuse_kind(spec, getattr(source, "kind", IMAGES), kind)
-    with suppress(AttributeError):  # a plug-in's class may have no room for it
+    with suppress(AttributeError):  # a plug-in's class may not accept the attribute
         source.opened = (spec, str(root) if root else None)  # type: ignore[attr-defined]
     return source
 
@@ -91,7 +91,7 @@ def _refuse_kind(spec: str, found: str | None, wanted: str | None) -> None:
 
 
 def fingerprints(spec: str, root: str | Path | None = None) -> dict[str, str]:
-    """What the content of each split is known by, to tell whether it changed; without those that are not there.
+    """Fingerprint of each split's content, to tell whether it has changed; missing splits are left out.
 
     Raises:
         UsageError: unknown name.

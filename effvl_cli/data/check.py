@@ -1,4 +1,4 @@
-"""What there is of a data set, and what is missing."""
+"""Which parts of a data set are there, and which are missing."""
 
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,14 @@ from effvl_cli.data.folders import LAYOUT
 
 
 def check(spec: str, root: Path | None = None) -> tuple[Table, list[str]]:
-    """Open every split; images are looked for, not decoded.
+    """Open every split; images are looked up, not decoded.
 
     Args:
         spec: "NAME" or "NAME:ARGUMENT".
-        root: folder that it lies in.
+        root: folder that holds it.
 
     Returns:
-        A row a split, and what is wrong, each once; nothing wrong: every split can be used.
+        A row for each split, and the faults, each once; without faults every split can be used.
 
     Raises:
         UsageError: unknown name.
@@ -45,11 +45,11 @@ def check(spec: str, root: Path | None = None) -> tuple[Table, list[str]]:
 
 
 def require(spec: str, root: str | Path | None) -> None:
-    """A data set that is a path is there; for commands, before they open a run folder or load weights.
+    """Check that a data set given as a path exists, before a command opens a run folder or loads weights.
 
     Raises:
         UsageError: unknown name.
-        DataError: nothing is there.
+        DataError: the path does not exist.
     """
     row, argument = DATASETS.find(spec)
     place = Path(root or ".") / argument

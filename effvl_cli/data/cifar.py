@@ -24,7 +24,7 @@ PIXELS = 3 * SIZE * SIZE
 
 @dataclass(frozen=True)
 class Version:
-    """Files of one of the two, with the labels of a record: the last is the one that counts."""
+    """Files of one of the two, with the labels of a record, of which the last one counts."""
 
     key: str
     folder: str
@@ -40,7 +40,7 @@ def build(version: Version, argument: str, split: str, *, root: Path | None = No
     """Registry builder.
 
     Raises:
-        DataError: not there, a file of the wrong length, or a label without a name.
+        DataError: a missing file, one of the wrong length, or a label without a name.
     """
     if argument:
         raise UsageError(f"{version.key} takes no argument, got {argument!r}", "Say where it lies with --data-root")
@@ -81,7 +81,7 @@ class Cifar:
         """(rows,) int64 of one file."""
         size = path.stat().st_size
         if size == 0 or size % self._record:
-            raise DataError(f"{path} holds {size} bytes, no whole records of {self._record}", "Extract it again")
+            raise DataError(f"{path} holds {size} bytes, not whole records of {self._record}", "Extract it again")
         labels = np.memmap(path, np.uint8, "r", shape=(size // self._record, self._record))[:, num_labels - 1]
         if labels.max() >= len(self.classes):
             raise DataError(f"{path} has label {labels.max()} of {len(self.classes)} classes", "Extract it again")

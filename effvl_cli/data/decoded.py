@@ -1,7 +1,7 @@
 """One split as a network sees it: pixels, labels, names, and how many files could not be read.
 
-Pixels are held in memory if they fit, else they are read from the files again whenever they are asked for; nobody who
-uses a split can tell which but by the time it takes.
+Pixels are held in memory if they fit, else they are read from the files whenever they are needed; code that uses a
+split notices the difference only in the time it takes.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from effvl_cli.data.loader import image_loader, makes_at_once
 from effvl_cli.data.source import BatchSource, ImageSource, Indices
 from effvl_cli.data.transforms import Preprocess
 
-MEMORY_SHARE = 0.5  # of the machine's, for one split
+MEMORY_SHARE = 0.5  # of the machine's memory, for one split
 CHUNK = 64  # images decoded at a time
 
 
@@ -33,8 +33,8 @@ class Decoded:
         indices: (M,) positions in the split, of the images that were readable.
         labels: (M,) int64.
         bad_files: images that were not readable.
-        workers: loader processes, for what is read again.
-        held: (M, 3, H, W) uint8, or None: read again when it is needed.
+        workers: loader processes, for pixels that are not held.
+        held: (M, 3, H, W) uint8, or None: pixels are read when they are needed.
     """
 
     source: ImageSource
@@ -58,12 +58,12 @@ class Decoded:
     ) -> "Decoded":
         """Images of a split, all of them when no indices are given.
 
-        What does not fit into memory is read through once all the same, so that unreadable files are known from the
-        start: afterwards every one is there, or it is an error.
+        What does not fit in memory is still read through once, so that unreadable files are known from the
+        start; later a file that cannot be read is an error.
 
         Args:
             source: the split.
-            preprocess: geometry of what comes out.
+            preprocess: geometry of the result.
             indices: (M,) positions.
             workers: loader processes.
             on_bad: "error" or "skip".
@@ -98,14 +98,14 @@ class Decoded:
         return len(self.indices)
 
     def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> Tensor:
-        """(b, 3, H, W) uint8 of some rows; a few, since they are read in this process if they are not held."""
+        """(b, 3, H, W) uint8 of a few rows; if they are not held, they are read in this process."""
         if self.held is not None:
             return self.held[rows]
         return self._again(self.indices[np.asarray(rows) if not isinstance(rows, slice) else rows], workers=0)
 
     @cached_property
     def pixels(self) -> Tensor:
-        """(M, 3, H, W) uint8, all at once; for splits that are known to be small."""
+        """(M, 3, H, W) uint8, all at once; only for splits known to be small."""
         return self.held if self.held is not None else self._again(self.indices, workers=self.workers)
 
     def batches(self, size: int, rows: range | None = None) -> Iterator[tuple[range, Tensor]]:
@@ -132,7 +132,7 @@ class Decoded:
 
     @property
     def captions(self) -> list[str]:
-        """Texts of the images, of a source that has some."""
+        """Captions of the images, for a source that has them."""
         texts = self.source.captions or ()
         return [texts[int(index)] for index in self.indices]
 
@@ -149,7 +149,7 @@ class Decoded:
 def _read(
     source: ImageSource, preprocess: Preprocess, indices: Indices, workers: int, on_bad: str, chunk: int = CHUNK
 ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
-    """The readable ones of some images, a chunk at a time, and their indices."""
+    """The readable images among some, a chunk at a time, and their indices."""
     if len(indices) and isinstance(source, BatchSource) and makes_at_once(source, preprocess):
         for k in range(0, len(indices), chunk):
             part = indices[k : k + chunk]

@@ -9,7 +9,7 @@ from effvl_cli.data.source import ImageSource
 
 
 def few_shot(source: ImageSource, shots: int, seed: int) -> NDArray[np.int64]:
-    """`shots` images of each class (all, where there are fewer), drawn by (seed, "few-shot"); more shots hold fewer.
+    """`shots` images of each class (all, where there are fewer), drawn by (seed, "few-shot"); more shots include fewer.
 
     Returns:
         (M,) sorted positions in the split.

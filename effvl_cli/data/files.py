@@ -20,17 +20,17 @@ _TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
 
 
 def read_image(path: Path) -> Image.Image:
-    """An image file as RGB, turned as its EXIF says; grey is replicated, alpha dropped, CMYK converted.
+    """An image file as RGB, rotated as its EXIF says; grey is replicated, alpha dropped, CMYK converted.
 
-    Grey of more than 8 bits is scaled by the range of its kind, whatever the values of the picture: 10 to 16 bits, and
+    Grey of more than 8 bits is scaled by the range of its type, not by the values of the picture: 10 to 16 bits, and
     floats from 0 to 1.
 
     Raises:
-        DataError: missing, no regular file, damaged, cut off, too large to be meant, or values of an unknown range.
+        DataError: missing, not a regular file, damaged, truncated, implausibly large, or values of unknown range.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe would wait for its writer
-            raise DataError(f"{path} is no regular file", "Remove it, or give a copy of the picture")
+            raise DataError(f"{path} is not a regular file", "Remove it, or give a copy of the picture")
         with Image.open(path) as file:
             file.load()
             return _as_rgb(_eight_bits(ImageOps.exif_transpose(file), file, path))
@@ -45,10 +45,10 @@ def read_image(path: Path) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image, file: Image.Image, path: Path) -> Image.Image:
-    """An image of `file` whose mode is not 8-bit, scaled to 0..255 by the range of its kind; any other as it is."""
+    """An image of `file` whose mode is not 8-bit, scaled to 0..255 by the range of its type; any other unchanged."""
     if image.mode == "F":
         return Image.fromarray((_unit_floats(np.asarray(image), path) * 255).round().astype(np.uint8))
-    if image.mode == "I" and file.format != "PPM":  # the values of a PGM have been scaled to 16 bits
+    if image.mode == "I" and file.format != "PPM":  # Pillow has scaled the values of a PGM to 16 bits
         raise DataError(f"{path} holds 32-bit or signed integers (mode I), of unknown range", "Save it in 8 or 16 bits")
     if image.mode == "I" or image.mode.startswith("I;16"):
         bits, inverted = _tiff_depth(file)
@@ -67,7 +67,7 @@ def _unit_floats(values: NDArray[np.float32], path: Path) -> NDArray[np.float64]
 
 
 def _tiff_depth(file: Image.Image) -> tuple[int, bool]:
-    """Bits of a sample, and whether 0 is white; Pillow keeps both as the file has them."""
+    """Bits of a sample, and whether 0 is white; Pillow keeps both as in the file."""
     tags = getattr(file, "tag_v2", {})
     return int(tags.get(_TIFF_BITS, (16,))[0]), tags.get(_TIFF_PHOTOMETRIC) == 0
 
@@ -114,7 +114,7 @@ def readable(names: Sequence[str], where: Path) -> tuple[str, ...]:
 class FileImages:
     """Image files with labels or captions; an id is the file's path from `root`.
 
-    `remark` is what reports repeat of it.
+    `remark` is a note on it for reports.
     """
 
     endless = False
@@ -146,7 +146,7 @@ class FileImages:
         return read_image(self._root / self.ids[index])
 
     def fingerprint(self) -> str:
-        """Digest of names, labels, captions, and of size and time of each file: the pixels are not read for it."""
+        """Digest of names, labels, captions, and of size and time of each file; no pixels are read."""
         if not self._fingerprint:
             labels = (str(int(label)) for label in self.labels)
             states = file_states(self._root / name for name in self.ids)

@@ -1,7 +1,7 @@
 """`folder:PATH`: one folder a class, as people have them.
 
-PATH/train, PATH/val (or valid, validation) and PATH/test hold the class folders. With only one of val and test, that
-one is reported on, and a tenth of train, by hash of the names, is held out for choices. With neither, train is split
+PATH/train, PATH/val (or valid, validation) and PATH/test hold the class folders. With only one of val and test,
+that one is reported, and a tenth of train, by hash of the names, is used for validation. With neither, train is split
 80/10/10 by hash, and so is PATH when it holds the class folders itself.
 
 Images that lie in no class folder have no labels: `folder:PATH` takes them where there are no class folders, and
@@ -20,7 +20,7 @@ from effvl_cli.data.files import SUFFIXES, FileImages, natural, readable
 NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 LAYOUT = "Expected PATH/train/CLASS/*.jpg and PATH/test/CLASS/*.jpg, or PATH/CLASS/*.jpg"
 TENTHS = {"train": range(8), "val": range(8, 9), "test": range(9, 10)}
-FEW = 3  # entries that a remark names
+FEW = 3  # how many entries a remark names
 TENTHS_OF_TRAIN = {"train": range(9), "val": range(9, 10)}
 
 
@@ -31,7 +31,7 @@ def build(argument: str, split: str, *, root: Path | None = None, seed: int = 0)
         DataError: missing, empty, or a class of this split that training does not have.
     """
     if not argument:
-        raise DataError("--data folder: names no folder", "Give --data folder:PATH")
+        raise DataError("--data folder: does not name a folder", "Give --data folder:PATH")
     folder = (root / argument) if root else Path(argument)
     if not folder.is_dir():
         raise DataError(f"no folder at {folder}", LAYOUT)
@@ -106,14 +106,14 @@ def _subfolder(folder: Path, names: tuple[str, ...]) -> Path | None:
 
 
 def _place(folder: Path, found: dict[str, Path | None], split: str) -> tuple[Path, range | None]:
-    """Folder of a split, and the tenths of it (by hash of the name) that belong to the split; None: all."""
+    """Folder of a split, and which tenths of its files (by hash of the name) belong to the split; None: all."""
     train = found["train"]
     if train is None:
         if found["val"] or found["test"]:
             raise DataError(f"{folder} has no train folder", LAYOUT)
         return folder, TENTHS[split]
     test = found["test"] or found["val"]
-    val = found["val"] if found["test"] else None  # what is reported is not what choices are made on
+    val = found["val"] if found["test"] else None  # choices are not made on the split that is reported
     if test is None:
         return train, TENTHS[split]
     if split == "test":
@@ -134,7 +134,7 @@ def list_images(
 ) -> tuple[list[str], list[int]]:
     """Image files of the class folders in `place`, as paths from `root`, and their labels; only some tenths of them.
 
-    What `images_below` passes over is added to `passed_over`.
+    Entries that `images_below` skips are added to `passed_over`.
     """
     ids, labels = [], []
     for label, name in enumerate(classes):
@@ -146,15 +146,15 @@ def list_images(
 
 
 def images_below(folder: Path, root: Path, place: Path, passed_over: list[str]) -> list[str]:
-    """Image files below a folder, as paths from `root`; plain strings, since there may be a million.
+    """Image files below a folder, as paths from `root`; plain strings, as there may be a million.
 
-    Passed over, and added to `passed_over`: links to folders of the data set or to what holds them, which would give
-    images a second class or split, and pipes, sockets and devices, which have no end to read to.
+    Skipped, and added to `passed_over`: links to folders of the data set or to their parents, which would give
+    images a second class or split, and pipes, sockets and devices, which cannot be read to an end.
 
     Args:
         folder: where to look; nothing is found where there is none.
         root: the data set's folder.
-        place: that of the split, which holds the class folders.
+        place: folder of the split, which holds the class folders.
         passed_over: paths from `root`.
     """
     found: list[str] = []
@@ -174,7 +174,7 @@ def images_below(folder: Path, root: Path, place: Path, passed_over: list[str]) 
 
 
 def _leads_back(target: Path, link: Path, root: Path, place: Path) -> bool:
-    """Whether a link goes to a folder that is listed for itself, or to one above it."""
+    """Whether a link leads to a folder that is listed anyway, or to one above it."""
     whole, split, around = root.resolve(), place.resolve(), link.parent.resolve()
     holders = {around, *around.parents, whole, *whole.parents, split, *split.parents}
     listed = [split, *((whole / name).resolve() for names in NAMES.values() for name in names)]
@@ -182,7 +182,7 @@ def _leads_back(target: Path, link: Path, root: Path, place: Path) -> bool:
 
 
 def _entries(folder: Path) -> tuple[list[str], list[str], list[str]]:
-    """Sorted names of folders, of images, and of what is called an image and is no file; hidden ones are left out."""
+    """Sorted names of folders, of images, and of non-files with an image's name; hidden entries are left out."""
     folders: list[str] = []
     files: list[str] = []
     others: list[str] = []
@@ -193,17 +193,17 @@ def _entries(folder: Path) -> tuple[list[str], list[str], list[str]]:
             if entry.is_dir():
                 folders.append(entry.name)
             elif entry.name[entry.name.rfind(".") :].lower() in SUFFIXES:
-                broken = entry.is_symlink() and not Path(entry.path).exists()  # an error when it is read
+                broken = entry.is_symlink() and not Path(entry.path).exists()  # kept: an error when it is read
                 (files if entry.is_file() or broken else others).append(entry.name)
     return sorted(folders), sorted(files), sorted(others)
 
 
 def passed_over_remark(passed_over: list[str]) -> str:
-    """What a report says of the entries that were passed over; empty when there are none."""
+    """Note for reports on the entries that were skipped; empty when there are none."""
     if not passed_over:
         return ""
     first = ", ".join(passed_over[:FEW]) + (f" and {len(passed_over) - FEW} more" if len(passed_over) > FEW else "")
-    return f"passed over as links back into the data set, or no files: {first}"
+    return f"skipped, as links back into the data set or not regular files: {first}"
 
 
 def tenth(name: str) -> int:
@@ -216,5 +216,5 @@ def _empty(place: Path, split: str, tenths: range | None) -> DataError:
     if tenths is None:
         return DataError(message, f"Looked for {', '.join(sorted(SUFFIXES))}. {LAYOUT}")
     return DataError(
-        message, f"It is drawn by file name, from too few: add images, or make a folder {split!r} of your own"
+        message, f"Too few images to draw it by file name: add some, or make a folder {split!r} of your own"
     )

@@ -1,8 +1,8 @@
 """`imagenet`: ILSVRC 2012 in class folders, CoOp's imagenet/images/{train,val} or plain imagenet/{train,val}.
 
 Names are those of imagenet/classnames.txt (CoOp's: "n01440764 tench"), else open_clip's. As everywhere, val/ is what is
-reported (split test), and a tenth of train/, by hash of the file names, is held out for choices (split val). A part of
-the classes will do.
+reported (split test), and a tenth of train/, by hash of the file names, is held out for choices (val). A subset of
+the classes is enough.
 """
 
 from pathlib import Path

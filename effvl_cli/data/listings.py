@@ -1,4 +1,4 @@
-"""Lists of images that data sets bring along: reading them, checking them, and dividing what has no division."""
+"""Image lists shipped with data sets: reading them, checking them, and splitting data sets without splits."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a data set lies: its folder, and the folder that image paths start from."""
+    """Location of a data set: its folder, and the folder that image paths are relative to."""
 
     folder: Path
     images: Path
@@ -33,7 +33,7 @@ def read_lines(path: Path, parse: Callable[[str], T]) -> list[T]:
     """What `parse` makes of each line that is not blank.
 
     Raises:
-        DataError: no such text, or `parse` raised ValueError or IndexError on a line, which is named.
+        DataError: no such file, or `parse` raised ValueError or IndexError on a line, which is named.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -64,26 +64,26 @@ def read_json(path: Path) -> Any:
     """A JSON file.
 
     Raises:
-        DataError: missing or no JSON.
+        DataError: missing or not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} is no JSON file: {error}", "Fetch it again; it may be a web page") from error
+        raise DataError(f"{path} is not a JSON file: {error}", "Fetch it again; it may be a web page") from error
 
 
 def read_mat(path: Path, *names: str) -> list[NDArray[Any]]:
     """Variables of a MATLAB file, each with at least one dimension and none of length 1 besides.
 
     Raises:
-        DataError: missing, no MATLAB file, or without such a variable.
+        DataError: missing, not a MATLAB file, or without such a variable.
     """
     from scipy.io import loadmat
 
     try:
         found = loadmat(path, squeeze_me=True)
-    except Exception as error:  # on damaged bytes its reader raises nearly anything
-        raise DataError(f"{path} is no MATLAB file: {error}", "Fetch it again") from error
+    except Exception as error:  # its reader raises almost any exception on damaged bytes
+        raise DataError(f"{path} is not a MATLAB file: {error}", "Fetch it again") from error
     for name in names:
         if name not in found:
             raise DataError(f"{path} has no variable {name!r}", "Fetch it again")
@@ -130,7 +130,7 @@ def class_names(splits: Splits, where: Path) -> tuple[str, ...]:
 
 
 def portions(items: list[Item], *shares: float) -> list[list[Item]]:
-    """The rest, then for each share that part of every class, rounded; by hash of the paths, in the order given."""
+    """Split by shares of every class, rounded: first the rest, then a list per share; by hash of the paths."""
     by_label: dict[int, list[int]] = defaultdict(list)
     for place in sorted(range(len(items)), key=lambda place: _hash(items[place][0])):
         by_label[items[place][1]].append(place)
@@ -149,12 +149,12 @@ def _hash(path: str) -> bytes:
 
 
 def held_out(trainval: list[Item], test: list[Item]) -> Splits:
-    """A fifth of every class of `trainval`, CoOp's share, is for validation."""
+    """Hold out a fifth of every class of `trainval`, CoOp's share, for validation."""
     train, val = portions(trainval, 0.2)
     return {"train": train, "val": val, "test": test}
 
 
 def divided(items: list[Item]) -> Splits:
-    """Every class 50/20/30, CoOp's shares."""
+    """Split every class 50/20/30, CoOp's shares."""
     test, train, val = portions(items, 0.5, 0.2)
     return {"train": train, "val": val, "test": test}

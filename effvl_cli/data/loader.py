@@ -1,6 +1,6 @@
 """Samples of any kind as batches: seeding, unreadable files, resume and loader processes, once for all.
 
-What a sample is, is said by `make(index, epoch)` and by a `collate` that makes a batch of several; images are one
+`make(index, epoch)` defines a sample, and `collate` makes a batch of several; images are one
 client (`train_batches` here, `Decoded` in data/decoded.py).
 """
 
@@ -21,30 +21,30 @@ from effvl_cli.data.sampler import EpochSampler
 from effvl_cli.data.source import BatchSource, ImageSource, Indices
 from effvl_cli.data.transforms import Preprocess, Transform
 
-MAX_BAD = 0.01  # share of unreadable files that --on-bad skip puts up with
+MAX_BAD = 0.01  # share of unreadable files that --on-bad skip tolerates
 
 T = TypeVar("T")
 B = TypeVar("B")
 Make = Callable[[int, int], T]
-"""(index, epoch) to a sample. It draws from torch's global CPU stream, which is set for each sample."""
+"""From (index, epoch) to a sample. It draws from torch's global CPU stream, which is seeded for each sample."""
 MakeAt = Callable[[int], Make[T]]
-"""What makes the samples of a step, for samples whose shape changes while training."""
+"""From a step to its `Make`, for samples whose shape changes during training."""
 Collate = Callable[[Sequence[T]], B]
-"""Samples to a batch, in the loader's processes. Few large tensors: each that crosses processes takes a file
+"""Samples to a batch, in the loader's processes. Few large tensors: each one sent between processes takes a file
 descriptor, and a user has about a thousand."""
 Key = tuple[int, int, int]
 """Step, epoch and index of a sample."""
 StepTransform = Callable[[int], Transform]
-"""The transform of a step, for views whose size changes while training."""
+"""From a step to its transform, for views whose size changes during training."""
 
 
 def loader_workers(given: int | None, device_type: str) -> int:
-    """Loader processes: as given, else none beside a CPU that computes, else up to eight."""
+    """Number of loader processes: as given, else none when training on the CPU, else up to eight."""
     if given is not None:
         return given
     if device_type == "cpu":
         return 0
-    # of a batch job on a shared machine, only the allotted cores
+    # in a batch job on a shared machine, only the allotted cores
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(8, cores)
 
@@ -77,19 +77,19 @@ class _Samples(Dataset[Any], Generic[T]):
 
 
 class BadFiles:
-    """Counts unreadable samples and stops the run when they are not to be put up with.
+    """Counts unreadable samples and stops the run when they are not tolerated.
 
-    `on_bad` is "error" or "skip" as the user says, or "never" for samples that cannot be spared.
+    `on_bad` is "error" or "skip" as the user says, or "never" for samples that are all needed.
     """
 
     def __init__(self, on_bad: str, total: int) -> None:
         self.on_bad, self.limit, self.bad = on_bad, max(1, int(MAX_BAD * total)), set[int]()
 
     def meet(self, error: DataError, index: int) -> None:
-        """One unreadable sample.
+        """Count one unreadable sample.
 
         Raises:
-            DataError: that one, or that there are too many.
+            DataError: that sample, or too many of them.
         """
         if self.on_bad != "skip":
             skip = ", or give --on-bad skip" if self.on_bad == "error" else ": none of these images can be skipped"
@@ -102,15 +102,15 @@ class BadFiles:
 
 
 class SampleLoader(Generic[T, B]):
-    """Batches of samples that are made as they are needed, in this process or in others.
+    """Batches of samples that are made on demand, in this process or in others.
 
-    A sample depends on (seed, epoch, index) alone, so workers, processes and resumption do not show.
+    A sample depends only on (seed, epoch, index), so workers, processes and resumption do not change it.
 
     Args:
         make_at: gives the `make(index, epoch)` of a step.
         collate: samples to a batch.
-        total: samples there are, of which unreadable ones may be a share.
-        seed: of what `make` draws.
+        total: number of samples, of which a share may be unreadable.
+        seed: of the random numbers that `make` draws.
         workers: loader processes.
         on_bad: "error" or "skip".
     """
@@ -133,7 +133,7 @@ class SampleLoader(Generic[T, B]):
     ) -> Iterator[tuple[B, Tensor]]:
         """This process's share of every step from one on: batches, and the (B,) int64 indices of their samples.
 
-        An unreadable sample that is skipped leaves its place to another one of the batch, so that batches keep their
+        A skipped unreadable sample is replaced by another one of the batch, so that batches keep their
         size.
         """
         queue: list[Tensor] = []  # indices of the batches that loader processes have been asked for
@@ -154,7 +154,7 @@ class SampleLoader(Generic[T, B]):
             yield packed.batch, indices[packed.places]
 
     def once(self, indices: Indices, *, chunk: int) -> Iterator[tuple[B | None, Indices]]:
-        """Each sample once, in order, some at a time: a batch of those that are readable, and their indices."""
+        """Each sample once, in order, some at a time: a batch of the readable ones, and their indices."""
         lists = [[(0, 0, int(index)) for index in indices[k : k + chunk]] for k in range(0, len(indices), chunk)]
         for keys, packed in zip(lists, self._packed(lists, refill=False), strict=True):
             for place, error in packed.errors.items():
@@ -178,13 +178,13 @@ class SampleLoader(Generic[T, B]):
                 batch_sampler=keys,
                 num_workers=self._workers,
                 collate_fn=pack,
-                generator=torch.Generator(),  # else the loader would draw from the global stream
+                generator=torch.Generator(),  # otherwise the loader would draw from the global stream
             )
         )
 
 
 def count_from(start: int) -> Iterator[int]:
-    """`start`, and so on without end."""
+    """`start`, `start + 1` and so on without end."""
     while True:
         yield start
         start += 1
@@ -222,9 +222,9 @@ def image_loader(
     workers: int = 0,
     on_bad: str = "error",
 ) -> SampleLoader[Tensor, Tensor]:
-    """A loader of one tensor an image, (B, 3, H, W) uint8 or whatever the transforms give.
+    """A loader of one tensor per image, (B, 3, H, W) uint8 or whatever the transforms return.
 
-    Unreadable ones are counted against `total` images, all of the split when it is not given.
+    Unreadable images are counted against `total`, by default the size of the split.
     """
 
     def make_at(step: int) -> Make[Tensor]:
@@ -268,7 +268,7 @@ def train_batches(
 
 
 def makes_at_once(source: ImageSource, preprocess: Preprocess) -> bool:
-    """Whether a source makes many images at once, of the size that is asked for."""
+    """Whether a source makes many images at once, of the requested size."""
     if not isinstance(source, BatchSource) or not len(source):
         return False
     return bool(source.images(np.array([0]))[0].shape[:2] == preprocess.size)

@@ -1,4 +1,4 @@
-"""The lists that data sets were published with, one function each: a `Place` in, `Splits` out.
+"""The lists that data sets were published with: one function each, from a `Place` to `Splits`.
 
 Names, labels and their order are those of CoOp (KaiyangZhou/CoOp, arXiv 2109.01134, `datasets/`), so that classes agree
 with its split files.
@@ -142,7 +142,7 @@ def _flowers(place: Place) -> list[Item]:
     names = _flower_names(place)
     nameless = [int(label) for label in labels if str(int(label)) not in names]
     if nameless:
-        raise DataError(f"{path} has a label {nameless[0]}, and no name of {len(names)} is its", "Fetch it again")
+        raise DataError(f"{path} has label {nameless[0]}, but {len(names)} names without it", "Fetch it again")
     return [(f"image_{k:05d}.jpg", int(label) - 1, names[str(int(label))]) for k, label in enumerate(labels, 1)]
 
 

@@ -31,7 +31,7 @@ def choose_templates(given: str | None, default: Sequence[str]) -> tuple[str, ..
         texts = Path(given).read_text(encoding="utf-8").splitlines() if from_file else given.split("|")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
-            f"--templates: {given[:60]!r} is no readable text file", "Give texts, or a UTF-8 file"
+            f"--templates: {given[:60]!r} is not a readable text file", "Give texts, or a UTF-8 file"
         ) from error
     templates = tuple(text.strip() for text in texts if text.strip())
     for template in templates:

@@ -4,7 +4,7 @@ The division into splits is the first that is found of
 1. `split_zhou_NAME.json`, CoOp's (DATASETS.md of KaiyangZhou/CoOp), with which published tables were made;
 2. the lists that the data set was published with, a fifth of every class held out where they know no validation split;
 3. class folders, divided 50/20/30 by hash of the file names.
-A split that does not hold the images of (1) says so in `remark`, which reports repeat.
+A split whose images differ from those of (1) says so in `remark`, which reports repeat.
 """
 
 import os
@@ -19,16 +19,16 @@ from effvl_cli.data import SPLITS
 from effvl_cli.data.files import FileImages
 from effvl_cli.data.listings import Place, Splits, class_names, read_split_file
 
-FEW = 3  # absent images that an error names
+FEW = 3  # how many missing images an error names
 
 
 @dataclass(frozen=True)
 class Lists:
-    """One way to know which image belongs where.
+    """One way to divide the images into splits.
 
     Attributes:
-        needs: files, from the data set's folder.
-        read: makes the splits of them.
+        needs: files, relative to the data set's folder.
+        read: makes the splits from them.
         same: splits that hold the same images as CoOp's.
     """
 
@@ -39,7 +39,7 @@ class Lists:
 
 @dataclass(frozen=True)
 class Published:
-    """A data set as it is known in the literature.
+    """A data set as in the literature.
 
     Attributes:
         key: its name here.
@@ -47,7 +47,7 @@ class Published:
         template: CoOp's.
         counts: images of CoOp's train, val and test.
         split_file: CoOp's, or "" where the published lists are those that CoOp takes.
-        others: what else tells images apart, in order.
+        others: other ways to divide the images, in order.
     """
 
     key: str
@@ -72,7 +72,7 @@ class PublishedImages(FileImages):
     Attributes:
         layout: where it was found and what divided it.
         expected: images that the split has in published tables.
-        remark: why figures on it compare with no published ones; empty when they do.
+        remark: why figures on it are not comparable with published ones; empty when they are.
     """
 
     layout = ""
@@ -83,7 +83,7 @@ def build(dataset: Published, argument: str, split: str, *, root: Path | None = 
     """Registry builder.
 
     Raises:
-        DataError: not there, lists that cannot be read, or images that are listed and absent.
+        DataError: missing, lists that cannot be read, or listed images that are missing.
     """
     if argument:
         raise UsageError(f"{dataset.key} takes no argument, got {argument!r}", "Say where it lies with --data-root")
@@ -114,10 +114,10 @@ def build(dataset: Published, argument: str, split: str, *, root: Path | None = 
 
 
 def refuse_absent(root: Path, ids: Sequence[str], what: str) -> None:
-    """Look for listed images, a folder at a time.
+    """Check that listed images exist, a folder at a time.
 
     Raises:
-        DataError: some are not there; how many, and the first few.
+        DataError: some are missing; it says how many, and names the first few.
     """
     there: dict[str, set[str]] = {}
     absent = []

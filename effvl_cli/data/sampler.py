@@ -11,7 +11,7 @@ from effvl_cli.data.source import ENDLESS
 
 
 class EpochSampler:
-    """Shuffled epochs of whole batches; the tail of an epoch that fills no batch is left out.
+    """Shuffled epochs of whole batches; the remainder of an epoch that does not fill a batch is left out.
 
     Args:
         num_samples: size of the data; `ENDLESS` or more is taken in order, without epochs.
@@ -19,7 +19,7 @@ class EpochSampler:
         seed: of the shuffling; epoch e is shuffled by (seed, "shuffle", e).
 
     Raises:
-        UsageError: the data fill no batch.
+        UsageError: the data do not fill one batch.
     """
 
     def __init__(self, num_samples: int, batch_size: int, seed: int) -> None:

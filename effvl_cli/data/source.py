@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the toolkit."""
+"""The interface of a data set to the rest of the toolkit."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -24,7 +24,7 @@ class Source(Protocol):
         name: e.g. "shape-captions", "folder:cifar10".
         split: "train", "val" or "test".
         ids: stable names of the samples, the same on every machine.
-        endless: whether samples are made as they are asked for.
+        endless: whether samples are generated on demand.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def fingerprint(self) -> str:
-        """Short digest of the content: names, labels, and size and time of each file; of what is made, the recipe."""
+        """Short digest of the content: names, labels, size and time of each file; for generated images, the recipe."""
         ...
 
 

@@ -36,7 +36,7 @@ def build(argument: str, split: str, *, root: Path | None = None, seed: int = 0)
     classes = sorted({row["label"] for row in rows if "label" in row}, key=natural)
     chosen = [row for row in rows if _split(row) == split]
     if not chosen:
-        raise DataError(f"{table} has no row of split {split}", "Add some, or leave the split column out")
+        raise DataError(f"{table} has no row for split {split}", "Add some, or leave the split column out")
     labels = [classes.index(row["label"]) if classes else 0 for row in chosen]
     return FileImages(
         f"csv:{table.stem}",
@@ -54,10 +54,10 @@ def _read(table: Path) -> list[Row]:
         return _rows(table)
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{table} is no UTF-8 text: {error.reason} at byte {error.start}", "Save it as UTF-8"
+            f"{table} is not UTF-8 text: {error.reason} at byte {error.start}", "Save it as UTF-8"
         ) from error
     except csv.Error as error:
-        raise DataError(f"{table} is no table: {error}", "Give comma or tab separated text") from error
+        raise DataError(f"{table} is not a table: {error}", "Give comma or tab separated text") from error
 
 
 def _rows(table: Path) -> list[Row]:

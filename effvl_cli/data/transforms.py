@@ -41,7 +41,7 @@ class Preprocess:
         return as_tensor(self.fit(image))
 
     def fit(self, image: Image.Image) -> Image.Image:
-        """An RGB image resized and cropped; one of the right size stays as it is, unless a crop is due."""
+        """An RGB image resized and cropped; one of the right size stays unchanged, unless a crop is due."""
         if self.crop_ratio != 1 or image.size != (self.size[1], self.size[0]):
             mode = InterpolationMode(self.interpolation)
             whole = (round(self.size[0] / self.crop_ratio), round(self.size[1] / self.crop_ratio))
@@ -55,7 +55,7 @@ class Preprocess:
         return self.standardise(images.float().div_(255))
 
     def standardise(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in 0..1, less the mean and over the deviation of each channel."""
+        """(B, 3, H, W) in 0..1, minus the mean and divided by the standard deviation of each channel."""
         shape = (1, 3, 1, 1)
         mean = torch.tensor(self.mean, device=images.device).reshape(shape)
         std = torch.tensor(self.std, device=images.device).reshape(shape)
@@ -94,7 +94,7 @@ def augment(name: Augment, preprocess: Preprocess) -> Transform:
         name: "flip" half of the images; before that, "crop-flip" takes a random crop of at least half the area,
             "rrc-flip" one of at least 8 % (Szegedy et al., arXiv 1409.4842, sec. 6), and "pad-crop-flip" shifts the
             image by up to an eighth of its side, with zeros beyond its border (He et al., arXiv 1512.03385, sec. 4.2).
-        preprocess: size and interpolation of what comes out.
+        preprocess: size and interpolation of the result.
     """
     if name == "none":
         return preprocess.to_uint8

@@ -1,7 +1,7 @@
 """Augmented views for contrastive learning. B images, S side of a view; colours are floats in 0..1.
 
 Each image gets what torchvision's RandomResizedCrop, RandomHorizontalFlip, ColorJitter, RandomGrayscale and
-RandomSolarize would give it, with draws of its own; only the order of the jitter is one for a batch. Colours, blur and
+RandomSolarize would give it, with its own draws; only the order of the jitter is shared by a batch. Colours, blur and
 solarisation always run batched on the device. Crops do too, from pictures of one shape (`crop_batch`), or else in the
 loader's processes (`WorkerCrops`). Random numbers come as a table `noise` with a row per image, so that processes can
 draw the same table and take their own rows.
@@ -23,7 +23,7 @@ from torchvision.transforms import functional as tf
 from effvl_cli.data.transforms import as_tensor
 
 RATIO = (3 / 4, 4 / 3)
-ATTEMPTS = 10  # boxes that are drawn until one lies in the picture, as by torchvision
+ATTEMPTS = 10  # boxes drawn until one lies in the picture, as in torchvision
 SMALL = 64  # px; smaller views are neither blurred nor solarised
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 # columns of the noise: boxes (areas, ratios, left, top), flip, jitter (factors, whether), gray, blur, solarise
@@ -38,15 +38,15 @@ _BLUR_SIGMA = (0.1, 2.0)
 
 @dataclass(frozen=True)
 class ViewRecipe:
-    """How one view is made.
+    """Parameters of one view.
 
     Attributes:
-        scale: share of the picture's area that the crop takes, from and to.
+        scale: smallest and largest share of the picture's area that the crop takes.
         jitter: strength of brightness, contrast, saturation and hue.
-        jitter_share: of the images whose colours are jittered.
-        gray_share: of the images that lose their colours.
-        blur_share: of the images that are blurred.
-        solarise_share: of the images whose bright half is inverted.
+        jitter_share: share of the images whose colours are jittered.
+        gray_share: share of the images that become grey.
+        blur_share: share of the images that are blurred.
+        solarise_share: share of the images whose bright half is inverted.
     """
 
     scale: tuple[float, float] = (0.2, 1.0)
@@ -101,11 +101,11 @@ def draw_order(generator: torch.Generator) -> list[int]:
 def draw_boxes(sizes: Tensor, scale: tuple[float, float], noise: Tensor) -> Tensor:
     """Boxes of RandomResizedCrop: the first of ten draws that lies in the picture, else the largest central one.
 
-    Source: Szegedy et al., arXiv 1409.4842, sec. 6, as torchvision has it.
+    Source: Szegedy et al., arXiv 1409.4842, sec. 6, as in torchvision.
 
     Args:
         sizes: (B, 2) heights and widths of the pictures, px.
-        scale: share of the area, from and to.
+        scale: smallest and largest share of the area.
         noise: (B, NOISE); the columns of boxes are used.
 
     Returns:
@@ -117,7 +117,7 @@ def draw_boxes(sizes: Tensor, scale: tuple[float, float], noise: Tensor) -> Tens
     ratio = torch.exp(low + (high - low) * noise[:, _RATIOS].double())
     widths, heights = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
     fits = (widths > 0) & (widths <= width[:, None]) & (heights > 0) & (heights <= height[:, None])
-    first = fits.int().argmax(1, keepdim=True)  # of equal ones the first
+    first = fits.int().argmax(1, keepdim=True)  # the first of equal ones
     found = fits.any(1)
     box_height = torch.where(found, heights.gather(1, first)[:, 0], torch.minimum(height, (width / RATIO[0]).round()))
     box_width = torch.where(found, widths.gather(1, first)[:, 0], torch.minimum(width, (height * RATIO[1]).round()))
@@ -130,7 +130,7 @@ def draw_boxes(sizes: Tensor, scale: tuple[float, float], noise: Tensor) -> Tens
 def crop_batch(
     images: Tensor, size: int, recipe: ViewRecipe, noise: Tensor, picture_sizes: Tensor | None = None
 ) -> Tensor:
-    """Random crops, resized bilinearly without aliases, half of them flipped.
+    """Random crops, resized bilinearly with antialiasing, half of them flipped.
 
     Args:
         images: (B, 3, H, W) uint8.
@@ -241,7 +241,7 @@ def recolour(images: Tensor, recipe: ViewRecipe, noise: Tensor, order: Sequence[
 
 
 def jitter(images: Tensor, recipe: ViewRecipe, noise: Tensor, order: Sequence[int]) -> Tensor:
-    """ColorJitter with factors of its own for each image; colours are clipped after every operation.
+    """ColorJitter with its own factors for each image; colours are clipped after every operation.
 
     Args:
         images: (B, 3, S, S) in 0..1.

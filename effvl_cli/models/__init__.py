@@ -8,9 +8,9 @@ MODELS = Registry(
     "model",
     "effvl.models",
     [
-        Row("tiny:clip", f"{_TINY}:clip", "CLIP, 64 px, patch 8, 0.4 M parameters; its weights are in the package"),
-        Row("tiny:clip-32px", f"{_TINY}:clip_32px", "CLIP for 32 px images, patch 4 (CIFAR); weights of your own"),
-        Row("tiny:resnet", f"{_TINY}:resnet", "residual classifier for small images; weights of your own"),
+        Row("tiny:clip", f"{_TINY}:clip", "CLIP, 64 px, patch 8, 0.4 M parameters; weights included"),
+        Row("tiny:clip-32px", f"{_TINY}:clip_32px", "CLIP for 32 px images, patch 4 (CIFAR); without weights"),
+        Row("tiny:resnet", f"{_TINY}:resnet", "residual classifier for small images; without weights"),
         Row("cifar-resnet:", "effvl_cli.models.cifar_resnet:build", "ResNet for 32 px images: cifar-resnet:56"),
         Row(
             "torchvision:",
@@ -22,7 +22,7 @@ MODELS = Registry(
         Row(
             "openclip:",
             "effvl_cli.models.openclip:build",
-            "any open_clip model, e.g. openclip:ViT-B-16, or plainly ViT-B-16",
+            "any open_clip model, e.g. openclip:ViT-B-16, or just ViT-B-16",
         ),
     ],
 )

@@ -14,15 +14,15 @@ from effvl_cli.data.transforms import Preprocess
 from effvl_cli.models.network import Network
 from effvl_cli.models.normalise import STATISTICS
 
-WIDTH = 16  # of the first stage; each later one has twice as many channels
+WIDTH = 16  # channels of the first stage; each later one has twice as many
 _MEAN, _STD = STATISTICS["cifar10"]  # the paper subtracts the mean of each pixel instead
-_SYNTAX = "Write cifar-resnet:DEPTH, e.g. cifar-resnet:56, perhaps with ,width=8 or ,pad=both behind it"
+_SYNTAX = "Write cifar-resnet:DEPTH, e.g. cifar-resnet:56, optionally followed by ,width=8 or ,pad=both"
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut without parameters (option A of sec. 4.1).
+    """Two 3x3 convolutions and a shortcut without parameters (option A of sec. 4.1).
 
-    The paper does not say where the channels of zeros are: after the others, or half of them on each `both` sides.
+    The paper does not say where the zero channels go: after the others, or, with `both`, half of them on each side.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1, *, both: bool = False) -> None:
@@ -91,7 +91,7 @@ def build(argument: str, *, num_classes: int | None = None) -> Network:
 def _adapt(network: Network, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The published networks of Idelbayev (github.com/akamaster/pytorch_resnet_cifar10) call the last layer `linear`.
 
-    They pad on both sides and saw images that were normalised with ImageNet's statistics.
+    They pad on both sides and were trained on images normalised with ImageNet's statistics.
     """
     if "linear.weight" not in state or any("shortcut" in key for key in state):
         return state
@@ -104,7 +104,7 @@ def _adapt(network: Network, state: dict[str, Tensor]) -> dict[str, Tensor]:
         module.both, network.name = True, f"{network.name},pad=both"
     mean, std = STATISTICS["imagenet"]
     network.preprocess = replace(network.preprocess, mean=mean, std=std)
-    network.notes.append(f"{network.name}, normalised as ImageNet: what networks whose last layer is `linear` need")
+    network.notes.append(f"{network.name}with ImageNet's normalisation, as networks whose last layer is `linear` need")
     return {f"fc{key.removeprefix('linear')}" if key.startswith("linear.") else key: v for key, v in state.items()}
 
 
@@ -126,7 +126,7 @@ def _words(argument: str, more: Sequence[str]) -> tuple[int, bool]:
 
 def _depth(argument: str) -> int:
     if not argument.isdecimal():
-        raise UsageError(f"cifar-resnet:{argument} names no depth", "Write cifar-resnet:DEPTH, e.g. cifar-resnet:56")
+        raise UsageError(f"cifar-resnet:{argument} has no depth", "Write cifar-resnet:DEPTH, e.g. cifar-resnet:56")
     depth = int(argument)
     if depth >= 8 and depth % 6 == 2:
         return depth

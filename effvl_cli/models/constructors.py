@@ -1,6 +1,6 @@
 """Plain torch, torchvision or timm code that builds the structure of a network, whole or with blocks removed.
 
-Each source offers its guesses, the most readable first; which of them is right is found out by running it.
+Each source offers guesses, the most readable first; running them shows which one is right.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from effvl_cli.techniques.prune_blocks.surgery import Removal
 
 
 class NoConstructorError(ModelError):
-    """No plain code builds the network: without effvl only its program can be loaded."""
+    """No plain code builds the network; without effvl only its exported program can be loaded."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _statement(removal: Removal) -> str:
 def _torchvision(name: str, module: Any, removals: Sequence[Removal]) -> Iterator[Code]:
     family = _FAMILIES.get(type(module))
     if removals and family:
-        with contextlib.suppress(IndexError):  # an empty stage does not show what it was made of
+        with contextlib.suppress(IndexError):  # an empty stage does not show its block type
             yield family(module)
     options = "".join(f", {key}={value}" for key, value in options_of(name).items())
     call = f"get_model({json.dumps(name)}, weights=None, num_classes={module.num_classes}{options})"

@@ -1,4 +1,4 @@
-"""What was done to a network after it was built: the `edits` of a manifest, done again before its weights are loaded.
+"""Changes to a network after it was built: the `edits` of a manifest, repeated before its weights are loaded.
 
 An edit is `{"kind": KIND}`, often with `"args"`. A new kind is a file with a function that repeats it, and a row here.
 """
@@ -47,7 +47,7 @@ def apply_edits(module: nn.Module, edits: Sequence[Mapping[str, Any]]) -> None:
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
             f"the edits of the manifest cannot be repeated: {error}",
-            "The checkpoint is damaged, or of another version of effvl",
+            "The checkpoint is damaged, or from another version of effvl",
         ) from error
 
 

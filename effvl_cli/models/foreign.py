@@ -1,4 +1,4 @@
-"""Weights in the files that people have: nested, wrapped, prefixed, with other networks beside them.
+"""Weights from files of any origin: nested, wrapped, prefixed, or with other networks in the same file.
 
 A file is read as one flat table of tensors, `student.module.backbone.norm.weight` say. A network's state dict stands
 in it behind some prefix: the one behind which most of the network's own names are found.
@@ -16,10 +16,10 @@ from effvl_cli.core.errors import ModelError
 
 COUNTER = "num_batches_tracked"  # of batch norm; files from before torch 0.4.1 have none
 _DEEPEST = 8
-_ENOUGH = 0.5  # of a network's names, for a prefix to be its
-_ALIKE = 0.9  # of the names behind the best prefix: another such prefix holds another network
+_ENOUGH = 0.5  # share of a network's names that must follow a prefix for it to be the network's
+_ALIKE = 0.9  # share of the best prefix's names: another prefix with as many holds another network
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "network")
-_TRAINED = ("base_encoder", "encoder_q")  # MoCo's network, beside the moving average that only helps to train it
+_TRAINED = ("base_encoder", "encoder_q")  # MoCo's network, as opposed to the moving average that only helps to train it
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Weights:
     """One network of a file.
 
     Attributes:
-        state: its tensors, by the names that it may know them by.
-        prefix: what stood before these names.
-        beside: tensors behind no such prefix, by their whole names.
+        state: its tensors, by their names in the network.
+        prefix: what preceded these names.
+        beside: tensors without this prefix, by their full names.
     """
 
     state: dict[str, Tensor]
@@ -50,7 +50,7 @@ class Weights:
 
     @property
     def note(self) -> str:
-        """What was taken off; empty when nothing was."""
+        """What was removed from the names; empty when nothing was."""
         if not self.prefix:
             return ""
         left = f", {len(self.beside)} tensors beside it are left out" if self.beside else ""
@@ -66,7 +66,7 @@ def read(path: Path, expected: Collection[str], key: str | None = None) -> Weigh
         key: part of the prefix, where several networks lie in the file.
 
     Raises:
-        ModelError: unreadable; no tensors; several networks, or none of that key.
+        ModelError: unreadable, without tensors, with several networks, or with none of that key.
     """
     tensors = dict(_flat(checkpoint.read_any(path)))
     if not tensors:
@@ -135,12 +135,12 @@ def _of_key(tensors: Mapping[str, Tensor], prefixes: list[str], key: str, path: 
     """
     inside = _holds(key)
     chosen = [prefix for prefix in prefixes if inside(prefix)]
-    if not chosen:  # the network's own names may be others: its `adapt` knows
+    if not chosen:  # the network's own names may differ: its `adapt` knows
         tops = dict.fromkeys(p for name in tensors for p in _prefixes(name) if p.endswith(f"{key}.") and inside(p))
         chosen = [top + _uniform([n.removeprefix(top) for n in tensors if n.startswith(top)], ()) for top in tops]
     if len(chosen) != 1:
         known = _keys(chosen or prefixes) or list(dict.fromkeys(name.partition(".")[0] for name in tensors))
-        what = f"fits {len(chosen)} networks of" if chosen else "names no network of"
+        what = f"fits {len(chosen)} networks in" if chosen else "names no network in"
         raise ModelError(f"--weights-key {key} {what} {path}", f"Give one of: {', '.join(known[:8])}")
     return chosen
 

@@ -17,7 +17,7 @@ Pair = tuple[str, str]
 
 
 def learn(words: Iterable[str], num_merges: int) -> list[Pair]:
-    """The most frequent adjacent pairs, each merged before the next is sought; ties go to the lesser pair."""
+    """The most frequent adjacent pairs, each merged before the next is counted; ties go to the smaller pair."""
     spelled = Counter((*word[:-1], f"{word[-1]}</w>") for word in words if word)
     merges: list[Pair] = []
     while len(merges) < num_merges:

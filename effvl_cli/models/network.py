@@ -22,7 +22,7 @@ CHECKPOINT = checkpoint.CHECKPOINT
 
 
 def _no_text(texts: Sequence[str]) -> Tensor:
-    raise ModelError("this network has no text encoder", "Choose a CLIP model")
+    raise ModelError("this network has no text encoder", "Give --model a CLIP model")
 
 
 def _as_is(network: "Network", state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -31,7 +31,7 @@ def _as_is(network: "Network", state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @dataclass
 class Network:
-    """A network and how to feed it.
+    """A network and what is needed to use it.
 
     A builder (also a plug-in's) returns one with random weights: `builder(argument, *, num_classes) -> Network`.
 
@@ -39,13 +39,13 @@ class Network:
         name: as in the registry, e.g. "openclip:ViT-B-16".
         kind: "clip", "classifier" or "backbone": a row of models/kinds.py, which says what each gives.
         module: the network.
-        preprocess: images to its input.
-        tokenize: texts to (T, context) int64; clip only.
+        preprocess: from images to its input.
+        tokenize: from texts to (T, context) int64; clip only.
         shipped: weights that come with the package.
         fetch: file of a pretrained tag, `fetch(tag, download)`; None when the source has no tags.
         adapt: turns a foreign state dict into this network's, and may adjust name, module and preprocess to it.
-        notes: what was done to foreign weights, for the log.
-        source: where the weights are from.
+        notes: changes made to foreign weights, for the log.
+        source: origin of the weights.
         weights_sha256: digest of the loaded tensors.
         manifest: of the effvl checkpoint that the weights come from, else empty.
         edits: what was changed after it was built by name, see models/edits.py.
@@ -84,7 +84,7 @@ class Network:
         return found
 
     def describe(self) -> dict[str, Any]:
-        """What a checkpoint's manifest says of its network."""
+        """What a checkpoint's manifest says about its network."""
         return {
             "kind": "model",
             "model": self.name,
@@ -113,17 +113,17 @@ def load(
         spec: registry name; None: the one that the checkpoint `weights` names, else `default`.
         weights: run folder, file, pretrained tag, "none" for random ones; None: those in the package.
         default: name when nothing says otherwise.
-        kind: what the caller can use.
+        kind: the kind that the caller can use.
         seed: of the random initialisation.
         num_classes: outputs of a classifier.
         download: whether a pretrained tag may reach the network.
         new_head: keep the random weights of the last linear layer, whatever the classes of the loaded ones.
         options: which network of a file, and its normalisation; None: their defaults.
-        log: takes what was done to foreign weights.
+        log: receives the changes made to foreign weights.
 
     Raises:
-        UsageError: unknown name, or a normalisation that is none.
-        DataError: weights of a classifier of other than `num_classes`.
+        UsageError: unknown name, or an invalid normalisation.
+        DataError: weights of a classifier with another number of classes.
         ModelError: weights that are missing, damaged or another network's, edits that do not fit it, or a network of
             another kind.
     """
@@ -186,7 +186,7 @@ def build(name: str, *, seed: int, num_classes: int | None = None) -> Network:
 
 
 def _qualified(name: str) -> str:
-    """A bare open_clip name gets its source; anything else stays."""
+    """Prefix a bare open_clip name with its source; leave anything else unchanged."""
     if ":" in name or name in {row.name for row in MODELS.rows()}:
         return name
     import open_clip
@@ -213,7 +213,7 @@ def manifest_of(weights: str | None) -> dict[str, Any]:
     """The manifest beside an effvl checkpoint; empty for a foreign file, a tag or none.
 
     Raises:
-        ModelError: it describes something else than a network.
+        ModelError: it describes something other than a network.
     """
     path = _checkpoint_file(weights)
     if path is None or not (path.parent / checkpoint.MANIFEST).is_file():
@@ -234,7 +234,7 @@ def _read_weights(
     download: bool,
     key: str | None,
 ) -> dict[str, Tensor]:
-    """State dict for the network, which gets to know where it is from."""
+    """State dict for the network, whose `source` is set."""
     if manifest and path is not None:
         state, network.manifest = checkpoint.load_model(path)
         network.preprocess = preprocess_of(manifest, path)
@@ -272,7 +272,7 @@ def preprocess_of(manifest: Mapping[str, Any], path: Path) -> Preprocess:
 
 
 def _foreign(network: Network, path: Path, key: str | None) -> dict[str, Tensor]:
-    """State dict of a file that is no checkpoint of ours."""
+    """State dict of a file that is not a checkpoint of ours."""
     found = foreign.read(path, network.module.state_dict().keys(), key)
     found.add_head(_head(network.module))
     if found.note:
@@ -288,12 +288,12 @@ def _head(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _check_classes(network: Network, state: Mapping[str, Tensor], num_classes: int) -> None:
-    """Tell weights of other classes from weights of another network."""
+    """Raise a specific error for weights of the same network with other classes."""
     for key, ours in _head(network.module).items():
         theirs = state.get(key)
         if theirs is not None and theirs.shape[1:] == ours.shape[1:] and len(theirs) != len(ours) == num_classes:
             raise DataError(
-                f"the weights of {network.name} tell {len(theirs)} classes apart, and the data have {num_classes}",
+                f"the weights of {network.name} have {len(theirs)} classes, and the data have {num_classes}",
                 "Give data of the same classes, or --new-head to prune-blocks",
             )
 

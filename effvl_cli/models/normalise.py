@@ -1,4 +1,4 @@
-"""Mean and deviation that a network's images are normalised with, where they are not those of its name."""
+"""Mean and standard deviation of a network's inputs, where they differ from the default of its name."""
 
 from dataclasses import replace
 
@@ -20,14 +20,14 @@ STATISTICS: dict[str, tuple[Channels, Channels]] = {
 
 
 def normalised(preprocess: Preprocess, options: ModelOptions) -> Preprocess:
-    """The preprocessing with the mean and deviation that the options name, if they name any.
+    """The preprocessing with the mean and standard deviation that the options give, if any.
 
     Raises:
-        UsageError: both a name and numbers, other than three numbers, or a deviation that divides nothing.
+        UsageError: both a name and numbers, not three numbers, or a standard deviation that is not above 0.
     """
     if options.normalise:
         if options.mean or options.std:
-            raise UsageError("--normalise and --mean or --std say the same thing", "Leave one out")
+            raise UsageError("--normalise and --mean or --std set the same thing", "Leave one out")
         mean, std = STATISTICS[options.normalise]
         return replace(preprocess, mean=mean, std=std)
     mean = _three("mean", options.mean) or preprocess.mean

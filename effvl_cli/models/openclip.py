@@ -32,7 +32,7 @@ def build(name: str, *, num_classes: int | None = None) -> Network:
     """An open_clip model with random weights.
 
     Raises:
-        UsageError: no configuration of that name.
+        UsageError: no configuration has that name.
         MissingPackageError: its text tower or tokenizer comes from a package that is not installed.
     """
     if name not in open_clip.list_models():
@@ -63,7 +63,7 @@ def build(name: str, *, num_classes: int | None = None) -> Network:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without open_clip's warning of random weights: ours are loaded later, and the report says which."""
+    """Silence open_clip's warning about random weights: ours are loaded later, and the report names them."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -91,9 +91,9 @@ def adapt_weights(network: Network, state: dict[str, Tensor]) -> dict[str, Tenso
 
 
 def adapt(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict in one of the formats people have, as this module's own.
+    """Convert a state dict in one of the common formats to this module's own.
 
-    OpenAI's files are told by three extra scalars; their networks were trained with QuickGELU, so the activations are
+    OpenAI's files have three extra scalars; their networks were trained with QuickGELU, so the activations are
     changed to it. Half precision becomes float32; position embeddings are resized as open_clip does on loading.
     """
     if any(key in state for key in _OPENAI_SCALARS):
@@ -114,7 +114,7 @@ def adapt(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _same_patches(module: nn.Module, state: dict[str, Tensor]) -> bool:
-    """Only a network of the same patches, words and widths may have its positions resized; another is reported."""
+    """Whether patches, vocabulary and widths agree; only then may positions be resized."""
     own = module.state_dict()
     keys = [key for key in _SIZES if key in own]
     return all(key in state and state[key].shape == own[key].shape for key in keys)
@@ -129,10 +129,10 @@ def use_quick_gelu(module: nn.Module) -> None:
 
 
 def _fetch(name: str, tag: str, download: bool) -> Path:
-    """File of a pretrained tag: from the local caches, or over the network when that was asked for.
+    """File of a pretrained tag: from the local caches, or over the network if that is allowed.
 
     Raises:
-        ModelError: unknown tag, or not cached and not to be downloaded.
+        ModelError: unknown tag, or neither cached nor allowed to be downloaded.
     """
     config = get_pretrained_cfg(name, tag)
     if not config:
@@ -142,7 +142,7 @@ def _fetch(name: str, tag: str, download: bool) -> Path:
     if download:
         try:
             return Path(download_pretrained(config))
-        except Exception as error:  # whatever the network does wrong is one line to the user
+        except Exception as error:  # any network failure is one line for the user
             reason = str(error).splitlines()[0]
             raise ModelError(f"cannot download {name} {tag}: {reason}", "Give --weights FILE instead") from error
     cached = _cached(config)

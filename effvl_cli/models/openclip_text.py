@@ -1,4 +1,4 @@
-"""open_clip's text towers, as far as learnable prompts need them."""
+"""The parts of open_clip's text towers that learnable prompts need."""
 
 from collections.abc import Callable, Sequence
 
@@ -20,7 +20,7 @@ def text_blocks(model: nn.Module, name: str) -> Sequence[nn.Module]:
     text = getattr(model, "text", model)
     transformer = getattr(text, "transformer", None)
     if not isinstance(transformer, Transformer) or not (text is model or isinstance(text, TextTransformer)):
-        raise ModelError(f"{name} has a text tower that takes no prompts", "Use --prompts visual or none")
+        raise ModelError(f"{name} has a text tower that cannot take prompts", "Use --prompts visual or none")
     return list(transformer.resblocks)
 
 
@@ -34,13 +34,13 @@ def prompt_template(
 
     Args:
         tokenize: texts to (C, T) int64.
-        templates: the data set's own, by preference.
+        templates: the data set's own, in order of preference.
         count: tokens that must stand before the class name.
-        classes: names that have to fit behind them.
+        classes: names that must fit after them.
 
     Returns:
-        The first template with so many, else "a photo of a {}." with as many fillers as it takes, and the position of
-        its first word: 1 behind a start token, 0 where the tokenizer has none.
+        The first template with enough tokens, else "a photo of a {}." with as many fillers as needed, and the place of
+        its first word: 1 after a start token, 0 where the tokenizer has none.
 
     Raises:
         UsageError: the context is too short, for all names or for some.
@@ -70,7 +70,7 @@ def _roomy(tokenize: Tokenize, templates: Sequence[str], count: int) -> tuple[st
 
 
 def cut_off(tokenize: Tokenize, template: str, classes: Sequence[str]) -> list[str]:
-    """Names whose end the tokenizer does not see: a further letter there changes nothing."""
+    """Names whose end is cut off by the tokenizer: appending a letter changes nothing."""
     if not classes:
         return []
     texts, longer = (tokenize([template.format(name + more) for name in classes]) for more in ("", "x"))

@@ -20,7 +20,7 @@ _QKV = "qkv"
 
 
 class OpenClipTower:
-    """A `Tower` (see techniques/prune_tokens/tower.py) around an untouched VisionTransformer, without state of its own.
+    """A `Tower` (see techniques/prune_tokens/tower.py) around an untouched VisionTransformer, without its own state.
 
     Shapes: B images, n tokens of which the first is CLS, D width, E embedding width.
     """
@@ -46,7 +46,7 @@ class OpenClipTower:
 
     @property
     def pools_prefix_only(self) -> bool:
-        """True when the embedding is read off CLS."""
+        """True when the embedding is read from CLS."""
         return self.module.attn_pool is None and self.module.pool_type == "tok"
 
     @property
@@ -96,7 +96,7 @@ class OpenClipTower:
         return (pooled if self.module.proj is None else pooled @ self.module.proj), tokens
 
     def qkv(self, index: int, states: Tensor, parts: str = _QKV) -> tuple[Tensor, ...]:
-        """Projections of block `index` that `parts`, a piece of "qkv", names: each (B, heads, n, D / heads).
+        """Projections of block `index` named in `parts`, a part of "qkv": each (B, heads, n, D / heads).
 
         For `F.scaled_dot_product_attention` with its default scale.
         """
@@ -202,8 +202,8 @@ def self_check(tower: ClipTower, image_size: tuple[int, int] | None = None) -> N
     tolerance = 1e-5 * torch.finfo(weight.dtype).eps / torch.finfo(torch.float32).eps
     if not max(differences) <= tolerance:
         raise ModelError(
-            f"the tower taken apart differs from itself by {max(differences):.1e} (allowed: {tolerance:.1e})",
-            f"open_clip {open_clip.__version__} or timm {timm.__version__} is not what this was written for",
+            f"the tower run in parts differs from the whole tower by {max(differences):.1e} (allowed: {tolerance:.1e})",
+            f"open_clip {open_clip.__version__} or timm {timm.__version__} is not a version that effvl was written for",
         )
 
 

@@ -21,7 +21,7 @@ from effvl_cli.core.modes import as_found
 
 PROGRAM = "model.pt2"
 INPUT, OUTPUT = "images", "logits"
-_BATCHES = (2, 1, 5)  # 2 is traced; 1 is the size that tracing tends to single out
+_BATCHES = (2, 1, 5)  # 2 is traced; 1 is the size that tracing tends to treat as special
 
 Compare = Callable[[Any, Callable[[Tensor], Any], Tensor, str], None]
 """(network, what was read back, images, name of the file); raises CheckError where the two differ too much."""
@@ -38,14 +38,14 @@ def noise(batch: int, image_size: tuple[int, int]) -> Tensor:
 
 
 def trace(module: nn.Module, image_size: tuple[int, int]) -> tuple[ExportedProgram, str]:
-    """The network's program for any batch size, or for one image where it does not take another.
+    """The network's program for any batch size, or for one image where it allows no other size.
 
     Args:
         module: a classifier on the CPU; traced in evaluation mode, and left as it is.
         image_size: H and W.
 
     Returns:
-        The program, and why its batch is one image; empty when it is free.
+        The program, and why its batch size is 1; empty when it is free.
 
     Raises:
         ModelError: torch.export cannot trace the network at all.
@@ -89,7 +89,7 @@ def same_bits(module: nn.Module, program: Callable[[Tensor], Any], images: Tenso
 
 
 def save_program(module: nn.Module, image_size: tuple[int, int], path: Path, compare: Compare = same_bits) -> str:
-    """Write the network as a program, once what is read back gives what the network gives.
+    """Write the network as a program, after checking that the file computes what the network computes.
 
     Args:
         module: a classifier, or a network that `compare` is made for; it stays as it is.
@@ -102,7 +102,7 @@ def save_program(module: nn.Module, image_size: tuple[int, int], path: Path, com
 
     Raises:
         ModelError: torch.export cannot trace the network.
-        CheckError: the program gives something else.
+        CheckError: the program computes something else.
     """
     module = on_cpu(module)
     program, reason = trace(module, image_size)
@@ -117,7 +117,7 @@ def save_program(module: nn.Module, image_size: tuple[int, int], path: Path, com
 
 
 def load_program(path: Path) -> Callable[[Tensor], Any]:
-    """The function that `save_program` wrote: images (B, 3, H, W) to what the network gives.
+    """The function that `save_program` wrote: images (B, 3, H, W) to the network's output.
 
     torch unpickles parts of such a file: read only those whose origin you trust.
 
@@ -129,4 +129,4 @@ def load_program(path: Path) -> Callable[[Tensor], Any]:
     try:
         return torch.export.load(path).module()
     except Exception as error:  # a damaged archive raises half a dozen kinds
-        raise ModelError(f"{path} is no whole program: {_first_line(error)}", "Write it again") from error
+        raise ModelError(f"{path} is not a complete program: {_first_line(error)}", "Write it again") from error

@@ -1,6 +1,6 @@
 """`rebuild.py`: a network's structure and weights for people without effvl, in plain torch, torchvision or timm.
 
-It stands beside `checkpoint.safetensors`, is written for a reader, and is never read by effvl.
+It stands beside `checkpoint.safetensors`, is written for people, and is never read by effvl.
 """
 
 import json
@@ -51,13 +51,13 @@ if __name__ == "__main__":
 def write_rebuild(network: Network, folder: Path) -> None:
     """Write the `rebuild.py` of a network whose checkpoint lies in `folder`.
 
-    The text is run as it will stand there: it has to load the checkpoint strictly and to give the network's logits bit
+    The text is run exactly as written: it must load the checkpoint strictly and reproduce the network's logits bit
     for bit. A constructor with other arguments is tried first, then the whole network and deletions.
 
     Raises:
         NoConstructorError: nothing outside effvl builds such a network.
         ModelError: there is no checkpoint.
-        CheckError: no text gives the same logits; what was there stays.
+        CheckError: no text reproduces the logits; an existing file stays.
     """
     if not (folder / CHECKPOINT).is_file():
         raise ModelError(f"no {CHECKPOINT} in {folder}", "Write the checkpoint first")
@@ -103,13 +103,13 @@ def _import_order(line: str) -> tuple[bool, str]:
 
 
 def _fault(text: str, folder: Path, images: Tensor, logits: Tensor) -> str:
-    """What is wrong with the text; empty when nothing is."""
+    """The fault of the text; empty when there is none."""
     with disk_errors(folder), tempfile.NamedTemporaryFile("w", dir=folder, prefix=".rebuild-", suffix=".py") as file:
         file.write(text)
         file.flush()
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 found = runpy.run_path(file.name)["build"]()(images)
-        except Exception as error:  # a wrong guess fails in any way: arguments, keys, shapes
+        except Exception as error:  # a wrong guess may fail in any way: arguments, keys, shapes
             return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
     return "" if torch.equal(found, logits) else "other logits"

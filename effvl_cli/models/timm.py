@@ -14,11 +14,11 @@ from effvl_cli.data.transforms import Preprocess
 from effvl_cli.models.network import Network
 from effvl_cli.models.vit import MOCO_HEADS, MOCO_WIDTH, of_moco
 
-_FILES = ("model.safetensors", "pytorch_model.bin")  # of a repository on the Hugging Face hub
+_FILES = ("model.safetensors", "pytorch_model.bin")  # in a repository on the Hugging Face hub
 
 
 def build(argument: str, *, num_classes: int | None = None) -> Network:
-    """Registry builder; the argument is a name of `timm.list_models`, perhaps with a tag, which sets the preprocessing.
+    """Registry builder; the argument is a name of `timm.list_models`, with or without a tag, which sets preprocessing.
 
     Raises:
         UsageError: nothing has that name or that tag.
@@ -41,7 +41,7 @@ def _adapt(network: Network, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A timm state dict loads as it is.
 
     Raises:
-        ModelError: MoCo-v3's ViT-S, which would load and compute something else.
+        ModelError: MoCo-v3's ViT-S, which would load but compute something else.
     """
     heads = getattr(getattr(next(iter(getattr(network.module, "blocks", ())), None), "attn", None), "num_heads", None)
     if heads and of_moco(state) and state["pos_embed"].shape[-1] == MOCO_WIDTH and heads != MOCO_HEADS:
@@ -75,7 +75,7 @@ def _three(values: Any) -> tuple[float, float, float]:
 
 
 def _tags(name: str) -> list[str]:
-    """Of the weights that timm knows; no network."""
+    """Tags of the weights that timm knows; without network access."""
     return [known.partition(".")[2] for known in timm.list_models(f"{name}.*", pretrained=True)]
 
 
@@ -85,12 +85,12 @@ def _tags_hint(name: str, tag: str) -> str:
 
 
 def _fetch(network: Network, name: str, tag: str, download: bool) -> Path:
-    """File of a pretrained tag: from the local cache, or over the network when that was asked for.
+    """File of a pretrained tag: from the local cache, or over the network if that is allowed.
 
     The tag's own preprocessing takes the place of the default one.
 
     Raises:
-        ModelError: unknown tag, or not cached and not to be downloaded.
+        ModelError: unknown tag, or neither cached nor allowed to be downloaded.
     """
     config = get_pretrained_cfg(f"{name}.{tag}") if tag in _tags(name) else None
     if config is None:
@@ -122,6 +122,6 @@ def _downloaded(repository: str, name: str, tag: str) -> Path:
             return Path(hf_hub_download(repository, _FILES[0]))
         except EntryNotFoundError:
             return Path(hf_hub_download(repository, _FILES[1]))
-    except Exception as error:  # whatever the network does wrong is one line to the user
+    except Exception as error:  # any network failure is one line for the user
         reason = str(error).splitlines()[0]
         raise ModelError(f"cannot download {name} {tag}: {reason}", "Give --weights FILE instead") from error

@@ -20,7 +20,7 @@ _REFUSED = {
 
 
 class TimmTower:
-    """A `Tower` (see techniques/prune_tokens/tower.py) around an untouched TimmModel, without state of its own.
+    """A `Tower` (see techniques/prune_tokens/tower.py) around an untouched TimmModel, without its own state.
 
     Shapes: B images, n tokens of which the first P are prefix tokens (none for SigLIP), D width, E embedding width.
     """
@@ -48,7 +48,7 @@ class TimmTower:
 
     @property
     def pools_prefix_only(self) -> bool:
-        """True when the embedding is read off CLS."""
+        """True when the embedding is read from CLS."""
         return self.trunk.attn_pool is None and self.trunk.global_pool == "token"
 
     @property
@@ -95,7 +95,7 @@ class TimmTower:
         return found
 
     def qkv(self, index: int, states: Tensor, parts: str = _QKV) -> tuple[Tensor, ...]:
-        """Projections of block `index` that `parts`, a piece of "qkv", names: each (B, heads, n, D / heads).
+        """Projections of block `index` named in `parts`, a part of "qkv": each (B, heads, n, D / heads).
 
         For `F.scaled_dot_product_attention` with its default scale.
         """
@@ -131,11 +131,11 @@ def objection(module: TimmModel) -> str:
     if not isinstance(trunk, VisionTransformer):
         return _REFUSED.get(type(trunk).__name__, "is not a flat token sequence")
     if type(trunk).forward_head is not VisionTransformer.forward_head:
-        return "has a head of its own"
+        return "has its own head"
     for block in trunk.blocks:
         parts = (type(block), type(block.attn), type(block.mlp))
         if parts != (Block, Attention, Mlp) or getattr(block.attn, "gate", None) is not None:
-            return f"is no plain ViT (its blocks: {', '.join(part.__name__ for part in parts)})"
+            return f"is not a plain ViT (its blocks: {', '.join(part.__name__ for part in parts)})"
     if not trunk.global_pool or "pool" in module.head._modules:
         return "pools a feature map, not a sequence of tokens"
     return ""

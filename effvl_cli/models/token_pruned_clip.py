@@ -1,4 +1,4 @@
-"""A pruned CLIP from what `effvl prune-tokens` leaves in a folder: predictor, prompts, and what they belong to."""
+"""A pruned CLIP from the files of `effvl prune-tokens`: predictor, prompts, and which model they belong to."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -49,13 +49,13 @@ def load_pruned(path: str | Path, *, weights: str | None = None, download: bool 
         download: whether a pretrained tag may reach the network.
 
     Raises:
-        ModelError: no such run or one without a predictor, damaged, or the model's weights are others.
+        ModelError: no such run, one without a predictor, damaged, or the model's weights are not those of the run.
     """
     file = Path(path) / networks.CHECKPOINT if Path(path).is_dir() else Path(path)
     state, manifest = read(file)
     predictor, prompts = modules_of(state, manifest)
     if predictor is None:
-        raise ModelError(f"{path} holds rankings and no predictor", "Train one: effvl prune-tokens predict")
+        raise ModelError(f"{path} holds rankings but no predictor", "Train one: effvl prune-tokens predict")
     fields = manifest["fields"]
     network = _base(manifest, weights, download=download)
     if network.weights_sha256[: len(fields["weights"])] != fields["weights"]:
@@ -74,7 +74,7 @@ def load_pruned(path: str | Path, *, weights: str | None = None, download: bool 
         ).eval()
         model.register_buffer(CLASS_WEIGHTS, state[CLASS_WEIGHTS], persistent=False)
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"the manifest of {path} fits no such tower: {error}", "Make the run anew") from error
+        raise ModelError(f"the manifest of {path} fits no such tower: {error}", "Repeat the run") from error
     set_model_preprocess_cfg(model, _preprocess_cfg(manifest, file))
     return model
 
@@ -89,7 +89,7 @@ def _base(manifest: Mapping[str, Any], weights: str | None, *, download: bool) -
         kind="clip",
         seed=base["seed"],
         download=download,
-        options=ModelOptions(weights_key=base.get("weights_key")),  # which older runs do not say
+        options=ModelOptions(weights_key=base.get("weights_key")),  # older runs do not have it
     )
 
 
@@ -119,7 +119,7 @@ def _check(manifest: Mapping[str, Any], folder: Path) -> None:
         outer, _, inner = name.partition(".")
         holder, key = (manifest[outer], inner) if inner else (manifest, outer)
         if key not in holder:
-            raise ModelError(f"the manifest of {folder} lacks {name}", "Make the run anew")
+            raise ModelError(f"the manifest of {folder} lacks {name}", "Repeat the run")
         if not isinstance(holder[key], kinds) or isinstance(holder[key], bool):
             raise ModelError(f"the manifest of {folder} has no usable {name}", "Copy it again, or make the run anew")
 
@@ -128,13 +128,13 @@ def modules_of(state: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> tupl
     """The predictor and the prompts, frozen and in evaluation mode, each if it is there.
 
     Raises:
-        ModelError: the manifest describes none, or others than the tensors.
+        ModelError: the manifest describes none, or does not fit the tensors.
     """
     try:
         return _described(state, manifest)
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
-            f"the manifest beside the checkpoint is damaged: {type(error).__name__} {error}", "Make the run anew"
+            f"the manifest beside the checkpoint is damaged: {type(error).__name__} {error}", "Repeat the run"
         ) from error
 
 
@@ -156,7 +156,7 @@ def _described(state: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> tupl
 
 
 def describe_prompts(prompts: Prompts, *, any_keep: bool) -> dict[str, Any]:
-    """What a manifest says of prompts, and whether they were tuned for any keep rate."""
+    """What a manifest says about prompts, and whether they were tuned for any keep rate."""
     visual, text = prompts.visual, prompts.text
     return {
         "visual": {
@@ -182,7 +182,7 @@ def describe_prompts(prompts: Prompts, *, any_keep: bool) -> dict[str, Any]:
 
 
 def _empty_prompts(about: Mapping[str, Any], width: int) -> Prompts:
-    """Prompts of the kind and sizes that a manifest describes, their values still to be loaded."""
+    """Prompts of the kind and sizes that a manifest describes, before their values are loaded."""
     text = None
     if about["text"]:
         sizes = (about["text"][name] for name in ("depth", "num_tokens", "width"))
@@ -191,7 +191,7 @@ def _empty_prompts(about: Mapping[str, Any], width: int) -> Prompts:
         return Prompts(None, text)
     visual = about["visual"]
     empty = torch.zeros(visual["depth"], width)
-    place = {"start": visual["start"], "pre_norm": visual.get("pre_norm", False)}  # which older runs do not say
+    place = {"start": visual["start"], "pre_norm": visual.get("pre_norm", False)}  # older runs do not have it
     if about["coupled"] and text is not None:
         return Prompts(CoupledPrompts(text, empty, **place))
     return Prompts(VisualPrompts(empty, visual["num_tokens"], **place), text)

@@ -12,12 +12,12 @@ from effvl_cli.core.registry import nearest
 from effvl_cli.data.transforms import Preprocess
 from effvl_cli.models.network import Network
 
-# The classic training of a network, or what fits the size it is built for: later weights are evaluated differently.
+# The original weights of a network, or those for the size it is built for: later ones are evaluated differently.
 _REFERENCE = ("IMAGENET1K_V1", "IMAGENET1K_SWAG_LINEAR_V1")
 _PLAIN = Preprocess(
     size=(224, 224), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), interpolation="bilinear", crop_ratio=0.875
 )
-# Auxiliary heads serve training alone, and add outputs. The released weights of both want inputs in -1..1.
+# Auxiliary heads serve training only, and add outputs. The released weights of both expect inputs in -1..1.
 _AUXILIARY = ("googlenet", "inception_v3")
 _NO_AUXILIARY = {"aux_logits": False, "transform_input": True, "init_weights": True}
 _AUXILIARY_KEY = re.compile(r"(aux1|aux2|AuxLogits)\.")
@@ -41,7 +41,7 @@ def build(argument: str, *, num_classes: int | None = None) -> Network:
 
 
 def options_of(name: str) -> dict[str, Any]:
-    """Arguments of torchvision's constructor beside the number of classes."""
+    """Arguments of torchvision's constructor besides the number of classes."""
     return _NO_AUXILIARY if name in _AUXILIARY else {}
 
 
@@ -64,5 +64,5 @@ def _preprocess(name: str) -> Preprocess:
 
 
 def _adapt(network: Network, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Released files hold auxiliary heads, and spell DenseNet in an old way."""
+    """Drop auxiliary heads, and convert the old DenseNet names of released files."""
     return {_DENSENET_KEY.sub(r"\1\2", key): value for key, value in state.items() if not _AUXILIARY_KEY.match(key)}

@@ -40,7 +40,7 @@ class _Spec:
 
     @property
     def name(self) -> str:
-        """The whole name, every default written out."""
+        """The full name, with every default written out."""
         text = f"vit:{self.size}/{self.shape.patch}@{self.shape.image_size}"
         if self.shape.heads != SIZES[self.size][2]:
             text += f",heads={self.shape.heads}"
@@ -92,14 +92,14 @@ def _parse(argument: str) -> _Spec:
             f"vit:{argument}: {pixels} px are not whole patches of {patch} px", "Give a patch that divides"
         )
     if not heads or width % heads:
-        raise UsageError(f"vit:{argument}: width {width} is no multiple of {heads} heads", "Give other heads")
+        raise UsageError(f"vit:{argument}: width {width} is not a multiple of {heads} heads", "Give other heads")
     return _Spec(size, ViTShape(width, depth, heads, patch, pixels), bool(words["mean"]), bool(words["learned"]))
 
 
 def _adapt(network: Network, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights without a head, or with one of other classes, get this module's own random one.
 
-    MoCo-v3's ViT-S has 12 heads where everybody else's has 6: nothing in its tensors' shapes says so.
+    MoCo-v3's ViT-S has 12 heads where the usual one has 6, which the shapes of its tensors do not show.
     """
     if of_moco(state) and network.module.shape.width == MOCO_WIDTH:
         _set_heads(network, MOCO_HEADS)
@@ -127,4 +127,4 @@ def _set_heads(network: Network, heads: int) -> None:
         block.attn.heads = heads
     spec = _parse(network.name.removeprefix("vit:"))
     network.name = replace(spec, shape=module.shape).name
-    network.notes.append(f"positions with the rows first are MoCo-v3's: {network.name}")
+    network.notes.append(f"positions start with the rows, as in MoCo-v3: taken as {network.name}")

@@ -107,7 +107,7 @@ def test_a_split_that_too_few_files_leave_empty_says_so(tmp_path):
     folder = _classes(tmp_path / "d" / "train", "a", count=1)
     with pytest.raises(DataError, match="for split val") as caught:
         load(f"folder:{folder}", "val")
-    assert "too few" in caught.value.hint
+    assert "Too few" in caught.value.hint
 
 
 def test_the_current_folder_has_a_name(tmp_path, monkeypatch):
@@ -126,8 +126,8 @@ def test_a_class_of_test_alone_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("path,label\na.jpg,café\n".encode("latin-1"), "no UTF-8 text"),
-        ("path,label\na.jpg,x\n".encode("utf-16"), "no UTF-8 text"),
+        ("path,label\na.jpg,café\n".encode("latin-1"), "not UTF-8 text"),
+        ("path,label\na.jpg,x\n".encode("utf-16"), "not UTF-8 text"),
         (b"path,label\na.jpg," + b"x" * 200_000 + b"\n", "no table"),
         (b"", "line 1 has columns none"),
     ],
@@ -285,10 +285,10 @@ def test_pipes_and_sockets_are_no_images_and_nobody_waits_for_them(linked):
     with pytest.raises(DataError, match=r"no image at .*gone\.png"):  # a broken link is not silently less data
         train.image(train.ids.index("train/dog/gone.png"))
     for name in ("cat/pipe.jpg", "dog/pipe.png"):
-        with pytest.raises(DataError, match=r"pipe.* is no regular file"):
+        with pytest.raises(DataError, match=r"pipe.* is not a regular file"):
             read_image(linked / "train" / name)
     (linked / "t.csv").write_text("path,label,split\ntrain/cat/pipe.jpg,cat,train\n")
-    with pytest.raises(DataError, match="no regular file"):
+    with pytest.raises(DataError, match="not a regular file"):
         load(f"csv:{linked / 't.csv'}", "train").image(0)
 
 

@@ -203,7 +203,7 @@ def test_flower_names_come_from_the_file_beside_them(tmp_path):
     path.write_text('{"2": "orchid", "1": "primrose", "3": "bells"}')
     assert load("flowers102", "train", root=tmp_path).classes == ("primrose", "orchid", "bells")
     path.write_text('{"2": "orchid", "1": "primrose"}')
-    with pytest.raises(DataError, match=r"imagelabels.mat has a label 3"):
+    with pytest.raises(DataError, match=r"imagelabels.mat has label 3"):
         load("flowers102", "train", root=tmp_path)
 
 
@@ -228,7 +228,7 @@ def test_listed_images_that_are_absent_are_counted_and_named(tmp_path):
 
 
 BROKEN = {
-    "<html>": "is no JSON file",
+    "<html>": "is not a JSON file",
     "[]": "has no list 'train'",
     '{"train": [], "val": []}': "has no list 'test'",
     '{"train": [["a.jpg", "0", "x"]], "val": [], "test": []}': r"train\[0\] is \['a.jpg', '0', 'x'\]",
@@ -259,7 +259,7 @@ WRONG_LISTS = {
         "'Typing' is not in classInd.txt",
     ),
     "food101": ("food-101/meta/test.json", "[1]", "does not list images by class"),
-    "stanford_cars": ("stanford_cars/devkit/cars_meta.mat", "text", "cars_meta.mat is no MATLAB file"),
+    "stanford_cars": ("stanford_cars/devkit/cars_meta.mat", "text", "cars_meta.mat is not a MATLAB file"),
 }
 
 

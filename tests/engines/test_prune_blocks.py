@@ -256,7 +256,7 @@ def test_wrong_requests(name, effvl, image_folder):
 def test_weights_of_other_classes_or_networks(effvl, trained, image_folder, report):
     line = ("prune-blocks", "--weights", trained, "--data", f"folder:{image_folder}", "--remove", 1)
     outcome = effvl(*line, "--out", "a")
-    assert outcome.code == 3 and "tell 10 classes apart, and the data have 2" in outcome.error
+    assert outcome.code == 3 and "have 10 classes, and the data have 2" in outcome.error
     outcome = effvl("prune-blocks", "--weights", trained, "--model", "cifar-resnet:20", "--out", "b")
     assert outcome.code == 4 and "not of --model cifar-resnet:20" in outcome.error
     short = ("--baseline-epochs", 2, "--baseline-batch-size", 8, "--finetune-epochs", 0, "--final-epochs", 0)

@@ -108,7 +108,7 @@ def test_prompts_of_another_rate_are_left_out(made, effvl, report):
 def test_what_cannot_be_exported_or_loaded_is_refused(made, effvl):
     outcome = effvl("prune-tokens", "export", made / "ranked", "--out", "out")
     assert outcome.code == 4 and "holds no predictor" in outcome.error
-    with pytest.raises(ModelError, match="holds rankings and no predictor"):
+    with pytest.raises(ModelError, match="holds rankings but no predictor"):
         load_pruned(made / "ranked")
     with pytest.raises(ModelError, match=r"no manifest\.json"):
         load_pruned("nowhere")

@@ -97,7 +97,7 @@ def test_of_several_networks_one_is_chosen_and_the_error_names_them(tmp_path):
     assert caught.value.hint == "Choose one with --weights-key student"
     assert torch.equal(foreign.read(path, STATE.keys(), "teacher").state["a.bias"], other["a.bias"])
     assert torch.equal(foreign.read(path, STATE.keys(), "student").state["a.bias"], STATE["a.bias"])
-    with pytest.raises(ModelError, match="--weights-key pupil names no network of") as caught:
+    with pytest.raises(ModelError, match="--weights-key pupil names no network in") as caught:
         foreign.read(path, STATE.keys(), "pupil")
     assert caught.value.hint == "Give one of: student, teacher"
 
@@ -269,7 +269,7 @@ def test_every_command_that_loads_weights_has_the_options(effvl):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"normalise": "imagenet", "mean": (0.5, 0.5, 0.5)}, "say the same thing"),
+        ({"normalise": "imagenet", "mean": (0.5, 0.5, 0.5)}, "set the same thing"),
         ({"mean": (0.5, 0.5)}, "--mean has 2 numbers"),
         ({"std": (0.5, 0.0, 0.5)}, "--std is 0"),
     ],

@@ -66,7 +66,7 @@ def test_coca_with_prompts_in_its_text_tower_and_pruned_patches():
 def test_foreign_text_towers_are_refused():
     clip = CustomTextCLIP(16, VISION, TEXT)
     clip.text = nn.Linear(2, 2)
-    with pytest.raises(ModelError, match="roberta-ViT-B-32 has a text tower that takes no prompts"):
+    with pytest.raises(ModelError, match="roberta-ViT-B-32 has a text tower that cannot take prompts"):
         text_blocks(clip, "roberta-ViT-B-32")
 
 

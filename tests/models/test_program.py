@@ -112,7 +112,7 @@ def test_programs_that_are_none(tmp_path):
         load_program(tmp_path / PROGRAM)
     save_program(OnePicture(), (2, 2), tmp_path / PROGRAM)
     (tmp_path / PROGRAM).write_bytes((tmp_path / PROGRAM).read_bytes()[:500])
-    with pytest.raises(ModelError, match="no whole program"):
+    with pytest.raises(ModelError, match="not a complete program"):
         load_program(tmp_path / PROGRAM)
 
 

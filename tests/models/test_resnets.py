@@ -95,7 +95,7 @@ def test_a_depth_that_is_none_is_refused_and_its_neighbours_named(depth, near):
 
 @pytest.mark.parametrize("depth", ["", "x", "-20", "20.0"])
 def test_a_depth_that_is_no_number_is_refused(depth):
-    with pytest.raises(UsageError, match="names no depth"):
+    with pytest.raises(UsageError, match="has no depth"):
         networks.build(f"cifar-resnet:{depth}", seed=0)
 
 

@@ -210,7 +210,7 @@ def test_rotary_positions_are_refused(clip):
 def test_gated_blocks_are_refused(clip):
     model = clip("gap")
     model.visual.trunk.blocks[2].mlp = GluMlp(32, 64)
-    with pytest.raises(ModelError, match="no plain ViT") as error:
+    with pytest.raises(ModelError, match="not a plain ViT") as error:
         tower_of(model, "ViTamin-S")
     assert "Block, Attention, GluMlp" in str(error.value)
 
