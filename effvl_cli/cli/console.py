@@ -59,7 +59,7 @@ class Console:
 
     @contextlib.contextmanager
     def progress(self, description: str, total: int, completed: int = 0) -> Iterator["Line | Bar"]:
-        """Progress of a stage: a live bar on a terminal, else a line now and then."""
+        """Progress of a phase: a live bar on a terminal, else a line now and then."""
         if self.quiet or not self.shown or total == 0:
             yield Line(description, total, completed, silent=True)
         elif sys.stderr.isatty():

@@ -51,7 +51,7 @@ _DIGEST = re.compile("[0-9a-f]{64}")
 
 
 class Progress(Protocol):
-    """A line or bar that shows how far a stage is."""
+    """A line or bar that shows the progress of a phase."""
 
     def update(self, completed: int, **fields: Any) -> None:
         """Show `completed` of the total and some figures."""
@@ -94,7 +94,7 @@ class Run(RunFiles):
     _started: float = field(default_factory=time.monotonic)
 
     def progress(self, description: str, total: int, completed: int = 0) -> contextlib.AbstractContextManager[Progress]:
-        """Progress of a stage; shown on rank 0 only."""
+        """Progress of a phase; shown on rank 0 only."""
         return self.progress_factory(description, total, completed)
 
     def log(self, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Contrastive objectives and token dropout for training Vision Transformers."""
+"""Accelerated contrastive training of Vision Transformers (arXiv 2410.22364): objectives, token dropout, schedules."""
 
 from .dino import DINO
 from .method import Method, MethodLoss, View, Views, alone

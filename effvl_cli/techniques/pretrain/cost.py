@@ -15,10 +15,10 @@ def vit_macs(shape: ViTShape, tokens: int, embedded: int, patch: int) -> int:
     """Multiply-adds of one forward pass; norms, softmax, biases and heads are left out.
 
     Args:
-        shape: of the ViT.
+        shape: sizes of the ViT.
         tokens: L, with CLS.
         embedded: patches that are embedded.
-        patch: their side, px.
+        patch: side of a patch, px.
     """
     width = shape.width
     blocks = shape.depth * (12 * width * width * tokens + 2 * width * tokens * tokens)
@@ -34,7 +34,7 @@ def forward_macs(shape: ViTShape, *, patch: int | None = None, keep: float = 1.0
 
 @dataclass(frozen=True)
 class Passes:
-    """How often each kind of pass happens for one image in one step.
+    """How many passes of each kind one image takes in one step.
 
     Attributes:
         query: forward passes with gradient, at keep rate keep_q.

@@ -44,10 +44,10 @@ class DINO(Method):
         bottleneck: width of the head's normalised layer.
         prototypes: K, outputs of the head.
         momentum: of the teacher at t = 0; it rises to 1 along half a cosine.
-        student_temperature: of the student.
-        teacher_temperature: of the teacher, after its warm-up.
+        student_temperature: temperature of the student.
+        teacher_temperature: temperature of the teacher, after its warm-up.
         teacher_warmup: share of the budget over which the teacher's temperature rises from 0.04.
-        freeze_last: share of the budget during which the prototypes stay as they are.
+        freeze_last: share of the budget during which the prototypes are frozen.
         local_crops: number of local views.
     """
 
@@ -89,7 +89,7 @@ class DINO(Method):
         return self.teacher_backbone  # type: ignore[return-value]
 
     def temperature(self, t: float) -> float:
-        """The teacher's, at t."""
+        """The teacher's temperature at t."""
         start = min(0.04, self.teacher_temperature)
         share = 1.0 if self.teacher_warmup == 0 else min(1.0, t / self.teacher_warmup)
         return start + share * (self.teacher_temperature - start)
@@ -115,7 +115,7 @@ class DINO(Method):
         self.centre.lerp_(mean, 1 - CENTRE_MOMENTUM)
 
     def _diagnosis(self, teacher: list[Tensor], student: list[Tensor]) -> dict[str, Tensor]:
-        """Outputs (B, K) of the views to scalars.
+        """From the outputs (B, K) of the views to scalars for the log.
 
         Collapse shows as an entropy near 0, or as one near log K with a divergence near 0.
         """
@@ -126,12 +126,12 @@ class DINO(Method):
         return {"teacher_entropy": entropy / math.log(len(self.centre)), "divergence": cross - own}
 
     def after_backward(self, t: float) -> None:
-        """Hold the prototypes still at first."""
+        """Drop the prototypes' gradients while they are frozen."""
         if t < self.freeze_last:
             self.head.prototypes.grad = None
 
     def after_step(self, t: float, ahead: float) -> None:
-        """The teacher follows after the update."""
+        """Move the teacher towards the student after the update."""
         momentum = half_cosine(t, self.momentum, 1.0)
         follow(self.teacher_backbone, self.backbone, momentum)
         follow(self.teacher_head, self.head, momentum)

@@ -10,8 +10,8 @@ bias2 is unbiased: ||mean d||^2 alone is too large by V(d) / M. The paper names 
 ours. Only running means are kept, so memory is two vectors per strategy; spreads come from sketches of the vectors.
 
 The cosine of the two expected gradients is made of squared norms that are unbiased in the same way: with
-n(a) = ||mean a||^2 - V(a) / M it is (n(h) + n(g) - bias2) / (2 sqrt(n(h) n(g))). That of the two means is too low: each
-holds noise of its own.
+n(a) = ||mean a||^2 - V(a) / M it is (n(h) + n(g) - bias2) / (2 sqrt(n(h) n(g))). The cosine of the means is too low,
+as each holds its own noise.
 """
 
 import math
@@ -33,7 +33,7 @@ class Moments:
         self.scatter = 0.0
 
     def add(self, vector: Tensor) -> None:
-        """One more vector (P,)."""
+        """Add a vector (P,)."""
         self.count += 1
         if self.count == 1:
             self.mean = vector.clone()
@@ -59,13 +59,13 @@ class Estimate:
 
     Attributes:
         rel_cost: cost of a step over that of the uncompressed one.
-        bias2: squared bias, unbiased, so perhaps slightly negative.
+        bias2: squared bias; the estimate is unbiased, so it may be slightly negative.
         var: variance of the compressed gradient of a batch.
         ca_var: rel_cost * var.
         ca_mse: bias2 + ca_var.
         se: jackknife standard error of ca_mse.
         bias2_se: jackknife standard error of bias2.
-        cosine: of the two expected gradients; perhaps slightly above 1; None where noise hides one of them.
+        cosine: of the two expected gradients; may slightly exceed 1; None where noise hides one of them.
     """
 
     rel_cost: float
@@ -78,7 +78,7 @@ class Estimate:
     cosine: float | None
 
     def divided(self, scale: float) -> "Estimate":
-        """All squared norms over `scale`."""
+        """All squared norms divided by `scale`."""
         values = {name: getattr(self, name) / scale for name in ("bias2", "var", "ca_var", "ca_mse", "se", "bias2_se")}
         return Estimate(rel_cost=self.rel_cost, cosine=self.cosine, **values)
 
@@ -87,7 +87,7 @@ class GradientError:
     """Collects the gradients of a checkpoint, batch by batch.
 
     Args:
-        rel_cost: cost of each strategy over the uncompressed one's.
+        rel_cost: cost of each strategy, relative to the uncompressed one.
     """
 
     def __init__(self, rel_cost: Mapping[str, float]) -> None:
@@ -98,14 +98,14 @@ class GradientError:
         self._sketches: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in self.rel_cost}
 
     def add(self, name: str, gradient: Tensor, full: Tensor) -> None:
-        """The gradient (P,) of a strategy and the uncompressed one of the same batch."""
+        """Add the gradient (P,) of a strategy and the uncompressed one of the same batch."""
         difference = gradient - full
         self._compressed[name].add(gradient)
         self._difference[name].add(difference)
         self._sketches[name].append((sketch(gradient), sketch(difference)))
 
     def add_full(self, gradient: Tensor) -> None:
-        """The uncompressed gradient (P,) of a batch."""
+        """Add the uncompressed gradient (P,) of a batch."""
         self.full.add(gradient)
 
     @property
@@ -114,7 +114,7 @@ class GradientError:
         return self.full.norm2 / self.full.variance
 
     def estimate(self, name: str) -> Estimate:
-        """Of one strategy, divided by V(g)."""
+        """Gradient error of one strategy, divided by V(g)."""
         h, d, cost = self._compressed[name], self._difference[name], self.rel_cost[name]
         bias2 = d.norm2
         cosine = _cosine(h.norm2, self.full.norm2, bias2)
@@ -127,7 +127,7 @@ class GradientError:
 
 
 def sketch(vector: Tensor) -> Tensor:
-    """Random projection (P,) to (SKETCH,) that keeps inner products on average; a short vector stays as it is.
+    """Random projection (P,) to (SKETCH,) that keeps inner products on average; a short vector is returned unchanged.
 
     Signs are random and fixed; entries that are SKETCH apart are added up (Charikar et al., "Finding frequent items in
     data streams", 2002, with buckets by position).
@@ -143,14 +143,14 @@ def sketch(vector: Tensor) -> Tensor:
 
 
 def _cosine(first: float, second: float, distance: float) -> float | None:
-    """Of two vectors, given their squared norms and that of their difference."""
+    """Cosine of two vectors, given their squared norms and that of their difference."""
     if first <= 0 or second <= 0:
         return None
     return (first + second - distance) / (2 * math.sqrt(first * second))
 
 
 def _jackknife(compressed: Tensor, difference: Tensor, cost: float) -> tuple[float, float]:
-    """Standard errors of ca_mse and bias2, leaving out one batch (M, .) at a time; too large where bias is near 0."""
+    """Standard errors of ca_mse and bias2, leaving out one row (M, .) at a time; too large where bias is near 0."""
     count = len(compressed)
     if count < 3:
         return math.nan, math.nan
@@ -179,7 +179,7 @@ def _bias2(rows: Tensor) -> float:
 
 
 def best(estimates: Mapping[str, Estimate]) -> str:
-    """The strategy with the least CA-MSE; of those within one standard error of it, the least compressed."""
+    """The least compressed strategy among those within one standard error of the lowest CA-MSE."""
     least = min(estimates, key=lambda name: estimates[name].ca_mse)
     limit = estimates[least].ca_mse + estimates[least].se
     near = [name for name in estimates if estimates[name].ca_mse <= limit]
@@ -187,7 +187,7 @@ def best(estimates: Mapping[str, Estimate]) -> str:
 
 
 def monotone(chosen: Sequence[str], stages: Sequence[Mapping[str, Estimate]]) -> list[str]:
-    """Choices whose cost never falls: one that would is replaced by the least CA-MSE among those that cost enough."""
+    """Make the cost never fall: a choice that would is replaced by the lowest CA-MSE among those that cost enough."""
     result: list[str] = []
     floor = 0.0
     for name, estimates in zip(chosen, stages, strict=True):

@@ -14,7 +14,7 @@ def projector(widths: Sequence[int], *, last_norm: bool = True, last_affine: boo
     Args:
         widths: input, hidden and output widths.
         last_norm: batch norm after the last layer.
-        last_affine: whether that one has a gain and an offset.
+        last_affine: whether that batch norm has a gain and an offset.
     """
     layers: list[nn.Module] = []
     pairs = list(itertools.pairwise(widths))
@@ -31,10 +31,10 @@ class DinoHead(nn.Module):
     """Three layers with GELU, a normalised bottleneck, and prototypes of unit norm (arXiv 2104.14294, app. C).
 
     Args:
-        width: of the features.
-        hidden: of the MLP.
-        bottleneck: where the embedding is normalised.
-        prototypes: K outputs.
+        width: width of the features.
+        hidden: width of the MLP's hidden layers.
+        bottleneck: width of the normalised embedding.
+        prototypes: K, number of outputs.
     """
 
     def __init__(self, width: int, hidden: int, bottleneck: int, prototypes: int) -> None:

@@ -1,7 +1,7 @@
 """What MoCo-v3, SimCLR and DINO have in common: networks, a loss of compressed views, a cost.
 
-Projection heads with batch norm run on the features gathered from all processes: their statistics, and the negatives,
-are then those of one process with the whole batch, on any device. The features are a few thousandths of the work.
+Projection heads with batch norm run on features gathered from all processes, so that their statistics, and negatives,
+are those of one process with the whole batch. The heads are a small part of the work.
 
 Views whose sequences are shortened: arXiv 2410.22364; the cost of a step and the gathering are ours.
 """
@@ -43,7 +43,7 @@ class View:
 
     @property
     def length(self) -> tuple[int, int, int]:
-        """Views of the same length may share one forward pass."""
+        """Sizes by which views may share one forward pass."""
         kept = 0 if self.kept is None else self.kept.shape[1]
         return self.images.shape[-1], self.patch, kept
 
@@ -73,7 +73,7 @@ class MethodLoss:
 
 
 class Method(nn.Module):
-    """Networks of a method; its state dict is all that a resume needs."""
+    """Networks of a method; the state dict is all that a resume needs."""
 
     backbone: VisionTransformer
     key_gradient: ClassVar[bool] = False

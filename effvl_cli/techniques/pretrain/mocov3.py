@@ -23,7 +23,7 @@ class MoCoV3(Method):
         layers: of the projector.
         temperature: T.
         momentum: of the key encoder at t = 0; it rises to 1 along half a cosine.
-        symmetric: both directions, as in the released code; else one, as in arXiv 2410.22364, table 5.
+        symmetric: loss in both directions, as in the released code; else in one, as in arXiv 2410.22364, table 5.
         loss_scale: factor of the loss; None: 2 T.
     """
 
@@ -55,7 +55,7 @@ class MoCoV3(Method):
         return Passes(query=count, key=count)
 
     def after_step(self, t: float, ahead: float) -> None:
-        """The key encoder follows before it makes the keys of the next step; before the first both are equal."""
+        """Move the key encoder before it makes the keys of the next step; before the first step both are equal."""
         momentum = half_cosine(ahead, self.momentum, 1.0)
         follow(self.key_backbone, self.backbone, momentum)
         follow(self.key_projector, self.projector, momentum)

@@ -21,5 +21,5 @@ def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
 
 
 def freeze(module: nn.Module) -> nn.Module:
-    """The module without gradients."""
+    """The module, with its gradients switched off."""
     return module.requires_grad_(False)

@@ -59,7 +59,7 @@ def resize_kernel(weight: Tensor, patch: int, mode: PatchResize = "pi") -> Tenso
     Args:
         weight: (D, 3, p0, p0).
         patch: the new side, px.
-        mode: how.
+        mode: see above.
 
     Returns:
         (D, 3, patch, patch); `weight` itself when the side stays.
@@ -86,7 +86,7 @@ def sincos_positions(grid: int, base_grid: int, width: int, *, rows_first: bool 
         grid: cells per side.
         base_grid: cells per side of the grid whose coordinates are 0, 1, ...
         width: D, a multiple of 4.
-        rows_first: the first half tells rows apart, as in the code that MoCo-v3's authors released; else columns.
+        rows_first: the first half encodes rows, as in the code that MoCo-v3's authors released; else columns.
 
     Returns:
         (grid^2, D) float32, row by row.
@@ -100,9 +100,9 @@ def sincos_positions(grid: int, base_grid: int, width: int, *, rows_first: bool 
 
 
 def sincos_order(table: Tensor, grid: int) -> bool | None:
-    """Whether positions (grid^2, D) are `sincos_positions` with the rows first; None: they are not such a table.
+    """Whether positions (grid^2, D) are `sincos_positions` with the rows first; None: they are no such table.
 
-    Others compute it in float32 and in another order of operations: equal to within 1e-4.
+    Other code computes it in float32 and in another order, so equality is to within 1e-4.
     """
     if len(table) != grid * grid or table.shape[1] % 4:
         return None

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Unit = Literal["budget_fraction", "steps"]
-_ROUNDING = 1e-9  # of a step: 3.0000000001 steps are three
+_ROUNDING = 1e-9  # in steps: 3.0000000001 steps are three
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ def schedule_from(data: Mapping[str, Any], *, default_keep_k: float | None = Non
         default_keep_k: where a stage has no keep_k; None: its keep_q.
 
     Raises:
-        ValueError: what is wrong, with the stage's index and the field.
+        ValueError: the fault, with the stage's index and the field.
     """
     if not isinstance(data, Mapping):
-        raise ValueError("it is no mapping; write e.g. stages: [{until: 1, patch: 8}]")
+        raise ValueError("it is not a mapping; write e.g. stages: [{until: 1, patch: 8}]")
     unknown = set(data) - _KEYS
     if unknown:
         raise ValueError(f"unknown key {sorted(unknown)[0]!r}; known: {', '.join(sorted(_KEYS))}")
@@ -144,12 +144,12 @@ def stages_from(text: str, *, patch: int) -> list[dict[str, str]]:
     """Rows for `schedule_from` of a schedule that is written in one line.
 
     Args:
-        text: stages "END:WORDS" with `;` between them; END is `constant`, a share or a percentage of the budget, and
-            WORDS are `patch=`, `keep=` and `keep-k=` with commas between them. Blanks and a last `;` do not matter.
-        patch: of stages that name none.
+        text: stages "END:WORDS" with `;` between them; END is `constant`, or a share or percentage of the budget, and
+            WORDS are `patch=`, `keep=` and `keep-k=` with commas between them. Blanks and a trailing `;` are ignored.
+        patch: for stages that name none.
 
     Raises:
-        ValueError: what is wrong, with the stage's index.
+        ValueError: the fault, with the stage's index.
     """
     rows = []
     for index, part in enumerate(text.strip().rstrip(";").split(";")):
@@ -197,7 +197,7 @@ def schedule_to(schedule: Schedule) -> dict[str, Any]:
 
 
 def snapped_size(image_size: int, patch: int) -> int:
-    """The multiple of the patch that is nearest to the view size, at least one patch."""
+    """The multiple of the patch nearest to the view size, at least one patch."""
     return patch * max(1, math.floor(image_size / patch + 0.5))
 
 
@@ -223,12 +223,12 @@ class Clock:
     """Steps of a run: stage and t of each, for a budget.
 
     A step belongs to the first stage with t < until, where t is the share of the budget spent before it. So the units
-    spent exceed the budget by less than one step, and a stage shorter than a step may not come up at all (`skipped`).
+    spent exceed the budget by less than one step, and a stage shorter than a step may not occur at all (`skipped`).
 
     Args:
         schedule: stages.
         units_per_step: cost of a step in each stage.
-        budget: units to spend; None for a schedule in steps, which has its own end.
+        budget: units to spend; None for a schedule in steps, which ends by itself.
     """
 
     def __init__(self, schedule: Schedule, units_per_step: Sequence[float], budget: float | None) -> None:

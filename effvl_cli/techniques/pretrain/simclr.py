@@ -13,7 +13,7 @@ from .vit import VisionTransformer
 
 
 class SimCLR(Method):
-    """Both views carry gradient; both go through the projector at once, so that batch norm cannot tell them apart.
+    """Both views have gradients and share one pass through the projector, and so its batch-norm statistics.
 
     Args:
         backbone: the encoder.
@@ -35,7 +35,7 @@ class SimCLR(Method):
 
     @property
     def passes(self) -> Passes:
-        """One of each view, both with gradient."""
+        """One pass for each view, both with gradient."""
         return Passes(query=1, key=1, key_gradient=True)
 
     def loss(self, views: Views, gather: Gather, t: float) -> MethodLoss:

@@ -41,7 +41,7 @@ def random_tokens(count: int, num_patches: int, num_keep: int, generator: torch.
 
 
 def encode_kept(tower: Tower, images: Tensor, kept: Tensor) -> Tensor:
-    """Embed images from a subset of their patches; the others cost nothing after the patch embedding.
+    """Embed images from a subset of their patches; dropped ones cost nothing after the patch embedding.
 
     Args:
         tower: the image tower.

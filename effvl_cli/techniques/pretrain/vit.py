@@ -1,4 +1,4 @@
-"""A Vision Transformer whose sequence may be shorter: any patch size, any subset of the patches.
+"""A Vision Transformer for sequences of any length: any patch size, any subset of the patches.
 
 B images, N patches of the picture, K patches kept, L = K + 1 tokens, D width. Parameter names and shapes are timm's, so
 that its state dict loads into `timm.create_model("vit_small_patch16_224", num_classes=0)` and the other way round.
@@ -20,7 +20,7 @@ Pool = Literal["cls", "mean"]
 
 @dataclass(frozen=True)
 class ViTShape:
-    """Everything that the multiply-adds of a ViT depend on.
+    """Sizes of a ViT, which determine its multiply-adds.
 
     Attributes:
         width: D.
@@ -102,7 +102,7 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, width: int, patch: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, width, patch, stride=patch)  # holds the parameters under timm's names
+        self.proj = nn.Conv2d(3, width, patch, stride=patch)  # only holds the parameters, under timm's names
         self.resize: PatchResize = "pi"
 
     def forward(self, images: Tensor, patch: int, kept: Tensor | None) -> Tensor:
@@ -126,7 +126,7 @@ class VisionTransformer(nn.Module):
 
     Args:
         shape: sizes.
-        pool: what the features are: the CLS token, or the mean of the patch tokens, after the last norm.
+        pool: features after the last norm: the CLS token, or the mean of the patch tokens.
         learned_positions: trainable positions; else fixed sine-cosine ones.
         num_classes: outputs of the head; 0: the features themselves.
     """
@@ -145,7 +145,7 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, num_classes) if num_classes else nn.Identity()
         self._tables: dict[tuple[int, torch.device], Tensor] = {}
-        forget = self.register_load_state_dict_post_hook  # the tables are of the weights before
+        forget = self.register_load_state_dict_post_hook  # cached tables belong to the previous weights
         forget(lambda module, _: module._tables.clear())  # type: ignore[no-untyped-call]
         self.init_weights("trunc-normal")
 
@@ -195,7 +195,7 @@ class VisionTransformer(nn.Module):
         return found
 
     def last_cls(self, images: Tensor, blocks: int) -> Tensor:
-        """CLS tokens after the last `blocks` blocks, each through the last norm, side by side: (B, blocks * D)."""
+        """CLS tokens after the last `blocks` blocks, each after the last norm, concatenated: (B, blocks * D)."""
         states, found = self._embed(images, None, self.shape.patch), []
         for index, block in enumerate(self.blocks):
             states = block(states)

@@ -1,6 +1,6 @@
 """Modules that run their children one after another, how the children are named, and evaluation mode.
 
-Ours: part of the removal of blocks (arXiv 2312.16904), which the paper does by hand for each architecture.
+Ours: part of the block removal of arXiv 2312.16904, which the paper does by hand for each architecture.
 """
 
 import re
@@ -16,7 +16,7 @@ _NUMBERED = re.compile(r"(.*?)(\d+)")
 def runs_children(module: nn.Module) -> bool:
     """Whether a module is likely to loop over its children, so that one can be left out.
 
-    It is when torch made it for that, or when it has no tensors of its own and several children of one class (timm's
+    Torch's containers do, and probably a module that has no own tensors but several children of one class (timm's
     RegNet registers the blocks of a stage as b1, b2, ..).
     """
     if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
@@ -27,7 +27,7 @@ def runs_children(module: nn.Module) -> bool:
 
 
 def split_path(network: nn.Module, path: str) -> tuple[nn.Module, str]:
-    """Parent of a module, and the name it has there.
+    """Parent of a module, and the module's name in it.
 
     Raises:
         ValueError: the network has no such module, or it is the network itself.
@@ -38,12 +38,12 @@ def split_path(network: nn.Module, path: str) -> tuple[nn.Module, str]:
     except AttributeError as error:
         raise ValueError(f"the network has no module {path!r}") from error
     if not name:
-        raise ValueError("the whole network is not a part of itself")
+        raise ValueError("the path names the whole network, not a module in it")
     return network.get_submodule(parent), name
 
 
 def prefix_of(name: str) -> str | None:
-    """What stands before the number at the end of a name, "encoder_layer_3" to "encoder_layer_"; None without one."""
+    """A name without the number at its end, e.g. "encoder_layer_" for "encoder_layer_3"; None where it has none."""
     match = _NUMBERED.fullmatch(name)
     return match[1] if match else None
 
@@ -58,7 +58,7 @@ def set_children(container: nn.Module, children: Mapping[str, nn.Module]) -> Non
 
 
 def delete_child(container: nn.Module, name: str) -> None:
-    """Delete a child; those after it with the same prefix and a number move up by one name."""
+    """Delete a child; later numbered children with the same prefix are renumbered."""
     children = dict(container.named_children())
     prefix = prefix_of(name)
     run = [other for other in children if prefix is not None and prefix_of(other) == prefix]

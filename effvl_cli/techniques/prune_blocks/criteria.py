@@ -1,6 +1,6 @@
-"""Cheaper ways to choose a unit than to measure its removal. Each gives one number per unit; the lowest goes first.
+"""Cheaper criteria than to measure a removal. Each gives one number per unit; the lowest is removed first.
 
-They are baselines. B images; a unit's input and output have the same shape, and are flattened to (B, D).
+They serve as baselines. B images; a unit's input and output have the same shape, and are flattened to (B, D).
 """
 
 import copy
@@ -33,7 +33,7 @@ def l1(network: nn.Module, units: Sequence[Unit]) -> list[float]:
     """Mean absolute weight of a unit's convolutions and linear layers (per filter: Li et al., arXiv 1608.08710).
 
     Raises:
-        ValueError: a unit without them.
+        ValueError: a unit has no such layer.
     """
     return [
         _mean_absolute(unit, _matrices(network.get_submodule(unit.path)), "convolution or linear") for unit in units
@@ -44,7 +44,7 @@ def bn_scale(network: nn.Module, units: Sequence[Unit]) -> list[float]:
     """Mean absolute scale of a unit's last norm (per channel: Liu et al., arXiv 1708.06519).
 
     Raises:
-        ValueError: a unit without a norm that has one.
+        ValueError: a unit has no norm with a scale.
     """
     scores = []
     for unit in units:
@@ -68,7 +68,7 @@ def _matrices(module: nn.Module) -> list[Tensor]:
 def _mean_absolute(unit: Unit, weights: Sequence[Tensor], what: str) -> float:
     """Mean absolute value over all the numbers in some weights, of any shapes."""
     if not weights:
-        raise ValueError(f"unit {unit.path} has no {what} layer to judge it by")
+        raise ValueError(f"unit {unit.path} has no {what} layer to score it by")
     total = math.fsum(float(weight.detach().double().abs().sum()) for weight in weights)
     return total / sum(weight.numel() for weight in weights)
 
@@ -76,11 +76,11 @@ def _mean_absolute(unit: Unit, weights: Sequence[Tensor], what: str) -> float:
 def block_influence(network: nn.Module, units: Sequence[Unit], batches: Iterable[Tensor]) -> list[float]:
     """1 - mean cosine between a unit's input and output (ShortGPT, arXiv 2403.03853, eq. 1).
 
-    The cosine is of whole images, where the paper's is of tokens: that suits feature maps of any layout.
+    The cosine is that of whole images, where the paper's is that of tokens: it suits feature maps of any layout.
 
     Args:
-        network: in evaluation mode while it is looked at.
-        units: to judge.
+        network: put into evaluation mode meanwhile.
+        units: to score.
         batches: images (B, 3, H, W).
     """
     totals, count = [0.0] * len(units), 0
@@ -98,11 +98,11 @@ def cka(network: nn.Module, units: Sequence[Unit], batches: Iterable[Tensor]) ->
     """1 - linear CKA of a unit's input and output (Kornblith et al., arXiv 1905.00414).
 
     HSIC is the unbiased estimate of each batch, averaged over batches (Nguyen et al., arXiv 2010.15327, eqs. 2 and 3):
-    memory is that of a batch, and the result hardly depends on its size. Batches of fewer than 4 images are left out.
+    memory is that of one batch, and the result hardly depends on its size. Batches of fewer than 4 images are skipped.
 
     Args:
-        network: in evaluation mode while it is looked at.
-        units: to judge.
+        network: put into evaluation mode meanwhile.
+        units: to score.
         batches: images (B, 3, H, W).
 
     Raises:
@@ -146,7 +146,7 @@ def hsic(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _watch(network: nn.Module, units: Sequence[Unit], images: Tensor, observe: Observe) -> None:
-    """Pass (B, 3, H, W) once, showing each unit's input and output; the input as it was before the unit."""
+    """Run (B, 3, H, W) once and call `observe` with each unit's input, copied before the call, and output, (B, ...)."""
 
     def run(index: int, forward: Forward, *args: Any, **kwargs: Any) -> Tensor:
         before = first_input(args, kwargs).clone()
@@ -170,18 +170,18 @@ def sr_init(
 ) -> Tensor:
     """How many images are answered correctly when a unit's parameters are drawn anew (SR-init, arXiv 2303.07677).
 
-    The importance of unit k is the fall of accuracy, (row 0 - row 1 + k) / (draws * images). The statistics of its
-    norms stay. So do parameters of modules that do not know how to draw them.
+    The importance of unit k is the fall in accuracy, (row 0 - row 1 + k) / (draws * images). The statistics of its
+    norms are kept, and so are parameters of modules that cannot initialise them.
 
     Args:
-        network: in evaluation mode while it is looked at.
-        units: to judge.
-        batches: images (B, 3, H, W) and labels (B,); gone through once for each draw.
+        network: put into evaluation mode meanwhile.
+        units: to score.
+        batches: images (B, 3, H, W) and labels (B,); iterated once for each draw.
         generator: on the CPU.
         draws: per unit, at least 1.
 
     Returns:
-        (1 + n,) int64 sums over all draws; row 0 is the network as it is.
+        (1 + n,) int64 sums over all draws; row 0 is the unchanged network.
     """
     numbers = torch.randint(2**62, (len(units), draws), generator=generator).T.tolist()
     modules = [network.get_submodule(unit.path) for unit in units]
@@ -195,14 +195,14 @@ def sr_init(
 
 
 def _fresh(module: nn.Module, seed: int) -> nn.Module:
-    """A copy in evaluation mode with parameters as at its construction and its buffers as they are; drawn on the CPU so
+    """A copy in evaluation mode with newly initialised parameters and unchanged buffers; drawn on the CPU so
     that a seed means the same everywhere."""
     fresh = copy.deepcopy(module).cpu().eval()
     buffers = {name: buffer.clone() for name, buffer in fresh.named_buffers()}
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         for part in fresh.modules():
-            # Attention's has an underscore.
+            # That of nn.MultiheadAttention has an underscore.
             reset = getattr(part, "reset_parameters", None) or getattr(part, "_reset_parameters", None)
             if reset is not None:
                 reset()

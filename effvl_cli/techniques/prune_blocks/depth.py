@@ -8,14 +8,14 @@ _RATES = {"DropPath": "drop_prob", "StochasticDepth": "p"}  # class (timm, torch
 
 
 def drop_rates(network: nn.Module) -> set[float]:
-    """Rates of the branches of a network, each once."""
+    """The distinct rates of a network's branches."""
     return {float(getattr(module, name) or 0) for module, name in _drops(network)}
 
 
 def respace(network: nn.Module, before: set[float], removed: set[float]) -> None:
-    """Give the blocks that are left the rates of a shallower network, from zero to the same highest.
+    """Give the remaining blocks the rates of a shallower network, from zero to the same highest rate.
 
-    Each block has one rate of its own, and the first has zero, often without a module to say so.
+    Each block has its own rate; that of the first is zero, often without a module for it.
 
     Args:
         network: after the removal.

@@ -1,6 +1,6 @@
-"""Which modules of a network can be taken out of it: found by running it, without knowing its architecture.
+"""Finds the modules that can be removed from a network by running it, without knowing its architecture.
 
-Ours. Residual blocks can go because the rest runs on their input (Veit et al., arXiv 1605.06431); arXiv 2312.16904
+Ours. Blocks can be removed where the rest can run on their input (Veit et al., arXiv 1605.06431); arXiv 2312.16904
 removes them from known architectures.
 """
 
@@ -25,7 +25,7 @@ Valid = Literal["identity", "shape"]
 
 @dataclass(frozen=True)
 class Rejected:
-    """A module that looked like a unit, and why it is not one."""
+    """A module that is a candidate but not a unit, and the reason."""
 
     path: str
     reason: str
@@ -33,12 +33,12 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Discovery:
-    """What was found in a network.
+    """Result of the search in a network.
 
     Attributes:
-        units: in the order of their calls; their positions are the indices used everywhere.
+        units: in the order of their calls; their positions are the indices of units everywhere.
         rejected: in the order of registration, without what lies inside a unit.
-        stages: path of each container with units, to the number of blocks in it, removable or not.
+        stages: from the path of each stage with units to the number of blocks in it, removable or not.
     """
 
     units: tuple[Unit, ...]
@@ -48,7 +48,7 @@ class Discovery:
 
 @dataclass
 class _Call:
-    """One call of a candidate: arguments (None for tensors), names of those that hold tensors or are not defaults."""
+    """One call of a candidate: arguments (None for tensors), and the names of tensor or non-default arguments."""
 
     arguments: inspect.BoundArguments
     tensors: list[str]
@@ -57,7 +57,7 @@ class _Call:
     source: Tensor | None = None  # without storage
     result: Tensor | None = None  # likewise
     negative: bool = False
-    wrapped: bool = False  # the result is a tuple of one
+    wrapped: bool = False  # the result is a tuple of one tensor
 
 
 def discover(network: nn.Module, images: Tensor, *, valid: Valid = "identity", stages: bool = False) -> Discovery:
@@ -65,14 +65,14 @@ def discover(network: nn.Module, images: Tensor, *, valid: Valid = "identity", s
 
     A candidate has parameters and children and is itself the child of a module that runs its children one after
     another, or one of several attributes of one class. It is a unit if it is called once with one tensor (besides
-    numbers and the like), returns one of equal shape and type, alone or in a tuple, shares no parameter with other
-    modules, and what is left of it at zero parameters is its input, perhaps after an activation.
+    numbers and the like), returns one of the same shape and type, alone or in a tuple, shares no parameter with other
+    modules, and with all parameters zero returns its input, perhaps after an activation.
 
     Args:
-        network: is left as it is.
+        network: not changed.
         images: (2, 3, H, W).
         valid: "shape" drops the last condition.
-        stages: of units within each other the outer ones count, else the inner ones.
+        stages: of nested units the outer ones count, else the inner ones.
     """
     blocks = _candidates(network)
     with evaluating(network):
@@ -84,10 +84,10 @@ def discover(network: nn.Module, images: Tensor, *, valid: Valid = "identity", s
         }
         for path in _apart(blocks, calls):
             if isinstance(found[path], Unit):
-                found[path] = "its container does not run its children one after another"
+                found[path] = "its parent does not run its children one after another"
         for path, unit in found.items():
             if isinstance(unit, Unit) and len(calls[path][0].special) > 1 and not _can_go(network, unit, images):
-                found[path] = "no stand-in takes its further inputs"
+                found[path] = "it has further inputs, which no stand-in can take"
     found = _without_attributes_inside(network, found)
     levels = _Stages(found, blocks, calls)
     found = {path: replace(u, stage=levels.of(path)) if isinstance(u, Unit) else u for path, u in found.items()}
@@ -108,7 +108,7 @@ def discover(network: nn.Module, images: Tensor, *, valid: Valid = "identity", s
 
 
 def _candidates(network: nn.Module) -> dict[str, nn.Module]:
-    """Modules with parameters and children: those of a container, and attributes of which there are several alike."""
+    """Modules with parameters and children: those in a container, and attributes of the same class as others."""
     found = {}
     for path, module in network.named_modules():
         kinds = [type(child) for child in module.children()]
@@ -122,7 +122,7 @@ def _candidates(network: nn.Module) -> dict[str, nn.Module]:
 
 
 def _without_attributes_inside(network: nn.Module, found: Mapping[str, Unit | str]) -> dict[str, Unit | str]:
-    """Attributes of a block are parts of it: they count only where what is around them is no unit."""
+    """Leave out attributes inside a block, unless the module around them is not a unit."""
 
     def in_container(path: str) -> bool:
         return runs_children(network.get_submodule(path.rpartition(".")[0]))
@@ -137,7 +137,7 @@ def _without_attributes_inside(network: nn.Module, found: Mapping[str, Unit | st
 
 
 def _apart(blocks: Mapping[str, nn.Module], calls: Mapping[str, Sequence[_Call]]) -> list[str]:
-    """Candidates of containers in which none takes what another one of them gives, by the shapes."""
+    """Candidates of containers in which no candidate can take the output of another, by their shapes."""
     found = []
     families = _families(blocks)
     for container, paths in families.items():
@@ -158,10 +158,10 @@ def _families(blocks: Iterable[str]) -> dict[str, list[str]]:
 
 
 class _Stages:
-    """To which series of blocks a candidate belongs.
+    """Assigns each candidate to its stage, a series of blocks.
 
-    To its container's, unless that is itself one of a series that keep the shape, a pair of blocks or one with further
-    layers, say: then the outer series is the stage, which may lose the blocks of all.
+    It is the candidate's container, unless that is itself in a series of modules that keep the shape, e.g. pairs of
+    blocks or blocks with further layers: then the outer series is the stage, and blocks of all of them may be removed.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ class _Stages:
         )
 
     def sizes(self, units: Sequence[Unit]) -> dict[str, int]:
-        """How many blocks the stages of these units have, removable or not."""
+        """Number of blocks, removable or not, in each stage of these units."""
         inner = [self.of(path) for path in self._blocks if not self._climbed(path, units)]
         return {unit.stage: inner.count(unit.stage) for unit in units}
 
@@ -198,14 +198,14 @@ class _Stages:
 
 
 def _kept_shape(calls: Sequence[_Call]) -> Any:
-    """Shape of what a candidate that is called once takes and gives; None where they differ."""
+    """Shape of the input and output of a candidate that is called once; None where they differ."""
     if len(calls) != 1 or calls[0].source is None or calls[0].result is None:
         return None
     return calls[0].source.shape if calls[0].source.shape == calls[0].result.shape else None
 
 
 def _can_go(network: nn.Module, unit: Unit, images: Tensor) -> bool:
-    """Whether a unit with further arguments, which no replacement would take, can be left out; images (B, 3, H, W)."""
+    """Whether a unit with further arguments can be skipped, as no stand-in could take them; images (B, 3, H, W)."""
     try:
         take_out(network, unit, images)
     except SurgeryError:
@@ -258,7 +258,7 @@ def _holds_tensor(value: Any) -> bool:
 
 
 def _outline(tensor: Tensor) -> Tensor:
-    """Shape, type and device of a tensor of any shape, in one number's memory."""
+    """A tensor with the shape, type and device of another (any shape), in the memory of one number."""
     return tensor.new_empty(()).expand(tensor.shape)
 
 
@@ -280,7 +280,7 @@ def _judge(
         return reason
     homes = {home for parameter in module.parameters() for home in owners[parameter]}
     if any(home != path and not _inside(home, path) for home in homes):
-        return "shared parameters with another module"
+        return "shares parameters with another module"
     call, stage = calls[0], path.rpartition(".")[0]
     assert call.source is not None
     shortcut = find_shortcut(module, call.arguments, call.tensors[0], call.source)
@@ -294,7 +294,7 @@ def _judge(
 
 
 def _misfit(calls: Sequence[_Call]) -> str:
-    """What is wrong with the calls of a candidate, or an empty string."""
+    """Why the calls of a candidate rule it out, or an empty string."""
     if len(calls) != 1:
         return "calls≠1"
     call = calls[0]
@@ -310,14 +310,14 @@ def _misfit(calls: Sequence[_Call]) -> str:
 
 
 def with_relus(network: nn.Module, units: Sequence[Unit], images: Tensor) -> tuple[Unit, ...]:
-    """The units as they are, but a ReLU takes the place of those that end in one and get a negative input.
+    """The units, with a ReLU as stand-in for those that end in one and get a negative input.
 
-    Discovery has looked at the inputs that its images lead to; other images may lead to negative ones.
+    Discovery has seen only the inputs of its own images; other images may give negative ones.
 
     Args:
-        network: whose units they are.
+        network: owner of the units.
         units: found in it.
-        images: (B, 3, H, W) real ones.
+        images: (B, 3, H, W), real images.
     """
     negative: set[str] = set()
 
@@ -335,7 +335,7 @@ def with_relus(network: nn.Module, units: Sequence[Unit], images: Tensor) -> tup
 
 
 def narrow(units: Sequence[Unit], protect: Sequence[str], only: Sequence[str]) -> tuple[Unit, ...]:
-    """Units whose path matches a pattern of `only` (all, without one) and none of `protect`; patterns of a shell.
+    """Units whose path matches a pattern of `only` (if there are any) and none of `protect`; shell patterns.
 
     Raises:
         ValueError: a pattern matches no unit.
@@ -351,12 +351,12 @@ def narrow(units: Sequence[Unit], protect: Sequence[str], only: Sequence[str]) -
 
 
 def spare(stages: Mapping[str, int], units: Sequence[Unit], min_per_stage: int) -> tuple[Unit, ...]:
-    """Units whose stage keeps `min_per_stage` blocks without one of them."""
+    """Units whose removal leaves at least `min_per_stage` blocks in their stage."""
     return tuple(unit for unit in units if stages[unit.stage] > min_per_stage)
 
 
 def most_removable(stages: Mapping[str, int], units: Sequence[Unit], min_per_stage: int) -> dict[str, int]:
-    """How many of the units each stage can lose in all."""
+    """How many of the units can be removed from each stage in all."""
     valid: dict[str, int] = {}
     for unit in units:
         valid[unit.stage] = valid.get(unit.stage, 0) + 1

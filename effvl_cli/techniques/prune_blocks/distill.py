@@ -1,4 +1,4 @@
-"""Fine-tuning towards the network before removal: its answers, and its features before the classifier.
+"""Fine-tuning towards the network before the removal: its logits, and its features before the classifier.
 
 B images, C classes, D width.
 
@@ -19,7 +19,7 @@ def distillation_loss(student: Tensor, teacher: Tensor, labels: Tensor, alpha: f
         teacher: (B, C) logits; gets no gradient.
         labels: (B,) int64.
         alpha: weight of the teacher.
-        temperature: T; its square keeps the gradient's size the same.
+        temperature: T; its square keeps the scale of the gradient.
 
     Returns:
         Scalar.
@@ -38,15 +38,15 @@ def distillation_loss(student: Tensor, teacher: Tensor, labels: Tensor, alpha: f
 
 
 def mimic_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared error of pooled features (B, D), whose shape stays in a removal; the teacher's get no gradient."""
+    """Mean squared error of pooled features (B, D), whose shape a removal keeps; the teacher's get no gradient."""
     return F.mse_loss(student, teacher.detach())
 
 
 class PooledFeatures:
-    """Keeps what a network's last linear layer sees, while the context is open.
+    """Keeps the input of a network's last linear layer while the context is open.
 
     Attributes:
-        last: (B, D) of the newest forward pass.
+        last: (B, D) from the latest forward pass.
 
     Raises:
         ValueError: a network without linear layers.

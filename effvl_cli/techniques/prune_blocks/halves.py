@@ -36,10 +36,10 @@ class Half(nn.Module):
 def split_halves(network: nn.Module) -> int:
     """Replace each block NAME, in place, by two halves, NAME_attention and NAME_mlp.
 
-    Whether the network still computes the same is for the caller to check: blocks are told by their children.
+    The caller must check that the network still computes the same: blocks are recognised by their children only.
 
     Returns:
-        How many blocks were split.
+        Number of blocks that were split.
     """
     containers = [module for module in network.modules() if any(map(_layout, module.children()))]
     count = 0

@@ -1,10 +1,10 @@
 """Dropping candidates before they have seen all images.
 
-Images come in an order whose beginnings are samples of the whole, and candidates keep what they have: nothing is
-computed twice. A race is not exact; the scores of a dropped candidate are of fewer images.
+Images come in an order whose every prefix is a sample of the whole, and candidates keep their scores: nothing is
+computed twice. A race is not exact: the scores of a dropped candidate are from fewer images.
 
 Successive halving (Jamieson and Talwalkar, arXiv 1502.07943) keeps the better half after each round; the bound drops
-those that are surely worse.
+those that are worse with confidence.
 """
 
 import math
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 FIRST_ROUND = 512  # images before the first halving
-BOUND_EVERY = 256  # images between two looks at the bounds
+BOUND_EVERY = 256  # images between two checks of the bounds
 DELTA = 0.05
 
 
 def stratified_order(labels: Tensor, generator: torch.Generator) -> Tensor:
-    """Permutation (N,) of the images whose every beginning holds each class in about its share.
+    """Permutation (N,) of the images; every prefix holds each class in about its share.
 
     Args:
         labels: (N,) int64.
@@ -57,13 +57,13 @@ def halve(order: Sequence[int], picks: int = 1) -> list[int]:
 
 
 def bernstein_radius(variance: Tensor, count: int, span: float, delta: float) -> Tensor:
-    """What a sample mean exceeds its expectation by with probability delta at most.
+    """Radius that a sample mean exceeds its expectation by with probability at most delta.
 
     Empirical Bernstein bound (Maurer and Pontil, arXiv 0907.3740, theorem 4).
 
     Args:
         variance: sample variance of the values.
-        count: t >= 2 of them.
+        count: t >= 2, the number of values.
         span: width of the interval that they lie in.
         delta: in (0, 1).
     """
@@ -74,17 +74,17 @@ def bernstein_radius(variance: Tensor, count: int, span: float, delta: float) ->
 def bound(
     values: Tensor, *, span: float, candidates: int, checks: int, picks: int = 1, delta: float = DELTA
 ) -> list[int]:
-    """Candidates that may still be among the best: fewer than `picks` others are surely better.
+    """Candidates that may still be among the best: fewer than `picks` others are better with confidence.
 
-    All pairs of candidates and all checks share delta, so the population's best one is dropped with probability delta
+    All pairs of candidates and all checks share delta, so the truly best candidate is dropped with probability delta
     at most.
 
     Args:
-        values: (m, t) of the candidates that are left, per image, lower is better: wrong or not, or losses clipped to
-            [0, span / 2]; NaN counts as the worst of these.
-        span: width of the range of a difference of two values; 2 for wrong or not.
-        candidates: how many there were at the start.
-        checks: how many there are in the race.
+        values: (m, t) for the m remaining candidates and t images, lower is better: wrong or not, or losses clipped to
+            [0, span / 2]; NaN counts as the worst value.
+        span: width of the range of differences of two values; 2 for wrong or not.
+        candidates: number of candidates at the start.
+        checks: number of checks in the race.
         picks: how many will be chosen.
         delta: in (0, 1).
 

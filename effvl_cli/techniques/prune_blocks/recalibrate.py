@@ -1,7 +1,7 @@
 """Batch-norm statistics that a network would have without a unit.
 
-They are the mean over some training batches (momentum None), of the norms that are called after the unit; those before
-it see what they saw. So candidates still share what lies before their units when they are scored with them.
+They are means over some training batches (momentum None), for the norms that are called after the unit; those before
+it keep their inputs. So candidates still share the computations before their units when they are scored.
 
 Statistics over batches in place of moving averages: Wu and Johnson, "Rethinking Batch in BatchNorm", arXiv
 2105.07576.
@@ -23,15 +23,15 @@ from .unit import Unit
 
 
 def recalibrated(network: nn.Module, units: Sequence[Unit], batches: Iterable[Tensor]) -> list[dict[str, Tensor]]:
-    """Buffers of the batch norms behind each unit, estimated without that unit.
+    """Buffers of the batch norms after each unit, estimated without that unit.
 
     Args:
-        network: in evaluation mode while it is looked at; left as it is.
+        network: put into evaluation mode meanwhile; not changed.
         units: each is left out once.
-        batches: at least one, images (B, 3, H, W); gone through once.
+        batches: at least one, images (B, 3, H, W); iterated once.
 
     Returns:
-        For each unit, name of a buffer to its value.
+        For each unit, from the name of a buffer to its value.
 
     Raises:
         ValueError: the network has no batch norm with statistics.
@@ -50,10 +50,10 @@ def recalibrated(network: nn.Module, units: Sequence[Unit], batches: Iterable[Te
 
 
 def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Estimate the statistics of all batch norms anew, in place; nothing else is in training mode meanwhile.
+    """Re-estimate the statistics of all batch norms, in place; nothing else is in training mode meanwhile.
 
     Args:
-        network: whose norms they are.
+        network: owner of the norms.
         batches: at least one, images (B, 3, H, W).
 
     Raises:
@@ -102,7 +102,7 @@ def _behind(network: nn.Module, units: Sequence[Unit], norms: dict[str, nn.Modul
 
 
 def _fresh_statistics(norms: dict[str, nn.Module], paths: Sequence[str]) -> dict[str, Tensor]:
-    """What `reset_running_stats` gives for norms of C channels, (C,) each, apart from the network."""
+    """New buffers, as after `reset_running_stats`, for norms of C channels, (C,) each; the network keeps its own."""
     found = {f"{path}.{name}": buffer for path in paths for name, buffer in norms[path].named_buffers()}
     return {name: buffer.new_full(buffer.shape, int(name.endswith("running_var"))) for name, buffer in found.items()}
 

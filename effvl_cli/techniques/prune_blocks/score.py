@@ -1,22 +1,22 @@
-"""Direct scoring: every unit, or set of units, is left out once, and the answers are compared (arXiv 2312.16904).
+"""Direct scoring: every unit, or set of units, is left out once, and the logits are compared (arXiv 2312.16904).
 
-Candidates share their beginning. They are run in the order of their units: the forward pass of a candidate gets the
-outputs of all parts before its unit from the passes before it, and the parts between the last candidate's unit and its
+Candidates share the parts before their units. They run in the order of their units: the pass of a candidate gets the
+outputs of all parts before its unit from earlier passes, and the parts between the previous candidate's unit and its
 own are computed and kept on the way. So a part before a unit is computed once for all of them, by the same kernels from
 the same tensors as without sharing, and the logits are equal bit for bit. The pass itself is the network's own
-`forward`, with the parts' replaced.
+`forward`, with the forward methods of the parts replaced.
 
 Sets of units are the leaves of a tree of decisions, to keep or to skip each unit in turn: what two sets have in common
-before they part is computed once.
+before they diverge is computed once.
 
-Mostly nothing takes a unit's place; another module may, and norms behind it may have other statistics.
+Usually nothing takes a unit's place; another module may, and later norms may have other statistics.
 
 Two ways to keep outputs:
 
     chain   only the newest one; for networks where each part sees the output of the part before and nothing else
     replay  those of all parts before the frontier; for any network that calls its parts in a fixed order
 
-In a chain the older outputs are replaced by NaN without storage: were one used after all, the answers would be NaN.
+In a chain older outputs are replaced by NaN without storage: if one were used after all, the logits would be NaN.
 Several candidates of a chain can also run as one larger batch: faster on a GPU, and no longer equal bit for bit.
 
 B images, C classes, n units.
@@ -52,10 +52,10 @@ class BatchScores:
     """Scores of one batch; row 0 is the network itself, row 1 + k the network without the k-th candidate's units.
 
     Attributes:
-        correct: (1 + n, B) bool, the largest logit is the label's; the lowest class of equal ones counts.
-        loss: (1 + n, B) float64, cross entropy: that of a sure answer is below what float32 has next to 0, and
+        correct: (1 + n, B) bool, whether the largest logit is the label's; of equal logits the lowest class counts.
+        loss: (1 + n, B) float64, cross entropy; for a confident answer it is below the float32 resolution near 1, and
             impacts are differences of it.
-        nan: (1 + n,) bool, some image has no finite loss; it counts as wrong.
+        nan: (1 + n,) bool, whether some image has no finite loss; it counts as wrong.
     """
 
     correct: Tensor
@@ -67,26 +67,26 @@ class Scorer:
     """Scores a network without each of its units, or without each of some sets of them, batch by batch.
 
     The first batch is also scored without sharing, for the network itself and the first and last candidate; where the
-    logits differ in a bit, the next way is tried, and at last nothing is shared. Equality needs the same kernels in
+    logits differ in a bit, the next way is tried, and finally nothing is shared. Equality needs the same kernels in
     both: the caller turns cuDNN's benchmark off and deterministic algorithms on.
 
     Args:
-        network: what is scored, in evaluation mode.
-        units: removable modules, at least one, none within another.
+        network: to score, in evaluation mode.
+        units: removable modules, at least one, not nested.
         sharing: "auto" tries a chain, then replay.
         sets: indices of the units of each candidate; default each unit alone.
-        stand_ins: what is called instead of each unit; default what is left of it when it is removed.
+        stand_ins: what is called instead of each unit; default: what its removal leaves.
         buffers: of each candidate, those that differ from the network's; of modules called after its only unit.
         stack: candidates that run as one larger batch where the network is a chain; more than 1 only for single units
             without `buffers`. Their logits may then differ by `STACK_TOLERANCE`.
-        autocast: type that the passes are cast to; None: none, whatever the caller has set.
+        autocast: autocast type of the passes; None: no autocast, whatever the caller has set.
 
     Attributes:
-        sharing: what is in use, also "stack"; before the first batch, what was asked for.
-        reason: why it is not the first choice, or empty.
+        sharing: the way in use, which may also be "stack"; before the first batch, the requested one.
+        reason: why it is not the first choice; empty if it is.
 
     Raises:
-        ValueError: no units, or no such sharing.
+        ValueError: no units, or an unknown way of sharing.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class Scorer:
             found, reason = self._attempt(images, active)
             same = _close if way == STACKED else same_bits
             if found and not all(same(found[row], logits) for row, logits in zip(probes, expected, strict=True)):
-                reason = "other logits than without sharing"
+                reason = "the logits differ from those without sharing"
             if not reason:
                 self.reason, self._untried = "; ".join(reasons), ()
                 return found
@@ -178,14 +178,14 @@ class Scorer:
             return self._shared(images, active), ""
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # also of code between parts that cannot handle an output without storage
+        except RuntimeError as error:  # also from code between parts that cannot handle an output without storage
             return [], str(error).splitlines()[0]
 
     def _give_up(self, reason: str) -> None:
         self.sharing, self.reason, self._untried = "off", reason, ()
 
     def _naive(self, images: Tensor, rows: Sequence[int | None]) -> list[Tensor]:
-        """One whole pass for each row, to logits (B, C); None is the network itself."""
+        """A full pass for each row, to logits (B, C); None is the network itself."""
         found = []
         for row in rows:
             chosen = [] if row is None else self.sets[row]
@@ -222,11 +222,11 @@ class Scorer:
 
 
 def same_bits(first: Tensor, second: Tensor) -> bool:
-    """Equal bits of two tensors of any equal shape: NaN is equal to itself."""
+    """Whether two tensors of the same shape are bitwise equal; NaN equals itself."""
     return torch.equal(first.contiguous().view(torch.int32), second.contiguous().view(torch.int32))
 
 
 def _close(first: Tensor, second: Tensor) -> bool:
-    """Equal up to rounding, tensors of any equal shape; NaN is equal to itself."""
+    """Whether two tensors of the same shape are equal up to rounding; NaN equals itself."""
     limit = STACK_TOLERANCE * second.abs().clamp(min=1)
     return bool((((first - second).abs() <= limit) | (first.isnan() & second.isnan())).all())

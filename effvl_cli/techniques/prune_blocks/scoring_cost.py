@@ -1,4 +1,4 @@
-"""What scoring costs, in multiply-adds of one image.
+"""Cost of scoring, in multiply-adds of one image.
 
 A network is a stem, chain units (removable or not) and a head. Leaving out each removable unit in turn takes
 
@@ -7,7 +7,7 @@ A network is a stem, chain units (removable or not) and a head. Leaving out each
 
 with F = s + h + sum of the u_k. For many equal units that are all removable the ratio tends to 2.
 
-Sets of units are leaves of a tree of decisions, to keep or to skip each unit in turn. Shared scoring computes a unit
+Sets of units are leaves of a tree of decisions, to keep or skip each unit in turn. Shared scoring computes a unit
 once for each series of decisions before it that some set makes, and the head once for each set.
 
 Ours, for the scoring of arXiv 2312.16904.
@@ -29,8 +29,8 @@ class Cost:
     """Multiply-adds of scoring one image, the network itself included.
 
     Attributes:
-        naive: a whole pass for each candidate.
-        cached: what lies before a unit is computed once for all candidates.
+        naive: a full pass for each candidate.
+        cached: what precedes a unit is computed once for all candidates.
     """
 
     naive: int
@@ -47,7 +47,7 @@ class PartMacs(NamedTuple):
 
     Attributes:
         stem: of all parts before the first unit.
-        head: of all parts after the last unit, and of what is computed outside of parts: every candidate repeats it.
+        head: of all parts after the last unit, and of computations outside of parts: every candidate repeats them.
         units: of each part from the first unit to the last.
         removable: index of each unit in `units`.
     """
@@ -59,7 +59,7 @@ class PartMacs(NamedTuple):
 
     @property
     def saved(self) -> list[int]:
-        """What the removal of each unit saves."""
+        """Multiply-adds that the removal of each unit saves."""
         return [self.units[index] for index in self.removable]
 
 
@@ -92,7 +92,7 @@ def cost_model(
 
 
 class _Again(nn.Module):
-    """A module with the arguments of a call."""
+    """A module with the recorded arguments of a call."""
 
     def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ def measure_costs(network: nn.Module, units: Sequence[Unit], image: Tensor, coun
     """Count the multiply-adds of a network's parts.
 
     Args:
-        network: what is measured, in evaluation mode.
+        network: to measure, in evaluation mode.
         units: at least one.
         image: (1, 3, H, W).
         count_macs: `count_macs(module, *inputs)`.

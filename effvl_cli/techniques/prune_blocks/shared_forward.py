@@ -1,4 +1,4 @@
-"""Forward passes over one batch that share what they have in common.
+"""Forward passes over one batch that share common computations.
 
 Ours, for the scoring of arXiv 2312.16904; see `score`.
 """
@@ -23,19 +23,19 @@ class DivergedError(RuntimeError):
 
 
 def run(network: nn.Module, images: Tensor, buffers: Buffers) -> Tensor:
-    """Logits (B, C) float32 of a network with some other buffers."""
+    """Logits (B, C) float32 of a network with some buffers replaced."""
     logits: Tensor = functional_call(network, dict(buffers), (images,)) if buffers else network(images)
     return logits.float()
 
 
 class Sweep:
-    """Passes over one batch, with the outputs that they share.
+    """Passes over one batch, with their shared outputs.
 
     Args:
         network: in evaluation mode.
         trace: of it.
         images: (B, 3, H, W), the batch.
-        chain: keep no more than the newest output.
+        chain: keep only the newest output.
     """
 
     def __init__(self, network: nn.Module, trace: Trace, images: Tensor, *, chain: bool) -> None:
@@ -55,11 +55,11 @@ class Sweep:
     def without(self, stand_ins: Mapping[int, Forward], buffers: Buffers) -> Tensor:
         """Logits (B, C) with other modules instead of some calls.
 
-        Sets come in the order of their calls' numbers, a set after all that begin with it; so the empty one is last.
+        Sets must come in the order of their calls' numbers, a set after all that begin with it; the empty one is last.
 
         Args:
             stand_ins: by number of the call.
-            buffers: other ones, of modules that are called after the first of these.
+            buffers: replacements, for modules that are called after the first of these calls.
         """
         path = sorted(stand_ins)
         pairs = zip(path, self._path, strict=False)
@@ -73,14 +73,14 @@ class Sweep:
         self._next = 0
         logits = run(self.network, self.images, buffers)
         if self._next != len(self.trace.modules):
-            raise DivergedError("not all parts are called each time")
+            raise DivergedError("not all parts are called in each pass")
         return logits
 
     def _call(self, module: nn.Module, forward: Forward, *args: Any, **kwargs: Any) -> Any:
         number = self._next
         self._next += 1
         if number >= len(self.trace.modules) or self.trace.modules[number] is not module:
-            raise DivergedError("the parts are not called in the same order each time")
+            raise DivergedError("the parts are not called in the same order in each pass")
         output = self._output(number, forward, args, kwargs)
         return output.clone() if number in self.trace.overwritten else output
 
@@ -96,7 +96,7 @@ class Sweep:
         return output
 
     def _keep(self, level: list[Any], number: int, output: Any) -> None:
-        """Keep an output; in a chain, those before it on its level lose their storage, and other levels' do not."""
+        """Keep an output; in a chain, earlier ones on its level lose their storage, those on other levels do not."""
         if self.chain and number >= self.trace.chain_from and level:
             oldest = 0 if number == self.trace.chain_from else len(level) - 1
             level[oldest:] = [_without_storage(value) for value in level[oldest:]]
@@ -106,8 +106,8 @@ class Sweep:
 class StackedSweep(Sweep):
     """Passes over one batch of a chain in which candidates run side by side, as rows of one larger batch.
 
-    The first rows are the network's own. Where a candidate's unit is called, what stands in for it gets these rows, and
-    its output joins them as further ones; the network's own end there in the pass of the last candidate.
+    The first rows are the network's own. Where a candidate's unit is called, its stand-in gets these rows, and
+    its output is appended as further rows; in the pass of the last candidate the network's own rows end there.
     """
 
     def __init__(self, network: nn.Module, trace: Trace, images: Tensor) -> None:
@@ -140,7 +140,7 @@ class StackedSweep(Sweep):
 
 
 def _without_storage(value: Any) -> Any:
-    """NaN of the same shape and type, for floating-point tensors."""
+    """NaN of the same shape and type for floating-point tensors; anything else unchanged."""
     if isinstance(value, Tensor) and value.is_floating_point():
         return value.new_full((), torch.nan).expand(value.shape)
     return value

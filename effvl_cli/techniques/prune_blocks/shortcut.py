@@ -1,4 +1,4 @@
-"""Does a module add to its input? A probe with all parameters at zero says so, and a graph may contradict it.
+"""Does a module add to its input? Decided by a probe with all parameters at zero, which a traced graph may contradict.
 
 Ours; the identity shortcut is that of He et al., arXiv 1512.03385, eq. 1, and arXiv 1603.05027.
 """
@@ -40,9 +40,9 @@ _CARRIERS = {  # pass the values of their first argument on: they move them, or 
     *("drop_path", "dropout", "stochastic_depth"),
 }
 _RELUS = {"ReLU", "relu", "relu_"}
-_FAR = 512.0  # input of which every activation is the identity, however much a branch takes off it
-_ROUNDING = 1e-3  # of float32 there, and some operations more
-_SPREAD = 8.0  # so that an activation which is a ReLU only near zero (ReLU6, say) does not pass for one
+_FAR = 512.0  # input at which every activation is the identity, whatever a branch subtracts
+_ROUNDING = 1e-3  # of float32 at that size, after a few operations
+_SPREAD = 8.0  # large enough that an activation that is a ReLU only near zero (ReLU6) is not taken for one
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Shortcut:
     """What a module does to its input besides adding to it.
 
     Attributes:
-        finding: what was found, or why nothing was.
-        activation: name of what follows the addition, where it is no ReLU.
+        finding: what was found, or why nothing was found.
+        activation: name of the activation after the addition, where it is not a ReLU.
     """
 
     finding: Finding
@@ -65,8 +65,8 @@ def find_shortcut(unit: nn.Module, call: BoundArguments, name: str, like: Tensor
     the shortcut: only a true identity lets noise through, bit for bit (an activation after it, to rounding).
 
     Args:
-        unit: maps one tensor to one of the same shape, perhaps in a tuple; left as it is.
-        call: what it is called with.
+        unit: maps one tensor to one of the same shape, perhaps in a tuple; not changed.
+        call: the arguments of its call.
         name: of the argument that is the tensor.
         like: has the shape, type and device of that tensor.
     """
@@ -112,9 +112,9 @@ def _compare(noise: Tensor, output: Tensor) -> Shortcut:
 
 
 def _adds(unit: nn.Module, run: Callable[[Tensor], Tensor], noise: Tensor, activation: str) -> bool:
-    """Whether the module adds to its input what does not depend on it, once its layers answer with constants.
+    """Whether the output (any shape) is the input plus a term independent of it, once all layers return constants.
 
-    However the addition is written, its output then follows the input one to one; a gate's does not. `unit` is changed.
+    However the addition is written, the output then follows the input one to one; a gate's does not. `unit` is changed.
     """
     generator = torch.Generator().manual_seed(1)
     draw = partial(_noise_like, generator)
@@ -124,7 +124,7 @@ def _adds(unit: nn.Module, run: Callable[[Tensor], Tensor], noise: Tensor, activ
     def answer(module: nn.Module, args: Any, output: Any) -> Any:
         calls[module] = calls.get(module, 0) + 1
         known = constants.setdefault((module, calls[module]), _mapped(output, draw))
-        return _mapped(known, torch.clone)  # what is added to it in place must not stay in it
+        return _mapped(known, torch.clone)  # in-place additions must not change the stored constant
 
     def again(x: Tensor) -> Tensor:
         calls.clear()
@@ -135,7 +135,7 @@ def _adds(unit: nn.Module, run: Callable[[Tensor], Tensor], noise: Tensor, activ
             parameter.copy_(draw(parameter))
         handles = [m.register_forward_hook(answer) for m in _layers(unit)]
         try:
-            far = torch.full_like(noise, _FAR)  # there every activation is the identity
+            far = torch.full_like(noise, _FAR)  # where every activation is the identity
             added = again(far) - far.double()
             after = ACTIVATIONS[activation]() if activation else nn.Identity()
             return torch.allclose(again(noise), after(noise.double() + added), rtol=0, atol=_ROUNDING)
@@ -145,7 +145,7 @@ def _adds(unit: nn.Module, run: Callable[[Tensor], Tensor], noise: Tensor, activ
 
 
 def _layers(unit: nn.Module) -> list[nn.Module]:
-    """The modules inside that own parameters, none of them inside another."""
+    """The outermost modules inside that own parameters."""
     found: list[str] = []
     for path, module in unit.named_modules():
         inside = any(path.startswith(f"{other}.") for other in found)
@@ -171,7 +171,7 @@ def _graph_allows(unit: nn.Module, others: dict[str, Any], shortcut: Finding) ->
     """
     try:
         graph = fx.Tracer().trace(unit, concrete_args=others)
-    except Exception:  # control flow on values, foreign code, ..: fx is free to fail
+    except Exception:  # control flow on values, foreign code, ..: fx may fail
         return True
     carriers = _CARRIERS | (_RELUS if shortcut == "identity+relu" else set())
     carry: set[fx.Node] = set()
@@ -191,7 +191,7 @@ def _reached(sources: list[fx.Node], carry: set[fx.Node], how: Callable[[Iterabl
 
 
 def _sources(node: fx.Node) -> list[fx.Node]:
-    """Nodes of its first argument, the tensor or tensors; the further ones are sizes."""
+    """Nodes of the first argument, the tensor or tensors; further arguments are sizes."""
     first = node.args[0] if node.args else node.all_input_nodes
     return [n for n in (first if isinstance(first, list | tuple) else [first]) if isinstance(n, fx.Node)]
 

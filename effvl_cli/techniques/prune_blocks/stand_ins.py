@@ -1,4 +1,4 @@
-"""Modules without parameters that take the place of a removed unit, by the name that a manifest keeps."""
+"""Modules without parameters that take the place of a removed unit, by the name in a manifest (ours, see `surgery`)."""
 
 from typing import Any
 
@@ -6,22 +6,22 @@ from torch import Tensor, nn
 
 
 class FirstInput(nn.Module):
-    """Its first argument, whatever else it is called with."""
+    """Returns its first argument, whatever else it is called with."""
 
     def forward(self, x: Tensor, *others: Any, **named: Any) -> Tensor:
-        """Tensor of any shape, as it is."""
+        """A tensor of any shape, unchanged."""
         return x
 
 
 class FirstInputTuple(nn.Module):
-    """The same, for a caller that takes the first of several outputs."""
+    """Returns its first argument in a tuple, for a caller that takes the first of several outputs."""
 
     def forward(self, x: Tensor, *others: Any, **named: Any) -> tuple[Tensor]:
-        """Tensor of any shape, as it is."""
+        """A tensor of any shape, unchanged."""
         return (x,)
 
 
-# What may follow the addition in a residual block, and is therefore left of it. Each is the identity for large inputs.
+# Activations that may follow the addition in a block and outlive its removal. Each is the identity for large inputs.
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "silu": nn.SiLU,

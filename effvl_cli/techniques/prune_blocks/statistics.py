@@ -1,10 +1,10 @@
-"""Statistics of removals that were scored on the same images, and the order in which units go.
+"""Statistics of removals that were scored on the same images, and the order in which units are removed.
 
-The impact of unit i is how much worse the network is without it, measured on N images: the fall of the share of
-correct answers, or the rise of the mean cross entropy. Sums of losses are rounded once, so they depend neither on the
+The impact of unit i is how much worse the network is without it, measured on N images: the fall in the share of
+correct answers, or the rise in mean cross entropy. Sums of losses are rounded once, so they depend neither on the
 order of the images nor on the number of processes.
 
-The impacts are those of arXiv 2312.16904; intervals and ties are ours, each by the source that its function names.
+The impacts are those of arXiv 2312.16904; intervals and ties are ours, each from the source named in its function.
 """
 
 import math
@@ -16,7 +16,7 @@ from torch import Tensor
 
 Z95 = 1.959963984540054
 Z80 = 0.8416212335729143  # 80 % of a normal distribution lie below
-FEWEST_DISCORDANT = 25  # below, the normal approximation of a paired difference is poor
+FEWEST_DISCORDANT = 25  # with fewer, the normal approximation of a paired difference is poor
 
 
 class Interval(NamedTuple):
@@ -51,7 +51,7 @@ def impacts(correct: Tensor, loss: Tensor) -> tuple[list[float], list[float]]:
 def accuracy_interval(first: Tensor, second: Tensor) -> Interval:
     """Interval of accuracy(first) - accuracy(second), from the same images.
 
-    Only discordant images, on which exactly one is right, say anything. With 25 of them or more, the difference is
+    Only discordant images, on which exactly one is right, matter. With 25 of them or more, the difference is
     taken as normal with variance (d - difference^2) / N, d their share; with fewer, the share of them that `first` has
     right gets the exact binomial interval, given their number.
 
@@ -86,7 +86,7 @@ def loss_interval(first: Tensor, second: Tensor) -> Interval:
 
 
 def clopper_pearson(successes: int, trials: int) -> Interval:
-    """Exact interval of a probability (Clopper and Pearson, Biometrika 1934); made for few trials."""
+    """Exact interval of a probability (Clopper and Pearson, Biometrika 1934); meant for few trials."""
 
     def at_least(share: float) -> float:
         return _binomial_tail(successes, trials, share) - 0.025
@@ -115,7 +115,7 @@ def _root(rising: Callable[[float], float]) -> float:
 
 
 def images_for_half_width(discordant: float, half_width: float) -> int:
-    """Images for a 95 % interval of that half width around a difference near 0.
+    """Number of images for a 95 % interval of that half width around a difference near 0.
 
     Args:
         discordant: share of images on which exactly one of the two networks is right.
@@ -125,7 +125,7 @@ def images_for_half_width(discordant: float, half_width: float) -> int:
 
 
 def images_for_power(discordant: float, gap: float) -> int:
-    """Images that tell two networks apart with 80 % probability, at 95 % confidence.
+    """Number of images that tell two networks apart with 80 % probability, at 95 % confidence.
 
     Args:
         discordant: share of images on which exactly one of them is right.
@@ -135,10 +135,10 @@ def images_for_power(discordant: float, gap: float) -> int:
 
 
 def tied_with_best(scores: Tensor, best: int) -> list[bool]:
-    """Whether the data do not tell a unit from the chosen one: their paired interval holds 0.
+    """Whether the data cannot distinguish a unit from the chosen one: their paired interval holds 0.
 
     Args:
-        scores: (n, N) of the networks without each unit; bool correctness, or losses.
+        scores: (n, N) of the networks without each unit: bool correctness, or losses.
         best: index of the chosen one.
     """
     interval = accuracy_interval if scores.dtype == torch.bool else loss_interval
@@ -152,16 +152,16 @@ def rank(
     params_saved: Sequence[int],
     savings: Sequence[float] | None = None,
 ) -> list[int]:
-    """Order in which units should go, first = first.
+    """Order in which units should be removed.
 
-    The least impact goes first; between equals the least impact by the other measure, then the larger saving of
+    The lowest impact goes first; of equals the lowest impact by the other measure, then the larger saving of
     multiply-adds, then of parameters, then the later unit. A unit with a NaN or an infinity goes last.
 
     Args:
-        impact: by the measure that selects.
-        other: by the other one.
+        impact: by the selecting measure.
+        other: by the other measure.
         macs_saved: multiply-adds that each removal saves.
-        params_saved: parameters that it saves.
+        params_saved: parameters that each removal saves.
         savings: divide the impact by these. Where the impact is not positive, a quotient
             would put small savings first: those units go before all others, larger savings first.
     """
@@ -183,7 +183,7 @@ def rank(
 
 
 def break_ties_by_loss(order: Sequence[int], tied: Sequence[bool], loss_impact: Sequence[float]) -> list[int]:
-    """Put the units that are tied with the best first, the least loss first; the rest stay in order.
+    """Put the units tied with the best first, by lowest loss; the rest stay in order.
 
     Args:
         order: of `rank`.

@@ -1,4 +1,4 @@
-"""Taking units out of a network, checked against the network that passes their input on.
+"""Removes units from a network, checked against the network with the units bypassed.
 
 Ours, for the removal of arXiv 2312.16904.
 """
@@ -21,21 +21,21 @@ from .unit import Unit
 Mode = str
 """`delete`, or the name of what takes the unit's place."""
 MODES = ("delete", *STAND_INS)
-FAILURES = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)  # of a forward that misses a child
+FAILURES = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)  # of a forward whose child is missing
 
 
 class SurgeryError(ValueError):
-    """The network without the units is not what it should be; the message begins with the name of the check."""
+    """The network without the units fails a check; the message begins with the name of the check."""
 
 
 @dataclass(frozen=True)
 class Removal:
-    """One unit that was taken out; what the manifest of a checkpoint keeps.
+    """One removed unit, as in the manifest of a checkpoint.
 
     Attributes:
         original_path: in the network as built.
         path_at_step: at the moment of its removal.
-        mode: it was deleted and its successors renamed, or a module without parameters took its place: its name.
+        mode: "delete", where its successors were renamed, or the name of the module that took its place.
         step: number of the pruning step, from 1.
     """
 
@@ -71,7 +71,7 @@ class Pruned:
     Attributes:
         network: a new one.
         removals: in order.
-        originals: path of each module that is left, to its path in the network as built.
+        originals: from the path of each remaining module to its path in the network as built.
     """
 
     network: nn.Module
@@ -81,22 +81,22 @@ class Pruned:
 
 @contextmanager
 def bypassed(network: nn.Module, units: Sequence[Unit]) -> Iterator[None]:
-    """Let units return their input, or a ReLU of it where one must take their place."""
+    """Let units return their input, or the output of their stand-in where they need one."""
 
     with patched({network.get_submodule(unit.path): passing_on(unit) for unit in units}):
         yield
 
 
 def remove(network: nn.Module, path: str, mode: Mode) -> dict[str, str]:
-    """Take a module out of a network, in place; stochastic depth is spread over the blocks that are left.
+    """Remove a module from a network, in place; stochastic depth is spread over the remaining blocks.
 
     Args:
         network: is changed.
         path: of the module.
-        mode: "delete" takes the child from its container, and later ones with such a name and a number move up.
+        mode: "delete" deletes the child from its container and renumbers later ones; else the name of a stand-in.
 
     Returns:
-        Path of each module that is left, to its path before.
+        From the path of each remaining module to its former path.
 
     Raises:
         ValueError: no such mode or module.
@@ -127,10 +127,10 @@ def apply_removals(network: nn.Module, removals: Sequence[Removal]) -> nn.Module
 
 
 def original_paths(base: nn.Module, removals: Sequence[Removal] = ()) -> dict[str, str]:
-    """Path of each module that these removals leave, to its path in the network as built.
+    """From the path of each module that these removals leave to its path in the network as built.
 
     Args:
-        base: the network as built; is left as it is.
+        base: the network as built; not changed.
         removals: made so far.
     """
     network = copy.deepcopy(base)
@@ -153,19 +153,19 @@ def prune(
     originals: Mapping[str, str],
     step: int,
 ) -> Pruned:
-    """Take units out of a copy of a network, one after another, and check each time what is left.
+    """Remove units from a copy of a network, one after another, and check the result each time.
 
-    A unit is deleted from its container, which renames those after it, unless the network misses it there. V1: the
+    A unit is deleted from its container, which renames later ones, unless the network needs a module there. V1: the
     logits are those of the network with the unit bypassed, bit for bit (the caller turns deterministic algorithms on).
-    V2, V3: exactly the unit's parameters and multiply-adds are gone. V5: its container has one block less. (V4, a
-    rebuild by name, is the caller's.)
+    V2, V3: exactly the unit's parameters and multiply-adds are gone. V5: its container has one block fewer. (V4, a
+    rebuild by name, is up to the caller.)
 
     Args:
-        network: is left as it is.
-        units: with paths in it.
+        network: not changed.
+        units: with paths in this network.
         images: (B, 3, H, W).
         count_macs: multiply-adds of a module for one input.
-        originals: path of each module to that in the network as built; of a fresh one `original_paths(network)`.
+        originals: from the path of each module to that in the network as built; at first `original_paths(network)`.
         step: number of the pruning step.
 
     Raises:
@@ -188,12 +188,12 @@ def prune(
 
 
 def take_out(network: nn.Module, unit: Unit, images: Tensor) -> tuple[nn.Module, Mode, dict[str, str]]:
-    """Take one unit out of a copy, by the first way that leaves the logits of the bypassed unit.
+    """Remove one unit from a copy, by the first mode that gives the logits of the bypassed unit.
 
     Args:
-        network: what the unit is in; left as it is.
-        unit: to take out.
-        images: (B, 3, H, W) that the logits are of.
+        network: with the unit; not changed.
+        unit: to remove.
+        images: (B, 3, H, W), for the logits.
 
     Returns:
         The copy; the way; path of each module that is left, to its path before.
@@ -208,7 +208,7 @@ def take_out(network: nn.Module, unit: Unit, images: Tensor) -> tuple[nn.Module,
         moves = remove(after, unit.path, mode)
         if _answers(after, images, expected):
             return after, mode, moves
-    raise SurgeryError(f"V1: without {unit.path} the network does not give the logits of the unit passing its input on")
+    raise SurgeryError(f"V1: without {unit.path} the network's logits differ from those with the unit bypassed")
 
 
 def _modes(network: nn.Module, unit: Unit) -> tuple[Mode, ...]:

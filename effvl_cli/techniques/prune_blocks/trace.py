@@ -1,4 +1,4 @@
-"""Which modules a network calls, in what order, and what becomes of their outputs.
+"""Which modules a network calls, in what order, and how their outputs are used.
 
 Ours, for the scoring of arXiv 2312.16904.
 """
@@ -21,7 +21,7 @@ Forward = Callable[..., Any]
 
 @contextmanager
 def patched(forwards: Mapping[nn.Module, Forward]) -> Iterator[None]:
-    """Give modules other forwards for a while."""
+    """Replace the forward methods of modules while the context is open."""
     own = {module: module.__dict__["forward"] for module in forwards if "forward" in module.__dict__}
     try:
         for module, forward in forwards.items():
@@ -35,12 +35,12 @@ def patched(forwards: Mapping[nn.Module, Forward]) -> Iterator[None]:
 
 
 def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """What a unit was called with."""
+    """The first argument of a unit's call."""
     return args[0] if args else next(iter(kwargs.values()))
 
 
 def passing_on(unit: Unit) -> Forward:
-    """What takes the place of a removed unit: its input, or an activation of it where one is needed."""
+    """The forward that replaces a removed unit: its input, or an activation of it where one is needed."""
     activation = "relu" if unit.relu else unit.activation
     after = ACTIVATIONS[activation]() if activation else nn.Identity()
 
@@ -52,9 +52,9 @@ def passing_on(unit: Unit) -> Forward:
 
 
 def parts(network: nn.Module, units: Sequence[Unit]) -> list[nn.Module]:
-    """The units, and all that is called beside them or beside a container of theirs: the stem, other blocks, the head.
+    """The units and all siblings of them or of their containers: the stem, other blocks, the head.
 
-    No part lies in another, and every weighted module of the network is in a part.
+    Parts are not nested, and every weighted module of the network is in a part.
     """
     containers = {""}
     for unit in units:
@@ -76,7 +76,7 @@ class Call:
         args: of the call.
         kwargs: of the call.
         output: what it returned.
-        version: number of times that the output's storage had been written in place when it was returned.
+        version: how often the output's storage had been written in place when it was returned.
     """
 
     module: nn.Module
@@ -91,7 +91,7 @@ class Call:
         return isinstance(self.output, Tensor) and self.output._version != self.version
 
     def continues(self, before: "Call") -> bool:
-        """Whether the output of the call before is the only tensor that this one sees."""
+        """Whether the output of the previous call is the only tensor that this one sees."""
         others = [*self.args[1:], *self.kwargs.values()]
         plain = all(value is None or isinstance(value, (bool, int, float, str)) for value in others)
         return plain and bool(self.args) and self.args[0] is before.output
@@ -110,7 +110,7 @@ def calls(network: nn.Module, units: Sequence[Unit], images: Tensor) -> list[Cal
         return output
 
     forwards = {module: partial(note, module, module.forward) for module in parts(network, units)}
-    # Tensors made in inference mode do not count how often they are written.
+    # Tensors made in inference mode do not count in-place writes.
     with torch.inference_mode(False), evaluating(network), patched(forwards):
         network(images)
     return found
@@ -134,14 +134,14 @@ def positions(network: nn.Module, units: Sequence[Unit], found: Sequence[Call]) 
 
 @dataclass(frozen=True)
 class Trace:
-    """How a network runs, as far as sharing computations needs to know.
+    """How a network runs, as far as sharing computations depends on it.
 
     Attributes:
         modules: part called by each call.
         positions: number of the call of each unit.
         chain_from: first call from which on, up to the last unit's, each sees the output of the call before and no
             other tensor: the network is a chain there.
-        overwritten: calls whose output is later changed in place, by a next one or by what is between.
+        overwritten: calls whose output is later changed in place, by a later call or by code between calls.
     """
 
     modules: tuple[nn.Module, ...]

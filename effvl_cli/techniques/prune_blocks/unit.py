@@ -1,6 +1,6 @@
-"""The thing that is removed: a module whose output has the shape and type of its input.
+"""What is removed: a module whose output has the shape and type of its input.
 
-The units of arXiv 2312.16904 are residual blocks whose shortcut is the identity; here, whatever passes that test.
+The units of arXiv 2312.16904 are residual blocks with an identity shortcut; here, any module that passes that test.
 """
 
 from dataclasses import dataclass
@@ -15,12 +15,13 @@ class Unit:
 
     Attributes:
         path: of the module, as in `named_modules()`.
-        stage: path of the container whose blocks it is one of: its own, or one around it where that repeats groups.
-        shortcut: what is left of it when its parameters are zero: its input; its input after a ReLU, or after another
-            activation; or something else (only with the laxer rule that asks for equal shapes and no more).
-        relu: a ReLU must take its place, because its input may be negative; else nothing does.
-        activation: name of the other activation that takes its place, see stand_ins.py; empty when there is none.
-        wrapped: it returns a tuple of its one output.
+        stage: path of its stage, a series of blocks of equal shape: its container, or one around that where containers
+            repeat.
+        shortcut: its output at zero parameters: its input; its input after a ReLU, or after another activation; or
+            something else (only where equal shapes are enough).
+        relu: whether a ReLU must take its place, because its input may be negative.
+        activation: name of another activation that takes its place, see stand_ins.py; empty where there is none.
+        wrapped: whether it returns a tuple of its one output.
     """
 
     path: str
@@ -32,5 +33,5 @@ class Unit:
 
     @property
     def container(self) -> str:
-        """Path of the module that it is a child of."""
+        """Path of its parent module."""
         return self.path.rpartition(".")[0]

@@ -20,7 +20,7 @@ CPU_CANDIDATE_TOKENS = 2048
 
 
 def auto_candidate_tokens(memory_bytes: int, width: int, mlp_ratio: float, *, cpu: bool = False) -> int:
-    """Tokens in a chunk of candidates that use at most half of the memory, in float32.
+    """Tokens in a chunk of candidates that takes at most half of the memory, in float32.
 
     On a CPU no more than 2,048, which was the fastest from D = 64 to 768: larger chunks only leave the cache.
     """
@@ -59,7 +59,7 @@ class CandidateRunner:
         self.rows = states[0]
         self.prefix = torch.arange(tower.num_prefix, device=states.device)
         self.passes = 0
-        if fast:  # the first norm and the projections of block p see one token at a time: the same for every candidate
+        if fast:  # the first norm and projections of block p act on single tokens: the same for every candidate
             projected = torch.stack(tower.qkv(layer, states))[:, 0]
             self.qkv = projected.permute(2, 0, 1, 3).contiguous()  # (P+N, 3, heads, D/heads): one gather a candidate
 
@@ -67,7 +67,7 @@ class CandidateRunner:
         """(C, K) patch ids to (C, E), at least float32."""
         self.passes += len(keep)
         length = len(self.prefix) + keep.shape[1]
-        if length == 0:  # nothing left at all: no direction, which every scorer takes for the worst
+        if length == 0:  # no token is left: no direction, which every scorer ranks worst
             return torch.zeros(len(keep), self.embed_dim, device=self.rows.device)
         chunks = math.ceil(len(keep) / max(1, self.candidate_tokens // length))
         parts = keep.to(self.rows.device).split(math.ceil(len(keep) / chunks))
@@ -78,7 +78,7 @@ class CandidateRunner:
 
     def scores_by_taylor(self, keep: Tensor, scorer: Scorer, reference: Tensor, sample: int) -> tuple[Tensor, Tensor]:
         """Estimated scores (K,) without each of the patches `keep`, and the score with all of them; see `taylor`."""
-        self.passes += 1 + 2 * (1 + PROBES * scorer.stationary)  # backwards costs twice the way there
+        self.passes += 1 + 2 * (1 + PROBES * scorer.stationary)  # a backward pass costs twice a forward pass
         rows = self.rows[torch.cat([self.prefix, keep.to(self.rows.device) + len(self.prefix)])]
         return taylor_scores(self.tower, rows[None], self.layer, scorer, reference, sample, pool=self.pool)
 

@@ -11,9 +11,9 @@ from .selectors import ClsAttentionSelector
 
 
 class EvitSelector(ClsAttentionSelector):
-    """CLS attention, and behind the kept patches the mean of the dropped ones, weighted with their attention.
+    """CLS attention, with the attention-weighted mean of the dropped patches appended to the kept ones.
 
-    The weights are scaled to a sum of 1: a tower that was not trained with such a token knows rows of a state's size.
+    The weights sum to 1: a tower that was not trained with such a token expects rows of the size of a state.
     """
 
     def fuse(self, patches: Tensor, keep: Tensor, scores: Tensor) -> Tensor:

@@ -16,19 +16,19 @@ PAIRS = 256
 
 
 def listwise_loss(scores: Tensor, rank: Tensor) -> Tensor:
-    """Cross entropy from softmax(4 rank / N) to softmax(scores): top-heavy, and the same for every keep rate."""
+    """Cross entropy from softmax(4 rank / N) to softmax(scores), both (B, N): top-heavy, the same for every K."""
     target = (4 * rank.float() / rank.shape[1]).softmax(1)
     return F.cross_entropy(scores, target)
 
 
 def keepset_loss(scores: Tensor, rank: Tensor, budgets: Sequence[int]) -> Tensor:
-    """Cross entropy from the uniform distribution on the K kept patches to softmax(scores).
+    """Cross entropy from the uniform distribution on the K kept patches to softmax(scores), both (B, N).
 
     The loss of the official code of arXiv 2409.14607 up to a constant: its target leaves the last 50 patches 2e-10.
 
     Args:
-        scores: see the module.
-        rank: see the module.
+        scores: (B, N), see the module.
+        rank: (B, N), see the module.
         budgets: each K; the mean over them.
     """
     log_share = scores.log_softmax(1)
@@ -38,15 +38,15 @@ def keepset_loss(scores: Tensor, rank: Tensor, budgets: Sequence[int]) -> Tensor
 
 
 def pairwise_loss(scores: Tensor, rank: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """softplus of minus the score difference of pairs of patches, the more important one's less the other's.
+    """softplus(-(s - t)) over pairs of patches, s the score of the more important one, t that of the other.
 
     RankNet (Burges et al., ICML 2005).
 
     Args:
-        scores: see the module.
-        rank: see the module.
+        scores: (B, N), see the module.
+        rank: (B, N), see the module.
         first: (pairs,) patch ids.
-        second: (pairs,) as many others.
+        second: (pairs,) patch ids of the others.
     """
     order = (rank[:, first] - rank[:, second]).sign()
     return F.softplus((scores[:, second] - scores[:, first]) * order).mean()
@@ -60,5 +60,5 @@ def random_pairs(num_patches: int, generator: torch.Generator, count: int = PAIR
 
 
 def mse_loss(scores: Tensor, rank: Tensor) -> Tensor:
-    """Squared distance to rank / (N - 1)."""
+    """Squared distance of scores (B, N) to rank / (N - 1)."""
     return F.mse_loss(scores, rank.float() / max(1, rank.shape[1] - 1))

@@ -1,4 +1,4 @@
-"""Predictors of the golden ranking, and how well they agree with what they should predict.
+"""Predictors of the golden ranking, and measures of their agreement with it.
 
 Shapes: B images, P prefix tokens, N patches, D width of the tower, w width of the predictor.
 
@@ -41,9 +41,9 @@ class Predictor(nn.Module):
         self.num_prefix = num_prefix
 
     def inputs(self, states: Tensor) -> Tensor:
-        """What `forward` takes, from token states (B, P+N, D); without parameters, so it can be cached.
+        """Inputs of `forward`, from token states (B, P+N, D); it has no parameters, so the result can be cached.
 
-        Here the patches (B, N, D).
+        In this class the patches (B, N, D).
         """
         return states[:, self.num_prefix :]
 
@@ -58,9 +58,9 @@ class Predictor(nn.Module):
 
 
 class MixerPredictor(Predictor):
-    """One MLP-Mixer block (Tolstikhin et al., arXiv 2105.01601) over all tokens, then one score a patch.
+    """One MLP-Mixer block (Tolstikhin et al., arXiv 2105.01601) over all tokens, then one score per patch.
 
-    Bound to the number of tokens that it was made for.
+    It works only for the number of tokens that it was made for.
 
     Args:
         num_patches: N.
@@ -100,7 +100,7 @@ class MixerPredictor(Predictor):
 
 
 class MLPPredictor(Predictor):
-    """Looks at each patch and at the mean of all; for any number of patches.
+    """An MLP on each patch and the mean of all; for any number of patches.
 
     Args:
         dim: D.
@@ -164,7 +164,7 @@ def make_predictor(kind: str, *, num_patches: int, num_prefix: int, dim: int, wi
         width: w of the mixer, 64 unless given.
 
     Raises:
-        ValueError: another kind.
+        ValueError: unknown kind.
     """
     if kind == "mixer":
         return MixerPredictor(num_patches, num_prefix, width or 64)
@@ -176,7 +176,7 @@ def make_predictor(kind: str, *, num_patches: int, num_prefix: int, dim: int, wi
 
 
 def dropped_overlap(scores: Tensor, rank: Tensor, num_keep: int) -> Tensor:
-    """Share of the N - K patches that the ranking drops which the scores drop too.
+    """Share of the N - K patches dropped by the ranking that the scores drop too.
 
     Args:
         scores: (B, N), higher = keep.

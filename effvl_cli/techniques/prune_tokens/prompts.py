@@ -1,4 +1,4 @@
-"""Learnable visual tokens: shallow and deep prompts (Jia et al., arXiv 2203.12119, eqs. 4 and 6), on their own or
+"""Learnable visual tokens: shallow and deep prompts (Jia et al., arXiv 2203.12119, eqs. 4 and 6), independent or
 mapped from text prompts (MaPLe: Khattak et al., arXiv 2210.03117, sec. 3.2).
 
 Shapes: B images, n tokens, D width, v visual prompt tokens, Dt width of the text tower.
@@ -23,11 +23,11 @@ class _Blocks(Protocol):
 
 
 class _Inserted(nn.Module):
-    """Rows behind the patches: appended before block `start`, replaced by fresh ones before the blocks after it.
+    """Rows after the patches: appended before block `start`, replaced by new ones before each later block.
 
     Attributes:
         num_tokens: v.
-        depth: blocks with rows of their own; later ones see what the last of them make of it.
+        depth: blocks with their own rows; later blocks get the outputs for the last ones.
         start: first block with prompts.
         pre_norm: pass rows that enter block 0 through the tower's pre-norm, as if they were patch embeddings (MaPLe's
             placement).
@@ -55,13 +55,13 @@ class _Inserted(nn.Module):
 
 
 class VisualPrompts(_Inserted):
-    """v visual tokens per block, parameters of their own.
+    """v visual tokens per block, as independent parameters.
 
     Args:
-        init: (depth, D), the state that the prompts of each block start from.
+        init: (depth, D), initial state of the prompts of each block.
         num_tokens: v.
         start: first block with prompts.
-        generator: of the noise that tells the v tokens of a block apart: equal ones get equal gradients and stay equal
+        generator: of the noise that makes the v tokens of a block differ: equal ones get equal gradients and stay equal
             for ever. None: no noise, for prompts whose values are loaded.
         noise: its size, relative to the root mean square of the state.
         pre_norm: see `_Inserted`; without it the prompts are token states like those of `init`.
@@ -97,7 +97,7 @@ class CoupledPrompts(_Inserted):
     """Visual prompts that are a linear map of the text prompts, with bias, one map per block: block `start + i` gets
     M_i of text prompt i (MaPLe, sec. 3.2).
 
-    The maps begin so that the visual prompts are where `VisualPrompts` of the same `init` begin: the bias is the state,
+    The maps start so that the visual prompts equal those of `VisualPrompts` with this `init`: the bias is the state,
     the weight adds the noise.
 
     Args:
@@ -109,7 +109,7 @@ class CoupledPrompts(_Inserted):
         pre_norm: see `_Inserted`.
 
     Raises:
-        ValueError: `init` has another depth than `text`.
+        ValueError: `init` and `text` have different depths.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class Prompts(nn.Module):
 
     Args:
         visual: for the pruned tower; None: text prompts alone.
-        text: None: visual prompts alone. Coupled prompts bring their own.
+        text: None: visual prompts alone. Coupled prompts contain theirs.
 
     Raises:
         ValueError: neither is given.
@@ -157,7 +157,7 @@ class Prompts(nn.Module):
     def __init__(self, visual: VisualPrompts | CoupledPrompts | None, text: TextPrompts | None = None) -> None:
         super().__init__()
         if visual is None and text is None:
-            raise ValueError("prompts of neither tower")
+            raise ValueError("no prompts for either tower")
         self.visual = visual
         self.own_text = None if isinstance(visual, CoupledPrompts) else text
 
@@ -183,7 +183,7 @@ def _size(states: Tensor) -> Tensor:
 
 
 def mean_patch_states(tower: _Blocks, states: Tensor, *, num_prefix: int, start: int, depth: int) -> Tensor:
-    """Mean state of the patches at the input of blocks `start` to `start + depth - 1`: where prompts may begin.
+    """Mean state of the patches at the input of blocks `start` to `start + depth - 1`: initial values for prompts.
 
     Args:
         tower: the tower.

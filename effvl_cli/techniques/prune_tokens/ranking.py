@@ -1,9 +1,9 @@
-"""Golden ranking: greedy search for the order in which the patches of an image can be removed with least harm.
+"""Golden ranking: greedy search for the order in which the patches of an image can be removed with least damage.
 
 Wu et al., arXiv 2409.14607, phase I. Patches are removed from the states entering block p, and the damage is measured
 at the tower's output. Shapes: P prefix tokens, N patches, D width, E embedding width, C candidates.
 
-Everything is computed image by image: a candidate is never batched with another image's, so neither the batch size nor
+Everything is computed image by image: candidates of different images never share a batch, so neither the batch size nor
 the number of processes can change a rank.
 """
 
@@ -29,10 +29,10 @@ class Ranking:
         rank: (B, N) int16, importance of each patch: 0 = removed first.
         removal_score: (B, N) float32, mean score of the candidates that held the patch in the pass that ranked it.
             Damages are differences of scores in float64; this copy of the scores is rounded.
-        round: (B, N) int16, round in which the patch was removed; the last round ranks those that stay.
-        passes: (B,) int64, sequences run through the blocks after p, the dense one aside.
+        round: (B, N) int16, round in which the patch was removed; the last round ranks the remaining ones.
+        passes: (B,) int64, sequences run through the blocks after p, without the dense one.
         dense: (B, E) float32, embedding with all patches, not normalised.
-        candidate_tokens: tokens in a chunk of candidates; less than asked for if the memory did not suffice.
+        candidate_tokens: tokens in a chunk of candidates; fewer than requested if memory did not suffice.
     """
 
     rank: Tensor
@@ -76,10 +76,10 @@ def golden_ranking(
         block: side r of the removal window, in patches.
         block_stride: stride of the windows.
         group: patches removed per round; 1 is the exact greedy search, 0 ranks all patches by a single pass.
-        rank_until: share of the patches at which removal stops; one more pass orders the rest.
+        rank_until: share of the patches at which removal stops; one more pass ranks the rest.
         taylor: estimate every score from gradients instead of evaluating it.
         shortlist: in each round evaluate only the candidates of those patches, `shortlist` times as many as it removes,
-            that gradients say do the least damage; 0 evaluates all. The pass that orders the rest evaluates all.
+            that do the least damage by gradients; 0 evaluates all. The pass that ranks the rest evaluates all.
         pool: from the last states to what the scorer compares; default `tower.pool`.
         candidate_tokens: tokens run at once.
         exact_fast_paths: project block p once per image, and compute CLS only in the last block. Same ranks, less work.
@@ -88,9 +88,9 @@ def golden_ranking(
         The ranking, on the CPU.
 
     Raises:
-        ValueError: an option is out of range, or gradients cannot tell (see `taylor_scores`).
+        ValueError: an argument is out of range, or gradients are not informative (see `taylor_scores`).
         NonFiniteError: a score is NaN or infinite; names the rows of `images`.
-        torch.OutOfMemoryError: a single candidate does not fit into the memory.
+        torch.OutOfMemoryError: a single candidate does not fit in memory.
     """
     if not 0 <= layer < tower.depth:
         raise ValueError(f"layer is {layer}, and the tower has blocks 0 to {tower.depth - 1}")
@@ -113,7 +113,7 @@ def golden_ranking(
 
 
 def removal_windows(grid: tuple[int, int], side: int, stride: int) -> Tensor:
-    """Square windows over the patch grid, the last of each row and column moved inwards so that all is covered.
+    """Square windows over the patch grid, the last of each row and column moved inwards so that every patch is covered.
 
     Args:
         grid: rows and columns.
@@ -142,7 +142,7 @@ def alive_until(rank_until: float, num_patches: int) -> int:
 
 
 def token_damage(removed: Tensor, scores: Tensor, reference: float) -> Tensor:
-    """Damage of each patch: mean, over the candidates that hold it, of (reference - score) / size of the candidate.
+    """Damage of each patch: mean, over the candidates that remove it, of (reference - score) / size of the candidate.
 
     Args:
         removed: (C, N) bool, patches that each candidate removes.
@@ -161,7 +161,7 @@ def token_damage(removed: Tensor, scores: Tensor, reference: float) -> Tensor:
 def _rank_image(
     search: "_Search", runner: Callable[[int], CandidateRunner], sample: int, candidate_tokens: int
 ) -> Ranking:
-    """One image; started again with half the chunk when the device's memory does not suffice."""
+    """Rank one image (1, 3, H, W), with half the chunk again where memory does not suffice."""
     while True:
         suffix = runner(candidate_tokens)
         try:
@@ -174,7 +174,7 @@ def _rank_image(
 
 @dataclass(frozen=True)
 class _Removals:
-    """Scores of removals from one image. Candidates are (C, N) bool, what each of them removes from what is alive."""
+    """Scores of removals from one image. Candidates are (C, N) bool: what each removes from the patches left."""
 
     suffix: CandidateRunner
     scorer: Scorer
@@ -182,9 +182,9 @@ class _Removals:
     sample: int
 
     def evaluated(self, alive: Tensor, removed: Tensor) -> tuple[Tensor, float]:
-        """(C,) score of each candidate, and the one with nothing removed where that does not cancel out."""
+        """(C,) score of each candidate, and the score with nothing removed, where that does not cancel out."""
         sizes = removed.sum(1)
-        groups = [(sizes == size).nonzero().flatten() for size in sizes.unique()]  # that keep equally many: rectangles
+        groups = [(sizes == size).nonzero().flatten() for size in sizes.unique()]  # same number kept: rectangles
         kept = [(alive & ~removed[rows]).nonzero()[:, 1].view(len(rows), -1) for rows in groups]
         embeddings = torch.cat([self.suffix(ids) for ids in kept])[torch.cat(groups).argsort()]
         if len(groups) == 1:
@@ -194,7 +194,7 @@ class _Removals:
         return scores[:-1], float(scores[-1])
 
     def estimated(self, alive: Tensor, removed: Tensor) -> tuple[Tensor, float]:
-        """The same from gradients, (C,): a candidate does the damage of its patches."""
+        """The same from gradients, (C,): the damage of a candidate is the sum over its patches."""
         ids = alive.nonzero().flatten()
         estimates, reference = self.suffix.scores_by_taylor(ids, self.scorer, self.dense, self.sample)
         damage = reference - estimates

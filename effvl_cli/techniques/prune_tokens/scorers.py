@@ -1,11 +1,11 @@
-"""How harmless it is to remove patches, judged by the embedding that is left. High = safe to remove.
+"""How safe it is to remove patches, measured on the embedding without them. High = safe to remove.
 
 Wu et al., arXiv 2409.14607, phase I: the label's posterior, the largest posterior, or closeness to the embedding with
 all patches. Shapes: C candidates, E embedding width, Y classes, B images.
 
-A ranking compares scores that are almost equal: without one patch the embedding has a cosine of 1 - 1e-7, and the label
-a posterior of 1 - 1e-9. So each score is measured from the value that it cannot exceed, where numbers are dense, and
-computed in float64. What is left of the rounding is that of the embeddings themselves.
+A ranking compares nearly equal scores: without one patch the embedding has a cosine of 1 - 1e-7, and the label
+a posterior of 1 - 1e-9. So each score is measured from its upper bound, where floating-point numbers are dense, and
+computed in float64. The only rounding left is that of the embeddings themselves.
 """
 
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ Space = Literal["log", "prob", "logit"]
 
 
 class Scorer(Protocol):
-    """How harmless a removal is.
+    """How safe a removal is.
 
     Attributes:
-        stationary: with nothing removed, the score is at its largest, so that its gradient says nothing.
+        stationary: with nothing removed the score is at its maximum, so its gradient is zero.
     """
 
     stationary: ClassVar[bool]
@@ -52,7 +52,7 @@ class FeatureScorer:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassScorer:
-    """What the zero-shot classes make of the embedding.
+    """Scores of the embedding against the zero-shot classes.
 
     Attributes:
         classifier: (E, Y) unit class embeddings.
@@ -77,13 +77,13 @@ class ClassScorer:
         if self.space == "logit":
             return own
         others = logits.scatter(1, chosen[:, None], -torch.inf).logsumexp(1)
-        log = -F.softplus(others - own)  # of the posterior; log_softmax has no number between 0 and -1e-14
+        log = -F.softplus(others - own)  # of the posterior; log_softmax cannot represent values between 0 and -1e-14
         return log if self.space == "log" else log.expm1()
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelScorer(ClassScorer):
-    """The true class of the image.
+    """Score of the true class of the image.
 
     Attributes:
         labels: (B,) classes of the images that are being ranked.
@@ -99,10 +99,10 @@ class LabelScorer(ClassScorer):
 
 @dataclass(frozen=True, kw_only=True)
 class ConfidenceScorer(ClassScorer):
-    """The most likely class.
+    """Score of the most likely class.
 
     Attributes:
-        anchor_first: of the first candidate, and then the same class for the others, as in the official code; otherwise
+        anchor_first: the class of the first candidate is used for all, as in the official code; otherwise
             each candidate has its own.
     """
 
@@ -116,5 +116,5 @@ class ConfidenceScorer(ClassScorer):
 
 
 def _wide(values: Tensor) -> Tensor:
-    """A tensor of any shape in float64, where the device has it."""
+    """A tensor of any shape in float64, where the device supports it."""
     return values.float() if values.device.type == "mps" else values.double()

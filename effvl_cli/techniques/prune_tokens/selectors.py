@@ -1,4 +1,4 @@
-"""Ways to choose the kept patches without training: by position, by state, by attention, and by what was searched.
+"""Selectors without training: by position, by state, by attention, and by golden ranking.
 
 Every selector maps token states (B, P+N, D) at depth p to scores (B, N) float32, higher = keep.
 
@@ -19,7 +19,7 @@ _MASK = (1 << 64) - 1
 
 
 class MissingRankingError(LookupError):
-    """A sample whose golden ranking was never searched.
+    """A sample without a golden ranking.
 
     Attributes:
         sample: its id.
@@ -31,7 +31,7 @@ class MissingRankingError(LookupError):
 
 
 class RandomSelector:
-    """Uniform scores that are a function of (seed, sample id, patch) alone, so that no batch can change them."""
+    """Uniform scores that depend only on (seed, sample id, patch), not on the batch."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -47,7 +47,7 @@ class RandomSelector:
 
 
 class GridSelector:
-    """Patches spread evenly over the image, the same ones for every image; fewer patches are a part of more."""
+    """Patches spread evenly over the image, the same for every image; smaller selections are part of larger ones."""
 
     def score(self, states: Tensor, context: Context) -> Tensor:
         """See `Selector`."""
@@ -68,7 +68,7 @@ class CenterSelector:
 
 
 class NormSelector:
-    """Patches whose states are longest (L2)."""
+    """Patches with the largest L2 norm of their states."""
 
     def score(self, states: Tensor, context: Context) -> Tensor:
         """See `Selector`."""
@@ -77,10 +77,10 @@ class NormSelector:
 
 
 class ClsAttentionSelector:
-    """Attention that CLS pays to the patches, before anything is dropped: mean over heads.
+    """Attention of CLS to the patches before anything is dropped: mean over heads.
 
     Args:
-        previous: that of block p-1, on its input; otherwise that of block p.
+        previous: attention of block p-1, on its input; otherwise that of block p.
     """
 
     def __init__(self, *, previous: bool = False) -> None:
@@ -108,7 +108,7 @@ class ClsAttentionSelector:
 
 
 class GoldenSelector:
-    """The searched ranking of each sample: an oracle, for images that were searched.
+    """The golden ranking of each sample: an oracle, for images with a search result.
 
     Args:
         ids: (M,) int64 numbers of the samples.

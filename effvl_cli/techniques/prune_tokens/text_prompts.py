@@ -18,7 +18,7 @@ class TextPrompts(nn.Module):
     They are states at the input of a block; those of block 0 have the positional embedding in them.
 
     Args:
-        init: (depth, t, Dt), see `context_states`: with it, nothing changes before the first step.
+        init: (depth, t, Dt), see `context_states`, with which nothing changes before the first step.
         first: position of the first word.
         template: the words around the class name.
     """
@@ -53,7 +53,7 @@ class TextPrompts(nn.Module):
 def context_states(
     encode: Callable[[Tensor], Tensor], blocks: Sequence[nn.Module], texts: Tensor, *, first: int, num_tokens: int
 ) -> Tensor:
-    """States of the words before the class name at the input of every block: where text prompts begin.
+    """States of the words before the class name at the input of every block: initial values of text prompts.
 
     Under a causal mask all texts have the same ones, so that such prompts change nothing; otherwise it is their mean.
 

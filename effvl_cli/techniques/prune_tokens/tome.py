@@ -15,7 +15,7 @@ from torch import Tensor
 from .macs import TowerShape
 from .tower import Tower, WrappedTower
 
-TOLERANCE = 1.02  # merges whose cost is over that of dropping by no more than this stand for it
+TOLERANCE = 1.02  # merges count as equal in cost to dropping up to this ratio
 
 
 def soft_matching(metric: Tensor, count: int, num_prefix: int) -> Tensor:
@@ -52,12 +52,12 @@ def most_merges(num_tokens: int, num_prefix: int) -> int:
 
 
 def merge(rows: Tensor, size: Tensor, target: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Means of the tokens that become one, weighted with how many patches each stands for.
+    """Means of the tokens that become one, weighted by the number of patches that each stands for.
 
     Args:
         rows: (B, n, D).
         size: (B, n), patches that each token stands for.
-        target: (B, n) as by `soft_matching`.
+        target: (B, n) from `soft_matching`.
         count: r.
 
     Returns:
@@ -92,7 +92,7 @@ def merging_block(
         return tower.attend(index, states, attended), size, None
     target = soft_matching(keys.mean(1), count, tower.num_prefix)
     size = torch.ones_like(target, dtype=torch.float32) if size is None else size
-    # The attention's output projection is affine and these are means: merged before it, they need fewer products.
+    # The attention's output projection is affine and these are means: merging before it saves products.
     both = torch.cat([states, attended.transpose(1, 2).flatten(2).to(states.dtype)], 2)
     merged, size = merge(both, size, target, count)
     states, flat = merged.split(states.shape[2], 2)
@@ -104,7 +104,7 @@ class MergedVision(WrappedTower):
     """An image tower that merges tokens in its blocks from p on.
 
     Args:
-        tower: the tower. Norms on the way out of its attention, which some have, see merged rows.
+        tower: the tower. A norm after its attention, which some have, gets merged rows.
         layer: p.
         schedule: r of each of the blocks p to L-1. Without any merging the tower's own forward pass runs.
 
@@ -131,7 +131,7 @@ class MergedVision(WrappedTower):
             ones repeated, which weights them with their sizes; otherwise `output_tokens` has the merged rows.
 
         Raises:
-            ValueError: the tower drops tokens of its own at this moment.
+            ValueError: the tower itself is dropping tokens (patch dropout).
         """
         if not any(self.schedule):
             return self.tower.module(images)
@@ -141,7 +141,7 @@ class MergedVision(WrappedTower):
         return self.tower.head(states)
 
     def groups(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) to (B, N) int64: patches with the same number are one token in the end."""
+        """(B, 3, H, W) to (B, N) int64: patches with the same number end up in one token."""
         return self._merge(images)[1][:, self.tower.num_prefix :]
 
     def _merge(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,7 +165,7 @@ class MergedVision(WrappedTower):
 def merge_schedule(shape: TowerShape, num_heads: int, num_keep: int, layer: int) -> tuple[int, ...]:
     """Merges of each block from p on, equal up to rounding, whose cost is nearest that of dropping to K patches at p.
 
-    Every block merges at most half of its patches, so few K may be out of reach; `equal_keep` tells.
+    Every block merges at most half of its patches, so a small K may be out of reach; see `equal_keep`.
 
     Args:
         shape: sizes of the tower.
@@ -180,7 +180,7 @@ def merge_schedule(shape: TowerShape, num_heads: int, num_keep: int, layer: int)
 
 
 def equal_keep(shape: TowerShape, num_heads: int, num_keep: int, layer: int) -> int | None:
-    """Patches whose dropping costs as much as the merges that stand for K, where these cost more than dropping to K.
+    """K' such that dropping to K' costs as much as the merges for K, where merging cannot get as cheap as K.
 
     Args:
         shape: sizes of the tower.
@@ -189,7 +189,7 @@ def equal_keep(shape: TowerShape, num_heads: int, num_keep: int, layer: int) -> 
         layer: p.
 
     Returns:
-        None where merging reaches the cost; else the most patches that cost no more than all possible merges.
+        None where merging reaches the cost; else the largest K' that costs no more than all possible merges.
     """
     schedule = merge_schedule(shape, num_heads, num_keep, layer)
     cost = shape.merged(schedule, layer, num_heads)

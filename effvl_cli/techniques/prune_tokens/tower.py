@@ -2,7 +2,7 @@
 
 Shapes: B images, P prefix tokens, N patches, D width, K kept patches, v prompt tokens, E embedding width.
 
-Wu et al., arXiv 2409.14607: patches leave once, at one depth, and the blocks behind it run on a shorter sequence.
+Wu et al., arXiv 2409.14607: patches are dropped once, at one depth, and later blocks run on a shorter sequence.
 """
 
 import math
@@ -29,8 +29,8 @@ class Tower(Protocol):
         num_heads: attention heads of a block.
         mlp_width: hidden width of a block's MLP.
         embed_dim: E.
-        pools_prefix_only: `pool` reads no patch, so the last block need not compute any.
-        drops_tokens: the tower itself drops tokens at random at this moment (patch dropout while training).
+        pools_prefix_only: `pool` reads no patch, so the last block need not compute them.
+        drops_tokens: the tower itself currently drops tokens at random (patch dropout in training).
     """
 
     module: nn.Module
@@ -84,7 +84,7 @@ class Context:
         tower: the tower.
         layer: p.
         ids: (B,) int64, a number that names each sample, or None.
-        previous: (B, P+N, D) token states one block earlier; None at p = 0, or where only the states are at hand.
+        previous: (B, P+N, D) token states one block earlier; None at p = 0, or where only the states are available.
     """
 
     tower: Tower
@@ -96,7 +96,7 @@ class Context:
 class Selector(Protocol):
     """Chooses patches. One that is an `nn.Module` is stored with the pruned tower.
 
-    One that leaves something of what it drops also has `fuse(patches, keep, scores)`: patch states (B, N, D), kept ids
+    One that keeps something of what it drops also has `fuse(patches, keep, scores)`: patch states (B, N, D), kept ids
     (B, K) and scores (B, N) to rows (B, e, D) that follow the kept patches.
     """
 
@@ -146,12 +146,12 @@ def keep_indices(scores: Tensor, count: int) -> Tensor:
     Returns:
         (B, K) int64, ascending in each row, so that the raster order of the patches stays.
     """
-    # topk does not say which of several equal scores it takes; a stable sort does.
+    # topk does not define which of several equal scores it takes; a stable sort does.
     return scores.argsort(dim=1, descending=True, stable=True)[:, :count].sort(dim=1).values
 
 
 def gather_patches(states: Tensor, keep: Tensor, num_prefix: int, num_patches: int) -> Tensor:
-    """Drop all patches but `keep`; prefix rows and whatever follows the patches stay.
+    """Drop all patches except `keep`; prefix rows and whatever follows the patches stay.
 
     Args:
         states: (B, P+N+v, D).
@@ -169,7 +169,7 @@ def gather_patches(states: Tensor, keep: Tensor, num_prefix: int, num_patches: i
 
 
 class WrappedTower(nn.Module):
-    """Refers to a tower and changes nothing in it: its weights are in neither `state_dict()` nor `parameters()`.
+    """Refers to a tower without changing it: the tower's weights are in neither `state_dict()` nor `parameters()`.
 
     `to()`, `train()` and their like reach the tower too. Install one with `clip.visual = wrapped`.
 
@@ -200,7 +200,7 @@ class WrappedTower(nn.Module):
         return super().train(mode)
 
     def refuse_dropout(self) -> None:
-        """Raise ValueError if the tower drops tokens of its own at this moment."""
+        """Raise ValueError if the tower itself is dropping tokens."""
         if self.tower.drops_tokens:
             raise ValueError("the tower's patch dropout and the pruning would both remove tokens; set patch_dropout 0")
 
@@ -245,11 +245,11 @@ class PrunedVision(WrappedTower):
 
         Returns:
             What the tower returns: (B, E), or with `output_tokens` a pair whose second item has a row for each of the
-            K kept patches only, so that it is no longer a picture. With `return_keep` a pair of that and (B, K) int64.
+            K kept patches only, and so has no grid. With `return_keep` a pair of that and (B, K) int64.
 
         Raises:
             NonFiniteError: scores that are NaN or infinite.
-            ValueError: the tower drops tokens of its own at this moment.
+            ValueError: the tower itself is dropping tokens (patch dropout).
         """
         if self.num_keep == self.num_patches and self.prompts is None:
             output, keep = self.tower.module(images), None
@@ -263,11 +263,11 @@ class PrunedVision(WrappedTower):
         return output, self._all_patches(images) if keep is None else keep
 
     def states(self, images: Tensor) -> Tensor:
-        """Token states entering block p: (B, P+N, D), with v prompt rows behind if prompts start before p."""
+        """Token states entering block p: (B, P+N, D), followed by v prompt rows if prompts start before p."""
         return self._enter(images)[1]
 
     def select(self, states: Tensor, ids: Tensor | None = None) -> Tensor | None:
-        """Ids of the kept patches, (B, K) int64 ascending; None when all are kept. `states` as by `states()`."""
+        """Ids of the kept patches, (B, K) int64 ascending; None when all are kept. `states` from `states()`."""
         scores = self.scores(states, ids)
         return None if scores is None else keep_indices(scores, self.num_keep)
 
@@ -275,8 +275,8 @@ class PrunedVision(WrappedTower):
         """Run blocks p to L-1 on the kept patches.
 
         Args:
-            states: as by `states()`; may be cached.
-            keep: (B, K) ids as by `select()`, or None for all patches.
+            states: from `states()`; may be cached.
+            keep: (B, K) ids from `select()`, or None for all patches.
             scores: (B, N) of the patches, which a selector that fuses what it drops needs.
         """
         if keep is not None:
@@ -288,7 +288,7 @@ class PrunedVision(WrappedTower):
         return self.tower.head(states)
 
     def _enter(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
-        """States entering block p-1 (None at p = 0) and block p."""
+        """States (B, P+N, D) entering block p-1 (None at p = 0) and block p."""
         self.refuse_dropout()
         previous, states = None, self.tower.embed(images)
         for index in range(self.layer):
@@ -296,11 +296,11 @@ class PrunedVision(WrappedTower):
         return previous, states
 
     def scores(self, states: Tensor, ids: Tensor | None = None, previous: Tensor | None = None) -> Tensor | None:
-        """(B, N) finite scores; None when all are kept. `states` as by `states()`, `previous` one block earlier."""
+        """(B, N) finite scores; None when all are kept. `states` from `states()`, `previous` one block earlier."""
         if self.num_keep == self.num_patches:
             return None
         rows = self.tower.num_prefix + self.num_patches
-        own = next(self.tower.module.parameters()).dtype  # autocast may have made the states of another type
+        own = next(self.tower.module.parameters()).dtype  # autocast may have changed the type of the states
         before = None if previous is None else previous[:, :rows].to(own)
         with torch.autocast(states.device.type, enabled=False):
             scores = self.selector.score(states[:, :rows].to(own), Context(self.tower, self.layer, ids, before))
@@ -321,7 +321,7 @@ class PrunedVision(WrappedTower):
         return torch.cat([kept[:, :place], fused.to(kept.dtype), kept[:, place:]], 1)
 
     def _block(self, index: int, states: Tensor) -> Tensor:
-        """One block, with the prompts of its own, (B, n, D) to the same or v rows more."""
+        """One block, with its own prompts, (B, n, D) to the same or with v more rows."""
         if self.prompts is not None:
             states = self.prompts.insert(index, states, self.tower)
         return self.tower.block(index, states)

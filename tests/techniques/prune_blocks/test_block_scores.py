@@ -303,7 +303,7 @@ def test_units_that_overwrite_their_input(sharing):
         (Toy, "chain", ""),
         (AddsInPlace, "chain", ""),
         (LongSkip, "replay", "chain: some part between units does not see"),
-        (ManyScales, "replay", "chain: other logits than without sharing"),
+        (ManyScales, "replay", "chain: the logits differ from those without sharing"),
     ],
 )
 def test_auto_takes_what_the_network_allows(kind, used, reason):

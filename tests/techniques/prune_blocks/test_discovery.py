@@ -251,7 +251,7 @@ def test_calls_inputs_and_parameters_that_rule_a_unit_out():
     other.branch[0].weight = shared.branch[0].weight
     assert set(reasons(Twice(Residual(nn.Sequential(conv())))).values()) == {"calls≠1"}
     assert set(reasons(Pairs(Two())).values()) == {"inputs≠1"}
-    assert set(reasons(Stem(shared, other)).values()) == {"shared parameters with another module"}
+    assert set(reasons(Stem(shared, other)).values()) == {"shares parameters with another module"}
 
 
 def test_with_shape_as_the_rule_any_unit_that_keeps_it_counts():

@@ -113,4 +113,4 @@ def test_what_depends_on_the_other_rows_is_found_out():
     scorer = Scorer(network, units, stack=4)
     images, labels = _images(5), _labels(5)
     assert torch.equal(scorer.batch(images, labels).loss, Scorer(network, units, "off").batch(images, labels).loss)
-    assert scorer.sharing == "chain" and scorer.reason == "stack: other logits than without sharing"
+    assert scorer.sharing == "chain" and scorer.reason == "stack: the logits differ from those without sharing"
