@@ -236,6 +236,13 @@ def test_a_view_does_not_depend_on_the_rest_of_the_batch():
     assert torch.allclose(whole, torch.cat(parts), atol=1e-6)
 
 
+def test_views_are_the_same_where_the_step_runs_in_half_precision():
+    images, recipe, noise = pictures(), ViewRecipe(), draw_noise(4, torch.Generator().manual_seed(3))
+    plain = recolour(crop_batch(images, 24, recipe, noise), recipe, noise)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(recolour(crop_batch(images, 24, recipe, noise), recipe, noise), plain)
+
+
 def test_loader_processes_make_crops_of_their_sizes():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 40, 3), dtype=np.uint8))
     crops = WorkerCrops([ViewRecipe(scale=(1, 1)), ViewRecipe(), local_view(8)], [16, 16, 8])
