@@ -37,7 +37,7 @@ def _network(name):
     units = []
     for path, block in network.named_modules():
         if type(block).__name__ in {"BasicBlock", "Bottleneck"}:
-            projects = getattr(block, "downsample", None) is not None or getattr(block, "padding", 0)
+            projects = getattr(block, "downsample", None) is not None or any(getattr(block, "padding", ()))
             units += [] if projects else [Unit(path, path.rpartition(".")[0])]
     return network.eval(), units, image
 
