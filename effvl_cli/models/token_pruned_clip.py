@@ -132,9 +132,10 @@ def modules_of(state: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> tupl
     """
     try:
         return _described(state, manifest)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # torch: sizes that no tensor has
+        reason = next(iter(str(error).splitlines()), "")
         raise ModelError(
-            f"the manifest beside the checkpoint is damaged: {type(error).__name__} {error}", "Repeat the run"
+            f"the manifest beside the checkpoint is damaged: {type(error).__name__} {reason}", "Repeat the run"
         ) from error
 
 
@@ -186,10 +187,14 @@ def _empty_prompts(about: Mapping[str, Any], width: int) -> Prompts:
     text = None
     if about["text"]:
         sizes = (about["text"][name] for name in ("depth", "num_tokens", "width"))
+        if not isinstance(about["text"]["template"], str) or "{}" not in about["text"]["template"]:
+            raise ValueError("the template of the text prompts has no place for a name")
         text = TextPrompts(torch.zeros(*sizes), first=about["text"]["first"], template=about["text"]["template"])
     if about["visual"] is None:
         return Prompts(None, text)
     visual = about["visual"]
+    if not isinstance(visual["start"], int) or visual["start"] < 0:
+        raise ValueError(f"visual prompts begin at block {visual['start']!r}")
     empty = torch.zeros(visual["depth"], width)
     place = {"start": visual["start"], "pre_norm": visual.get("pre_norm", False)}  # older runs do not have it
     if about["coupled"] and text is not None:

@@ -7,10 +7,11 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
+from effvl_cli.core.errors import ModelError
 from effvl_cli.data import shape_captions
 from effvl_cli.models import network as networks
 from effvl_cli.models.normalise import STATISTICS
-from effvl_cli.models.token_pruned_clip import load_pruned
+from effvl_cli.models.token_pruned_clip import load_pruned, modules_of
 
 HALF = [0.5, 0.5, 0.5]
 
@@ -100,3 +101,29 @@ def test_pretrain_eval_takes_the_normalisation_that_the_backbone_learned_with(ef
     outcome = effvl("pretrain", "eval", "run", "--num-bank", 20, "--out", "judged")
     assert outcome.code == 0, outcome.err
     assert seen[0].mean == (0.1, 0.2, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("part", "changed", "words"),
+    [
+        ("text", {"num_tokens": -1}, "RuntimeError zeros"),
+        ("text", {"depth": 10**30}, "zeros"),
+        ("text", {"template": True}, "no place for a name"),
+        ("text", {"template": "a photo."}, "no place for a name"),
+        ("visual", {"depth": -1}, "RuntimeError zeros"),
+        ("visual", {"depth": []}, "TypeError"),
+        ("visual", {"start": -1}, "begin at block -1"),
+    ],
+)
+def test_prompts_that_no_tensor_can_be_are_one_line(part, changed, words):
+    sizes = {"depth": 2, "num_tokens": 1}
+    about = {
+        "text": {**sizes, "width": 8, "first": 1, "template": "a {}."},
+        "visual": {**sizes, "start": 0, "pre_norm": False},
+        "coupled": False,
+        "any_keep": False,
+    }
+    about[part] |= changed
+    with pytest.raises(ModelError, match="the manifest beside the checkpoint is damaged") as caught:
+        modules_of({}, {"fields": {"width": 8}, "predictor": None, "prompts": about})
+    assert words in caught.value.message and "\n" not in str(caught.value)

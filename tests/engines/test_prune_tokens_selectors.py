@@ -145,7 +145,9 @@ def test_a_damaged_manifest_is_refused_in_one_line(trained, effvl):
     for number, (damage, part) in enumerate(
         (
             (lambda m: m.pop("fields"), "lacks fields"),
-            (lambda m: m["fields"].pop("patches"), "of other settings"),
+            (lambda m: m["fields"].pop("patches"), "lacks fields.patches"),
+            (lambda m: m["fields"].update(layer="0"), "no usable fields.layer"),
+            (lambda m: m.update(base=[]), "no usable base"),
             (lambda m: m["predictor"].update(kind="mixed"), "damaged"),
             (lambda m: m.update(predictor={"width": 64}), "damaged"),
         )
