@@ -75,11 +75,14 @@ def _run(command: Command, resolved: Resolved, invocation: Invocation, console: 
     request = RunRequest(
         command.title, config, recipe, invocation.argv, invocation.fresh, resolved.inherited, engine.table
     )
-    if "data" in options(type(config)) and config.data:
-        from effvl_cli.data.check import require
-
-        require(config.data, config.data_root)
-    opened = open_run(request, device, progress=console.progress, echo=console.log, fingerprints=data.fingerprints)
+    opened = open_run(
+        request,
+        device,
+        progress=console.progress,
+        echo=console.log,
+        fingerprints=data.fingerprints,
+        check=lambda: _require_data(config),
+    )
     if isinstance(opened, Report):
         console.log("finished before with these options; this is the stored result (--fresh runs it again)")
         _show(opened, engine.table, console)
@@ -93,6 +96,14 @@ def _run(command: Command, resolved: Resolved, invocation: Invocation, console: 
     if plots := opened.plots():
         console.log(f"pictures {', '.join(str(p) for p in plots)}")
     return 0
+
+
+def _require_data(config: Any) -> None:
+    """Data that are a path are there."""
+    from effvl_cli.data.check import require
+
+    if "data" in options(type(config)) and config.data:
+        require(config.data, config.data_root)
 
 
 def _fetch(config: Any, console: Console) -> None:

@@ -201,6 +201,7 @@ def open_run(
     progress: ProgressFactory = silent_progress,
     echo: Callable[[str], None] = lambda text: None,
     fingerprints: Fingerprints | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Run | Report:
     """Open the folder of a run, new or to be continued; return the report of a finished run with the same options.
 
@@ -210,6 +211,7 @@ def open_run(
         progress: shows the progress.
         echo: shows a line.
         fingerprints: of the data as they are now, compared with those that earlier attempts have read.
+        check: refuses what a new run could not do, before its folder is made.
 
     Raises:
         UsageError: the folder holds a run of other options or other data, is in use, or is not a run folder.
@@ -220,19 +222,7 @@ def open_run(
     if inputs:
         identity = hashlib.sha256((identity + json.dumps(inputs, sort_keys=True)).encode()).hexdigest()
     folder = _folder(request.command, config, identity)
-    answer: dict[str, Any] = {}
-    lock = None
-    if distributed.is_main():
-        try:
-            lock, answer = _take(folder, request, inputs)
-            if answer["attempt"] > 1 and fingerprints is not None:
-                _check_data(folder, fingerprints, echo)
-        except EffvlError as error:
-            answer = {"error": [type(error).__name__, error.message, error.hint]}
-    answer = distributed.broadcast_json(answer)
-    if "error" in answer:
-        kind, *words = answer["error"]
-        raise getattr(errors, kind)(*words)
+    lock, answer = _agreed(lambda: _decide(folder, request, inputs, fingerprints, check, echo))
     if answer["finished"]:
         if lock:
             lock.close()
@@ -256,6 +246,43 @@ def open_run(
         run._lock = lock
     distributed.barrier()
     return run
+
+
+Decision = tuple[IO[str] | None, dict[str, Any]]
+"""The lock of the folder, and what becomes of it: finished, attempt."""
+
+
+def _agreed(decide: Callable[[], Decision]) -> Decision:
+    """What the process that writes decides, told to the others, and so is its error."""
+    lock: IO[str] | None = None
+    answer: dict[str, Any] = {}
+    if distributed.is_main():
+        try:
+            lock, answer = decide()
+        except EffvlError as error:
+            answer = {"error": [type(error).__name__, error.message, error.hint]}
+    answer = distributed.broadcast_json(answer)
+    if "error" in answer:
+        kind, *words = answer["error"]
+        raise getattr(errors, kind)(*words)
+    return lock, answer
+
+
+def _decide(
+    folder: Path,
+    request: RunRequest,
+    inputs: Mapping[str, str],
+    fingerprints: Fingerprints | None,
+    check: Callable[[], None],
+    echo: Callable[[str], None],
+) -> Decision:
+    """Take the folder, unless what a new run needs is missing or the data of an earlier attempt have changed."""
+    if request.fresh or not (folder / CONFIG).exists():
+        check()
+    lock, answer = _take(folder, request, inputs)
+    if answer["attempt"] > 1 and fingerprints is not None:
+        _check_data(folder, fingerprints, echo)
+    return lock, answer
 
 
 def _check_data(folder: Path, fingerprints: Fingerprints, echo: Callable[[str], None]) -> None:

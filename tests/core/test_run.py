@@ -138,6 +138,14 @@ def test_a_result_outlives_its_data(effvl, line, image_folder):
     assert outcome.code == 0 and "warning: no longer there" in outcome.err
 
 
+def test_a_fresh_start_without_data_leaves_the_former_result(effvl, line, image_folder):
+    assert effvl(*line).code == 0
+    before = Path("run/report.json").read_bytes()
+    shutil.rmtree(image_folder)
+    assert effvl(*line, "--fresh").code == 3
+    assert Path("run/report.json").read_bytes() == before and Path("run/checkpoint.safetensors").is_file()
+
+
 def test_a_full_disk_has_its_own_code(effvl, line, monkeypatch):
     fsync = os.fsync
 
