@@ -24,15 +24,15 @@ test: $(READY)
 test-slow: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
-# Malformed input in great number (10,000 examples a parser): about 5 minutes on one core.
+# Malformed input in large numbers (10,000 examples per parser): about 5 minutes on one core.
 test-faults: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m faults
 
-# The batch scripts on a real SLURM: about 6 minutes. Needs root on a Debian machine that may be changed: slurm-up.
+# The batch scripts on a real SLURM: about 6 minutes. Needs root on a Debian machine that slurm-up may change.
 test-slurm: $(READY) slurm-up
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 -m slurm tests/slurm
 
-# A SLURM of one node on this machine, from the distribution's packages.
+# A single-node SLURM on this machine, from the distribution's packages.
 slurm-up:
 	tests/slurm/up.sh
 
@@ -58,7 +58,7 @@ mini-pretrain mini-prune-blocks mini-prune-blocks-published mini-prune-tokens-ci
 	runs/data/cifar10
 mini-prune-blocks-published: runs/data/cifar10-resnets
 
-# Sweeps behind papers' tables, for clusters: the same as a sweep, on data of your own.
+# Sweeps for the tables of the papers, for clusters: run as above, on your own data.
 table-%: recipes/tables/%.yaml $(READY)
 	@sed -n 's/^description: //p' $<
 	$(BIN)/effvl sweep $<
@@ -67,7 +67,7 @@ table-%: recipes/tables/%.yaml $(READY)
 # All of them, one after the other: weeks on one GPU; on a cluster, recipes/slurm/sweep-array.sbatch for each.
 tables: $(patsubst recipes/tables/%.yaml,table-%,$(wildcard recipes/tables/*.yaml))
 
-# One thread unless told otherwise: on cores that something else uses too, two wait for each other.
+# One thread unless told otherwise: on cores shared with other programs, two threads wait for each other.
 bench-%: export OMP_NUM_THREADS ?= 1
 bench-%: $(READY)
 	$(BIN)/python tests/bench/bench_$(subst -,_,$*).py
@@ -76,7 +76,7 @@ bench-%: $(READY)
 bench-gpu: $(READY)
 	$(BIN)/python -m tests.bench.bench_gpu
 
-# Packages that benchmarks compare with; each in a folder that nothing else sees.
+# Packages that benchmarks compare with, each in its own folder outside the environment.
 .peers/lightly: PEER := lightly==1.6.0
 .peers/torch-pruning: PEER := torch-pruning==1.6.1
 .peers/%: $(READY)

@@ -19,7 +19,7 @@ def test_damaged_files(tmp_path):
     with pytest.raises(ModelError, match="not a complete safetensors file"):
         read_state_dict(tmp_path / "cut.safetensors")
     (tmp_path / "w.safetensors").write_bytes(data[:-1] + b"\x01")
-    with pytest.raises(ModelError, match=r"not what manifest.json describes"):
+    with pytest.raises(ModelError, match=r"not the file that manifest.json describes"):
         load_model(tmp_path / "w.safetensors")
 
 

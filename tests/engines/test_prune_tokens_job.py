@@ -165,7 +165,7 @@ def test_a_damaged_checkpoint_is_refused(plain_tokens_run, effvl):
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     outcome = effvl("prune-tokens", "eval", "a")
-    assert outcome.code == 4 and "not what manifest.json describes" in outcome.error
+    assert outcome.code == 4 and "not the file that manifest.json describes" in outcome.error
 
 
 def test_a_broken_shard_of_rankings_is_searched_again(job, own_cache, report):
