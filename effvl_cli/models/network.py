@@ -167,6 +167,7 @@ def _load_state(
         layers = tuple({f"{key.rpartition('.')[0]}." for key in head})
         state = {key: value for key, value in state.items() if not key.startswith(layers)} | head
     elif num_classes:
+        state = _with_classifier(network, state)
         _check_classes(network, state, num_classes)
     what = f"the weights {weights or 'in the package'} and {network.name}"
     checkpoint.check_keys(own, state, what=what, hint=_suggest(state))
@@ -285,6 +286,15 @@ def _head(module: nn.Module) -> dict[str, Tensor]:
     layers = [path for path, part in module.named_modules() if isinstance(part, nn.Linear)]
     own = module.state_dict()
     return {key: own[key] for path in layers[-1:] for key in (f"{path}.weight", f"{path}.bias") if key in own}
+
+
+def _with_classifier(network: Network, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of a run that trained a backbone lacks the classifier that is asked for: it stays as drawn."""
+    head = _head(network.module)
+    if not network.manifest or network.manifest.get("num_classes") or any(key in state for key in head):
+        return state
+    network.notes.append("a backbone: its classifier is drawn anew (prune-blocks trains it first with --new-head)")
+    return state | head
 
 
 def _check_classes(network: Network, state: Mapping[str, Tensor], num_classes: int) -> None:

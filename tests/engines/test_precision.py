@@ -9,8 +9,12 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
+from effvl_cli.config.pretrain import PretrainConfig
 from effvl_cli.data import load
 from effvl_cli.data.decoded import Decoded
+from effvl_cli.data.loader import Batch
+from effvl_cli.engines.pretrain.view_sizes import Sizes
+from effvl_cli.engines.pretrain.views import ViewMaker
 from effvl_cli.models import network as networks
 from effvl_cli.models.cifar_resnet import CifarResNet
 from effvl_cli.techniques.prune_blocks.score import Scorer
@@ -65,7 +69,7 @@ def test_scores_of_blocks_are_in_the_precision_asked_for(precision, effvl):
     images = Decoded.read(load("digits", "val", seed=0), network.preprocess)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         logits = network.module.eval()(network.preprocess.normalise(images[stored["order"]]))
-    loss = F.cross_entropy(logits.float(), images.labels[stored["order"]], reduction="none")
+    loss = F.cross_entropy(logits.double(), images.labels[stored["order"]], reduction="none")
     assert torch.equal(stored["loss"][0], loss)
 
 
@@ -78,8 +82,23 @@ def test_scores_are_those_of_a_pass_under_autocast(sharing):
     found = Scorer(network, units, sharing, autocast=torch.bfloat16).batch(images, labels)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         logits = network(images)
-    assert torch.equal(found.loss[0], F.cross_entropy(logits.float(), labels, reduction="none"))
+    assert torch.equal(found.loss[0], F.cross_entropy(logits.double(), labels, reduction="none"))
     plain = Scorer(network, units, sharing).batch(images, labels)
     assert not torch.equal(plain.loss[0], found.loss[0])
     naive = Scorer(network, units, "off", autocast=torch.bfloat16).batch(images, labels)
     assert torch.equal(naive.loss, found.loss)
+
+
+@pytest.mark.parametrize("method", ["simclr", "mocov3"])
+def test_pictures_are_augmented_in_float32_whatever_the_networks_compute_in(method):
+    """Crops are products of matrices and blurs convolutions: autocast would round 8-bit colours to 8 bits of mantissa
+    and mix types."""
+    preprocess = networks.build("vit:nano/8@72", seed=0).preprocess
+    sizes = Sizes(image_size=72, local_size=24, policy="strict")
+    maker = ViewMaker.of(PretrainConfig(method=method), sizes, preprocess, depth=2)
+    images = torch.randint(0, 256, (4, 3, 72, 72), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    batch = Batch(images, torch.zeros(4, dtype=torch.int64), torch.arange(4))
+    plain = maker.pixels(batch, 8, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = maker.pixels(batch, 8, 0)
+    assert all(torch.equal(one, other) for one, other in zip(found, plain, strict=True))

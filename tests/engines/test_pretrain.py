@@ -30,7 +30,7 @@ def test_clip_trains_saves_and_is_used_by_the_next_command(effvl, few_images, re
     assert done.code == 0, done.err
     figures = report("clip").metrics
     assert {"top1", "top1_sketch", "top1_shuffled_names"} <= set(figures) and figures["top1"].n == 48
-    done = effvl("prune-tokens", "--weights", "clip", *miniature, "--prompts", "none", "--out", "pruned")
+    done = effvl("prune-tokens", "--weights", "clip", *miniature, "--prompts", "none", "--force", "--out", "pruned")
     assert done.code == 0, done.err
     assert report("pruned").model.source == "clip"
     assert report("pruned").metrics["top1_dense"].value == figures["top1"].value

@@ -68,7 +68,12 @@ class ViewMaker:
         return WorkerCrops(self.recipes, self.crop_sizes(patch))
 
     def pixels(self, batch: Batch, patch: int, step: int) -> list[Tensor]:
-        """The augmented pictures of every view: (B, 3, S, S) in 0..1."""
+        """The augmented pictures of every view: (B, 3, S, S) in 0..1, float32 also under autocast."""
+        with torch.autocast(batch.images.device.type, enabled=False):
+            return self._pixels(batch, patch, step)
+
+    def _pixels(self, batch: Batch, patch: int, step: int) -> list[Tensor]:
+        """As `pixels`, which are (B, 3, S, S); crops and blurs are products of matrices, which autocast would round."""
         sides = self.crop_sizes(patch)
         crops = self.worker_crops(patch).split(batch.images) if batch.images.ndim == 2 else []
         made = []
