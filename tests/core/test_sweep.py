@@ -400,3 +400,8 @@ def test_sweeps_of_one_name_in_two_folders_do_not_meet():
     assert sweep.folder_of(Path("recipes/mini/prune-tokens.yaml")) == Path("runs/sweeps/mini/prune-tokens")
     assert sweep.folder_of(Path("recipes/tables/prune-tokens.yaml")) == Path("runs/sweeps/tables/prune-tokens")
     assert sweep.folder_of(Path("mine.yaml")) == Path("runs/sweeps/mine")
+
+
+def test_equal_figures_have_no_spread():
+    assert claims.mean_and_error([0.7915123387924494] * 3) == (0.7915123387924494, 0.0)
+    assert claims.mean_and_error([1.0, 3.0]) == (2.0, 1.0)
