@@ -19,6 +19,7 @@ from effvl_cli.config.options import (
     RunOptions,
     SaveOptions,
 )
+from effvl_cli.core.errors import UsageError
 
 EMBEDDED = "digits"
 CRITERIA = ("direct", "random", "l1", "bn-scale", "block-influence", "sr-init", "cka")
@@ -321,3 +322,33 @@ class ExportConfig(RunInput, RunOptions):
         "pt2",
         "rebuild",
     )
+
+
+@dataclass(frozen=True)
+class Lookahead:
+    """How many candidates, and for how many epochs each."""
+
+    candidates: int
+    epochs: float
+
+    @classmethod
+    def of(cls, config: PruneBlocksConfig) -> "Lookahead | None":
+        """From --lookahead M:E; None where there is nothing to look ahead to.
+
+        Raises:
+            UsageError: it cannot be read, or more than one unit goes at a time.
+        """
+        if config.lookahead is None:
+            return None
+        first, _, second = config.lookahead.partition(":")
+        try:
+            found = cls(int(first), float(second))
+        except ValueError as error:
+            raise UsageError(f"--lookahead is {config.lookahead}", "Write M:E, e.g. 3:0.5") from error
+        if found.candidates < 1 or not 0 < found.epochs < float("inf"):
+            raise UsageError(f"--lookahead is {config.lookahead}", "M is at least 1, and E above 0")
+        if config.blocks_per_step != 1:
+            raise UsageError(
+                f"--lookahead with --blocks-per-step {config.blocks_per_step}", "Remove one unit at a time"
+            )
+        return found if found.candidates > 1 else None

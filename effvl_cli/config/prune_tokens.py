@@ -1,7 +1,8 @@
 """Options of `effvl prune-tokens` and its verbs."""
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from annotated_doc import Doc
 from annotated_types import Ge, Le
@@ -22,6 +23,7 @@ from effvl_cli.config.options import (
     RunOptions,
     SaveOptions,
 )
+from effvl_cli.core.errors import UsageError
 
 Shots = Positive | Literal["all"]
 Selector = Literal["predictor", "golden", "cls-attn", "evit", "tome", "random", "grid", "center", "norm", "taylor"]
@@ -343,3 +345,38 @@ class BenchConfig(KeepListOptions, RunInput, TowerConfig, SelectorOptions):
     compile: Annotated[bool, Doc("torch.compile all towers, the dense one too")] = False
     channels_last: Annotated[bool, Doc("use the channels-last layout for images and patch embedding")] = True
     end_to_end: Annotated[bool, Doc("include decoding and resizing of test images, and the class texts")] = False
+
+
+C = TypeVar("C", bound=TowerConfig)
+
+
+def in_shares(config: C, num_patches: int) -> C:
+    """The config with `--num-keep` turned into the shares that keep so many patches.
+
+    Raises:
+        UsageError: more than there are, or a recipe has `keep` too.
+    """
+    if not isinstance(config, KeepOptions | KeepListOptions) or config.num_keep is None:
+        return config
+    if config.keep != type(config).keep:
+        raise UsageError("keep and num-keep say the same", "Give one of them")
+    given = config.num_keep
+    counts = given if isinstance(given, tuple) else (given,)
+    for count in counts:
+        if count > num_patches:
+            raise UsageError(f"--num-keep is {count}, and the tower has {num_patches} patches", "Give fewer")
+    shares = tuple(count / num_patches for count in counts)
+    changed: dict[str, Any] = {"keep": shares if isinstance(given, tuple) else shares[0], "num_keep": None}
+    return dataclasses.replace(config, **changed)
+
+
+def check_window(side: int, grid: tuple[int, int]) -> None:
+    """Refuse windows larger than the tower's rows and columns of patches.
+
+    Raises:
+        UsageError: one does not fit.
+    """
+    if side > min(grid):
+        raise UsageError(
+            f"--block is {side}, and the tower has {grid[0]} x {grid[1]} patches", f"Give 1 to {min(grid)}"
+        )

@@ -3,12 +3,13 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors
+import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -49,6 +50,34 @@ class Entry:
         """Store tensors, atomically; two processes may store the same content at once."""
         data = save({k: v.contiguous() for k, v in tensors.items()})
         write_bytes(self.folder / f"{name}.safetensors", data, option=OPTION)
+
+
+class Rows:
+    """Rows of tensors in an entry, each under a digest of what it belongs to, in files of some rows each.
+
+    Args:
+        entry: where they lie.
+        warn: told of a damaged file, whose rows are then unknown.
+    """
+
+    def __init__(self, entry: Entry, warn: Callable[[str], None]) -> None:
+        self.entry, self.warn = entry, warn
+
+    def load(self, fields: Sequence[str]) -> dict[bytes, tuple[Tensor, ...]]:
+        """All rows of some of the tensors, by digest."""
+        known = {}
+        for part in self.entry.names():
+            tensors = self.entry.load(part, self.warn)
+            if tensors is not None:
+                for row, name in enumerate(tensors["names"].numpy()):
+                    known[name.tobytes()] = tuple(tensors[field][row] for field in fields)
+        return known
+
+    def save(self, names: Sequence[bytes], tensors: Mapping[str, Tensor]) -> None:
+        """Store rows, atomically, under digests of one length."""
+        digests = torch.stack([torch.frombuffer(bytearray(name), dtype=torch.uint8) for name in names])
+        part = hashlib.blake2b(b"".join(names), digest_size=8).hexdigest()
+        self.entry.save(part, {**tensors, "names": digests})
 
 
 class Cache:

@@ -141,6 +141,13 @@ def cosine(step: int, steps: int, *, warmup: int = 0, floor: float = 0.0) -> flo
     return floor + (1 - floor) * half_cosine(progress)
 
 
+def cosine_after(step: int, steps: int, first: int, rate: float) -> float:
+    """`cosine` after `first` steps at a constant share of the peak rate; without these where there are no others."""
+    if steps <= first:
+        return cosine(step, steps)
+    return rate if step < first else cosine(step - first, steps - first)
+
+
 def half_cosine(u: float) -> float:
     """From 1 at u = 0 to 0 at u = 1 and beyond."""
     return 0.5 * (1 + math.cos(math.pi * min(1.0, u)))

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,3 +72,9 @@ def saved_bytes(function: Callable[[], Any]) -> int:
         result = function()
     del result
     return sum(seen.values())
+
+
+def training_bytes(loss: Callable[[int], Any], count: int, smallest: int = 2) -> float:
+    """Bytes that the backward pass of a loss of `count` samples needs, from those of two small numbers of samples."""
+    few, many = (saved_bytes(partial(loss, samples)) for samples in (smallest, 2 * smallest))
+    return few + (many - few) / smallest * max(0, count - smallest)

@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -213,6 +213,11 @@ class ReportBuilder:
         if self._model is not None:
             edits = [*self._model.edits, {"kind": kind, "args": args}]
             self._model = dataclasses.replace(self._model, edits=edits)
+
+    def edits(self, edits: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+        """Record edits of the network, each by its kind and its arguments."""
+        for kind, args in edits:
+            self.edit(kind, **args)
 
     def artifact(self, path: Path, folder: Path | None = None) -> None:
         """Record a file of the run folder."""

@@ -130,6 +130,18 @@ class Decoded:
         digests = (hashlib.blake2b(name.encode(), digest_size=8).digest() for name in self.ids)
         return torch.tensor([int.from_bytes(digest, "big") >> 1 for digest in digests], dtype=torch.int64)
 
+    def digests(self, *, labelled: bool) -> list[bytes]:
+        """16 bytes of each image's name and pixels, and of its label where that matters."""
+        names = []
+        for rows, pixels in self.batches(CHUNK):
+            for row, picture in zip(rows, pixels, strict=True):
+                total = hashlib.blake2b(self.ids[row].encode(), digest_size=16)
+                total.update(picture.numpy().tobytes())
+                if labelled:
+                    total.update(int(self.labels[row]).to_bytes(8, "big"))
+                names.append(total.digest())
+        return names
+
     @property
     def captions(self) -> list[str]:
         """Captions of the images, for a source that has them."""

@@ -1,7 +1,9 @@
-"""A few training images of every class."""
+"""A few images of every class."""
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from effvl_cli.core import seeds
 from effvl_cli.core.errors import DataError
@@ -33,3 +35,14 @@ def few_shot(source: ImageSource, shots: int, seed: int) -> NDArray[np.int64]:
             )
         chosen.append(places)
     return np.sort(np.concatenate(chosen)).astype(np.int64)
+
+
+def spread(labels: NDArray[np.int64], shown: int) -> Tensor:
+    """Positions of images spread evenly over the classes, however a data set is ordered.
+
+    Args:
+        labels: (M,) of all images.
+        shown: how many, or all if there are fewer.
+    """
+    by_class = torch.as_tensor(labels).argsort(stable=True)
+    return by_class[torch.linspace(0, len(labels) - 1, min(shown, len(labels))).long().unique()]

@@ -280,3 +280,10 @@ def _made_batches(source: Any, sampler: EpochSampler, start_step: int, rank: int
         places = indices.numpy()
         images = torch.from_numpy(source.images(places)).permute(0, 3, 1, 2).contiguous()
         yield Batch(images, torch.from_numpy(source.labels[places]), indices)
+
+
+def noise_batch(size: tuple[int, int], count: int, device: torch.device) -> Batch:
+    """Images of noise (count, 3, H, W) uint8, all of class 0."""
+    images = torch.randint(256, (count, 3, *size), dtype=torch.uint8, generator=torch.Generator())
+    nothing = torch.zeros(count, dtype=torch.int64)
+    return Batch(images.to(device), nothing.to(device), nothing.to(device))

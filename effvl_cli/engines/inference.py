@@ -39,3 +39,25 @@ def over_images(
         if not parts:  # more processes than images: one row gives the shape, none is kept
             parts = [function(normalise(images[:1].to(run.device)), range(1)).float().cpu()[:0]]
     return distributed.gather_rows(torch.cat(parts).clone(), len(images))
+
+
+def over_batches(
+    function: Callable[[Tensor, Tensor], Tensor], images: Decoded, device: torch.device, batch_size: int
+) -> Tensor:
+    """Apply `function` to every image in this process alone, for pictures.
+
+    Args:
+        function: (normalised images (b, 3, H, W) on the device, their keys (b,)) to rows (b, ...).
+        images: M of them.
+        device: where to.
+        batch_size: images at a time.
+
+    Returns:
+        (M, ...) on the CPU, of the type that `function` gives.
+    """
+    parts = []
+    for rows, pixels in images.batches(batch_size):
+        keys, x = images.keys[rows.start : rows.stop], images.preprocess.normalise(pixels.to(device))
+        with torch.inference_mode():
+            parts.append(function(x, keys.to(device)).cpu())
+    return torch.cat(parts)

@@ -1,7 +1,8 @@
 """A pruned CLIP from the files of `effvl prune-tokens`: predictor, prompts, and which model they belong to."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,33 @@ MANIFEST: dict[str, tuple[type, ...]] = {
     **{f"fields.{name}": (int,) for name in _SIZES},
     **{"base.weights": (str, _NONE), "base.seed": (int,)},
 }
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What a run of prune-tokens leaves."""
+
+    predictor: Predictor | None
+    prompts: Prompts | None
+    manifest: dict[str, Any]
+
+    @property
+    def any_keep(self) -> bool:
+        """Whether the prompts were tuned for any keep rate."""
+        return self.prompts is not None and self.manifest["prompts"]["any_keep"]
+
+    @property
+    def prompted(self) -> bool:
+        """Whether the predictor was trained on states that the prompts had changed."""
+        return bool((self.manifest["predictor"] or {}).get("prompted"))
+
+    def tuned_for(self, keeps: Sequence[float]) -> list[float]:
+        """Those of some keep rates that the prompts were tuned for: one number of patches, or any."""
+        if self.prompts is None:
+            return []
+        patches = self.manifest["fields"]["patches"]
+        tuned = num_keep(self.manifest["keep"], patches)
+        return [keep for keep in keeps if self.any_keep or num_keep(keep, patches) == tuned]
 
 
 def load_pruned(path: str | Path, *, weights: str | None = None, download: bool = False) -> Any:
@@ -154,6 +182,51 @@ def _described(state: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> tupl
         prompts = _empty_prompts(manifest["prompts"], fields["width"])
         _fill(prompts, state, "prompts.")
     return predictor, prompts
+
+
+def contents(
+    parts: Artefact,
+    *,
+    fields: Mapping[str, Any],
+    base: Mapping[str, Any],
+    ranking: Mapping[str, Any],
+    keep: float | None,
+    any_keep: bool,
+    class_weights: Tensor,
+    about: Mapping[str, Any],
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Predictor, prompts and class weights as tensors, and the manifest that tells what they are; see `read`.
+
+    Args:
+        parts: the predictor and the prompts.
+        fields: what they must agree on with a tower.
+        base: weights and seed of the untouched model.
+        ranking: key of the rankings.
+        keep: share of the patches that is kept, of a predictor.
+        any_keep: whether the prompts were tuned for any keep rate.
+        class_weights: (E, Y) unit class embeddings, tuned text prompts included.
+        about: classes, templates, preprocessing.
+    """
+    state: dict[str, Tensor] = {}
+    for prefix, module in (("predictor", parts.predictor), ("prompts", parts.prompts)):
+        if module is not None:
+            state |= {f"{prefix}.{key}": value for key, value in module.state_dict().items()}
+    if parts.predictor is not None:
+        state[CLASS_WEIGHTS] = class_weights
+    predictor = parts.predictor
+    manifest = {
+        "kind": KIND,
+        "fields": fields,
+        "base": base,
+        "ranking": ranking,
+        "predictor": {"kind": predictor.kind, "width": predictor.width, "prompted": parts.prompted}
+        if predictor
+        else None,
+        "prompts": describe_prompts(parts.prompts, any_keep=any_keep) if parts.prompts else None,
+        "keep": keep,
+        **about,
+    }
+    return state, manifest
 
 
 def describe_prompts(prompts: Prompts, *, any_keep: bool) -> dict[str, Any]:

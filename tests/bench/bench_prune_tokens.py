@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from effvl_cli.core.bench import Latency, ratio, timed
-from effvl_cli.engines.prune_tokens.parity import Embedder, Parity
 from effvl_cli.models.onnx import export_onnx, session
 from effvl_cli.models.openclip_tower import OpenClipTower, self_check, tower_of
+from effvl_cli.models.token_parity import Embedder, Parity
 from effvl_cli.techniques.prune_tokens.macs import TowerShape
 from effvl_cli.techniques.prune_tokens.predictor import MixerPredictor
 from effvl_cli.techniques.prune_tokens.ranking import CandidateRunner, golden_ranking

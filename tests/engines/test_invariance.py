@@ -255,7 +255,7 @@ def test_a_collapse_is_told(effvl, report, monkeypatch):
 
 
 def test_embedding_std_is_one_on_the_sphere_and_zero_when_collapsed():
-    from effvl_cli.engines.pretrain.task import embedding_std
+    from effvl_cli.techniques.pretrain.collapse import embedding_std
 
     rows = torch.randn(2000, 32, generator=torch.Generator().manual_seed(0))
     assert float(embedding_std(rows)) == pytest.approx(1, abs=0.03)

@@ -8,7 +8,7 @@ import pytest
 from effvl_cli.config.prune_tokens import RankConfig
 from effvl_cli.core.run import unopened
 from effvl_cli.engines.prune_tokens.context import build_context
-from effvl_cli.engines.prune_tokens.preview import search_cost
+from effvl_cli.engines.prune_tokens.preview import candidates_of
 
 LINES = {
     "prune-tokens --shots 2": ["ranking", "predictor", "prompts", "golden ranking", "evaluation"],
@@ -83,7 +83,7 @@ def test_epochs_and_images_are_those_of_the_options(effvl):
 def test_candidates_of_a_search_by_hand(options, passes):
     config = RankConfig(device="cpu", **options)
     context = build_context(config, unopened("prune-tokens rank", config))
-    found, macs = search_cost(context)
+    found, macs = candidates_of(context)
     assert found == passes
     shape = context.shape
     assert shape.dense() < macs <= shape.dense() + passes * shape.candidate(63, 0)

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from effvl_cli.engines.pretrain.probes import knn, linear_probe
-from effvl_cli.engines.pretrain.sgd_probe import LinearHeads
+from effvl_cli.core.feature_judges import knn, linear_probe
+from effvl_cli.techniques.pretrain.heads import LinearHeads
 
 
 def blobs(count, seed):

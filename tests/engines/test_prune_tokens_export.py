@@ -12,11 +12,11 @@ from effvl_cli.core import bench as bench_
 from effvl_cli.core.errors import CheckError, ModelError
 from effvl_cli.data.decoded import Decoded
 from effvl_cli.engines.prune_tokens import export, tower_latency
-from effvl_cli.engines.prune_tokens.parity import Embedder, Parity
 from effvl_cli.models import network as networks
 from effvl_cli.models.onnx import session
 from effvl_cli.models.openclip_tower import tower_of
 from effvl_cli.models.program import load_program
+from effvl_cli.models.token_parity import Embedder, Parity
 from effvl_cli.models.token_pruned_clip import load_pruned
 from effvl_cli.techniques.prune_tokens.predictor import LinearPredictor
 from effvl_cli.techniques.prune_tokens.selectors import GridSelector

@@ -8,7 +8,6 @@ from safetensors.torch import load_file
 
 from effvl_cli.core.checkpoint import load_model, read_manifest
 from effvl_cli.engines.prune_tokens import rankings
-from effvl_cli.engines.prune_tokens.predictor import split
 from effvl_cli.models import network
 
 SEARCHES = {
@@ -261,16 +260,6 @@ def test_a_predictor_of_labels_is_warned_of(effvl, quick_figures, pictures, mini
     assert report("run").technique["ranking"]["scorer"] == "label"
     refused = effvl("prune-tokens", "predict", "run", "--scorer", "maxconf", "--out", "other")
     assert refused.code == 4 and "scorer: 'label' there, 'maxconf' here" in refused.error
-
-
-def test_held_out_images_are_a_tenth_of_every_class():
-    labels = torch.arange(3).repeat_interleave(20)
-    training, validation = split(labels, 0)
-    assert labels[validation].tolist() == [0, 0, 1, 1, 2, 2]
-    assert sorted([*training.tolist(), *validation.tolist()]) == list(range(60))
-    assert not torch.equal(split(labels, 1)[1], validation)
-    single = split(torch.tensor([4]), 0)
-    assert [part.tolist() for part in single] == [[0], [0]]
 
 
 def test_the_saved_network_of_the_tests_is_what_they_say():

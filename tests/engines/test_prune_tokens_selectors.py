@@ -12,8 +12,11 @@ from PIL import Image
 
 from effvl_cli.config import prune_tokens as options
 from effvl_cli.config.prune_tokens import EvalConfig, SearchOptions
-from effvl_cli.engines.prune_tokens import pictures, rankings, selectors
+from effvl_cli.data.fewshot import spread
+from effvl_cli.engines.prune_tokens import pictures
 from effvl_cli.engines.prune_tokens.selectors import asked_for
+from effvl_cli.techniques.prune_tokens import selector_table
+from effvl_cli.techniques.prune_tokens.scorer_table import SCORERS
 from tests.conftest import keep_few_images
 from tests.data import layouts
 from tests.engines.conftest import copy_of
@@ -35,9 +38,9 @@ def trained(shared, few_images, shared_cache):
 
 def test_the_table_of_selectors_is_what_the_options_offer():
     """And a picture or a benchmark offers those that it can show or time."""
-    assert set(get_args(options.Selector)) == set(selectors.SELECTORS)
-    assert set(get_args(options.Timed)) == {name for name, spec in selectors.SELECTORS.items() if spec.deployable}
-    assert set(get_args(get_type_hints(SearchOptions)["scorer"])) == set(rankings.SCORERS)
+    assert set(get_args(options.Selector)) == set(selector_table.SELECTORS)
+    assert set(get_args(options.Timed)) == {name for name, spec in selector_table.SELECTORS.items() if spec.deployable}
+    assert set(get_args(get_type_hints(SearchOptions)["scorer"])) == set(SCORERS)
 
 
 def test_every_selector_at_every_number_of_patches(trained, effvl, report, monkeypatch):
@@ -249,9 +252,9 @@ def test_shown_images_are_of_many_classes_however_they_are_ordered():
     """Also where every 25th image is of one class, which evenly spread positions would pick."""
     periodic, sorted_ = np.arange(200) % 25, np.arange(200) // 8
     for labels in (periodic, sorted_, periodic[::-1].copy()):
-        picked = labels[pictures.spread(labels, 8).numpy()]
+        picked = labels[spread(labels, 8).numpy()]
         assert len(set(picked)) == 8 and picked.min() == 0 and picked.max() == 24
-    assert sorted(pictures.spread(np.array([1, 0, 1]), 8).tolist()) == [0, 1, 2]
+    assert sorted(spread(np.array([1, 0, 1]), 8).tolist()) == [0, 1, 2]
 
 
 def test_pictures_are_drawn(trained, effvl):

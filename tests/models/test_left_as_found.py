@@ -4,12 +4,12 @@ import importlib.util
 
 import pytest
 import torch
+from effvl_cli.engines.prune_tokens.parity import Embedder, Parity
 from torch import Tensor, nn
 
 from effvl_cli.core.checkpoint import save_model
 from effvl_cli.core.measure import count_macs
 from effvl_cli.data.transforms import Preprocess
-from effvl_cli.engines.prune_tokens.parity import Embedder, Parity
 from effvl_cli.models import network as networks
 from effvl_cli.models.edits import apply_edits
 from effvl_cli.models.onnx import export_onnx, parity

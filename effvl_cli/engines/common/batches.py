@@ -8,10 +8,11 @@ from torch import Tensor
 from effvl_cli.core import distributed
 from effvl_cli.core.errors import UsageError
 from effvl_cli.core.run import Run
+from effvl_cli.data.decoded import Decoded
 from effvl_cli.data.loader import Batch, StepTransform, loader_workers, train_batches
 from effvl_cli.data.sampler import EpochSampler
-from effvl_cli.data.source import ImageSource
-from effvl_cli.data.transforms import Transform
+from effvl_cli.data.source import ImageSource, Indices
+from effvl_cli.data.transforms import Preprocess, Transform
 
 T = TypeVar("T")
 Stream = Callable[[int], Iterator[T]]
@@ -101,3 +102,34 @@ def loaded(
         )
 
     return stream
+
+
+def decode(
+    source: ImageSource,
+    preprocess: Preprocess,
+    indices: Indices | None,
+    options: LoaderOptions,
+    run: Run,
+    *,
+    on_bad: str | None = None,
+    noted: bool = True,
+) -> Decoded:
+    """Images of a split as a network sees them.
+
+    Args:
+        source: the split.
+        preprocess: geometry.
+        indices: (M,) positions; None: all.
+        options: loader processes, and what unreadable images do.
+        run: whose device and report.
+        on_bad: in place of --on-bad.
+        noted: whether the report says how many there are.
+
+    Raises:
+        DataError: an unreadable image, or too many.
+    """
+    workers = loader_workers(options.workers, run.device.type)
+    images = Decoded.read(source, preprocess, indices, workers=workers, on_bad=on_bad or options.on_bad)
+    if noted:
+        run.report.data(source, num_samples=len(images), bad_files=images.bad_files)
+    return images

@@ -1,10 +1,15 @@
 """What a run will do and cost, before it does it: the table behind the options that `--dry-run` prints."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from effvl_cli.core.loop import autocast
+from effvl_cli.core.modes import as_found
+from effvl_cli.core.probe import seconds_for
 from effvl_cli.core.table import Cell, Table
 
 TRAINING = 3  # multiply-adds of a forward and a backward pass, over those of the forward pass
@@ -65,3 +70,24 @@ def _macs(macs: float) -> str:
         if macs < limit:
             return f"{macs / unit:.3g} {word}"
     return f"{macs / 1e15:.4g} P"
+
+
+def speed_of(
+    call: Callable[[Tensor], Any], module: nn.Module, images: Tensor, macs: float, precision: str = "fp32"
+) -> float:
+    """Multiply-adds a second of a network in evaluation mode.
+
+    Args:
+        call: from images (b, 3, H, W) through the network.
+        module: the network.
+        images: (B, 3, H, W) on its device, B of them the most at a time.
+        macs: of one image.
+        precision: autocast type.
+    """
+    device = images.device
+
+    def run(count: int) -> None:
+        with as_found(module, training=False), torch.inference_mode(), autocast(device, precision):
+            call(images[:count])
+
+    return len(images) * macs / seconds_for(run, len(images), device)

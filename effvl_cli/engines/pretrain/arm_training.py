@@ -13,23 +13,23 @@ import torch
 from effvl_cli.config.methods import METHODS
 from effvl_cli.config.pretrain import PretrainConfig, SearchConfig
 from effvl_cli.core import bench, distributed, loop
+from effvl_cli.core.compiling import compile_backbone
 from effvl_cli.core.files import write_json
 from effvl_cli.core.modes import as_found
 from effvl_cli.core.phases import Phases
 from effvl_cli.core.run import Run
 from effvl_cli.data.loader import Batch
+from effvl_cli.data.view_maker import ViewMaker
 from effvl_cli.data.views import WorkerCrops
 from effvl_cli.engines.common.plans import optimizers_of, plan_of
-from effvl_cli.engines.pretrain.costs import Costs
+from effvl_cli.engines.pretrain.costs import check_patches, sizes_of
 from effvl_cli.engines.pretrain.images import TrainImages
 from effvl_cli.engines.pretrain.methods import build_method, build_network
 from effvl_cli.engines.pretrain.probes import Probe
 from effvl_cli.engines.pretrain.task import InvarianceTask
-from effvl_cli.engines.pretrain.view_sizes import Sizes
-from effvl_cli.engines.pretrain.views import ViewMaker
 from effvl_cli.models.network import Network
 from effvl_cli.techniques.pretrain.schedule import Clock, Compression, Schedule
-from effvl_cli.techniques.pretrain.tokens import count_kept
+from effvl_cli.techniques.pretrain.step_cost import Costs
 
 STAGES = (0.0, 0.05, 0.25, 0.5, 0.75, 1.0)
 """Shares of the budget whose checkpoints stay, for `pretrain search`."""
@@ -54,7 +54,7 @@ class ArmTrainer:
         network = build_network(config, log=run.log)
         shape = network.module.shape
         method = build_method(config, network.module, len(images)).to(run.device)
-        sizes = Sizes.of(config, shape)
+        sizes = sizes_of(config, shape)
         maker = ViewMaker.of(config, sizes, network.preprocess, shape.depth)
         return cls(config, run, images, network, Costs(shape, method, sizes), maker)
 
@@ -89,7 +89,7 @@ def make_clock(trainer: ArmTrainer, schedule: Schedule, budget: float) -> Clock:
     samples = [costs.sample(c) for c in compressions]
     if isinstance(config, PretrainConfig) and config.cost_model == "time":
         samples = _measured(trainer, compressions)
-    trainer.costs.sizes.check(schedule)
+    check_patches(trainer.costs.sizes, schedule)
     return Clock(
         schedule, [config.batch_size * units for units in samples], budget if schedule.unit != "steps" else None
     )
@@ -188,46 +188,14 @@ def train(trainer: ArmTrainer, schedule: Schedule, budget: float, *, phase: str,
     return Trained(fitted, clock, task)
 
 
-def compile_backbone(method: Any, run: Run) -> None:
-    """Compile the forward passes of the encoders in place; a compiler that fails is done without, with a warning."""
-    import torch._dynamo
-
-    torch._dynamo.config.suppress_errors = True  # falls back to eager, graph by graph
-    for name, module in method.named_children():
-        if name.endswith("backbone"):
-            module.compile(dynamic=False)
-    run.log("compiling: one graph for each length of the sequence, at most eight")
-
-
 def stage_rows(trained: Trained, trainer: ArmTrainer) -> list[dict[str, Any]]:
     """What each stage was, for the report."""
-    rows = []
-    schedule, meter, batch = trained.clock.stages, trained.task.meter, trainer.config.batch_size
-    for stage in schedule:
-        c = stage.compression
-        num_patches = (trainer.costs.sizes.view(c.patch) // c.patch) ** 2
-        seconds, waited = meter.seconds.get(stage.index), meter.waited.get(stage.index)
-        done = meter.steps.get(stage.index, 0)
-        rows.append(
-            {
-                "until": trained.clock.t(stage.first + stage.steps),
-                "patch": c.patch,
-                "keep_q": c.keep_q,
-                "keep_k": c.keep_k,
-                "tokens_q": tokens(num_patches, c.keep_q),
-                "tokens_k": tokens(num_patches, c.keep_k),
-                "units_per_sample": trainer.costs.sample(c),
-                "steps": stage.steps,
-                "samples": stage.steps * batch,
-                "wall_s": seconds,
-                "cpu_s": meter.cpu.get(stage.index),
-                "images_per_s": done * batch / seconds if seconds else None,
-                "data_wait_fraction": (waited or 0.0) / seconds if seconds else None,
-            }
-        )
-    return rows
-
-
-def tokens(num_patches: int, keep: float) -> int:
-    """Length of the sequence, with CLS."""
-    return count_kept(num_patches, keep) + 1
+    clock, meter, batch_size = trained.clock, trained.task.meter, trainer.config.batch_size
+    return [
+        {
+            "until": clock.t(stage.first + stage.steps),
+            **trainer.costs.stage(stage, batch_size),
+            **meter.row(stage.index, batch_size),
+        }
+        for stage in clock.stages
+    ]

@@ -1,49 +1,35 @@
-"""What a training costs: units of one uncompressed forward pass, the budget in them, and memory."""
+"""The budget of a training, and the sides of its views, as the options say."""
 
-from dataclasses import dataclass
-
-from effvl_cli.config.pretrain import PretrainConfig
-from effvl_cli.engines.pretrain.view_sizes import Sizes
-from effvl_cli.techniques.pretrain.cost import forward_macs, units_per_sample
-from effvl_cli.techniques.pretrain.method import Method
-from effvl_cli.techniques.pretrain.schedule import Compression
+from effvl_cli.config.pretrain import PretrainConfig, SearchConfig
+from effvl_cli.core.errors import UsageError
+from effvl_cli.techniques.pretrain.schedule import Schedule, near_divisors
+from effvl_cli.techniques.pretrain.step_cost import Costs
+from effvl_cli.techniques.pretrain.view_sizes import Sizes
 from effvl_cli.techniques.pretrain.vit import ViTShape
 
 DEFAULT_BUDGET = 120_000.0  # units on the embedded data: about half a minute an arm on two cores
 
 
-@dataclass(frozen=True)
-class Costs:
-    """Multiply-adds of a method on a backbone, in units of its uncompressed forward pass."""
+def sizes_of(config: PretrainConfig | SearchConfig, shape: ViTShape) -> Sizes:
+    """As configured; local crops are whole base patches."""
+    local = shape.patch * max(1, round(config.local_size * shape.image_size / shape.patch))
+    return Sizes(shape.image_size, local, config.size_policy)
 
-    shape: ViTShape
-    method: Method
-    sizes: Sizes
 
-    @property
-    def unit_macs(self) -> int:
-        """Multiply-adds of a unit."""
-        return forward_macs(self.shape)
+def check_patches(sizes: Sizes, schedule: Schedule) -> None:
+    """Every patch fits.
 
-    def forward(self, compression: Compression, keep: float, *, local: bool = False) -> float:
-        """Units of one forward pass of a view."""
-        patch = compression.patch
-        side = self.sizes.local(patch) if local else self.sizes.view(patch)
-        return forward_macs(self.shape, patch=patch, keep=keep, image_size=side) / self.unit_macs
-
-    def sample(self, compression: Compression) -> float:
-        """Units that an image costs in a step."""
-        return units_per_sample(
-            self.method.passes,
-            self.forward(compression, compression.keep_q),
-            self.forward(compression, compression.keep_k),
-            self.forward(compression, compression.keep_q, local=True) if self.method.passes.local else 0.0,
-        )
-
-    @property
-    def full(self) -> float:
-        """Units that an image costs uncompressed."""
-        return self.sample(Compression(self.shape.patch))
+    Raises:
+        UsageError: names the stage and the divisors near the request.
+    """
+    for index, stage in enumerate(schedule.stages):
+        patch = stage.compression.patch
+        if not sizes.allows(patch):
+            near = ", ".join(map(str, near_divisors(sizes.image_size, patch)))
+            raise UsageError(
+                f"stage {index}: patch {patch} divides no view of {sizes.image_size} px",
+                f"Near it divide {near}; or give --size-policy snap, or another --image-size",
+            )
 
 
 def budget_of(config: PretrainConfig, costs: Costs, num_images: int) -> float:

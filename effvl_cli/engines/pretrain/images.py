@@ -1,9 +1,8 @@
 """Pictures without labels as a stream of training batches: held in memory, or read by loader processes."""
 
-import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +10,12 @@ import torch
 from torch import Tensor
 
 from effvl_cli.config.pretrain import EvalConfig, PretrainConfig, SearchConfig
-from effvl_cli.core.errors import DataError, UsageError
+from effvl_cli.core.errors import UsageError
 from effvl_cli.core.report import physical_memory
 from effvl_cli.core.run import Run
 from effvl_cli.data import load
-from effvl_cli.data.decoded import CHUNK
-from effvl_cli.data.loader import Batch, SampleLoader, loader_workers
+from effvl_cli.data.canvas import canvas_shape, squeezed
+from effvl_cli.data.loader import Batch, loader_workers
 from effvl_cli.data.sampler import EpochSampler
 from effvl_cli.data.source import ImageSource, Subset
 from effvl_cli.data.transforms import Preprocess
@@ -25,7 +24,6 @@ from effvl_cli.engines.common.batches import Stream, in_memory, loaded
 
 MEMORY_SHARE = 0.25  # of the machine's, for the pictures of a training
 CANVAS = 2  # times the view: larger pictures are made smaller before they are held in memory
-LOOKED_AT = 16  # pictures whose sizes say how large a canvas has to be
 
 StepCrops = Callable[[int], WorkerCrops]
 
@@ -63,7 +61,7 @@ class TrainImages:
         if not len(source):
             return cls(source, torch.arange(0))
         view = preprocess.size[0]
-        shape = _canvas_shape(source, CANVAS * view)
+        shape = canvas_shape(source, CANVAS * view)
         fits = len(source) * 3 * math.prod(shape) <= MEMORY_SHARE * physical_memory()
         if config.aug_device == "batch" and not fits:
             raise UsageError(
@@ -73,7 +71,7 @@ class TrainImages:
         if config.aug_device == "worker" or not fits or (config.aug_device == "auto" and view > SMALL):
             return cls(source, torch.arange(len(source)))
         squeeze = dataclasses.replace(preprocess, size=shape, resize_mode="squash", crop_ratio=1.0)
-        return cls(source, *_squeezed(source, squeeze, loader_workers(config.workers, run.device.type), config.on_bad))
+        return cls(source, *squeezed(source, squeeze, loader_workers(config.workers, run.device.type), config.on_bad))
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -91,38 +89,3 @@ class TrainImages:
             sampler,
             lambda rows: Batch(canvas[rows], unlabelled[rows], self.kept[rows], picture_sizes=sizes[rows]),
         )
-
-
-def _canvas_shape(source: ImageSource, limit: int) -> tuple[int, int]:
-    """Height and width that hold the largest of some pictures, up to a limit."""
-    some = np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).astype(int)
-    sizes = []
-    for index in some:
-        with contextlib.suppress(DataError):  # it is met again, and counted, when all are read
-            sizes.append(source.image(int(index)).size)
-    width, height = (max(side) for side in zip(*sizes, strict=True)) if sizes else (limit, limit)
-    return min(limit, height), min(limit, width)
-
-
-def _squeezed(source: ImageSource, preprocess: Preprocess, workers: int, on_bad: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Places (M,), pixels (M, 3, H, W) and sizes (M, 2) of the readable pictures, whole and in one shape."""
-
-    def make(index: int, epoch: int) -> tuple[Tensor, Tensor]:
-        image = source.image(index)
-        return preprocess.to_uint8(image), torch.tensor([image.height, image.width])
-
-    def collate(samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        return torch.stack([pixels for pixels, _ in samples]), torch.stack([size for _, size in samples])
-
-    loader = SampleLoader(lambda step: make, collate, len(source), workers=workers, on_bad=on_bad)
-    canvas = torch.empty(len(source), 3, *preprocess.size, dtype=torch.uint8)
-    kept, sizes, filled = [], [], 0
-    for batch, indices in loader.once(np.arange(len(source)), chunk=CHUNK):
-        if batch is not None:
-            canvas[filled : filled + len(indices)] = batch[0]
-            sizes.append(batch[1])
-            kept.append(torch.from_numpy(indices))
-            filled += len(indices)
-    if not kept:
-        raise DataError(f"{source.name} has no readable training picture", "Give others")
-    return torch.cat(kept), canvas[:filled], torch.cat(sizes)

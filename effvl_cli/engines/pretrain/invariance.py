@@ -15,12 +15,11 @@ from effvl_cli.core.run import Run
 from effvl_cli.core.table import Cell, Table, percent, points, times
 from effvl_cli.engines.pretrain import pictures
 from effvl_cli.engines.pretrain.arm_training import ArmTrainer, Trained, stage_rows, train
-from effvl_cli.engines.pretrain.costs import budget_of
+from effvl_cli.engines.pretrain.costs import budget_of, check_patches, sizes_of
 from effvl_cli.engines.pretrain.images import TrainImages, open_split
 from effvl_cli.engines.pretrain.methods import build_network, check_batch
 from effvl_cli.engines.pretrain.probes import Judged, Probe, decode
 from effvl_cli.engines.pretrain.schedules import build_schedule
-from effvl_cli.engines.pretrain.view_sizes import Sizes
 from effvl_cli.techniques.pretrain.schedule import Compression, Schedule
 
 BOTH = ("baseline", "accelerated")
@@ -52,7 +51,7 @@ def _arms(config: PretrainConfig) -> tuple[dict[str, Schedule], str]:
     """The schedules to train by name, the one that users get last, and where that one is from."""
     shape = build_network(config).module.shape
     schedule, source = build_schedule(config, shape)
-    Sizes.of(config, shape).check(schedule)
+    check_patches(sizes_of(config, shape), schedule)
     if not config.compares:
         return {"train": schedule}, source
     return {BOTH[0]: Schedule.constant(Compression(shape.patch)), BOTH[1]: schedule}, source
@@ -131,25 +130,11 @@ def _report(config: PretrainConfig, run: Run, trained: dict[str, tuple[ArmTraine
 
 def _arm(trainer: ArmTrainer, trained: Trained) -> dict[str, Any]:
     rows = stage_rows(trained, trainer)
-    samples = sum(row["samples"] for row in rows)
-    units = sum(row["samples"] * row["units_per_sample"] for row in rows)
-    timed = [row for row in rows if row["wall_s"]]
-    seconds = sum(row["wall_s"] for row in timed)
-    seen = sum(row["images_per_s"] * row["wall_s"] for row in timed)
-    macs = trainer.costs.unit_macs
     return {
         "steps": trained.clock.steps,
-        "samples": samples,
+        "samples": sum(row["samples"] for row in rows),
         "budget": {"units_planned": trained.clock.budget, "units_spent": trained.clock.units},
-        "cost": {
-            "macs_total": units * macs,
-            "flops_total": 2 * units * macs,
-            "baseline_flops_same_samples": 2 * samples * trainer.costs.full * macs,
-            "flop_ratio": samples * trainer.costs.full / units,
-            "wall_s": seconds,
-            "cpu_s": sum(row["cpu_s"] for row in timed),
-            "images_per_s": seen / seconds if seconds else None,
-        },
+        "cost": trainer.costs.totals(rows),
         "schedule": rows,
         "stages_skipped": trained.clock.skipped,
     }

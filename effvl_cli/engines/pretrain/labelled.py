@@ -30,8 +30,7 @@ def run(config: PretrainConfig, run: Run) -> None:
     network = objective.network
     fitted = _fit(objective)
     run.report.model(network.name, network.source, network.module)
-    for kind, args in reported(network.edits):
-        run.report.edit(kind, **args)
+    run.report.edits(reported(network.edits))
     run.report.data(objective.source)
     run.report.technique.update(method=config.method, steps=fitted.steps, best_step=fitted.best_step)
     image = torch.zeros(1, 3, *network.preprocess.size, device=run.device)

@@ -12,8 +12,8 @@ from effvl_cli.core.metrics import standard_error
 from effvl_cli.core.run import Run
 from effvl_cli.data import load
 from effvl_cli.data.decoded import Decoded
-from effvl_cli.data.loader import loader_workers
 from effvl_cli.data.source import ImageSource, Indices
+from effvl_cli.engines.common.batches import decode
 from effvl_cli.models.network import Network
 
 
@@ -54,14 +54,11 @@ class Objective:
 
     def decode(self, source: ImageSource, indices: Indices | None = None) -> Decoded:
         """A split as the network takes it, or some images of it."""
-        workers = loader_workers(self.config.workers, self.run.device.type)
-        return Decoded.read(source, self.network.preprocess, indices, workers=workers, on_bad=self.config.on_bad)
+        return decode(source, self.network.preprocess, indices, self.config, self.run, noted=False)
 
     def test_images(self, source: ImageSource) -> Decoded:
         """A test split, noted in the report."""
-        images = self.decode(source)
-        self.run.report.data(source, num_samples=len(images), bad_files=images.bad_files)
-        return images
+        return decode(source, self.network.preprocess, None, self.config, self.run)
 
     def open(self, split: str, data: str | None = None) -> ImageSource:
         """A split of --data, or of another data set."""

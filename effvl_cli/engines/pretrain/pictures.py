@@ -14,7 +14,7 @@ from effvl_cli.core.records import RECORDS
 from effvl_cli.core.run import Run
 from effvl_cli.data.views import as_pictures
 from effvl_cli.engines.pretrain.arm_training import ArmTrainer, Trained
-from effvl_cli.techniques.pretrain.method import View
+from effvl_cli.techniques.pretrain.method import dropped_pixels
 from effvl_cli.techniques.pretrain.schedule import Clock
 
 SHOWN = 6  # pictures
@@ -89,7 +89,7 @@ def draw_views(run: Run, trainer: ArmTrainer, clock: Clock) -> None:
         for role, view, index in (("query", views.query[0], 0), ("key", views.key[0], len(views.key[:1]))):
             shown = pixels[index][:SHOWN]
             shown = F.interpolate(
-                torch.where(_dropped(view)[:SHOWN], torch.full_like(shown, HIDDEN), shown), size=(side, side)
+                torch.where(dropped_pixels(view)[:SHOWN], torch.full_like(shown, HIDDEN), shown), size=(side, side)
             )
             rows.append(as_pictures(shown))
             keep = compression.keep_q if role == "query" else compression.keep_k
@@ -97,14 +97,3 @@ def draw_views(run: Run, trainer: ArmTrainer, clock: Clock) -> None:
     count = min(SHOWN, len(batch.images))
     grid = np.stack([row[:count] for row in rows])
     run.plot("views", plots.image_grid, grid, title="Views", row_labels=labels)
-
-
-def _dropped(view: View) -> torch.Tensor:
-    """(B, 1, S, S) bool: pixels of patches that are not kept."""
-    count, _, side, _ = view.images.shape
-    grid = side // view.patch
-    hidden = torch.zeros(count, grid * grid, dtype=torch.bool, device=view.images.device)
-    if view.kept is not None:
-        hidden = torch.ones_like(hidden).scatter_(1, view.kept, False)
-    cells = hidden.reshape(count, 1, grid, grid)
-    return cells.repeat_interleave(view.patch, 2).repeat_interleave(view.patch, 3)

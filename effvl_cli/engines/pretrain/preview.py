@@ -13,24 +13,22 @@ from effvl_cli.core.errors import DataError
 from effvl_cli.core.loop import Task, autocast
 from effvl_cli.core.measure import count_macs, count_parameters
 from effvl_cli.core.modes import as_found
-from effvl_cli.core.probe import saved_bytes, seconds_for
+from effvl_cli.core.probe import seconds_for, training_bytes
 from effvl_cli.core.run import unopened
 from effvl_cli.core.table import Cell, Table, times
-from effvl_cli.data.loader import Batch
-from effvl_cli.data.transforms import Preprocess
-from effvl_cli.engines.common.cost_table import STATES, TRAINING, Part, cost_table
+from effvl_cli.data.loader import Batch, noise_batch
+from effvl_cli.data.view_maker import ViewMaker
+from effvl_cli.engines.common.cost_table import STATES, TRAINING, Part, cost_table, speed_of
 from effvl_cli.engines.pretrain import labelled
-from effvl_cli.engines.pretrain.arm_training import tokens
-from effvl_cli.engines.pretrain.costs import DEFAULT_BUDGET, Costs, budget_of
+from effvl_cli.engines.pretrain.costs import DEFAULT_BUDGET, budget_of, check_patches, sizes_of
 from effvl_cli.engines.pretrain.images import open_split
 from effvl_cli.engines.pretrain.methods import build_method, build_network, check_batch
 from effvl_cli.engines.pretrain.probes import MAX_VALIDATION
 from effvl_cli.engines.pretrain.schedules import build_schedule, parse_schedule
-from effvl_cli.engines.pretrain.view_sizes import Sizes
-from effvl_cli.engines.pretrain.views import ViewMaker
 from effvl_cli.models.network import Network
 from effvl_cli.techniques.pretrain.method import Method
 from effvl_cli.techniques.pretrain.schedule import Clock, Compression, Schedule
+from effvl_cli.techniques.pretrain.step_cost import Costs
 
 EVALUATIONS = 2  # of the features while an arm is trained
 SMALLEST = 2  # samples that a probe of a step takes
@@ -53,12 +51,12 @@ class Trainee:
         self.network = build_network(config)
         shape = self.network.module.shape
         self.method: Method = build_method(config, self.network.module, num_images).to(self.device)
-        self.costs = Costs(shape, self.method, Sizes.of(config, shape))
+        self.costs = Costs(shape, self.method, sizes_of(config, shape))
         self.maker = ViewMaker.of(config, self.costs.sizes, self.network.preprocess, shape.depth)
 
     def clock(self, schedule: Schedule, budget: float) -> Clock:
         """Steps of a schedule."""
-        self.costs.sizes.check(schedule)
+        check_patches(self.costs.sizes, schedule)
         units = [self.config.batch_size * self.costs.sample(stage.compression) for stage in schedule.stages]
         return Clock(schedule, units, budget if schedule.unit != "steps" else None)
 
@@ -74,7 +72,7 @@ class Trainee:
 
     def loss(self, compression: Compression, count: int) -> torch.Tensor:
         """Of noise images."""
-        views = self.maker.views(noise(self.network.preprocess, count, self.device), compression, 0)
+        views = self.maker.views(noise_batch(self.network.preprocess.size, count, self.device), compression, 0)
         with autocast(self.device, self.config.precision):
             return self.method.loss(views, distributed.gather_with_gradient, 0.5).loss
 
@@ -86,9 +84,8 @@ class Trainee:
     def memory(self, compression: Compression) -> int:
         """Weights, gradients, moments, and what the backward pass of a share needs."""
         with as_found(self.method, training=True):
-            few, many = (saved_bytes(partial(self.loss, compression, count)) for count in (SMALLEST, 2 * SMALLEST))
-        share = self.config.batch_size // distributed.world().size
-        activations = few + (many - few) / SMALLEST * max(0, share - SMALLEST)
+            share = self.config.batch_size // distributed.world().size
+            activations = training_bytes(partial(self.loss, compression), share, SMALLEST)
         return int(4 * STATES[self.config.optimizer] * count_parameters(self.method) + activations)
 
 
@@ -137,39 +134,29 @@ def _judged(config: PretrainConfig, arms: int) -> int:
 
 
 def _forward(trainee: Trainee, images: int, size: int) -> Part:
-    config, backbone = trainee.config, trainee.method.result
-
-    def run(count: int) -> None:
-        batch = noise(trainee.network.preprocess, count, trainee.device)
-        with as_found(backbone, training=False), torch.inference_mode(), autocast(trainee.device, config.precision):
-            backbone(trainee.network.preprocess.normalise(batch.images))
-
-    seconds = seconds_for(run, size, trainee.device) * images / size
-    return Part(
-        "features", f"{images:,} images, without k-NN and linear probe", images * trainee.costs.unit_macs, seconds
+    pictures = noise_batch(trainee.network.preprocess.size, size, trainee.device).images
+    macs = images * trainee.costs.unit_macs
+    speed = speed_of(
+        lambda few: trainee.method.result(trainee.network.preprocess.normalise(few)),
+        trainee.method.result,
+        pictures,
+        trainee.costs.unit_macs,
+        trainee.config.precision,
     )
+    return Part("features", f"{images:,} images, without k-NN and linear probe", macs, macs / speed)
 
 
 def _stages(title: str, trainee: Trainee, clock: Clock) -> Table:
     rows: list[tuple[Cell, ...]] = []
     costs = trainee.costs
     for stage in clock.stages:
-        c = stage.compression
-        patches = (costs.sizes.view(c.patch) // c.patch) ** 2
-        each = costs.sample(c)
-        end = f"{clock.t(stage.first + stage.steps):.3f}"
-        lengths = (tokens(patches, c.keep_q), tokens(patches, c.keep_k))
-        rows.append((end, c.patch, *lengths, stage.steps, f"{each:.3f}", times(costs.full / each)))
+        row, end = costs.stage(stage, trainee.config.batch_size), f"{clock.t(stage.first + stage.steps):.3f}"
+        each = row["units_per_sample"]
+        sizes = (row["patch"], row["tokens_q"], row["tokens_k"], row["steps"])
+        rows.append((end, *sizes, f"{each:.3f}", times(costs.full / each)))
     notes = tuple(f"stage {index} is shorter than one step and does not come up" for index in clock.skipped)
     columns = ("until", "patch", "tokens q", "tokens k", "steps", "units/image", "speed-up")
     return Table(title, columns, tuple(rows), notes)
-
-
-def noise(preprocess: Preprocess, count: int, device: torch.device) -> Batch:
-    """Images of noise (count, 3, H, W), all of class 0."""
-    images = torch.randint(256, (count, 3, *preprocess.size), dtype=torch.uint8, generator=torch.Generator())
-    nothing = torch.zeros(count, dtype=torch.int64)
-    return Batch(images.to(device), nothing.to(device), nothing.to(device))
 
 
 def search_parts(config: SearchConfig, candidates: int, stages: int, share: float) -> tuple[Trainee, list[Part]]:
@@ -202,14 +189,10 @@ def features_table(network: Network, config: EvalConfig) -> Table:
     """Of judging features: bank, test split, and the SGD probe where it is asked for."""
     device, module = resolve_device(config.device), network.module
     train, test = open_split(config, "train"), open_split(config, "test")
-    images = noise(network.preprocess, config.eval_batch_size, device).images
+    images = noise_batch(network.preprocess.size, config.eval_batch_size, device).images
     macs = count_macs(module, network.preprocess.normalise(images[:1]))
-
-    def run(count: int) -> None:
-        with as_found(module, training=False), torch.inference_mode(), autocast(device, config.precision):
-            module(network.preprocess.normalise(images[:count]))
-
-    each = seconds_for(run, len(images), device) / len(images)
+    speed = speed_of(lambda few: module(network.preprocess.normalise(few)), module, images, macs, config.precision)
+    each = macs / speed
     count = min(config.num_bank, len(train)) + len(test)
     parts = [Part("features", f"{count:,} images, without k-NN and linear probe", count * macs, count * each)]
     if config.sgd_epochs:
@@ -236,7 +219,7 @@ def _of_labels(config: PretrainConfig) -> Table:
 
     def step(count: int) -> None:
         with as_found(task.module, training=True):
-            _loss(task, noise(network.preprocess, count, device), config).backward()
+            _loss(task, noise_batch(network.preprocess.size, count, device), config).backward()
         network.module.zero_grad(set_to_none=True)
 
     images = steps * config.batch_size
@@ -248,11 +231,9 @@ def _of_labels(config: PretrainConfig) -> Table:
     each = seconds / images / TRAINING
     parts.append(Part("evaluate", f"{test:,} test images", test * macs, test * each))
     with as_found(task.module, training=True):
-        few, many = (
-            saved_bytes(partial(_loss, task, noise(network.preprocess, count, device), config))
-            for count in (SMALLEST, 2 * SMALLEST)
+        activations = training_bytes(
+            lambda count: _loss(task, noise_batch(network.preprocess.size, count, device), config), size, SMALLEST
         )
-    activations = few + (many - few) / SMALLEST * max(0, size - SMALLEST)
     memory = 4 * STATES[config.optimizer] * count_parameters(network.module) + activations
     title = f"{config.method}: {network.name} on {config.data}"
     alone = network.image_module is not network.module

@@ -1,30 +1,27 @@
 """Judges of features: nearest neighbours and a linear classifier, by scikit-learn."""
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from effvl_cli.config.pretrain import EvalConfig, PretrainConfig
 from effvl_cli.core import seeds
+from effvl_cli.core.feature_judges import knn, linear_probe
 from effvl_cli.core.modes import as_found
 from effvl_cli.core.run import Run
 from effvl_cli.data.decoded import Decoded
-from effvl_cli.data.loader import loader_workers
 from effvl_cli.data.source import ImageSource
 from effvl_cli.data.transforms import Preprocess
+from effvl_cli.engines.common import batches
 from effvl_cli.engines.inference import over_images
 from effvl_cli.engines.pretrain.images import open_split
 
 NEIGHBOURS = (1, 20, 200)
-KNN_TEMPERATURE = 0.07  # of the votes, as in DINO's released code
 MAX_VALIDATION = 2000
-LINEAR_ITERATIONS = 1000
 
 Encoder = Callable[[Tensor], Tensor]
 
@@ -98,49 +95,4 @@ def decode(
     order = np.arange(len(source))
     if limit is not None and limit < len(source):
         order = torch.randperm(len(source), generator=seeds.generator(0, "bank"))[:limit].sort().values.numpy()
-    workers = loader_workers(config.workers, run.device.type)
-    return Decoded.read(source, preprocess, order, workers=workers, on_bad=config.on_bad)
-
-
-def knn(bank: Tensor, labels: Tensor, asked: Tensor, neighbours: tuple[int, ...]) -> dict[int, Tensor]:
-    """Votes of the nearest by cosine, each weighted exp(cosine / 0.07).
-
-    Args:
-        bank: (M, D), unit norm.
-        labels: (M,).
-        asked: (Q, D), unit norm.
-        neighbours: numbers of voters; more than M are M.
-
-    Returns:
-        (Q,) classes for each number.
-    """
-    from sklearn.neighbors import NearestNeighbors
-
-    most = min(max(neighbours), len(bank))
-    search = NearestNeighbors(n_neighbors=most, metric="cosine", algorithm="brute").fit(bank.numpy())
-    distances, places = search.kneighbors(asked.numpy())
-    near = labels[torch.from_numpy(places)]
-    weights = torch.exp((1 - torch.from_numpy(distances)).float() / KNN_TEMPERATURE)
-    found = {}
-    for count in neighbours:
-        votes = torch.zeros(len(asked), int(labels.max()) + 1)
-        votes.scatter_add_(1, near[:, :count], weights[:, :count])
-        found[count] = votes.argmax(1)
-    return found
-
-
-def linear_probe(bank: Tensor, labels: Tensor, asked: Tensor) -> Tensor:
-    """Classes (Q,) by logistic regression on standardised features (M, D) of the bank."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    classes: NDArray[np.int64] = labels.numpy()
-    if len(np.unique(classes)) < 2:
-        return torch.full((len(asked),), int(classes[0]))
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=LINEAR_ITERATIONS, tol=1e-3))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the limit is part of the protocol
-        model.fit(bank.double().numpy(), classes)
-    return torch.as_tensor(model.predict(asked.double().numpy()))
+    return batches.decode(source, preprocess, order, config, run, noted=False)

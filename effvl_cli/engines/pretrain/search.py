@@ -1,9 +1,9 @@
 """Measures the gradient error of compressions along a training, and writes the schedule that it implies."""
 
 import dataclasses
-import itertools
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +22,34 @@ from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
 from effvl_cli.core.table import Cell, Table, times
 from effvl_cli.engines.common.cost_table import cost_table
-from effvl_cli.engines.pretrain.arm_training import STAGES, ArmTrainer, tokens, train
-from effvl_cli.engines.pretrain.costs import DEFAULT_BUDGET
+from effvl_cli.engines.pretrain.arm_training import STAGES, ArmTrainer, train
+from effvl_cli.engines.pretrain.costs import DEFAULT_BUDGET, check_patches
 from effvl_cli.engines.pretrain.images import TrainImages
 from effvl_cli.engines.pretrain.methods import build_network, check_batch
 from effvl_cli.engines.pretrain.preview import search_parts
 from effvl_cli.engines.pretrain.schedules import key_keep, parse_schedule, unsaid_key_keep
-from effvl_cli.techniques.pretrain.gradient_error import Estimate, GradientError, best, monotone
+from effvl_cli.techniques.pretrain.compression_search import (
+    FULL,
+    KEEPS,
+    SCALES,
+    Estimates,
+    bias_growth,
+    choose,
+    compressed_share,
+    error_curves,
+    error_rows,
+    grid,
+    images_gained,
+    named,
+    schedule_of,
+    scope,
+)
+from effvl_cli.techniques.pretrain.gradient_error import Estimate, GradientError, best
 from effvl_cli.techniques.pretrain.schedule import Compression, Schedule, Stage, schedule_from, schedule_to
 
 SCHEDULE, ERRORS = "schedule.yaml", "gradient_error.json"
-KEEPS = (1.0, 0.75, 0.5, 0.25, 0.1)
-SCALES = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0)  # of the base patch
 PILOT_SHARE = 0.1
-FULL = "full"
 ROUNDING = 1e-6  # of t
-
-Estimates = dict[str, Estimate]
 
 
 def run(config: SearchConfig, run: Run) -> None:
@@ -85,19 +96,10 @@ def _candidates(config: SearchConfig, trainer: ArmTrainer) -> dict[str, Compress
     base, sizes = trainer.costs.shape.patch, trainer.costs.sizes
     if config.candidates:
         found = _read_candidates(Path(config.candidates), config.method)
-        sizes.check(Schedule(tuple(Stage(index + 1.0, c) for index, c in enumerate(found)), "steps"))
+        check_patches(sizes, Schedule(tuple(Stage(index + 1.0, c) for index, c in enumerate(found)), "steps"))
     else:
-        patches = [int(scale * base) for scale in SCALES if scale * base == int(scale * base)]
-        legal = [patch for patch in dict.fromkeys(patches) if sizes.allows(patch) and sizes.view(patch) >= patch]
-        found = [Compression(patch, keep, key_keep(config.method, keep)) for patch in legal for keep in KEEPS]
-    full = Compression(base)
-    distinct = {_lengths(trainer, c): c for c in reversed([full, *found])}  # rounding may make two of one length
-    return {FULL: full, **{_name(c): c for c in reversed(distinct.values()) if c != full}}
-
-
-def _lengths(trainer: ArmTrainer, c: Compression) -> tuple[int, int, int]:
-    count = (trainer.costs.sizes.view(c.patch) // c.patch) ** 2
-    return c.patch, tokens(count, c.keep_q), tokens(count, c.keep_k)
+        found = grid(base, sizes, partial(key_keep, config.method))
+    return named(found, base, sizes)
 
 
 def _read_candidates(path: Path, method: str) -> list[Compression]:
@@ -110,11 +112,6 @@ def _read_candidates(path: Path, method: str) -> list[Compression]:
     except ValueError as error:
         raise UsageError(f"--candidates {path}: {str(error).replace('stage', 'row')}") from error
     return [stage.compression for stage in found.stages]
-
-
-def _name(c: Compression) -> str:
-    keep = f"keep {c.keep_q:g}" if c.keep_k == c.keep_q else f"keep {c.keep_q:g}/{c.keep_k:g}"
-    return f"patch {c.patch}, {keep}"
 
 
 def _budget_of_run(config: SearchConfig) -> float | None:
@@ -195,16 +192,6 @@ def _load(method: nn.Module, step: Step, config: SearchConfig) -> None:
         raise ModelError(f"the checkpoints of {config.run} do not fit: {reason}", hint) from error
 
 
-def scope(method: Any, name: str) -> list[nn.Parameter]:
-    """The parameters whose gradients are compared: those that are trained."""
-    modules: dict[str, nn.Module] = {
-        "backbone": method.backbone,
-        "all": method,
-        "last-block": method.backbone.blocks[-1],
-    }
-    return [p for p in modules[name].parameters() if p.requires_grad]
-
-
 def _gradient(method: Any, views: Any, parameters: list[nn.Parameter]) -> Tensor:
     """(P,) gradient of the loss, in float32; batch norms and centre stay as they are."""
     with as_found(method, training=True):
@@ -215,39 +202,6 @@ def _gradient(method: Any, views: Any, parameters: list[nn.Parameter]) -> Tensor
 
 
 # --- what follows from it --------------------------------------------------------------------------------------------
-
-
-def choose(stages: Mapping[float, Estimates], *, keep_order: bool) -> tuple[dict[float, str], list[float]]:
-    """The strategy of each stage after the start, and the stages where the order of costs overrode the least error.
-
-    The random network of t = 0 is measured, but chooses nothing: its mean gradient, and with it every bias, is large,
-    and the training leaves it within the warm-up.
-    """
-    stages = {t: estimates for t, estimates in stages.items() if t > 0} or stages
-    free = [best(estimates) for estimates in stages.values()]
-    chosen = monotone(free, list(stages.values())) if keep_order else free
-    changed = [t for t, a, b in zip(stages, free, chosen, strict=True) if a != b]
-    return dict(zip(stages, chosen, strict=True)), changed
-
-
-def schedule_of(
-    chosen: Mapping[float, str], candidates: Mapping[str, Compression], final_full: float, base_patch: int
-) -> Schedule:
-    """Stages that change midway between the measured shares; equal neighbours become one; the end is uncompressed."""
-    measured = list(chosen)
-    ends = [(a + b) / 2 for a, b in itertools.pairwise(measured)] + [1.0]
-    rows = [(end, candidates[chosen[t]]) for t, end in zip(measured, ends, strict=True)]
-    if final_full:
-        last = round(1 - final_full, 6)
-        before = [(end, c) for end, c in rows if end < last]
-        cut = next(c for end, c in rows if end >= last)
-        rows = [*before, (last, cut), (1.0, Compression(base_patch))]
-    merged: list[tuple[float, Compression]] = []
-    for end, compression in rows:
-        if merged and merged[-1][1] == compression:
-            merged.pop()
-        merged.append((end, compression))
-    return Schedule(tuple(Stage(end, compression) for end, compression in merged))
 
 
 def _search_units(
@@ -269,11 +223,7 @@ def _write(
     chosen: Mapping[float, str],
     candidates: Mapping[str, Compression],
 ) -> None:
-    rows = [
-        {"t": t, "strategy": name, "chosen": chosen.get(t) == name, **dataclasses.asdict(estimate)}
-        for t, estimates in stages.items()
-        for name, estimate in estimates.items()
-    ]
+    rows = error_rows(stages, chosen)
     batch_size = config.grad_batch_size or config.batch_size
     about = {"batch_size": batch_size, "num_batches": config.num_grad_batches, "scope": config.grad_scope}
     strategies = {name: dataclasses.asdict(c) for name, c in candidates.items()}
@@ -284,25 +234,10 @@ def _write(
     )
     text = {**schedule_to(schedule), "method": config.method, "provenance": {"source": "search", "report": ERRORS}}
     run.write(SCHEDULE, write_text, dump_yaml(text))
-    _draw(run, stages)
-
-
-def _draw(run: Run, stages: Mapping[float, Estimates]) -> None:
-    """The three errors over the training, for the best strategies and the uncompressed one."""
-    names = list(next(iter(stages.values())))
-    mean = {name: sum(estimates[name].ca_mse for estimates in stages.values()) for name in names}
-    shown = [FULL, *sorted((n for n in names if n != FULL), key=lambda n: mean[n])[:6]]
-    panels = {}
-    for key, title in (("bias2", "squared bias"), ("ca_var", "cost-adjusted variance"), ("ca_mse", "CA-MSE")):
-        error = {"bias2": "bias2_se", "ca_var": None, "ca_mse": "se"}[key]
-        panels[title] = {
-            name: [(t, getattr(e[name], key), getattr(e[name], error) if error else 0.0) for t, e in stages.items()]
-            for name in shown
-        }
     run.plot(
         "gradient_error",
         plots.panels,
-        panels,
+        error_curves(stages),
         title="Gradient error, over the variance of the uncompressed gradient",
         xlabel="t, share of the training",
     )
@@ -328,15 +263,15 @@ def _report(
         run.warn(
             f"measured with batches of {config.grad_batch_size}, trained with {config.batch_size}: bias depends on it"
         )
-    clock = _clock_units(trainer, schedule, budget)
+    clock = images_gained(schedule, trainer.costs, budget)
     metrics = run.report.metric
-    least = [min(estimates, key=lambda name: estimates[name].ca_mse) for estimates in stages.values()]
-    compressed = [name != FULL for name in least]
-    metrics("compressed_stages", sum(compressed) / len(compressed), n=len(compressed))
+    metrics("compressed_stages", compressed_share(stages), n=len(stages))
     metrics("speedup", clock, unit="ratio")
     metrics("speedup_with_search", clock * budget / (budget + units), unit="ratio")
     metrics("search_units", units, unit="units", higher_is_better=False)
-    _bias_growth(run, trainer, stages, candidates)
+    for patch, (growth, error) in bias_growth(stages, candidates, trainer.costs.shape.patch).items():
+        about = {"unit": "V(g)", "higher_is_better": False, "n": config.num_grad_batches, "se": error}
+        metrics(f"bias2_growth_patch{patch}", growth, **about)
     run.report.technique.update(
         method=config.method,
         batch_size=config.grad_batch_size or config.batch_size,
@@ -350,36 +285,6 @@ def _report(
         },
         gradient_error=ERRORS,
     )
-
-
-def _clock_units(trainer: ArmTrainer, schedule: Schedule, budget: float) -> float:
-    """Images that the budget buys under the schedule, over those that it buys uncompressed."""
-    start, images = 0.0, 0.0
-    for stage in schedule.stages:
-        images += (stage.until - start) * budget / trainer.costs.sample(stage.compression)
-        start = stage.until
-    return images / (budget / trainer.costs.full)
-
-
-def _bias_growth(
-    run: Run, trainer: ArmTrainer, stages: Mapping[float, Estimates], candidates: Mapping[str, Compression]
-) -> None:
-    """How much the squared bias of whole larger patches grows from t = 0.25 to 1."""
-    if not {0.25, 1.0} <= set(stages):
-        return
-    base = trainer.costs.shape.patch
-    for name, c in candidates.items():
-        if c.patch >= 2 * base and c.keep_q == 1:
-            early, late = stages[0.25][name], stages[1.0][name]
-            error = (early.bias2_se**2 + late.bias2_se**2) ** 0.5
-            run.report.metric(
-                f"bias2_growth_patch{c.patch}",
-                late.bias2 - early.bias2,
-                unit="V(g)",
-                higher_is_better=False,
-                n=run.report.technique.get("num_batches", 0),
-                se=error,
-            )
 
 
 def preview(config: SearchConfig) -> list[Table]:

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from effvl_cli.config.pretrain import EvalConfig
 from effvl_cli.core import loop, seeds
@@ -15,25 +15,10 @@ from effvl_cli.data.transforms import Preprocess, augment
 from effvl_cli.engines.common.batches import check_divides, loaded
 from effvl_cli.engines.pretrain.probes import Encoder, Probe
 from effvl_cli.models.network import Network
+from effvl_cli.techniques.pretrain.heads import LinearHeads
 
 MOMENTUM = 0.9
 REFERENCE_BATCH = 256  # that the rates are given for
-
-
-class LinearHeads(nn.Module):
-    """G linear classifiers of the same features."""
-
-    def __init__(self, count: int, width: int, classes: int) -> None:
-        super().__init__()
-        layers = [nn.Linear(width, classes) for _ in range(count)]
-        for head in layers:
-            nn.init.normal_(head.weight, std=0.01)
-            nn.init.zeros_(head.bias)
-        self.heads = nn.ModuleList(layers)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, D) to (G, B, C)."""
-        return torch.stack([head(features) for head in self.heads])
 
 
 class ProbeTask(loop.Task):

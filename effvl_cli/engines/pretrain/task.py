@@ -1,64 +1,18 @@
 """One training of an invariance method under a clock."""
 
-import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from effvl_cli.core import distributed
 from effvl_cli.core.loop import StepOutput, Task
 from effvl_cli.core.run import Run
+from effvl_cli.core.stage_meter import StageMeter
 from effvl_cli.data.loader import Batch
+from effvl_cli.data.view_maker import ViewMaker
 from effvl_cli.engines.pretrain.probes import Probe
-from effvl_cli.engines.pretrain.views import ViewMaker
+from effvl_cli.techniques.pretrain.collapse import CollapseWatch, embedding_std
 from effvl_cli.techniques.pretrain.method import Method
 from effvl_cli.techniques.pretrain.schedule import Clock
-
-COLLAPSED = 0.1  # of the spread of embeddings that fill their sphere
-COLLAPSED_FOR = 0.05  # share of the budget
-
-
-@dataclass
-class StageMeter:
-    """Seconds, processor seconds and waits of each stage, in the attempt that finished it."""
-
-    seconds: dict[int, float] = field(default_factory=dict)
-    waited: dict[int, float] = field(default_factory=dict)
-    cpu: dict[int, float] = field(default_factory=dict)
-    steps: dict[int, int] = field(default_factory=dict)
-    _since: float = 0.0
-    _cpu_since: float = 0.0
-    _wait: float = 0.0
-
-    def timed(self, stream: Iterator[Batch]) -> Iterator[Batch]:
-        """The same stream, with the waits for it counted; steps begin with it."""
-        while True:
-            self._since, self._cpu_since = time.perf_counter(), time.process_time()
-            batch = next(stream)
-            self._wait = time.perf_counter() - self._since
-            yield batch
-
-    def step_done(self, stage: int) -> None:
-        """A step of a stage is over."""
-        wall, cpu = time.perf_counter() - self._since, time.process_time() - self._cpu_since
-        for total, value in ((self.seconds, wall), (self.cpu, cpu), (self.waited, self._wait)):
-            total[stage] = total.get(stage, 0.0) + value
-        self.steps[stage] = self.steps.get(stage, 0) + 1
-
-    def state_dict(self) -> dict[str, list[list[float]]]:
-        """Pairs of stage and value, as JSON can hold them."""
-        return {
-            name: [[*pair] for pair in getattr(self, name).items()] for name in ("seconds", "waited", "cpu", "steps")
-        }
-
-    def load_state_dict(self, state: Mapping[str, list[list[float]]]) -> None:
-        """Restore it."""
-        for name, pairs in state.items():
-            setattr(self, name, {int(stage): value for stage, value in pairs})
 
 
 class InvarianceTask(Task):
@@ -69,7 +23,7 @@ class InvarianceTask(Task):
         self.clock, self.maker, self.run, self.probe = clock, maker, run, probe
         self.meter = StageMeter()
         self.t = 0.0
-        self.low_since = -1.0
+        self.collapse = CollapseWatch()
 
     def train_step(self, batch: Batch, step: int) -> StepOutput:
         """Loss of the whole batch, from this process's images."""
@@ -91,17 +45,12 @@ class InvarianceTask(Task):
 
     def watch(self, step: int, figures: Mapping[str, float]) -> None:
         """Warn when the embeddings have been nearly equal for a twentieth of the budget."""
-        t = self.clock.t(step)
-        if figures["emb_std"] >= COLLAPSED:
-            self.low_since = -1.0
-        elif self.low_since < 0:
-            self.low_since = t
-        elif t - self.low_since >= COLLAPSED_FOR:
+        since = self.collapse.since(self.clock.t(step), figures["emb_std"])
+        if since is not None:
             self.run.warn(
                 f"collapse: embeddings nearly equal (spread {figures['emb_std']:.3f} of 1) since t = "
-                f"{self.low_since:.2f}; lower --lr, raise --teacher-temperature, or train with larger batches"
+                f"{since:.2f}; lower --lr, raise --teacher-temperature, or train with larger batches"
             )
-            self.low_since = t
 
     def evaluate(self) -> dict[str, float]:
         """Accuracy of 20 neighbours on validation pictures."""
@@ -111,14 +60,8 @@ class InvarianceTask(Task):
 
     def state_dict(self) -> dict[str, Any]:
         """How much of the budget is spent, and since when the embeddings are nearly equal."""
-        return {"t": self.t, "low_since": self.low_since}
+        return {"t": self.t, "low_since": self.collapse.low_since}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore it."""
-        self.t, self.low_since = state["t"], state["low_since"]
-
-
-def embedding_std(embeddings: Tensor) -> Tensor:
-    """Mean deviation of the dimensions of normalised embeddings (B, E), over 1 / sqrt(E): near 1 unless collapsed."""
-    unit = F.normalize(embeddings.float(), dim=1)
-    return unit.std(0).mean() * unit.shape[1] ** 0.5 if len(unit) > 1 else torch.ones(())
+        self.t, self.collapse.low_since = state["t"], state["low_since"]

@@ -9,11 +9,11 @@ from effvl_cli.core.registry import nearest
 from effvl_cli.core.run import Run, unopened
 from effvl_cli.core.table import Table
 from effvl_cli.engines.prune_blocks import candidates, load_run, measurements, result, surgery, tables, training
-from effvl_cli.engines.prune_blocks.candidates import Candidate, Found
 from effvl_cli.engines.prune_blocks.context import note_leaks
 from effvl_cli.engines.prune_blocks.preview import preview_apply
 from effvl_cli.engines.prune_blocks.removal_step import UNCHOSEN, figures, finetune, original_figures, settle, size_of
 from effvl_cli.engines.prune_blocks.training import Recipe
+from effvl_cli.techniques.prune_blocks.choices import Candidate, Found, describe
 
 table = tables.steps
 
@@ -30,7 +30,7 @@ def run(config: ApplyConfig, run: Run) -> None:
     start = surgery.start(context)
     found = candidates.find(context, start.module, start.origins, candidates.permitted(context, start.origins))
     candidates.refuse_none(context, found)
-    run.report.technique.update(candidates.describe(found))
+    run.report.technique.update(describe(found))
     picked = _picked(config.units, found)
     training.check(context, baseline=False)
     phases, original = Phases.of(run), size_of(context, start.module)

@@ -16,11 +16,12 @@ from effvl_cli.core.run import Run
 from effvl_cli.engines.prune_blocks import load_run, network_latency, pictures
 from effvl_cli.engines.prune_blocks.context import NetworkContext
 from effvl_cli.engines.prune_blocks.removal_step import size_of
-from effvl_cli.models import network as networks
 from effvl_cli.models import onnx
-from effvl_cli.models.edits import apply_edits
 from effvl_cli.models.program import INPUT
+from effvl_cli.models.pruned_network import build
 from effvl_cli.models.removed_blocks import REMOVED, removals_of
+from effvl_cli.techniques.prune_blocks.pareto import pareto_points
+from effvl_cli.techniques.prune_blocks.surgery import ORIGINAL, along_steps
 
 table = bench.table
 PARETO = "pareto.csv"
@@ -31,8 +32,10 @@ def run(config: BenchConfig, run: Run) -> None:
     """Time the network as built, and after each step."""
     context = load_run.open_run_network(config, run)
     made = removals_of(context.network.edits)
-    original = _built(context)
-    arms = network_latency.along_steps(original, made)
+    kept = [edit for edit in context.network.edits if edit["kind"] != REMOVED]
+    classes = getattr(context.network.module, "num_classes", None)
+    original = build(context.network, kept, classes, run.device)
+    arms = along_steps(original, made)
     arms[list(arms)[-1]] = context.module  # with its weights: what onnxruntime is checked on
     rows = network_latency.measure(context, arms, config.batch_size)
     if config.onnx:
@@ -47,16 +50,6 @@ def run(config: BenchConfig, run: Run) -> None:
             short = "latency" if row.runtime == bench.TORCH else "onnx_latency"
             report.metric(f"{short}_ratio_b{row.batch}", row.ratio, unit="ratio", higher_is_better=False)
     _pareto(context, find_run(load_run.TECHNIQUE, config.run), rows)
-
-
-def _built(context: NetworkContext[BenchConfig]) -> nn.Module:
-    """The network before any removal, with random weights."""
-    network = networks.build(
-        context.network.name, seed=0, num_classes=getattr(context.network.module, "num_classes", None)
-    )
-    apply_edits(network.module, [edit for edit in context.network.edits if edit["kind"] != REMOVED])
-    found: nn.Module = network.module.to(context.run.device).eval()
-    return found
 
 
 def _in_onnxruntime(context: NetworkContext[BenchConfig], built: Mapping[str, nn.Module]) -> list[bench.Row]:
@@ -94,8 +87,8 @@ def _pareto(context: NetworkContext[BenchConfig], folder: Path, rows: Sequence[b
     size = {"params": first["params"], "macs": first["macs"]}
     steps = technique["steps"]
     before = min((removal["step"] for step in steps for removal in step["removed"]), default=1) - 1
-    start = f"step {before}" if before else network_latency.ORIGINAL  # RUN itself may have begun with a pruned network
-    points = pictures.pareto_points(steps, first["top1"], last["top1"], size, rows, start)
+    start = f"step {before}" if before else ORIGINAL  # RUN itself may have begun with a pruned network
+    points = pareto_points(steps, first["top1"], last["top1"], size, network_latency.by_network(rows), start)
     context.run.report.technique["pareto"] = points
     pictures.pareto(context.run, points, report.metrics["top1_baseline"].n)
     context.run.write(PARETO, write_csv, list(points[0]), points)

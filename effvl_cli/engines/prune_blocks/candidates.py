@@ -1,17 +1,14 @@
 """The units of a network that may go, with what each saves."""
 
 import dataclasses
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
 
 from torch import nn
 
 from effvl_cli.core.errors import ModelError, UsageError
 from effvl_cli.core.measure import count_macs, count_parameters
 from effvl_cli.engines.prune_blocks.context import Judged
-from effvl_cli.engines.prune_blocks.targets import Saving
+from effvl_cli.techniques.prune_blocks.choices import Candidate, Found, reasons
 from effvl_cli.techniques.prune_blocks.discover import (
     Discovery,
     Rejected,
@@ -21,90 +18,7 @@ from effvl_cli.techniques.prune_blocks.discover import (
     spare,
     with_relus,
 )
-from effvl_cli.techniques.prune_blocks.scoring_cost import PartMacs, cost_model, measure_costs
-from effvl_cli.techniques.prune_blocks.unit import Unit
-
-SHOWN = 4  # paths of each reason in an error
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A removable unit.
-
-    Attributes:
-        unit: in the network as it is now.
-        original: its path in the original network.
-        params: that its removal saves.
-        macs: the same, of one image.
-    """
-
-    unit: Unit
-    original: str
-    params: int
-    macs: int
-
-    @property
-    def saving(self) -> Saving:
-        """Its size and place."""
-        return Saving(self.unit.stage, self.params, self.macs)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Candidates that are scored, and go, together; mostly one.
-
-    Attributes:
-        members: indices of the candidates.
-        path: of their units, joined by +.
-        original: of the same, in the original network.
-        stage: of the same.
-        params: that their removal saves.
-        macs: the same, of one image.
-    """
-
-    members: tuple[int, ...]
-    path: str
-    original: str
-    stage: str
-    params: int
-    macs: int
-
-    @classmethod
-    def of(cls, candidates: Sequence[Candidate], members: Sequence[int]) -> "Choice":
-        """Of some candidates."""
-        chosen = [candidates[index] for index in members]
-        return cls(
-            tuple(members),
-            "+".join(candidate.unit.path for candidate in chosen),
-            "+".join(candidate.original for candidate in chosen),
-            "+".join(candidate.unit.stage for candidate in chosen),
-            sum(candidate.params for candidate in chosen),
-            sum(candidate.macs for candidate in chosen),
-        )
-
-
-@dataclass(frozen=True)
-class Found:
-    """What there is to remove.
-
-    Attributes:
-        candidates: in the order of their calls.
-        room: how many units each stage can lose.
-        rejected: modules that are no units.
-        parts: multiply-adds of the network's parts; None where there is no candidate.
-    """
-
-    candidates: tuple[Candidate, ...]
-    room: dict[str, int]
-    rejected: tuple[Rejected, ...]
-    parts: PartMacs | None
-
-    def cost(self, sets: Sequence[Sequence[int]] | None = None) -> dict[str, Any] | None:
-        """Of scoring all candidates directly, or sets of them, for the report."""
-        if self.parts is None:
-            return None
-        found = cost_model(*self.parts, sets)
-        return {"naive_macs": found.naive, "cached_macs": found.cached, "ratio": found.ratio}
+from effvl_cli.techniques.prune_blocks.scoring_cost import measure_costs
 
 
 def permitted(context: Judged, origins: Mapping[str, str]) -> frozenset[str]:
@@ -179,33 +93,3 @@ def _none(context: Judged, rejected: tuple[Rejected, ...], why: str) -> ModelErr
         f"{context.network.name} has no removable {context.config.unit}: {why}",
         "Choose a network with identity shortcuts, or see --valid, --protect, --only and --min-per-stage",
     )
-
-
-def reasons(rejected: tuple[Rejected, ...]) -> str:
-    """Counts and some paths of each reason, on one line."""
-    paths: dict[str, list[str]] = defaultdict(list)
-    for row in rejected:
-        paths[row.reason].append(row.path)
-    return "; ".join(
-        f"{len(found)} {reason} ({', '.join(found[:SHOWN])}{', ...' if len(found) > SHOWN else ''})"
-        for reason, found in paths.items()
-    )
-
-
-def describe(found: Found) -> dict[str, Any]:
-    """For the report."""
-    return {
-        "valid_units": [
-            {
-                "index": index,
-                "path": c.original,
-                "stage": c.unit.stage,
-                "shortcut": c.unit.shortcut,
-                "params": c.params,
-                "macs": c.macs,
-            }
-            for index, c in enumerate(found.candidates)
-        ],
-        "rejected": [vars(row) for row in found.rejected],
-        "cost_model": found.cost(),
-    }

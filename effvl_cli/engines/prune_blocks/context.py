@@ -25,8 +25,8 @@ from effvl_cli.core.run import Run
 from effvl_cli.data import load
 from effvl_cli.data.decoded import Decoded
 from effvl_cli.data.fewshot import few_shot
-from effvl_cli.data.loader import loader_workers
 from effvl_cli.data.source import ImageSource, Indices, digest
+from effvl_cli.engines.common.batches import decode
 from effvl_cli.engines.inference import over_images
 from effvl_cli.models import network as networks
 
@@ -98,7 +98,7 @@ class Context(NetworkContext[C_co]):
             UsageError: --score-size asks for more than there are.
         """
         source, indices = self._scoring_indices()
-        split = self._decode(source, indices, on_bad="never")
+        split = decode(source, self.network.preprocess, indices, self.config, self.run, on_bad="never")
         self.run.report.technique["ids_sha256"] = digest(split.ids)
         return split
 
@@ -125,7 +125,7 @@ class Context(NetworkContext[C_co]):
     def test(self) -> Decoded:
         """The images that are reported on."""
         source = self._open("test")
-        return self._decode(source, np.arange(len(source)), on_bad=self.config.on_bad)
+        return decode(source, self.network.preprocess, None, self.config, self.run)
 
     def first_images(self) -> Tensor:
         """(B, 3, H, W) the first of those that score, normalised, on the device."""
@@ -146,13 +146,7 @@ class Context(NetworkContext[C_co]):
             )
         order = torch.randperm(len(self.train), generator=seeds.generator(self.config.seed, "bn-recal"))
         places = np.sort(order[: self.config.bn_recal].numpy())
-        pixels = Decoded.read(
-            self.train,
-            self.network.preprocess,
-            places,
-            workers=loader_workers(self.config.workers, self.run.device.type),
-            on_bad=self.config.on_bad,
-        ).pixels
+        pixels = decode(self.train, self.network.preprocess, places, self.config, self.run, noted=False).pixels
         parts = [part for part in pixels.split(BATCH) if len(part) > 1 or len(pixels) == 1]  # one has no deviation
         return [self.network.preprocess.normalise(part.to(self.run.device)) for part in parts]
 
@@ -195,17 +189,6 @@ class Context(NetworkContext[C_co]):
 
     def _open(self, split: str) -> ImageSource:
         return load(self.data, split, root=self.config.data_root, seed=0)
-
-    def _decode(self, source: ImageSource, indices: np.ndarray, *, on_bad: str) -> Decoded:
-        images = Decoded.read(
-            source,
-            self.network.preprocess,
-            indices,
-            workers=loader_workers(self.config.workers, self.run.device.type),
-            on_bad=on_bad,
-        )
-        self.run.report.data(source, num_samples=len(images), bad_files=images.bad_files)
-        return images
 
 
 Judged = Context[JudgedConfig]

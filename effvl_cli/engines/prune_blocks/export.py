@@ -6,10 +6,8 @@ from effvl_cli.config.prune_blocks import ExportConfig
 from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
 from effvl_cli.core.table import Table
-from effvl_cli.engines.prune_blocks import load_run, result
-from effvl_cli.models.onnx import export_onnx
-
-ONNX = "model.onnx"
+from effvl_cli.engines.common.verified_files import write_code, write_onnx, write_program
+from effvl_cli.engines.prune_blocks import load_run
 
 
 def run(config: ExportConfig, run: Run) -> None:
@@ -17,14 +15,12 @@ def run(config: ExportConfig, run: Run) -> None:
     context = load_run.open_run_network(config, run)
     network = context.network
     if "onnx" in config.format:
-        reason = run.write(ONNX, lambda path: export_onnx(network.module, network.preprocess.size, path))
-        if reason:
-            run.warn(f"{ONNX} takes one image at a time: {reason}")
+        write_onnx(run, network, network.module)
     if "pt2" in config.format:
-        result.write_program(context, network.module)
+        write_program(run, network, network.module)
     if "rebuild" in config.format:
         run.save_model(network.module.state_dict(), {**network.manifest, **network.describe()})
-        result.write_code(context, network)
+        write_code(run, network)
     run.report.technique["format"] = list(config.format)
 
 

@@ -16,10 +16,11 @@ from effvl_cli.core.errors import DataError, ModelError, UsageError
 from effvl_cli.core.loop import autocast
 from effvl_cli.core.registry import nearest
 from effvl_cli.engines.prune_blocks import network_latency
-from effvl_cli.engines.prune_blocks.candidates import Candidate, Choice, Found
 from effvl_cli.engines.prune_blocks.context import Scoring
-from effvl_cli.engines.prune_blocks.removals import Outcomes, score_removals, scores_file
-from effvl_cli.techniques.prune_blocks import criteria, statistics
+from effvl_cli.engines.prune_blocks.removals import score_removals, scores_file
+from effvl_cli.techniques.prune_blocks import criteria
+from effvl_cli.techniques.prune_blocks.choices import Candidate, Choice, Found, grow, pairs
+from effvl_cli.techniques.prune_blocks.importance import estimated, measured
 from effvl_cli.techniques.prune_blocks.unit import Unit
 
 FILE = "file:"
@@ -71,31 +72,12 @@ def measure(context: Scoring, module: nn.Module, found: Found, step: int, count:
                 values = _proxy(context, module, candidates, step)
         except ValueError as error:
             raise ModelError(f"--criterion {config.criterion}: {error}", "Choose another criterion") from error
-        scored = _by_value(context, module, candidates, choices, values)
+        scored = estimated(choices, values, _savings(context, module, candidates, choices))
+        scored["images"] = len(context.scoring) if config.criterion in LOOKING else None
     sets = [list(choice.members) for choice in choices]
     cost = found.cost(sets) if config.criterion == "direct" else None
     seconds = time.monotonic() - started + scored.pop("seconds_before", 0.0)
     return {**scored, "sets": sets, "cost_model": cost, "seconds": seconds}
-
-
-def pairs(found: Found) -> list[Choice]:
-    """Every two candidates that may go together."""
-    return grow(found, [Choice.of(found.candidates, (index,)) for index in range(len(found.candidates))])
-
-
-def grow(found: Found, choices: Sequence[Choice]) -> list[Choice]:
-    """Every set of candidates that has one more than a given one and leaves each stage what it has to keep; as they
-    are, where there is none."""
-    candidates = found.candidates
-    sets = {tuple(sorted({*choice.members, index})) for choice in choices for index in range(len(candidates))}
-    larger = [members for members in sorted(sets) if len(members) > len(choices[0].members)]
-    fitting = [members for members in larger if _fits(found, members)]
-    return [Choice.of(candidates, members) for members in fitting] or list(choices)
-
-
-def _fits(found: Found, members: Sequence[int]) -> bool:
-    stages = [found.candidates[index].unit.stage for index in members]
-    return all(stages.count(stage) <= found.room[stage] for stage in stages)
 
 
 # --- direct ----------------------------------------------------------------------------------------------------------
@@ -104,99 +86,18 @@ def _fits(found: Found, members: Sequence[int]) -> bool:
 def _direct(
     context: Scoring, module: nn.Module, candidates: Sequence[Candidate], choices: Sequence[Choice], step: int
 ) -> dict[str, Any]:
-    sets = [choice.members for choice in choices]
-    picks = context.config.blocks_per_step if isinstance(context.config, PruneBlocksConfig) else 1
+    config, sets = context.config, [choice.members for choice in choices]
+    picks = config.blocks_per_step if isinstance(config, PruneBlocksConfig) else 1
     units = [candidate.unit for candidate in candidates]
     outcomes = score_removals(context, module, units, scores_file(context, step, len(sets[0])), sets, picks=picks)
-    by_accuracy, by_loss = _impacts(outcomes)
-    finite = [not bool(nan) for nan in outcomes.nan[1:]]
-    full = [k for k in range(len(choices)) if outcomes.used[1 + k] == len(outcomes.order)]
-    dropped = [k for k in range(len(choices)) if k not in full]
-    by_metric = by_accuracy if context.config.metric == "top1" else by_loss
-    order = [
-        *_rank(context, choices, by_accuracy, by_loss, full, outcomes, _savings(context, module, candidates, choices)),
-        *sorted(dropped, key=lambda k: (-int(outcomes.used[1 + k]), by_metric[k])),
-    ]
-    tied = statistics.tied_with_best(outcomes.correct[1:].bool(), order[0])
-    rows = []
-    for k, choice in enumerate(choices):
-        used = int(outcomes.used[1 + k])
-        own, whole, best = (outcomes.correct[row, :used].bool() for row in (1 + k, 0, 1 + order[0]))
-        losses = statistics.loss_interval(outcomes.loss[1 + k, :used], outcomes.loss[0, :used]) if used > 1 else None
-        rows.append(
-            _row(choice)
-            | {
-                "importance": _known(by_metric[k]),
-                "impact_acc": by_accuracy[k],
-                "impact_loss": _known(by_loss[k]),
-                "ci95": list(statistics.accuracy_interval(whole, own)),
-                "ci95_loss": list(losses) if losses and finite[k] else None,
-                "ci95_to_chosen": list(statistics.accuracy_interval(best, own)),
-                "tied_with_best": tied[k] and k in full,
-                "n_used": used,
-                "eliminated_at": None if k in full else used,
-                "nan": int(not finite[k]),
-            }
-        )
+    savings = _savings(context, module, candidates, choices)
+    found = measured(choices, outcomes, config.metric, by_loss_ties=config.tie == "loss-ci", savings=savings)
     return {
-        "rows": rows,
-        "order": order,
-        "images": int(outcomes.used[0]),
-        "images_needed": _images_needed(outcomes.correct[1:].bool(), [k for k in order if k in full]),
+        **found,
         "sharing": outcomes.sharing,
         "reason": outcomes.reason,
         "seconds_before": outcomes.seconds_before,
     }
-
-
-def _known(value: float) -> float | None:
-    """None for NaN and infinities, which JSON has not."""
-    return value if math.isfinite(value) else None
-
-
-def _images_needed(correct: Tensor, order: Sequence[int]) -> dict[str, int | None] | None:
-    """Images that would tell the chosen candidate from the next one, and that give their gap to half a point."""
-    if len(order) < 2:
-        return None
-    chosen, other = (correct[k] for k in order[:2])
-    gap = float(chosen.float().mean() - other.float().mean())
-    discordant = float((chosen != other).float().mean())
-    return {
-        "to_separate": statistics.images_for_power(discordant, gap) if gap else None,
-        "to_half_a_point": statistics.images_for_half_width(discordant, 0.005),
-    }
-
-
-def _impacts(outcomes: Outcomes) -> tuple[list[float], list[float]]:
-    """Of each candidate, on the images that it has seen."""
-    pairs = []
-    for row in range(1, len(outcomes.used)):
-        rows, used = torch.tensor([0, row]), int(outcomes.used[row])
-        by_accuracy, by_loss = statistics.impacts(outcomes.correct[rows, :used].bool(), outcomes.loss[rows, :used])
-        pairs.append((by_accuracy[0], by_loss[0]))
-    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-
-
-def _rank(
-    context: Scoring,
-    choices: Sequence[Choice],
-    by_accuracy: Sequence[float],
-    by_loss: Sequence[float],
-    chosen: Sequence[int],
-    outcomes: Outcomes,
-    savings: Sequence[float] | None,
-) -> list[int]:
-    """The candidates that have seen all images, the first to go first."""
-    config = context.config
-    accuracy, loss = [by_accuracy[k] for k in chosen], [by_loss[k] for k in chosen]
-    impact, other = (accuracy, loss) if config.metric == "top1" else (loss, accuracy)
-    macs, params = [choices[k].macs for k in chosen], [choices[k].params for k in chosen]
-    saved = None if savings is None else [savings[k] for k in chosen]
-    order = statistics.rank(impact, other, macs, params, saved)
-    if config.tie == "loss-ci":
-        correct = outcomes.correct[torch.tensor([1 + k for k in chosen])].bool()
-        order = statistics.break_ties_by_loss(order, statistics.tied_with_best(correct, order[0]), loss)
-    return [chosen[k] for k in order]
 
 
 def _savings(
@@ -272,28 +173,3 @@ def _from_file(path: Path, candidates: Sequence[Candidate]) -> list[float]:
         ) from error
     except KeyError as error:
         raise DataError(f"--criterion file:{path} has no value for {error}", "Give one for each unit") from error
-
-
-def _by_value(
-    context: Scoring,
-    module: nn.Module,
-    candidates: Sequence[Candidate],
-    choices: Sequence[Choice],
-    values: Sequence[float],
-) -> dict[str, Any]:
-    macs, params = [c.macs for c in choices], [c.params for c in choices]
-    savings = _savings(context, module, candidates, choices)
-    order = statistics.rank(values, [0.0] * len(values), macs, params, savings)
-    unknown = dict.fromkeys(
-        (
-            *("impact_acc", "impact_loss", "ci95", "ci95_loss", "ci95_to_chosen"),
-            *("tied_with_best", "n_used", "eliminated_at", "nan"),
-        )
-    )
-    rows = [_row(c) | {"importance": _known(value)} | unknown for c, value in zip(choices, values, strict=True)]
-    images = len(context.scoring) if context.config.criterion in LOOKING else None
-    return {"rows": rows, "order": order, "images": images, "images_needed": None, "sharing": None, "reason": ""}
-
-
-def _row(choice: Choice) -> dict[str, Any]:
-    return {"path_original": choice.original, "path": choice.path, "stage": choice.stage}

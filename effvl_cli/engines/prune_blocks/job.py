@@ -2,7 +2,10 @@
 
 from typing import Any
 
+from safetensors.torch import load_file
+
 from effvl_cli.config.prune_blocks import EMBEDDED, PruneBlocksConfig
+from effvl_cli.core import distributed, seeds
 from effvl_cli.core.phases import Phases
 from effvl_cli.core.run import Run, unopened
 from effvl_cli.core.table import Table
@@ -13,7 +16,6 @@ from effvl_cli.engines.prune_blocks import (
     pictures,
     result,
     sharing,
-    stability,
     surgery,
     tables,
     training,
@@ -22,9 +24,12 @@ from effvl_cli.engines.prune_blocks.context import Context, build_context, note_
 from effvl_cli.engines.prune_blocks.preview import preview_job
 from effvl_cli.engines.prune_blocks.pruning import Pruning
 from effvl_cli.engines.prune_blocks.removal_step import figures
+from effvl_cli.engines.prune_blocks.removals import scores_file
 from effvl_cli.models import network as networks
+from effvl_cli.techniques.prune_blocks.stability import ranking_stability
 
 table = tables.steps
+REPORTED = 500  # images of whose rankings the correlation is a metric
 
 
 def run(config: PruneBlocksConfig, run: Run) -> None:
@@ -75,9 +80,21 @@ def _compare_scoring(context: Context[PruneBlocksConfig], pruning: Pruning, phas
     report.metric("scoring_mac_ratio", pruning.first_cost, unit="ratio")
     report.metric("scoring_bit_equal", None if equal is None else int(equal), unit="boolean")
     report.technique["sharing"] = found
-    rows = stability.measure(context)
+    rows = _stability(context)
     report.technique["stability"] = rows
     for row in rows:
-        if row["images"] == stability.REPORTED:
+        if row["images"] == REPORTED:
             report.metric("tau_top1", row["tau_top1"], unit="correlation")
             report.metric("tau_loss", row["tau_loss"], unit="correlation")
+
+
+def _stability(context: Context[PruneBlocksConfig]) -> list[dict[str, float]]:
+    """Of the ranking of the first step; empty after a race, a proxy, or with a single unit."""
+    path = scores_file(context, 1)
+    if context.config.race != "none" or not distributed.is_main() or not path.is_file():
+        return []
+    known = load_file(path)
+    if not bool(known["loss"].isfinite().all()):
+        return []
+    generator = seeds.generator(context.config.seed, "stability")
+    return ranking_stability(known["correct"].bool(), known["loss"], generator)

@@ -55,6 +55,5 @@ def open_run_network(config: RC, run: Run) -> NetworkContext[RC]:
     network = networks.load(None, str(folder), default="", kind="classifier", seed=config.seed)
     network.module.to(run.device).eval()
     run.report.model(network.name, network.source, network.module)
-    for kind, args in reported(network.edits):
-        run.report.edit(kind, **args)
+    run.report.edits(reported(network.edits))
     return NetworkContext(config, run, network)

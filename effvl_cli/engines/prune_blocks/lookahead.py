@@ -10,48 +10,18 @@ from typing import Any
 
 from torch import Tensor
 
-from effvl_cli.config.prune_blocks import PruneBlocksConfig
+from effvl_cli.config.prune_blocks import Lookahead, PruneBlocksConfig
 from effvl_cli.core.checkpoint import StepFolders
-from effvl_cli.core.errors import UsageError
 from effvl_cli.core.phases import Phases
 from effvl_cli.data.sampler import EpochSampler
 from effvl_cli.engines.prune_blocks import training
-from effvl_cli.engines.prune_blocks.candidates import Candidate
 from effvl_cli.engines.prune_blocks.context import Context
 from effvl_cli.engines.prune_blocks.removal_step import teacher_of
-from effvl_cli.engines.prune_blocks.surgery import State, cut
+from effvl_cli.engines.prune_blocks.surgery import cut
 from effvl_cli.engines.prune_blocks.training import Recipe
+from effvl_cli.models.pruned_network import State
+from effvl_cli.techniques.prune_blocks.choices import Candidate
 from effvl_cli.techniques.prune_blocks.recalibrate import recalibrate
-
-
-@dataclass(frozen=True)
-class Lookahead:
-    """How many candidates, and for how many epochs each."""
-
-    candidates: int
-    epochs: float
-
-    @classmethod
-    def of(cls, config: PruneBlocksConfig) -> "Lookahead | None":
-        """From --lookahead M:E; None where there is nothing to look ahead to.
-
-        Raises:
-            UsageError: it cannot be read, or more than one unit goes at a time.
-        """
-        if config.lookahead is None:
-            return None
-        first, _, second = config.lookahead.partition(":")
-        try:
-            found = cls(int(first), float(second))
-        except ValueError as error:
-            raise UsageError(f"--lookahead is {config.lookahead}", "Write M:E, e.g. 3:0.5") from error
-        if found.candidates < 1 or not 0 < found.epochs < float("inf"):
-            raise UsageError(f"--lookahead is {config.lookahead}", "M is at least 1, and E above 0")
-        if config.blocks_per_step != 1:
-            raise UsageError(
-                f"--lookahead with --blocks-per-step {config.blocks_per_step}", "Remove one unit at a time"
-            )
-        return found if found.candidates > 1 else None
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ from effvl_cli.core.phases import Phases
 from effvl_cli.engines.prune_blocks import network_latency, pictures
 from effvl_cli.engines.prune_blocks.context import Tuning
 from effvl_cli.engines.prune_blocks.removal_step import size_of
-from effvl_cli.engines.prune_blocks.surgery import State
-from effvl_cli.engines.prune_blocks.targets import Size
+from effvl_cli.models.pruned_network import State
+from effvl_cli.techniques.prune_blocks.pareto import pareto_points
+from effvl_cli.techniques.prune_blocks.surgery import ORIGINAL, along_steps
+from effvl_cli.techniques.prune_blocks.targets import Size
 
 Figures = dict[str, dict[str, float]]
 
@@ -36,9 +38,9 @@ def record(
 
 def time(context: Tuning, start: State, state: State, phases: Phases) -> list[bench.Row]:
     """Latency of the network after each step, at batch 1; of the first and the last one, also at another batch."""
-    networks = network_latency.along_steps(context.module, state.removals[len(start.removals) :])
+    networks = along_steps(context.module, state.removals[len(start.removals) :])
     last = list(networks)[-1]
-    ends = {name: networks[name] for name in (network_latency.ORIGINAL, last)}
+    ends = {name: networks[name] for name in (ORIGINAL, last)}
 
     def timed() -> list[dict[str, Any]]:
         batch = context.config.latency_batch_size
@@ -65,7 +67,7 @@ def draw(
     ends = before["test"]["top1"], final["test"]["top1"]
     pictures.along_steps(context.run, steps, *ends, len(context.test))
     size = {"params": original.params, "macs": original.macs}
-    points = pictures.pareto_points(steps, *ends, size, rows)
+    points = pareto_points(steps, *ends, size, network_latency.by_network(rows))
     context.run.report.technique["pareto"] = points
     pictures.pareto(context.run, points, len(context.test))
 

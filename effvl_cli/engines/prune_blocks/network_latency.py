@@ -1,6 +1,5 @@
 """Networks timed side by side."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,27 +11,12 @@ from effvl_cli.core.errors import NumericalError
 from effvl_cli.core.loop import autocast
 from effvl_cli.core.measure import count_macs
 from effvl_cli.engines.prune_blocks.context import NetworkContext
-from effvl_cli.techniques.prune_blocks.surgery import Removal, apply_removals, bypassed
+from effvl_cli.techniques.prune_blocks.surgery import ORIGINAL, bypassed
 from effvl_cli.techniques.prune_blocks.unit import Unit
 
-ORIGINAL = "original"
 PER_ARM_SECONDS = 5.0
 PER_UNIT_SECONDS = 1.0
 PER_STEP_SECONDS = 2.0  # where latency is a target
-
-
-def along_steps(module: nn.Module, removals: Sequence[Removal]) -> dict[str, nn.Module]:
-    """The original network and the one after each step; weights do not matter for time.
-
-    Args:
-        module: the original.
-        removals: in order.
-    """
-    networks = {ORIGINAL: module}
-    for step in dict.fromkeys(removal.step for removal in removals):
-        made = [removal for removal in removals if removal.step <= step]
-        networks[f"step {step}"] = apply_removals(copy.deepcopy(module), made).eval()
-    return networks
 
 
 def arms(context: NetworkContext[RunOptions], networks: Mapping[str, nn.Module]) -> list[bench.Arm]:
@@ -89,3 +73,8 @@ def share_of(context: NetworkContext[RunOptions], module: nn.Module) -> float:
     if not rows:
         raise NumericalError("out of memory with one image", "Use --device cpu, or leave out --target-latency")
     return rows[-1].ratio
+
+
+def by_network(rows: Sequence[bench.Row]) -> dict[tuple[str, str], float]:
+    """Milliseconds of one image, by network and runtime."""
+    return {(row.arm, row.runtime): row.median_ms for row in reversed(rows) if row.batch == 1}

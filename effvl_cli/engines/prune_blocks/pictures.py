@@ -3,15 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from effvl_cli.core import bench, plots
+from effvl_cli.core import plots
 from effvl_cli.core.metrics import binomial_error
 from effvl_cli.core.run import Run
-from effvl_cli.engines.prune_blocks.network_latency import ORIGINAL
 from effvl_cli.engines.prune_blocks.tables import treatment_of
 
 MOST_SHOWN = 60  # units
-TIMED_BATCH = 1
-FINAL = "final"
 
 
 def importance(run: Run, rows: Sequence[Mapping[str, Any]], criterion: str, marked: Sequence[str]) -> None:
@@ -60,48 +57,6 @@ def along_steps(run: Run, steps: Sequence[Mapping[str, Any]], before: float, aft
 
 def _kept(steps: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [row for row in steps if not row.get("rejected")]
-
-
-def pareto_points(
-    steps: Sequence[Mapping[str, Any]],
-    before: float,
-    after: float,
-    original: Mapping[str, int],
-    timed: Sequence[bench.Row],
-    first: str = ORIGINAL,
-) -> list[dict[str, Any]]:
-    """Cost and accuracy of the original network, of each step, and of the result where it was trained once more.
-
-    Args:
-        steps: as in the report.
-        before: test top-1 of the original network.
-        after: the same of the result.
-        original: `params` and `macs` of the original network.
-        timed: measured latencies; None stands where there is none.
-        first: name of the original network in it.
-    """
-
-    def latency(name: str, runtime: str) -> float | None:
-        found = (row.median_ms for row in timed if (row.arm, row.runtime, row.batch) == (name, runtime, TIMED_BATCH))
-        return next(found, None)
-
-    rows: list[dict[str, Any]] = [{"step": 0, **original, "top1": before}]
-    rows += [
-        {
-            "step": row["removed"][0]["step"],
-            "params": row["params"],
-            "macs": row["macs"],
-            "top1": row["top1_test_after_ft"],
-        }
-        for row in _kept(steps)
-    ]
-    for row in rows:
-        name = f"step {row['step']}" if row["step"] else first
-        row |= {
-            f"latency_{short}": latency(name, runtime)
-            for short, runtime in (("torch", "torch"), ("ort", "onnxruntime"))
-        }
-    return rows if after == rows[-1]["top1"] else [*rows, rows[-1] | {"step": FINAL, "top1": after}]
 
 
 def pareto(run: Run, rows: Sequence[Mapping[str, Any]], n: int | None) -> None:

@@ -3,21 +3,19 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from effvl_cli.config.prune_blocks import ApplyConfig, PruneBlocksConfig, ScoreConfig
 from effvl_cli.core import distributed
-from effvl_cli.core.loop import autocast
 from effvl_cli.core.measure import count_macs, count_parameters
 from effvl_cli.core.modes import as_found
-from effvl_cli.core.probe import saved_bytes, seconds_for
+from effvl_cli.core.probe import saved_bytes
 from effvl_cli.core.table import Table
-from effvl_cli.engines.common.cost_table import STATES, TRAINING, Part, cost_table
-from effvl_cli.engines.prune_blocks import baseline, candidates, importance, surgery, tables
-from effvl_cli.engines.prune_blocks.candidates import Found
+from effvl_cli.engines.common.cost_table import STATES, TRAINING, Part, cost_table, speed_of
+from effvl_cli.engines.prune_blocks import baseline, candidates, surgery, tables
 from effvl_cli.engines.prune_blocks.context import Context, Scoring, Tuning
-from effvl_cli.engines.prune_blocks.targets import EMBEDDED_REMOVED
+from effvl_cli.engines.prune_blocks.pruning import EMBEDDED_REMOVED
+from effvl_cli.techniques.prune_blocks.choices import Found, describe, pairs
 
+PROBED = 64  # images at a time
 UNKNOWN = "removals go on until a target is met: one is counted here"
 AnyBlocks = Context[PruneBlocksConfig | ScoreConfig | ApplyConfig]
 
@@ -79,9 +77,9 @@ def _units(context: Scoring, search: str) -> tuple[Found, Table]:
     allowed = candidates.permitted(context, state.origins)
     found = candidates.find(context, state.module, state.origins, allowed, look=False)
     candidates.refuse_none(context, found)
-    described = candidates.describe(found)
+    described = describe(found)
     if search == "pairs":
-        described["cost_of_pairs"] = found.cost([choice.members for choice in importance.pairs(found)])
+        described["cost_of_pairs"] = found.cost([choice.members for choice in pairs(found)])
     return found, tables.units(context.network.name, described)
 
 
@@ -98,14 +96,9 @@ def _scoring(context: Scoring, found: Found, turns: int, speed: float) -> list[P
 
 def _speed(context: AnyBlocks) -> float:
     """Multiply-adds a second of the network."""
-    size = 64
-    images = context.noise(size)
-
-    def run(count: int) -> Any:
-        with torch.inference_mode(), autocast(context.run.device, context.config.precision):
-            return context.module(images[:count])
-
-    return size * count_macs(context.module, images[:1]) / seconds_for(run, size, context.run.device)
+    images = context.noise(PROBED)
+    macs = count_macs(context.module, images[:1])
+    return speed_of(context.module, context.module, images, macs, context.config.precision)
 
 
 def _training_memory(context: Tuning) -> int:

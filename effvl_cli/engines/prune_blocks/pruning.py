@@ -3,18 +3,21 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from effvl_cli.config.prune_blocks import PruneBlocksConfig
+from effvl_cli.config.prune_blocks import EMBEDDED, Lookahead, PruneBlocksConfig
+from effvl_cli.core.errors import UsageError
 from effvl_cli.core.phases import Phases
-from effvl_cli.engines.prune_blocks import candidates, importance, lookahead, network_latency, targets
-from effvl_cli.engines.prune_blocks.candidates import Candidate, Found
+from effvl_cli.engines.prune_blocks import candidates, importance, lookahead, network_latency
 from effvl_cli.engines.prune_blocks.context import Context
-from effvl_cli.engines.prune_blocks.lookahead import Lookahead, Trial
+from effvl_cli.engines.prune_blocks.lookahead import Trial
 from effvl_cli.engines.prune_blocks.removal_step import finetune, original_figures, settle, size_of
-from effvl_cli.engines.prune_blocks.surgery import State, cut
-from effvl_cli.engines.prune_blocks.targets import Targets
+from effvl_cli.engines.prune_blocks.surgery import cut
 from effvl_cli.engines.prune_blocks.training import Recipe
+from effvl_cli.models.pruned_network import State
+from effvl_cli.techniques.prune_blocks.choices import Candidate, Found, describe
 from effvl_cli.techniques.prune_blocks.score import STACKED
+from effvl_cli.techniques.prune_blocks.targets import Targets, largest_removal, spread_over_stages
 
+EMBEDDED_REMOVED = 2
 Stopped = Literal["target_reached", "max_drop", "exhausted"]
 UNSCORED: dict[str, Any] = {
     **{"rows": [], "reason": ""},
@@ -49,7 +52,7 @@ class Pruning:
     def __init__(self, context: Context[PruneBlocksConfig], phases: Phases, start: State) -> None:
         self.here, self.phases, self.start = context, phases, start
         self.original = size_of(context, context.module)
-        self.targets = Targets.of(context.config, context.data)
+        self.targets = _targets_of(context.config, context.data)
         self.lookahead = Lookahead.of(context.config)
         self.ranking: list[str] = []  # original paths by the first scoring, for --rescore once
         self.steps: list[dict[str, Any]] = []
@@ -65,7 +68,7 @@ class Pruning:
         self.allowed = candidates.permitted(context, state.origins)
         found = candidates.find(context, state.module, state.origins, self.allowed)
         candidates.refuse_none(context, found)
-        described = candidates.describe(found)
+        described = describe(found)
         self.first_cost: float = described["cost_model"]["ratio"]
         context.run.report.technique.update(described)
         self._check_targets(found)
@@ -98,17 +101,18 @@ class Pruning:
         return Result(self._finish(state), self.steps, stopped)
 
     def _check_targets(self, found: Found) -> None:
-        most, count = targets.largest_removal([c.saving for c in found.candidates], found.room)
+        most, count = largest_removal([c.saving for c in found.candidates], found.room)
 
         def latency_without() -> float:
-            room, gone = dict(found.room), []
-            for candidate in found.candidates:
-                if room[candidate.unit.stage]:
-                    room[candidate.unit.stage] -= 1
-                    gone.append(candidate)
-            return self._latency(cut(self.here, self.start, gone, step=1))
+            return self._latency(cut(self.here, self.start, found.as_many_as_can_go(), step=1))
 
-        self.targets.check(self.original, most, count, latency_without)
+        short = self.targets.shortfall(self.original, most, count, latency_without)
+        if short:
+            bound = f"{short.attainable:.4g}"
+            raise UsageError(
+                f"--{short.name} is {short.goal}, and at most {bound} {short.of} can be removed",
+                f"Give {bound} or less",
+            )
 
     def _reached(self, state: State) -> bool:
         return self.targets.reached(
@@ -179,7 +183,7 @@ class Pruning:
         if not self.ranking:
             self.ranking = [found.candidates[index].original for index in scored["order"]]
         stages = [candidate.unit.stage for candidate in found.candidates]
-        picked = targets.spread_over_stages(scored["order"], stages, found.room, count)
+        picked = spread_over_stages(scored["order"], stages, found.room, count)
         return [found.candidates[index] for index in picked]
 
     def _shortlist(self, scored: dict[str, Any], found: Found) -> list[Candidate]:
@@ -192,3 +196,19 @@ class Pruning:
             recipe = Recipe(config.final_epochs, config.final_lr, config.finetune_batch_size)
             finetune(self.here, self.phases, state.module, "final", recipe)
         return state
+
+
+def _targets_of(config: PruneBlocksConfig, data: str) -> Targets:
+    """Goals of the options.
+
+    Raises:
+        UsageError: none given, on other than the embedded data.
+    """
+    given = (config.remove, config.target_params, config.target_macs, config.target_latency)
+    if any(goal is not None for goal in given):
+        return Targets(*given, all_of_them=config.stop == "all")
+    if data != EMBEDDED:
+        raise UsageError(
+            "nothing says how much to remove", "Give --remove, --target-params, --target-macs or --target-latency"
+        )
+    return Targets(EMBEDDED_REMOVED, None, None, None, all_of_them=True)

@@ -11,10 +11,10 @@ from effvl_cli.core.measure import count_macs, count_parameters
 from effvl_cli.core.phases import Phases
 from effvl_cli.engines.prune_blocks import training
 from effvl_cli.engines.prune_blocks.context import NetworkContext, Tuning
-from effvl_cli.engines.prune_blocks.surgery import State
-from effvl_cli.engines.prune_blocks.targets import Size
 from effvl_cli.engines.prune_blocks.training import Recipe
+from effvl_cli.models.pruned_network import State
 from effvl_cli.techniques.prune_blocks.recalibrate import recalibrate
+from effvl_cli.techniques.prune_blocks.targets import Size
 
 UNCHOSEN: dict[str, Any] = dict.fromkeys(
     (

@@ -5,7 +5,6 @@ N images, n candidates. Row 0 of every table is the network itself, row 1 + k th
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,12 +12,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from effvl_cli.core import distributed
+from effvl_cli.core import distributed, seeds
 from effvl_cli.core.errors import ModelError, NumericalError
 from effvl_cli.core.files import write_bytes
 from effvl_cli.core.loop import PRECISIONS
 from effvl_cli.engines.prune_blocks.context import Scoring
-from effvl_cli.engines.prune_blocks.race import Race
+from effvl_cli.techniques.prune_blocks.outcomes import Outcomes
+from effvl_cli.techniques.prune_blocks.racing import Race
 from effvl_cli.techniques.prune_blocks.recalibrate import recalibrated
 from effvl_cli.techniques.prune_blocks.score import Scorer
 from effvl_cli.techniques.prune_blocks.unit import Unit
@@ -30,47 +30,6 @@ def scores_file(context: Scoring, step: int, size: int = 1) -> Path:
     """Where the scores of every image in a step are kept, without sets of `size` units."""
     name = f"step_{step}" + (f"_sets_of_{size}" if size > 1 else "")
     return context.run.path(f"scores/{name}.safetensors")
-
-
-@dataclass
-class Outcomes:
-    """What became of every image.
-
-    Attributes:
-        order: (N,) position in the split of each column.
-        correct: (1 + n, N) uint8; columns from a row's `used` on are 0.
-        loss: (1 + n, N) float64.
-        nan: (1 + n,) uint8.
-        used: (1 + n,) int64 columns that were scored.
-        sharing: how.
-        reason: why not otherwise.
-        seconds_before: that earlier attempts spent.
-    """
-
-    order: Tensor
-    correct: Tensor
-    loss: Tensor
-    nan: Tensor
-    used: Tensor
-    sharing: str = ""
-    reason: str = ""
-    seconds_before: float = 0.0
-
-    @classmethod
-    def empty(cls, order: Tensor, rows: int) -> "Outcomes":
-        """Nothing scored yet."""
-        size = (rows, len(order))
-        return cls(
-            order,
-            torch.zeros(size, dtype=torch.uint8),
-            torch.zeros(size, dtype=torch.float64),
-            torch.zeros(rows, dtype=torch.uint8),
-            torch.zeros(rows, dtype=torch.int64),
-        )
-
-    def tensors(self) -> dict[str, Tensor]:
-        """For a file."""
-        return {name: getattr(self, name) for name in ("order", "correct", "loss", "nan", "used")}
 
 
 class _TooLargeError(Exception):
@@ -146,7 +105,15 @@ class _Scoring:
             stack=config.score_stack,
             autocast=PRECISIONS[config.precision],
         )
-        self.race = Race(context, len(sets), picks)
+        self.race = Race(
+            config.race,
+            config.metric,
+            context.scoring.labels,
+            candidates=len(sets),
+            picks=picks,
+            clip=config.loss_clip,
+            generator=lambda: seeds.generator(config.seed, "race"),
+        )
         self.outcomes = Outcomes.empty(self.race.order, 1 + len(sets))
         self.done = 0  # batches that are in `outcomes`
         self.began, self.scored = time.monotonic(), False

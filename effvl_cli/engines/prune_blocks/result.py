@@ -4,17 +4,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
-
-from effvl_cli.config.options import RunOptions
 from effvl_cli.core.files import write_csv
-from effvl_cli.engines.prune_blocks.context import NetworkContext, Tuning
-from effvl_cli.engines.prune_blocks.surgery import State, edits_of
+from effvl_cli.engines.common.verified_files import write_code, write_program
+from effvl_cli.engines.prune_blocks.context import Tuning
 from effvl_cli.models import network as networks
-from effvl_cli.models.constructors import NoConstructorError
 from effvl_cli.models.edits import reported
-from effvl_cli.models.program import PROGRAM, save_program
-from effvl_cli.models.rebuild import REBUILD, write_rebuild
+from effvl_cli.models.pruned_network import State, edits_of
 
 COLUMNS = (
     "k",
@@ -33,7 +28,7 @@ COLUMNS = (
 
 def pruned_network(context: Tuning, state: State) -> networks.Network:
     """The pruned network under its name."""
-    return dataclasses.replace(context.network, module=state.module, edits=edits_of(context, state.removals))
+    return dataclasses.replace(context.network, module=state.module, edits=edits_of(context.network, state.removals))
 
 
 def save(context: Tuning, state: State) -> None:
@@ -45,26 +40,9 @@ def save(context: Tuning, state: State) -> None:
     run, network = context.run, pruned_network(context, state)
     about = {"classes": list(context.classes), "data": context.data}
     run.save_model(state.module.state_dict(), network.describe() | about)
-    for kind, args in reported(network.edits):
-        run.report.edit(kind, **args)
-    write_program(context, state.module)
-    write_code(context, network)
-
-
-def write_program(context: NetworkContext[RunOptions], module: nn.Module) -> None:
-    """`model.pt2`."""
-    size = context.network.preprocess.size
-    reason = context.run.write(PROGRAM, lambda path: save_program(module, size, path))
-    if reason:
-        context.run.warn(f"{PROGRAM} takes one image at a time: {reason}")
-
-
-def write_code(context: NetworkContext[RunOptions], network: networks.Network) -> None:
-    """`rebuild.py`, where public code builds the network."""
-    try:
-        context.run.write(REBUILD, lambda path: write_rebuild(network, path.parent))
-    except NoConstructorError as error:
-        context.run.warn(f"no {REBUILD}: {error.message}")
+    run.report.edits(reported(network.edits))
+    write_program(run, network, state.module)
+    write_code(run, network)
 
 
 def write_table(context: Tuning, steps: Sequence[Mapping[str, Any]]) -> None:

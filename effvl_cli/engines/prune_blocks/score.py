@@ -6,6 +6,7 @@ from effvl_cli.core.table import Table
 from effvl_cli.engines.prune_blocks import candidates, importance, load_run, pictures, surgery, tables
 from effvl_cli.engines.prune_blocks.context import note_leaks
 from effvl_cli.engines.prune_blocks.preview import preview_score
+from effvl_cli.techniques.prune_blocks.choices import describe
 
 table = tables.scores
 
@@ -25,7 +26,7 @@ def run(config: ScoreConfig, run: Run) -> None:
     found = candidates.find(context, state.module, state.origins, candidates.permitted(context, state.origins))
     candidates.refuse_none(context, found)
     technique = run.report.technique
-    technique.update(candidates.describe(found), criterion=config.criterion, metric=config.metric)
+    technique.update(describe(found), criterion=config.criterion, metric=config.metric)
     before = context.accuracy(state.module, context.scoring)
     context.refuse_chance(before["top1"])
     run.report.metric("top1_score", before["top1"], split=context.scoring.source.split, n=len(context.scoring))

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from effvl_cli.core.loop import PRECISIONS
-from effvl_cli.engines.prune_blocks.candidates import Candidate
 from effvl_cli.engines.prune_blocks.context import Scoring
+from effvl_cli.techniques.prune_blocks.choices import Candidate
 from effvl_cli.techniques.prune_blocks.score import Scorer, same_bits
 
 ROUNDS = 4  # the first warms up, and checks itself

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from effvl_cli.config.prune_blocks import ApplyConfig, PruneBlocksConfig
 from effvl_cli.core import distributed, loop, optim
@@ -19,7 +17,7 @@ from effvl_cli.data.transforms import augment
 from effvl_cli.engines.common.batches import check_divides, loaded
 from effvl_cli.engines.common.classifier import ClassifierTask, Loss, cross_entropy
 from effvl_cli.engines.prune_blocks.context import Tuning
-from effvl_cli.techniques.prune_blocks.distill import PooledFeatures, distillation_loss, mimic_loss
+from effvl_cli.techniques.prune_blocks.distill import PooledFeatures, taught_loss
 from effvl_cli.techniques.prune_blocks.recalibrate import recalibrate
 
 WARMUP = 0.1  # share of the training of an original network
@@ -41,20 +39,10 @@ def _loss(context: Tuning, teacher: nn.Module | None, features: Sequence[PooledF
     config = context.config
     if teacher is None:
         return cross_entropy()
-
-    def loss(images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        with torch.no_grad():
-            taught = teacher(images)
-        if config.kd:
-            total = distillation_loss(logits, taught, labels, alpha=config.kd_alpha, temperature=config.kd_temperature)
-        else:
-            total = F.cross_entropy(logits, labels)
-        if features:
-            ours, theirs = (part.last for part in features)
-            total = total + config.mimic * mimic_loss(ours, theirs)
-        return total
-
-    return loss
+    alpha = config.kd_alpha if config.kd else None
+    return partial(
+        taught_loss, teacher, features=features, alpha=alpha, temperature=config.kd_temperature, mimic=config.mimic
+    )
 
 
 def _validate(context: Tuning, module: nn.Module) -> dict[str, float]:

@@ -1,7 +1,5 @@
 """The predictor and the prompts on disk, and what they belong to."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,38 +8,11 @@ from torch import Tensor
 from effvl_cli.config.prune_tokens import KeepOptions
 from effvl_cli.engines.prune_tokens.context import AnyContext, artefact_fields, refuse_other
 from effvl_cli.engines.prune_tokens.texts import with_prompts
+from effvl_cli.models import token_pruned_clip
 from effvl_cli.models.network import CHECKPOINT
-from effvl_cli.models.token_pruned_clip import CLASS_WEIGHTS, KIND, describe_prompts, modules_of, read
+from effvl_cli.models.token_pruned_clip import Artefact, modules_of, read
 from effvl_cli.techniques.prune_tokens.predictor import Predictor
 from effvl_cli.techniques.prune_tokens.prompts import Prompts
-from effvl_cli.techniques.prune_tokens.tower import num_keep
-
-
-@dataclass(frozen=True)
-class Artefact:
-    """What a run of prune-tokens leaves."""
-
-    predictor: Predictor | None
-    prompts: Prompts | None
-    manifest: dict[str, Any]
-
-    @property
-    def any_keep(self) -> bool:
-        """Whether the prompts were tuned for any keep rate."""
-        return self.prompts is not None and self.manifest["prompts"]["any_keep"]
-
-    @property
-    def prompted(self) -> bool:
-        """Whether the predictor was trained on states that the prompts had changed."""
-        return bool((self.manifest["predictor"] or {}).get("prompted"))
-
-    def tuned_for(self, keeps: Sequence[float]) -> list[float]:
-        """Those of some keep rates that the prompts were tuned for: one number of patches, or any."""
-        if self.prompts is None:
-            return []
-        patches = self.manifest["fields"]["patches"]
-        tuned = num_keep(self.manifest["keep"], patches)
-        return [keep for keep in keeps if self.any_keep or num_keep(keep, patches) == tuned]
 
 
 def save(
@@ -75,28 +46,21 @@ def contents(
     context: AnyContext, parts: Artefact, any_keep: bool, ranking: dict[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Predictor, prompts and class weights as tensors, and the manifest that tells what they are."""
-    state: dict[str, Tensor] = {}
-    for prefix, module in (("predictor", parts.predictor), ("prompts", parts.prompts)):
-        if module is not None:
-            state |= {f"{prefix}.{key}": value for key, value in module.state_dict().items()}
-    if parts.predictor is not None:
-        state[CLASS_WEIGHTS] = with_prompts(context, parts.prompts).classifier
-    config, predictor = context.config, parts.predictor
-    manifest = {
-        "kind": KIND,
-        "fields": artefact_fields(context),
-        "base": {"weights": config.weights, "weights_key": config.weights_key, "seed": config.seed},
-        "ranking": ranking,
-        "predictor": {"kind": predictor.kind, "width": predictor.width, "prompted": parts.prompted}
-        if predictor
-        else None,
-        "prompts": describe_prompts(parts.prompts, any_keep=any_keep) if parts.prompts else None,
-        "keep": config.keep if isinstance(config, KeepOptions) else None,
-        "classes": list(context.classes),
-        "templates": list(context.templates),
-        "preprocess": context.network.preprocess.to_dict(),
-    }
-    return state, manifest
+    config = context.config
+    return token_pruned_clip.contents(
+        parts,
+        fields=artefact_fields(context),
+        base={"weights": config.weights, "weights_key": config.weights_key, "seed": config.seed},
+        ranking=ranking,
+        keep=config.keep if isinstance(config, KeepOptions) else None,
+        any_keep=any_keep,
+        class_weights=with_prompts(context, parts.prompts).classifier,
+        about={
+            "classes": list(context.classes),
+            "templates": list(context.templates),
+            "preprocess": context.network.preprocess.to_dict(),
+        },
+    )
 
 
 def load(context: AnyContext, folder: Path) -> Artefact:

@@ -1,7 +1,6 @@
 """What every stage of prune-tokens works with: the network, its tower, the data and the class weights."""
 
 import contextlib
-import dataclasses
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -13,8 +12,6 @@ from effvl_cli.config.prune_tokens import (
     BenchConfig,
     EvalConfig,
     JudgedConfig,
-    KeepListOptions,
-    KeepOptions,
     PredictConfig,
     PruneTokensConfig,
     RankConfig,
@@ -22,6 +19,8 @@ from effvl_cli.config.prune_tokens import (
     TowerConfig,
     TuneConfig,
     VizConfig,
+    check_window,
+    in_shares,
 )
 from effvl_cli.core import seeds
 from effvl_cli.core.errors import DataError, ModelError, UsageError
@@ -29,14 +28,15 @@ from effvl_cli.core.run import Run
 from effvl_cli.data import load
 from effvl_cli.data.decoded import Decoded
 from effvl_cli.data.fewshot import few_shot
-from effvl_cli.data.loader import loader_workers
 from effvl_cli.data.prompts import choose_templates
 from effvl_cli.data.source import ImageSource
+from effvl_cli.engines.common.batches import decode
 from effvl_cli.models import network as networks
 from effvl_cli.models.openclip import logit_scale_value
 from effvl_cli.models.openclip_tower import ClipTower, self_check, tower_of
 from effvl_cli.techniques.prune_tokens.macs import TowerShape
 from effvl_cli.techniques.prune_tokens.predictor import Predictor
+from effvl_cli.techniques.prune_tokens.selector_table import Place
 
 MAX_VALIDATION = 1000
 
@@ -64,6 +64,11 @@ class Context(Generic[C_co]):
     predictor: Predictor | None = None
     """Of the pruned towers, once there is one."""
 
+    @property
+    def place(self) -> Place:
+        """Where the tower is pruned."""
+        return Place(self.shape, self.tower.num_heads, self.layer, self.predictor)
+
     def images(self, split: str, indices: np.ndarray | None = None) -> Decoded:
         """Decode images of a split; all of them when no indices are given.
 
@@ -72,15 +77,7 @@ class Context(Generic[C_co]):
         """
         config = self.config
         source = load(config.data, split, root=config.data_root, seed=0)
-        images = Decoded.read(
-            source,
-            self.network.preprocess,
-            indices,
-            workers=loader_workers(config.workers, self.run.device.type),
-            on_bad=config.on_bad,
-        )
-        self.run.report.data(source, num_samples=len(images), bad_files=images.bad_files)
-        return images
+        return decode(source, self.network.preprocess, indices, config, self.run)
 
     def few_shot(self: "Learning") -> Decoded:
         """The training images that are ranked, learned from and tuned on.
@@ -148,7 +145,7 @@ def build_context(config: C, run: Run) -> Context[C]:
     self_check(tower, network.preprocess.size)
     shape = TowerShape.of(tower)
     if isinstance(config, SearchOptions):
-        _check_window(config.block, tower.grid)
+        check_window(config.block, tower.grid)
     if tower.pools_mean:
         run.warn(f"{network.name} averages its patches: the scale of its features shifts when some are dropped")
     source = _any_split(config)
@@ -160,7 +157,7 @@ def build_context(config: C, run: Run) -> Context[C]:
     classifier = networks.zero_shot_classifier(network, source.classes, templates, run.device, run.warn)
     run.report.model(network.name, network.source, network.module)
     return Context(
-        _shares(config, shape.num_patches),
+        in_shares(config, shape.num_patches),
         run,
         network,
         tower,
@@ -181,33 +178,6 @@ def _any_split(config: TowerConfig) -> ImageSource:
         with contextlib.suppress(DataError):
             return load(config.data, "test", root=config.data_root, seed=0)
         raise
-
-
-def _shares(config: C, num_patches: int) -> C:
-    """The config with `--num-keep` turned into the shares that keep so many patches.
-
-    Raises:
-        UsageError: more than there are, or a recipe has `keep` too.
-    """
-    if not isinstance(config, KeepOptions | KeepListOptions) or config.num_keep is None:
-        return config
-    if config.keep != type(config).keep:
-        raise UsageError("keep and num-keep say the same", "Give one of them")
-    given = config.num_keep
-    counts = given if isinstance(given, tuple) else (given,)
-    for count in counts:
-        if count > num_patches:
-            raise UsageError(f"--num-keep is {count}, and the tower has {num_patches} patches", "Give fewer")
-    shares = tuple(count / num_patches for count in counts)
-    changed: dict[str, Any] = {"keep": shares if isinstance(given, tuple) else shares[0], "num_keep": None}
-    return dataclasses.replace(config, **changed)
-
-
-def _check_window(side: int, grid: tuple[int, int]) -> None:
-    if side > min(grid):
-        raise UsageError(
-            f"--block is {side}, and the tower has {grid[0]} x {grid[1]} patches", f"Give 1 to {min(grid)}"
-        )
 
 
 def _layer(given: int | None, name: str, depth: int) -> int:

@@ -23,6 +23,7 @@ from effvl_cli.engines.prune_tokens.oracle import golden
 from effvl_cli.engines.prune_tokens.preview import preview_eval
 from effvl_cli.engines.prune_tokens.rankings import refuse_other_ranking
 from effvl_cli.engines.prune_tokens.selectors import asked_for, prune, rates, refuse_missing, selector_of, tower_with
+from effvl_cli.models.token_pruned_clip import Artefact
 from effvl_cli.techniques.prune_tokens.tower import WrappedTower
 
 table, preview = tables.results, preview_eval
@@ -67,7 +68,7 @@ def run(config: EvalConfig, run: Run) -> None:
     pictures.cost_curve(context, rows, accuracy, note)
 
 
-def _refuse_early(context: Context[EvalConfig], names: Sequence[str], saved: artefact.Artefact) -> None:
+def _refuse_early(context: Context[EvalConfig], names: Sequence[str], saved: Artefact) -> None:
     """Before anything is measured, what the last selector of a list could find missing."""
     for name in names:
         refuse_missing(name, context, saved.predictor)

@@ -12,9 +12,9 @@ from effvl_cli.core.metrics import mcnemar, mean_per_class, paired_difference, s
 from effvl_cli.data.decoded import Decoded
 from effvl_cli.engines.inference import over_images
 from effvl_cli.engines.prune_tokens.context import AnyContext, Judged, Learning
-from effvl_cli.engines.prune_tokens.selectors import macs_of, spec_of
 from effvl_cli.engines.prune_tokens.texts import with_prompts
 from effvl_cli.techniques.prune_tokens.prompts import Prompts
+from effvl_cli.techniques.prune_tokens.selector_table import macs_of, spec_of
 from effvl_cli.techniques.prune_tokens.tower import NonFiniteError, WrappedTower, num_keep
 
 GUARDED = 256  # images that are looked at before a search
@@ -104,7 +104,7 @@ def result(
     labels, tuned = images.labels, with_prompts(context, prompts)
     correct, reference = tuned.accuracy(embedding, labels), context.accuracy(dense, labels)
     difference, spread = paired_difference(correct, reference)
-    macs = macs_of(context, name, keep, prompts)
+    macs = macs_of(context.place, name, keep, prompts)
     merged = None if name == "dense" else spec_of(name).merges
     same = tuned.predictions(embedding) == context.predictions(dense)
     row = {
@@ -126,7 +126,7 @@ def result(
         "macs": macs,
         "flops": 2 * macs,
     }
-    return row | {"merges": list(merged(context, keep))} if merged else row
+    return row | {"merges": list(merged(context.place, keep))} if merged else row
 
 
 def record(context: AnyContext, row: dict[str, Any], metric: str | None = None) -> None:
@@ -141,7 +141,7 @@ def record(context: AnyContext, row: dict[str, Any], metric: str | None = None) 
 
 def record_mac_ratio(context: AnyContext, name: str, keep: float, prompts: Prompts | None = None) -> None:
     """Multiply-adds of a pruned tower over the dense one's as a metric."""
-    ratio = macs_of(context, name, keep, prompts) / context.shape.dense()
+    ratio = macs_of(context.place, name, keep, prompts) / context.shape.dense()
     context.run.report.metric("mac_ratio", ratio, unit="ratio", higher_is_better=False)
 
 

@@ -11,17 +11,16 @@ from effvl_cli.core.errors import ModelError
 from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
 from effvl_cli.core.table import Table
+from effvl_cli.engines.common.verified_files import ONNX, write_verified
 from effvl_cli.engines.prune_tokens import artefact
-from effvl_cli.engines.prune_tokens.artefact import Artefact
 from effvl_cli.engines.prune_tokens.context import Context, build_context, tower_summary
-from effvl_cli.engines.prune_tokens.parity import Embedder, Parity
 from effvl_cli.engines.prune_tokens.selectors import prune
 from effvl_cli.models.network import CHECKPOINT
 from effvl_cli.models.onnx import export_onnx
 from effvl_cli.models.program import PROGRAM, noise, on_cpu, save_program
-from effvl_cli.models.token_pruned_clip import load_pruned
+from effvl_cli.models.token_parity import Embedder, Parity
+from effvl_cli.models.token_pruned_clip import Artefact, load_pruned
 
-ONNX = "model.onnx"
 NUM_IMAGES = 8
 
 
@@ -41,9 +40,7 @@ def run(config: ExportConfig, run: Run) -> None:
     for name in config.format:
         file, write = writers[name]
         parity = Parity()
-        reason = run.write(file, write, parity)
-        if reason:
-            run.warn(f"{file} takes one image at a time: {reason}")
+        reason = write_verified(run, file, write, parity)
         if reason is not None:
             _record(run, name, run.path(file), parity, any_batch=not reason)
 

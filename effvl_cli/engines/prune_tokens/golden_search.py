@@ -12,8 +12,9 @@ from effvl_cli.core.phases import Phases
 from effvl_cli.data.decoded import Decoded
 from effvl_cli.engines.prune_tokens.context import Ranking
 from effvl_cli.engines.prune_tokens.evaluation import known_images
-from effvl_cli.engines.prune_tokens.rankings import SCORERS, Ranked, rank_images
+from effvl_cli.engines.prune_tokens.rankings import Ranked, rank_images
 from effvl_cli.techniques.prune_tokens.predictor import dropped_overlap, kendall_tau
+from effvl_cli.techniques.prune_tokens.scorer_table import SCORERS
 from effvl_cli.techniques.prune_tokens.tower import num_keep
 
 AUDITED = 16  # images

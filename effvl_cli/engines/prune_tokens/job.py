@@ -6,6 +6,7 @@ from functools import partial
 from effvl_cli.config.prune_tokens import PruneTokensConfig
 from effvl_cli.core.run import Run
 from effvl_cli.data.decoded import Decoded
+from effvl_cli.data.fewshot import spread
 from effvl_cli.engines.prune_tokens import artefact, evaluation, pictures, tables, tower_latency
 from effvl_cli.engines.prune_tokens.context import Context, build_context, tower_summary
 from effvl_cli.engines.prune_tokens.evaluation import embed, embed_dense, result
@@ -17,7 +18,6 @@ from effvl_cli.engines.prune_tokens.preview import preview_job
 from effvl_cli.engines.prune_tokens.prompt_init import check_prompts
 from effvl_cli.engines.prune_tokens.rankings import key_of
 from effvl_cli.engines.prune_tokens.selectors import (
-    Arm,
     arms,
     possible,
     prune,
@@ -29,6 +29,7 @@ from effvl_cli.engines.prune_tokens.selectors import (
 from effvl_cli.engines.prune_tokens.tuning import tune_prompts
 from effvl_cli.techniques.prune_tokens.predictor import Predictor
 from effvl_cli.techniques.prune_tokens.prompts import Prompts
+from effvl_cli.techniques.prune_tokens.selector_table import Arm
 from effvl_cli.techniques.prune_tokens.tower import WrappedTower
 
 CURVE = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
@@ -103,7 +104,7 @@ def _draw(context: Context[PruneTokensConfig], predictor: Predictor, test: Decod
     """The curve is drawn on validation images: the test split serves the table alone."""
     names = possible(context, ("predictor", "cls-attn", "random"))
     selectors = {name: selector_of(name, context, predictor) for name in names}
-    shown = test.take(pictures.spread(test.labels.numpy(), SHOWN))
+    shown = test.take(spread(test.labels.numpy(), SHOWN))
     pictures.patches(context, shown, arms(context, names, [context.config.keep], predictor))
     validation = context.validation()
     if validation is None:

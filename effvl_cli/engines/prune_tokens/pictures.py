@@ -7,26 +7,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from effvl_cli.core.patch_views import dropped, enlarged, merged
 from effvl_cli.core.plots import Point, curves, heat_maps, image_grid
 from effvl_cli.data.decoded import Decoded
+from effvl_cli.engines.inference import over_batches
 from effvl_cli.engines.prune_tokens.context import AnyContext
-from effvl_cli.engines.prune_tokens.patch_views import dropped, enlarged, merged
-from effvl_cli.engines.prune_tokens.selectors import Arm, spec_of
+from effvl_cli.techniques.prune_tokens.selector_table import Arm, spec_of
 from effvl_cli.techniques.prune_tokens.tome import MergedVision
 from effvl_cli.techniques.prune_tokens.tower import WrappedTower
 
 BATCH = 128
-
-
-def spread(labels: NDArray[np.int64], shown: int) -> torch.Tensor:
-    """Positions of images spread evenly over the classes, however a data set is ordered.
-
-    Args:
-        labels: (M,) of all images.
-        shown: how many, or all if there are fewer.
-    """
-    by_class = torch.as_tensor(labels).argsort(stable=True)
-    return by_class[torch.linspace(0, len(labels) - 1, min(shown, len(labels))).long().unique()]
 
 
 def patches(context: AnyContext, images: Decoded, arms: Sequence[Arm]) -> None:
@@ -118,21 +108,9 @@ def keep_maps(context: AnyContext, images: Decoded, arms: Sequence[Arm]) -> None
 
 def _kept(vision: WrappedTower, context: AnyContext, images: Decoded) -> torch.Tensor:
     """(M, K) ids of the patches that are kept, on the CPU."""
-    return _over(context, images, lambda x, keys: vision(x, keys, return_keep=True)[1])
+    return over_batches(lambda x, keys: vision(x, keys, return_keep=True)[1], images, context.run.device, BATCH)
 
 
 def _groups(vision: MergedVision, context: AnyContext, images: Decoded) -> torch.Tensor:
     """(M, N) token that each patch is merged into, on the CPU."""
-    return _over(context, images, lambda x, keys: vision.groups(x))
-
-
-def _over(
-    context: AnyContext, images: Decoded, call: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-) -> torch.Tensor:
-    """What a call makes of normalised images and their keys, batch by batch."""
-    device, parts = context.run.device, []
-    for rows, pixels in images.batches(BATCH):
-        keys, x = images.keys[rows.start : rows.stop], context.network.preprocess.normalise(pixels.to(device))
-        with torch.inference_mode():
-            parts.append(call(x, keys.to(device)).cpu())
-    return torch.cat(parts)
+    return over_batches(lambda x, keys: vision.groups(x), images, context.run.device, BATCH)

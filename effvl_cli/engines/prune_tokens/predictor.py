@@ -1,9 +1,7 @@
 """Training of the predictor on golden rankings."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,23 +18,14 @@ from effvl_cli.engines.inference import over_images
 from effvl_cli.engines.prune_tokens.context import Predicting
 from effvl_cli.engines.prune_tokens.evaluation import embed
 from effvl_cli.engines.prune_tokens.selectors import prune
-from effvl_cli.techniques.prune_tokens.losses import (
-    keepset_loss,
-    listwise_loss,
-    mse_loss,
-    pairwise_loss,
-    random_pairs,
-)
-from effvl_cli.techniques.prune_tokens.predictor import Predictor, dropped_overlap, kendall_tau, make_predictor
+from effvl_cli.techniques.prune_tokens.losses import Loss, loss_of
+from effvl_cli.techniques.prune_tokens.predictor import Predictor, dropped_overlap, kendall_tau, make_predictor, split
 from effvl_cli.techniques.prune_tokens.prompts import Prompts
+from effvl_cli.techniques.prune_tokens.selectors import GridSelector
 from effvl_cli.techniques.prune_tokens.tower import PrunedVision, num_keep
 
-VALIDATION_SHARE = 10  # one ranked image in so many
 FEW = 32
 FINAL_RATE = 0.1  # of the peak learning rate, as in the official code
-
-Loss = Callable[[Tensor, Tensor, int], Tensor]
-"""(scores (B, N), ranks (B, N), step) to a scalar."""
 
 
 class PredictorTask(loop.Task):
@@ -101,9 +90,12 @@ def train_predictor(
             width=config.predictor_width,
         )
     module.to(run.device)
-    training, validation = split(images.labels, config.seed)
+    training, validation = split(images.labels, seeds.generator(config.seed, "predictor-validation"))
     kept = num_keep(config.keep, shape.num_patches)
-    loss = _loss(config, shape.num_patches)
+    budgets = sorted({num_keep(keep, shape.num_patches) for keep in config.predictor_keeps or (config.keep,)})
+    loss = loss_of(  # pairs are drawn anew in each step, the same for all its images on all processes
+        config.predictor_loss, shape.num_patches, budgets, lambda step: seeds.generator(config.seed, "pairs", step)
+    )
 
     @cache
     def task() -> PredictorTask:
@@ -149,23 +141,6 @@ def train_predictor(
     return TrainedPredictor(module, figures["tau"], figures.get("overlap"))
 
 
-def _loss(config: PruneTokensConfig | PredictConfig, num_patches: int) -> Loss:
-    """The chosen loss; pairs are drawn anew in each step, the same for all its images on all processes."""
-
-    def pairwise(scores: Tensor, ranks: Tensor, step: int) -> Tensor:
-        first, second = random_pairs(num_patches, seeds.generator(config.seed, "pairs", step))
-        return pairwise_loss(scores, ranks, first.to(scores.device), second.to(scores.device))
-
-    budgets = sorted({num_keep(keep, num_patches) for keep in config.predictor_keeps or (config.keep,)})
-    losses: dict[str, Loss] = {
-        "listwise": lambda scores, ranks, step: listwise_loss(scores, ranks),
-        "keepset": lambda scores, ranks, step: keepset_loss(scores, ranks, budgets),
-        "pairwise": pairwise,
-        "mse": lambda scores, ranks, step: mse_loss(scores, ranks),
-    }
-    return losses[config.predictor_loss]
-
-
 def _record_validation(context: Predicting, module: Predictor) -> None:
     """Accuracy on the val split, dense and pruned: what choices between predictors are made by."""
     images = context.validation()
@@ -184,21 +159,6 @@ def _record_validation(context: Predicting, module: Predictor) -> None:
         context.run.report.metric(name, value, split="val", n=len(images), se=spread)
 
 
-def split(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Positions to train on and to validate on, one in ten, spread over the classes; a single image is both."""
-    count = len(labels)
-    order = torch.randperm(count, generator=seeds.generator(seed, "predictor-validation"))
-    held_out = max(1, count // VALIDATION_SHARE)
-    if count == 1:
-        return order, order
-    turn = torch.zeros(count, dtype=torch.int64)  # how many of its class stand before an image
-    for label in labels.unique():
-        mine = labels[order] == label
-        turn[mine] = torch.arange(int(mine.sum()))
-    order = order[turn.argsort(stable=True)]
-    return order[held_out:].sort().values, order[:held_out].sort().values
-
-
 def _stream(config: PruneTokensConfig | PredictConfig, training: Tensor) -> tuple[Stream[Tensor], int]:
     """Positions of ranked images from any step on, and the steps in an epoch."""
     size = min(config.predictor_batch_size, len(training))
@@ -210,8 +170,8 @@ def _stream(config: PruneTokensConfig | PredictConfig, training: Tensor) -> tupl
 def _inputs(context: Predicting, images: Decoded, module: Predictor, prompts: Prompts | None) -> Tensor:
     """(M, ...) float16: what the predictor reads, for every ranked image."""
     shape, visual = context.shape, prompts.visual if prompts else None
-    vision = PrunedVision(
-        context.tower, layer=context.layer, num_keep=shape.num_patches, selector=_Nothing(), prompts=visual
+    vision = PrunedVision(  # whose selector is never asked: all patches are kept
+        context.tower, layer=context.layer, num_keep=shape.num_patches, selector=GridSelector(), prompts=visual
     )
     rows = shape.num_prefix + shape.num_patches
     return over_images(
@@ -220,9 +180,3 @@ def _inputs(context: Predicting, images: Decoded, module: Predictor, prompts: Pr
         context.run,
         batch_size=64,
     ).half()
-
-
-class _Nothing:
-    def score(self, states: Tensor, context: Any) -> Tensor:
-        """Never asked: all patches are kept."""
-        raise AssertionError("no patch is dropped here")

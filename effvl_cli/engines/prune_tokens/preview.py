@@ -1,11 +1,8 @@
 """What a search of rankings, and all that follows it, will cost; for `--dry-run`."""
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from effvl_cli.config.prune_tokens import (
     EvalConfig,
@@ -17,15 +14,14 @@ from effvl_cli.config.prune_tokens import (
 )
 from effvl_cli.core import distributed, sweep
 from effvl_cli.core.measure import count_parameters
-from effvl_cli.core.probe import seconds_for
 from effvl_cli.core.run import unopened
 from effvl_cli.core.table import Table
 from effvl_cli.data import load
 from effvl_cli.data.fewshot import few_shot
-from effvl_cli.engines.common.cost_table import TRAINING, Part, cost_table
+from effvl_cli.engines.common.cost_table import TRAINING, Part, cost_table, speed_of
 from effvl_cli.engines.prune_tokens.context import Context, Searching, Tuning, build_context
-from effvl_cli.engines.prune_tokens.rankings import SCORERS
-from effvl_cli.techniques.prune_tokens.ranking import alive_until, removal_windows
+from effvl_cli.techniques.prune_tokens.scorer_table import SCORERS
+from effvl_cli.techniques.prune_tokens.search_cost import search_cost
 from effvl_cli.techniques.prune_tokens.tower import num_keep
 
 BATCH = 32  # images that are probed at most
@@ -33,25 +29,20 @@ TUNING = 2  # multiply-adds of a forward pass and its gradient to prompts, over 
 ARMS = 8  # selectors that the job compares, at most
 
 
-def search_cost(context: Searching) -> tuple[int, int]:
-    """Candidates and multiply-adds of the search on one image; at most, where windows lose patches one by one."""
-    config, shape = context.config, context.shape
-    windows = removal_windows(context.tower.grid, config.block, config.block_stride)
-    alive, side = torch.ones(shape.num_patches, dtype=torch.bool), int(windows[0].sum())
-    stop = alive_until(config.rank_until, shape.num_patches)
-    passes, macs = 0, shape.dense()
-    while alive.any():
-        left = int(alive.sum())
-        last = not config.group or left <= stop
-        take = left if last else min(config.group, left - stop)
-        candidates = int((windows & alive).any(1).sum())
-        if SCORERS[config.scorer].by_gradients or (config.shortlist and not last):
-            macs += shape.taylor(context.layer, 0)
-            candidates = 0 if SCORERS[config.scorer].by_gradients else min(candidates, config.shortlist * take)
-        passes += candidates
-        macs += candidates * shape.candidate(max(0, left - side), context.layer)
-        alive[alive.nonzero().flatten()[:take]] = False
-    return passes, macs
+def candidates_of(context: Searching) -> tuple[int, int]:
+    """Candidates and multiply-adds of the search on one image, at most."""
+    config = context.config
+    return search_cost(
+        context.shape,
+        context.tower.grid,
+        context.layer,
+        block=config.block,
+        block_stride=config.block_stride,
+        group=config.group,
+        rank_until=config.rank_until,
+        shortlist=config.shortlist,
+        by_gradients=SCORERS[config.scorer].by_gradients,
+    )
 
 
 def preview_search(config: RankConfig) -> list[Table]:
@@ -121,7 +112,7 @@ def _evaluation(context: Context[TowerConfig], keeps: Sequence[float], selectors
 
 
 def _search(context: Searching, name: str, images: int, speed: float) -> Part:
-    passes, macs = search_cost(context)
+    passes, macs = candidates_of(context)
     share = distributed.world().size
     work = f"{images:,} images, {passes:,} candidates each" + (f", over {share} processes" if share > 1 else "")
     return Part(name, work, images * macs, images * macs / speed / share)
@@ -145,14 +136,8 @@ def _tested(context: Context[TowerConfig]) -> int:
 
 def _speed(context: Context[TowerConfig]) -> float:
     """Multiply-adds a second of the dense tower."""
-
-    def run(pixels: Tensor, count: int) -> Any:
-        with torch.inference_mode():
-            return context.tower.module(pixels[:count])
-
     pixels = torch.zeros(BATCH, 3, *context.network.preprocess.size, device=context.run.device)
-    seconds = seconds_for(partial(run, pixels), BATCH, context.run.device)
-    return BATCH * context.shape.dense() / seconds
+    return speed_of(context.tower.module, context.tower.module, pixels, context.shape.dense())
 
 
 def _table(context: Context[TowerConfig], parts: list[Part]) -> Table:

@@ -1,22 +1,14 @@
 """Where prompt tuning begins: at what the untuned towers compute, so that the first step starts from their accuracy."""
 
-import torch
-from torch import Tensor
-
 from effvl_cli.core import seeds
 from effvl_cli.core.errors import UsageError
 from effvl_cli.data.decoded import Decoded
 from effvl_cli.engines.prune_tokens.context import Tuning
 from effvl_cli.engines.prune_tokens.texts import class_texts
 from effvl_cli.models.openclip_text import prompt_template, text_blocks
-from effvl_cli.techniques.prune_tokens.prompts import (
-    CoupledPrompts,
-    Prompts,
-    VisualPrompts,
-    mean_patch_states,
-)
+from effvl_cli.techniques.prune_tokens.prompts import CoupledPrompts, Prompts, VisualPrompts
 from effvl_cli.techniques.prune_tokens.text_prompts import TextPrompts, context_states
-from effvl_cli.techniques.prune_tokens.tower import PrunedVision, Selector, gather_patches
+from effvl_cli.techniques.prune_tokens.tower import PrunedVision, Selector, mean_states
 
 INIT_IMAGES = 64  # whose kept patches give the visual prompts their first value
 
@@ -48,7 +40,9 @@ def initial_prompts(context: Tuning, images: Decoded, selector: Selector, kept: 
         return Prompts(None, text).to(device)
     start = prompt_start(context)
     depth = min(config.prompt_depth, text.depth) if text and config.prompts == "coupled" else config.prompt_depth
-    mean = _mean_states(context, images, selector, kept, start=start, depth=depth)
+    plain = PrunedVision(context.tower, layer=context.layer, num_keep=kept, selector=selector)
+    rows = images[list(range(0, len(images), max(1, len(images) // INIT_IMAGES)))[:INIT_IMAGES]]
+    mean = mean_states(plain, context.network.preprocess.normalise(rows.to(device)), start=start, depth=depth)
     noise = seeds.generator(config.seed, "prompts")
     pre_norm = config.prompt_start == 0  # asked for: MaPLe's placement
     if text is None or config.prompts == "independent":
@@ -72,19 +66,3 @@ def prompt_start(context: Tuning) -> int:
     """First block with visual prompts."""
     given = context.config.prompt_start
     return context.layer if given is None else given
-
-
-def _mean_states(context: Tuning, images: Decoded, selector: Selector, kept: int, *, start: int, depth: int) -> Tensor:
-    """(depth, D): the mean state of the patches that are there, block by block."""
-    tower, layer, num_prefix = context.tower, context.layer, context.shape.num_prefix
-    plain = PrunedVision(tower, layer=layer, num_keep=kept, selector=selector)
-    rows = images[list(range(0, len(images), max(1, len(images) // INIT_IMAGES)))[:INIT_IMAGES]]
-    with torch.no_grad():
-        pixels = context.network.preprocess.normalise(rows.to(context.run.device))
-        before = mean_patch_states(tower, tower.embed(pixels), num_prefix=num_prefix, start=0, depth=layer)
-        states = plain.states(pixels)
-        keep = plain.select(states)
-        if keep is not None:
-            states = gather_patches(states, keep, num_prefix, context.shape.num_patches)
-    after = mean_patch_states(tower, states, num_prefix=num_prefix, start=layer, depth=tower.depth)
-    return torch.cat([before, after])[start : start + depth]

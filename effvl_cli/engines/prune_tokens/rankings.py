@@ -3,7 +3,6 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,55 +10,20 @@ import torch
 from torch import Tensor
 
 from effvl_cli.core import distributed
-from effvl_cli.core.cache import Entry
+from effvl_cli.core.cache import Rows
 from effvl_cli.core.errors import ModelError, NumericalError
 from effvl_cli.core.report import physical_memory
 from effvl_cli.data.decoded import Decoded
 from effvl_cli.engines.prune_tokens.context import Searching
 from effvl_cli.techniques.prune_tokens.candidates import auto_candidate_tokens
 from effvl_cli.techniques.prune_tokens.ranking import Ranking, golden_ranking
-from effvl_cli.techniques.prune_tokens.scorers import ConfidenceScorer, FeatureScorer, LabelScorer, Scorer
+from effvl_cli.techniques.prune_tokens.scorer_table import SCORERS, Known
 from effvl_cli.techniques.prune_tokens.tower import NonFiniteError
 
 SHARD = 32  # images that an interruption can cost
 FORMAT = 3  # counts up whenever the scores change, so that no ranking by older ones is taken for today's
+FIELDS = ("rank", "passes")  # that are read again
 _TENSORS = ("rank", "removal_score", "round", "passes", "dense")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScorerSpec:
-    """What the engine knows of a scorer.
-
-    Attributes:
-        make: the scorer, from the run and the labels (B,) of the images that are ranked.
-        by_class: it reads the class weights.
-        by_label: it reads the labels.
-        by_gradients: scores are estimated from gradients in place of evaluated removals.
-    """
-
-    make: Callable[[Searching, Tensor], Scorer]
-    by_class: bool = False
-    by_label: bool = False
-    by_gradients: bool = False
-
-
-def _about(context: Searching) -> dict[str, Any]:
-    return {"classifier": context.classifier, "tau": context.tau, "space": context.config.score_space}
-
-
-SCORERS: dict[str, ScorerSpec] = {
-    "feature": ScorerSpec(make=lambda context, labels: FeatureScorer()),
-    "label": ScorerSpec(
-        make=lambda context, labels: LabelScorer(labels=labels, **_about(context)), by_class=True, by_label=True
-    ),
-    "maxconf": ScorerSpec(
-        make=lambda context, labels: ConfidenceScorer(
-            anchor_first=context.config.maxconf_anchor == "first", **_about(context)
-        ),
-        by_class=True,
-    ),
-    "taylor": ScorerSpec(make=lambda context, labels: FeatureScorer(), by_gradients=True),
-}
 
 
 @dataclass(frozen=True)
@@ -145,8 +109,9 @@ def rank_images(context: Searching, images: Decoded, phase: str) -> Ranked:
         )
     entry = context.run.cache.entry("rankings", key_of(context, images.source.split))
     # A path does not say what lies behind it: names alone would take another folder's ranking for this one's.
-    names = _names(images, SCORERS[context.config.scorer].by_label)
-    known = _load(entry, context)
+    names = images.digests(labelled=SCORERS[context.config.scorer].by_label)
+    stored = Rows(entry, context.run.warn)
+    known = stored.load(FIELDS)
     missing = [row for row, name in enumerate(names) if name not in known]
     distributed.barrier()  # every process has read the same cache before any adds to it
     if missing and len(missing) < len(names):
@@ -155,14 +120,14 @@ def rank_images(context: Searching, images: Decoded, phase: str) -> Ranked:
         context.run.resumed(phase, len(names) - len(missing))
     started = time.monotonic()
     tokens = _candidate_tokens(context)
-    _search(context, images, names, missing, entry, phase, tokens)
+    _search(context, images, names, missing, stored, phase, tokens)
     distributed.barrier()
     if missing:
-        known = _load(entry, context)
+        known = stored.load(FIELDS)
     rows = [known[name] for name in names]
     return Ranked(
         torch.stack([row[0] for row in rows]),
-        sum(row[1] for row in rows),
+        sum(int(row[1]) for row in rows),
         len(missing),
         time.monotonic() - started,
         entry.name,
@@ -170,32 +135,8 @@ def rank_images(context: Searching, images: Decoded, phase: str) -> Ranked:
     )
 
 
-def _names(images: Decoded, labelled: bool) -> list[bytes]:
-    """Digest of each image's name and pixels, and of its label where the ranking depends on it."""
-    names = []
-    for rows, pixels in images.batches(SHARD):
-        for row, picture in zip(rows, pixels, strict=True):
-            total = hashlib.blake2b(images.ids[row].encode(), digest_size=16)
-            total.update(picture.numpy().tobytes())
-            if labelled:
-                total.update(int(images.labels[row]).to_bytes(8, "big"))
-            names.append(total.digest())
-    return names
-
-
-def _load(entry: Entry, context: Searching) -> dict[bytes, tuple[Tensor, int]]:
-    known = {}
-    for shard in entry.names():
-        tensors = entry.load(shard, context.run.warn)
-        if tensors is not None:
-            names = tensors["names"].numpy()
-            for row, name in enumerate(names):
-                known[name.tobytes()] = (tensors["rank"][row], int(tensors["passes"][row]))
-    return known
-
-
 def _search(
-    context: Searching, images: Decoded, names: list[bytes], missing: list[int], entry: Entry, phase: str, tokens: int
+    context: Searching, images: Decoded, names: list[bytes], missing: list[int], stored: Rows, phase: str, tokens: int
 ) -> None:
     share = distributed.shard(len(missing))
     mine = missing[share.start : share.stop]
@@ -206,7 +147,7 @@ def _search(
             rows = mine[number * SHARD : (number + 1) * SHARD]
             if rows:
                 part = _rank(context, images, rows, tokens)
-                _save(entry, names, rows, part)
+                stored.save([names[row] for row in rows], {name: getattr(part, name) for name in _TENSORS})
                 passes += int(part.passes.sum())
                 rate = passes / (time.monotonic() - started)
                 progress.update(number * SHARD + len(rows), candidates_per_s=rate)
@@ -220,13 +161,20 @@ def _shares(total: int) -> list[range]:
 
 def _rank(context: Searching, images: Decoded, rows: list[int], tokens: int) -> Ranking:
     config, scorer = context.config, SCORERS[context.config.scorer]
+    known = Known(
+        labels=images.labels[rows],
+        classifier=context.classifier,
+        tau=context.tau,
+        space=config.score_space,
+        anchor_first=config.maxconf_anchor == "first",
+    )
     batch = context.network.preprocess.normalise(images[rows].to(context.run.device))
     try:
         return golden_ranking(
             context.tower,
             batch,
             layer=context.layer,
-            scorer=scorer.make(context, images.labels[rows]),
+            scorer=scorer.make(known),
             block=config.block,
             block_stride=config.block_stride,
             group=config.group,
@@ -239,12 +187,6 @@ def _rank(context: Searching, images: Decoded, rows: list[int], tokens: int) -> 
     except NonFiniteError as error:
         names = ", ".join(images.ids[rows[k]] for k in error.samples[:5])
         raise NumericalError(f"scores of {names} are not finite", "The weights or the image hold NaN") from error
-
-
-def _save(entry: Entry, names: list[bytes], rows: list[int], part: Ranking) -> None:
-    tensors = {name: getattr(part, name) for name in _TENSORS}
-    tensors["names"] = torch.stack([torch.frombuffer(bytearray(names[row]), dtype=torch.uint8) for row in rows])
-    entry.save(hashlib.blake2b(b"".join(names[row] for row in rows), digest_size=8).hexdigest(), tensors)
 
 
 def _candidate_tokens(context: Searching) -> int:

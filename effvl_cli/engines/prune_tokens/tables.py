@@ -5,7 +5,7 @@ from typing import Any
 from effvl_cli.core import bench
 from effvl_cli.core.report import Report
 from effvl_cli.core.table import Cell, Table, percent, points, times
-from effvl_cli.engines.prune_tokens.selectors import SELECTORS
+from effvl_cli.techniques.prune_tokens.selector_table import SELECTORS
 
 FIRST = ("dense", "golden", "predictor", "predictor+tuned")
 COLUMNS = (

@@ -14,8 +14,8 @@ from effvl_cli.data.decoded import Decoded
 from effvl_cli.data.loader import loader_workers
 from effvl_cli.engines.prune_tokens.context import AnyContext
 from effvl_cli.engines.prune_tokens.evaluation import pooled
-from effvl_cli.engines.prune_tokens.selectors import Arm, macs_of
 from effvl_cli.models.network import zero_shot_classifier
+from effvl_cli.techniques.prune_tokens.selector_table import Arm, macs_of
 from effvl_cli.techniques.prune_tokens.tower import num_keep
 
 LAUNCH_BOUND = 1.03  # a speed-up below this at batch 1 is called out
@@ -55,7 +55,7 @@ def compare(
 
     arms = [bench.Arm(DENSE, passes(lambda images, ids: context.tower.module(images)))]
     for arm in pruned:
-        share = macs_of(context, arm.selector, arm.keep) / context.shape.dense()
+        share = macs_of(context.place, arm.selector, arm.keep) / context.shape.dense()
         patches = {"patches": num_keep(arm.keep, context.shape.num_patches)}
         arms.append(bench.Arm(arm.name, passes(arm.vision), share, patches))
     rows = bench.compare(arms, batches, context.run, precision=context.config.precision)

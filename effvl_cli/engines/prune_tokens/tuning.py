@@ -1,7 +1,5 @@
 """Prompt tuning with pruning active: the towers and the predictor stay as they are."""
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -90,7 +88,7 @@ def tune_prompts(context: Tuning, images: Decoded, selector: Selector) -> Prompt
     steps = config.tune_epochs * steps_per_epoch
     plan = loop.Plan(
         steps=steps,
-        rate=_rate(config.tune_lr, steps, steps_per_epoch),
+        rate=lambda step: optim.cosine_after(step, steps, steps_per_epoch, FIRST_EPOCH_RATE / config.tune_lr),
         phase="tuning",
         precision=config.precision,
         eval_every=steps_per_epoch,
@@ -129,19 +127,6 @@ def _validated(task: TuneTask) -> dict[str, float | None]:
     tuned = with_prompts(context, task.module).accuracy(embed(context, images, task.vision), images.labels)
     spread = paired_difference(tuned, context.accuracy(embed(context, images), images.labels))[1]
     return {"top1": float(tuned.mean()), "se": spread}
-
-
-def _rate(lr: float, steps: int, steps_per_epoch: int) -> Callable[[int], float]:
-    if steps <= steps_per_epoch:
-        return lambda step: optim.cosine(step, steps)
-    later = steps - steps_per_epoch
-
-    def rate(step: int) -> float:
-        if step < steps_per_epoch:
-            return FIRST_EPOCH_RATE / lr
-        return optim.cosine(step - steps_per_epoch, later)
-
-    return rate
 
 
 def _stream(context: Tuning, images: Decoded) -> tuple[Stream[Batch], int]:

@@ -8,10 +8,12 @@ from effvl_cli.core.run import Run
 from effvl_cli.core.table import Table
 from effvl_cli.data import load
 from effvl_cli.data.decoded import Decoded
+from effvl_cli.data.fewshot import spread
 from effvl_cli.engines.prune_tokens import artefact, pictures
 from effvl_cli.engines.prune_tokens.context import Context, build_context
 from effvl_cli.engines.prune_tokens.rankings import rank_images, refuse_other_ranking
-from effvl_cli.engines.prune_tokens.selectors import SELECTORS, Arm, arms, asked_for, prune, rates, refuse_missing
+from effvl_cli.engines.prune_tokens.selectors import arms, asked_for, prune, rates, refuse_missing
+from effvl_cli.techniques.prune_tokens.selector_table import SELECTORS, Arm
 from effvl_cli.techniques.prune_tokens.selectors import GoldenSelector
 
 MAPPED = 512  # test images whose kept patches are averaged
@@ -27,8 +29,8 @@ def run(config: VizConfig, run: Run) -> None:
     if "golden" in names:
         refuse_other_ranking(context, saved.manifest["ranking"], of_other_data=True)
     labels = load(config.data, "test", root=config.data_root).labels
-    images = context.images("test", pictures.spread(labels, max(MAPPED, config.num_images)).sort().values.numpy())
-    shown = images.take(pictures.spread(images.labels.numpy(), config.num_images))
+    images = context.images("test", spread(labels, max(MAPPED, config.num_images)).sort().values.numpy())
+    shown = images.take(spread(images.labels.numpy(), config.num_images))
     drawn: list[Arm] = []
     for name in names:
         if SELECTORS[name].oracle:

@@ -56,3 +56,25 @@ class DinoHead(nn.Module):
     def embed(self, features: Tensor) -> Tensor:
         """(B, D) to the normalised bottleneck (B, E)."""
         return F.normalize(self.mlp(features), dim=1)
+
+
+class LinearHeads(nn.Module):
+    """G linear classifiers of the same features, trained side by side at several rates; ours.
+
+    Args:
+        count: G.
+        width: D of the features.
+        classes: C.
+    """
+
+    def __init__(self, count: int, width: int, classes: int) -> None:
+        super().__init__()
+        layers = [nn.Linear(width, classes) for _ in range(count)]
+        for head in layers:
+            nn.init.normal_(head.weight, std=0.01)
+            nn.init.zeros_(head.bias)
+        self.heads = nn.ModuleList(layers)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, D) to (G, B, C)."""
+        return torch.stack([head(features) for head in self.heads])

@@ -120,3 +120,14 @@ def _joined(parts: Sequence[Tensor | None], dim: int) -> Tensor | None:
     """Tensors of the views as one along `dim`, e.g. (B, N, D) twice to (2B, N, D); None where they have none."""
     present = [part for part in parts if part is not None]
     return torch.cat(present, dim) if present else None
+
+
+def dropped_pixels(view: View) -> Tensor:
+    """(B, 1, S, S) bool: pixels of patches that are not kept."""
+    count, _, side, _ = view.images.shape
+    grid = side // view.patch
+    hidden = torch.zeros(count, grid * grid, dtype=torch.bool, device=view.images.device)
+    if view.kept is not None:
+        hidden = torch.ones_like(hidden).scatter_(1, view.kept, False)
+    cells = hidden.reshape(count, 1, grid, grid)
+    return cells.repeat_interleave(view.patch, 2).repeat_interleave(view.patch, 3)

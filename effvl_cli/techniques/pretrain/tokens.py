@@ -30,6 +30,11 @@ def count_kept(num_patches: int, keep: float) -> int:
     return max(1, int(keep * num_patches + 0.5))
 
 
+def sequence_length(num_patches: int, keep: float) -> int:
+    """Length of the sequence at a keep rate, with CLS."""
+    return count_kept(num_patches, keep) + 1
+
+
 def random_tokens(count: int, num_patches: int, num_keep: int, generator: torch.Generator) -> Tensor:
     """Patch ids kept at random, without replacement, for each of `count` images.
 

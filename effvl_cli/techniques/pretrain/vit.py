@@ -237,3 +237,19 @@ class VisionTransformer(nn.Module):
         else:
             patches = resample_positions(table[1:], grid)
         return torch.cat([table[:1], patches])
+
+
+def path_scales(depth: int, count: int, rate: float, generator: torch.Generator) -> Tensor:
+    """(depth, 2, count) factors of residual branches: 0, or 1 / (1 - rate) with a rate that rises over the blocks.
+
+    Stochastic depth (Huang et al., arXiv 1603.09382), which each of the two branches of a block draws alone.
+
+    Args:
+        depth: blocks.
+        count: images.
+        rate: of the last block.
+        generator: on the CPU.
+    """
+    rates = torch.linspace(0, rate, depth)[:, None, None]
+    kept = torch.rand(depth, 2, count, generator=generator) >= rates
+    return kept / (1 - rates)

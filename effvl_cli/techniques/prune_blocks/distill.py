@@ -5,8 +5,10 @@ B images, C classes, D width.
 Hinton et al., arXiv 1503.02531; features: Romero et al., arXiv 1412.6550.
 """
 
+from collections.abc import Sequence
 from typing import Any, Self
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -69,3 +71,38 @@ class PooledFeatures:
 
     def _keep(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         self.last = inputs[0]
+
+
+def taught_loss(
+    teacher: nn.Module,
+    images: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    features: Sequence[PooledFeatures] = (),
+    alpha: float | None,
+    temperature: float,
+    mimic: float,
+) -> Tensor:
+    """Scalar loss of fine-tuning towards a network: its answers, its features, or both.
+
+    Args:
+        teacher: maps images to logits.
+        images: (B, 3, H, W), normalised.
+        logits: (B, C) of the network that learns, of these images.
+        labels: (B,) int64.
+        features: kept of the network that learns and of the teacher, or none.
+        alpha: weight of the teacher's answers, see `distillation_loss`; None: of the labels alone.
+        temperature: see there.
+        mimic: weight of the features' distance.
+    """
+    with torch.no_grad():
+        taught = teacher(images)
+    if alpha is not None:
+        total = distillation_loss(logits, taught, labels, alpha=alpha, temperature=temperature)
+    else:
+        total = F.cross_entropy(logits, labels)
+    if features:
+        ours, theirs = (part.last for part in features)
+        total = total + mimic * mimic_loss(ours, theirs)
+    return total

@@ -3,11 +3,17 @@
 Ours; a transformer's block is two residual units (arXiv 2010.11929, eqs. 2 and 3).
 """
 
+import copy
 from itertools import chain
 
+import torch
 from torch import Tensor, nn
 
 from .containers import set_children
+from .surgery import FAILURES
+
+HALVED = 1e-4  # of the largest logit: halves may add in another order
+PROBED = 0.05  # deviation of the noise
 
 # Children of a block (torchvision's EncoderBlock, timm's Block), in the order in which each branch calls them.
 _LAYOUTS = (
@@ -62,3 +68,30 @@ def _layout(block: nn.Module) -> tuple[tuple[str, ...], ...] | None:
     names = {name for name, _ in block.named_children()}
     owned = any(True for _ in block.parameters(recurse=False))
     return next((layout for layout in _LAYOUTS if set(chain(*layout)) == names and not owned), None)
+
+
+def unlike_halves(network: nn.Module, images: Tensor, generator: torch.Generator) -> str:
+    """Why the halves of a network's blocks are not the network; empty where they are.
+
+    A copy with noise on its weights is asked: as they are built, some heads are zero and some branches almost.
+
+    Args:
+        network: whole blocks.
+        images: (B, 3, H, W) that it takes.
+        generator: draws the noise; on the CPU.
+    """
+    probe = copy.deepcopy(network).eval()
+    with torch.no_grad():
+        for parameter in probe.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter), alpha=PROBED)
+        expected = probe(images)
+        if not split_halves(probe):
+            return "it has none"
+        try:
+            found = probe(images)
+        except torch.OutOfMemoryError:
+            raise
+        except FAILURES as error:
+            return f"their halves cannot be run: {error}".splitlines()[0]
+    limit = HALVED * float(expected.abs().max())
+    return "" if bool(((found - expected).abs() <= limit).all()) else "their halves give other logits"

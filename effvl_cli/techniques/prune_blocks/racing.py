@@ -8,10 +8,16 @@ those that are worse with confidence.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from .statistics import impacts, rank
+
+Kind = Literal["none", "halving", "bound"]
+Metric = Literal["top1", "loss"]
 
 FIRST_ROUND = 512  # images before the first halving
 BOUND_EVERY = 256  # images between two checks of the bounds
@@ -102,3 +108,85 @@ def bound(
     gap = means[:, None] - means
     better = (gap > bernstein_radius(variance, count, span, share)).sum(1)
     return (better < picks).nonzero().squeeze(1).tolist()
+
+
+class Race:
+    """The candidates that are left, and the order of the images; without a race all of them, in the split's order.
+
+    N images, n candidates.
+
+    Args:
+        kind: how candidates are dropped.
+        metric: what decides.
+        labels: (N,) of the images.
+        candidates: n.
+        picks: how many go in a step.
+        clip: losses above this count as this, for the bound.
+        generator: orders the images; asked for only where there is a race.
+
+    Attributes:
+        order: (N,) positions of the images in the split.
+        active: candidates that are left, ascending.
+    """
+
+    def __init__(
+        self,
+        kind: Kind,
+        metric: Metric,
+        labels: Tensor,
+        *,
+        candidates: int,
+        picks: int,
+        clip: float,
+        generator: Callable[[], torch.Generator],
+    ) -> None:
+        total = len(labels)
+        self.kind, self.metric, self.candidates = kind, metric, candidates
+        self.clip, self.picks = clip, picks
+        self.active = list(range(candidates))
+        self.order = torch.arange(total)
+        self._checks: list[int] = []
+        if self.kind != "none":
+            self.order = stratified_order(labels, generator())
+            every = list(range(BOUND_EVERY, total, BOUND_EVERY))
+            self._checks = halving_rounds(total) if self.kind == "halving" else every
+        self._passed = 0  # images at the last check
+
+    def resume(self, active: list[int], seen: int) -> None:
+        """Take up a race where `seen` images have been scored."""
+        self.active, self._passed = active, seen
+
+    def is_due(self, seen: int) -> bool:
+        """Whether some check lies between the images of the last one and these many."""
+        return any(self._passed < check <= seen for check in self._checks)
+
+    def advance(self, correct: Tensor, loss: Tensor, seen: int) -> None:
+        """Drop candidates, if it is time.
+
+        Args:
+            correct: (1 + n, N).
+            loss: (1 + n, N).
+            seen: columns that are filled.
+        """
+        if self.is_due(seen):
+            rows = torch.tensor([0, *(1 + k for k in self.active)])
+            drop: Callable[[Tensor, Tensor], list[int]] = self._halve if self.kind == "halving" else self._bound
+            self.active = [self.active[k] for k in drop(correct[rows, :seen].bool(), loss[rows, :seen])]
+        self._passed = seen
+
+    def _halve(self, correct: Tensor, loss: Tensor) -> list[int]:
+        by_accuracy, by_loss = impacts(correct, loss)
+        both = (by_accuracy, by_loss) if self.metric == "top1" else (by_loss, by_accuracy)
+        nothing = [0] * len(self.active)
+        return halve(rank(*both, nothing, nothing), self.picks)
+
+    def _bound(self, correct: Tensor, loss: Tensor) -> list[int]:
+        top1 = self.metric == "top1"
+        values = ~correct[1:] if top1 else loss[1:].clamp(max=self.clip)
+        return bound(
+            values,
+            span=2.0 if top1 else 2 * self.clip,
+            candidates=self.candidates,
+            checks=len(self._checks),
+            picks=self.picks,
+        )

@@ -21,6 +21,7 @@ from .unit import Unit
 Mode = str
 """`delete`, or the name of what takes the unit's place."""
 MODES = ("delete", *STAND_INS)
+ORIGINAL = "original"  # name of a network before any removal
 FAILURES = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)  # of a forward whose child is missing
 
 
@@ -258,3 +259,17 @@ def _parameters(module: nn.Module) -> int:
 
 def _blocks(container: nn.Module) -> int:
     return sum(_parameters(child) > 0 for child in container.children())
+
+
+def along_steps(network: nn.Module, removals: Sequence[Removal]) -> dict[str, nn.Module]:
+    """The original network and the one after each step; weights do not matter for time.
+
+    Args:
+        network: the original.
+        removals: in order.
+    """
+    networks = {ORIGINAL: network}
+    for step in dict.fromkeys(removal.step for removal in removals):
+        made = [removal for removal in removals if removal.step <= step]
+        networks[f"step {step}"] = apply_removals(copy.deepcopy(network), made).eval()
+    return networks

@@ -6,13 +6,18 @@ mean over images.
 arXiv 2409.14607, phase II, does not name its loss: each function says whose it is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 PAIRS = 256
+
+LossName = Literal["listwise", "keepset", "pairwise", "mse"]
+Loss = Callable[[Tensor, Tensor, int], Tensor]
+"""(scores (B, N), ranks (B, N), step) to a scalar."""
 
 
 def listwise_loss(scores: Tensor, rank: Tensor) -> Tensor:
@@ -62,3 +67,28 @@ def random_pairs(num_patches: int, generator: torch.Generator, count: int = PAIR
 def mse_loss(scores: Tensor, rank: Tensor) -> Tensor:
     """Squared distance of scores (B, N) to rank / (N - 1)."""
     return F.mse_loss(scores, rank.float() / max(1, rank.shape[1] - 1))
+
+
+def loss_of(
+    name: LossName, num_patches: int, budgets: Sequence[int], pairs_at: Callable[[int], torch.Generator]
+) -> Loss:
+    """A loss by its name, as a function of (scores (B, N), ranks (B, N), step).
+
+    Args:
+        name: of the loss.
+        num_patches: N.
+        budgets: each K of the keep-set loss.
+        pairs_at: what draws the pairs of a step; on the CPU.
+    """
+
+    def pairwise(scores: Tensor, rank: Tensor, step: int) -> Tensor:
+        first, second = random_pairs(num_patches, pairs_at(step))
+        return pairwise_loss(scores, rank, first.to(scores.device), second.to(scores.device))
+
+    losses: dict[LossName, Loss] = {
+        "listwise": lambda scores, rank, step: listwise_loss(scores, rank),
+        "keepset": lambda scores, rank, step: keepset_loss(scores, rank, budgets),
+        "pairwise": pairwise,
+        "mse": lambda scores, rank, step: mse_loss(scores, rank),
+    }
+    return losses[name]

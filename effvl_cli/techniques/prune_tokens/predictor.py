@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from .tower import Context, keep_indices
 
+VALIDATION_SHARE = 10  # one ranked image in so many
+
 
 def pooled_inputs(states: Tensor, width: int) -> Tensor:
     """Average the channels of (B, n, D) states over `width` contiguous bins: (B, n, w) float32, nothing to learn."""
@@ -207,3 +209,26 @@ def kendall_tau(scores: Tensor, rank: Tensor) -> Tensor:
     theirs = (rank[:, first] - rank[:, second]).sign().float()
     pairs = (ours != 0).sum(1) * len(first)
     return (ours * theirs).sum(1) / pairs.clamp(min=1).float().sqrt()
+
+
+def split(labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Positions to train on and to validate on, one in ten, spread over the classes; a single image is both.
+
+    Args:
+        labels: (M,) classes of the images.
+        generator: orders the images; on the CPU.
+
+    Returns:
+        Two tensors of positions, ascending.
+    """
+    count = len(labels)
+    order = torch.randperm(count, generator=generator)
+    held_out = max(1, count // VALIDATION_SHARE)
+    if count == 1:
+        return order, order
+    turn = torch.zeros(count, dtype=torch.int64)  # how many of its class stand before an image
+    for label in labels.unique():
+        mine = labels[order] == label
+        turn[mine] = torch.arange(int(mine.sum()))
+    order = order[turn.argsort(stable=True)]
+    return order[held_out:].sort().values, order[:held_out].sort().values

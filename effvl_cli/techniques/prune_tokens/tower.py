@@ -13,7 +13,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from .prompts import CoupledPrompts, VisualPrompts
+from .prompts import CoupledPrompts, VisualPrompts, mean_patch_states
 
 
 class Tower(Protocol):
@@ -329,3 +329,26 @@ class PrunedVision(WrappedTower):
     def _all_patches(self, images: Tensor) -> Tensor:
         """(B, N) ids of all patches."""
         return torch.arange(self.num_patches, device=images.device).expand(images.shape[0], -1)
+
+
+def mean_states(vision: PrunedVision, images: Tensor, *, start: int, depth: int) -> Tensor:
+    """Mean state of the patches that are there at the input of blocks `start` to `start + depth - 1`.
+
+    Args:
+        vision: the pruned tower, without prompts.
+        images: (B, 3, H, W).
+        start: first block.
+        depth: number of blocks; those beyond the tower's last are left out.
+
+    Returns:
+        (min(depth, L - start), D) float32: where prompts may begin.
+    """
+    tower, layer, num_prefix = vision.tower, vision.layer, vision.tower.num_prefix
+    with torch.no_grad():
+        before = mean_patch_states(tower, tower.embed(images), num_prefix=num_prefix, start=0, depth=layer)
+        states = vision.states(images)
+        keep = vision.select(states)
+        if keep is not None:
+            states = gather_patches(states, keep, num_prefix, tower.grid[0] * tower.grid[1])
+    after = mean_patch_states(tower, states, num_prefix=num_prefix, start=layer, depth=tower.depth)
+    return torch.cat([before, after])[start : start + depth]

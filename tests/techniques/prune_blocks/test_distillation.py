@@ -2,10 +2,11 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from effvl_cli.techniques.prune_blocks.distill import PooledFeatures, distillation_loss, mimic_loss
+from effvl_cli.techniques.prune_blocks.distill import PooledFeatures, distillation_loss, mimic_loss, taught_loss
 
 
 def _logits(seed):
@@ -75,3 +76,17 @@ def test_pooled_features_are_what_the_classifier_sees(name, width):
 def test_a_network_without_a_linear_layer_has_no_features():
     with pytest.raises(ValueError, match="no linear layer"):
         PooledFeatures(nn.Conv2d(1, 1, 1))
+
+
+def test_the_loss_of_fine_tuning_is_the_sum_of_what_is_asked_for():
+    images, weight = torch.randn(4, 3), nn.Linear(3, 3)
+    teacher = nn.Sequential(nn.Linear(3, 3))
+    labels, settings = torch.tensor([0, 1, 2, 0]), {"temperature": 4.0, "mimic": 0.5}
+    with PooledFeatures(weight) as ours, PooledFeatures(teacher) as theirs:
+        logits = weight(2 * images)
+        plain = taught_loss(teacher, images, logits, labels, alpha=None, **settings)
+        taught = taught_loss(teacher, images, logits, labels, alpha=0.3, **settings)
+        both = taught_loss(teacher, images, logits, labels, alpha=0.3, features=(ours, theirs), **settings)
+    assert plain == F.cross_entropy(logits, labels)
+    assert taught == distillation_loss(logits, teacher(images), labels, 0.3, 4.0)
+    assert float(both) == pytest.approx(float(taught + 0.5 * F.mse_loss(2 * images, images)))

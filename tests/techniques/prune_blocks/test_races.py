@@ -3,7 +3,14 @@ import math
 import pytest
 import torch
 
-from effvl_cli.techniques.prune_blocks.racing import bernstein_radius, bound, halve, halving_rounds, stratified_order
+from effvl_cli.techniques.prune_blocks.racing import (
+    Race,
+    bernstein_radius,
+    bound,
+    halve,
+    halving_rounds,
+    stratified_order,
+)
 from effvl_cli.techniques.prune_blocks.statistics import impacts, rank
 
 EVERYONE = list(range(8))
@@ -118,3 +125,40 @@ def test_nan_losses_are_as_bad_as_can_be():
     loss[3] = math.nan
     active = _bounding(loss[1:].clamp(max=8.0), 16.0)
     assert 2 not in active and 0 in active
+
+
+def _race(kind, metric="top1", images=2048, picks=1):
+    labels = torch.arange(images) % 4
+    made = []
+
+    def generator():
+        made.append(torch.Generator().manual_seed(0))
+        return made[-1]
+
+    race = Race(kind, metric, labels, candidates=8, picks=picks, clip=5.0, generator=generator)
+    return race, made
+
+
+def test_without_a_race_all_stay_in_the_order_of_the_split_and_nothing_is_drawn():
+    race, made = _race("none")
+    race.advance(*_scores(2048), 2048)
+    assert race.active == EVERYONE
+    assert race.order.tolist() == list(range(2048))
+    assert not made
+
+
+@pytest.mark.parametrize("metric", ["top1", "loss"])
+def test_halving_drops_at_its_counts_and_takes_up_where_it_was(metric):
+    correct, loss = _scores(2048)
+    active, _ = _halving(correct, loss, metric, halving_rounds(2048))
+    whole, _ = _race("halving", metric)
+    resumed, _ = _race("halving", metric)
+    for seen in (256, 512, 1024, 2048):
+        assert whole.is_due(seen) == (seen in (512, 1024))
+        whole.advance(correct, loss, seen)
+        if seen == 512:
+            resumed.resume(whole.active, seen)
+        elif seen > 512:
+            resumed.advance(correct, loss, seen)
+    assert whole.active == resumed.active == active
+    assert len(active) < 8

@@ -21,6 +21,7 @@ from effvl_cli.techniques.prune_tokens.predictor import (
     kendall_tau,
     make_predictor,
     pooled_inputs,
+    split,
 )
 
 
@@ -153,3 +154,13 @@ def test_multiply_adds_of_the_mixer_at_vit_b16():
 def test_another_kind_of_predictor_is_refused():
     with pytest.raises(ValueError, match="'forest'"):
         make_predictor("forest", num_patches=4, num_prefix=1, dim=8, width=4)
+
+
+def test_held_out_images_are_a_tenth_of_every_class():
+    labels = torch.arange(3).repeat_interleave(20)
+    training, validation = split(labels, torch.Generator().manual_seed(0))
+    assert labels[validation].tolist() == [0, 0, 1, 1, 2, 2]
+    assert sorted([*training.tolist(), *validation.tolist()]) == list(range(60))
+    assert not torch.equal(split(labels, torch.Generator().manual_seed(1))[1], validation)
+    single = split(torch.tensor([4]), torch.Generator().manual_seed(0))
+    assert [part.tolist() for part in single] == [[0], [0]]

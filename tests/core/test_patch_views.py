@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from effvl_cli.engines.prune_tokens.patch_views import DIM, HATCH, dropped, enlarged, merged
+from effvl_cli.core.patch_views import DIM, HATCH, dropped, enlarged, merged
 
 GRID = (2, 2)
 

@@ -20,10 +20,11 @@ from effvl_cli.data.views import (
     recolour,
     view_pair,
 )
-from effvl_cli.engines.pretrain.view_sizes import Sizes
 from effvl_cli.techniques.pretrain.method import View, Views
 from effvl_cli.techniques.pretrain.schedule import Compression
 from effvl_cli.techniques.pretrain.tokens import count_kept, random_tokens
+from effvl_cli.techniques.pretrain.view_sizes import Sizes
+from effvl_cli.techniques.pretrain.vit import path_scales
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class ViewMaker:
         scales = None
         if self.drop_path and role == "query":
             noise = seeds.generator(self.seed, "drop-path", index, step)
-            scales = _path_scales(self.depth, total, self.drop_path, noise)
+            scales = path_scales(self.depth, total, self.drop_path, noise)
             scales = _own_rows(scales.movedim(-1, 0)).movedim(0, -1).to(images.device)
         return View(images, compression.patch, kept, scales)
 
@@ -126,10 +127,3 @@ def _own_rows(rows: Tensor) -> Tensor:
     """This process's part of draws for the whole batch."""
     world = distributed.world()
     return rows.chunk(world.size)[world.rank]
-
-
-def _path_scales(depth: int, count: int, rate: float, generator: torch.Generator) -> Tensor:
-    """(depth, 2, count) factors of residual branches: 0, or 1 / (1 - rate) with a rate that rises over the blocks."""
-    rates = torch.linspace(0, rate, depth)[:, None, None]
-    kept = torch.rand(depth, 2, count, generator=generator) >= rates
-    return kept / (1 - rates)

@@ -1,12 +1,7 @@
-"""How much is to be removed, whether that can be reached, and when it is."""
+"""How much is to be removed, whether that can be reached, and when it is; ours, for arXiv 2312.16904."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-
-from effvl_cli.config.prune_blocks import EMBEDDED, PruneBlocksConfig
-from effvl_cli.core.errors import UsageError
-
-EMBEDDED_REMOVED = 2
 
 
 @dataclass(frozen=True)
@@ -28,30 +23,21 @@ class Saving:
 
 @dataclass(frozen=True)
 class Targets:
-    """Goals, as shares removed of the original network; None: no such goal."""
+    """Goals; None: no such goal.
+
+    Attributes:
+        remove: number of units.
+        params: share removed of the original network's parameters.
+        macs: the same of its multiply-adds.
+        latency: the same of its latency.
+        all_of_them: whether all goals count, or the first that is met.
+    """
 
     remove: int | None
     params: float | None
     macs: float | None
     latency: float | None
     all_of_them: bool
-
-    @classmethod
-    def of(cls, config: PruneBlocksConfig, data: str) -> "Targets":
-        """From the options.
-
-        Raises:
-            UsageError: none given, on other than the embedded data.
-        """
-        given = (config.remove, config.target_params, config.target_macs, config.target_latency)
-        if all(goal is None for goal in given):
-            if data != EMBEDDED:
-                raise UsageError(
-                    "nothing says how much to remove",
-                    "Give --remove, --target-params, --target-macs or --target-latency",
-                )
-            return cls(EMBEDDED_REMOVED, None, None, None, all_of_them=True)
-        return cls(*given, all_of_them=config.stop == "all")
 
     def reached(self, removed: int, original: Size, now: Size, latency_ratio: Callable[[], float]) -> bool:
         """Whether the goals, or one of them, are met; the latency is asked for only where it is a goal."""
@@ -72,33 +58,44 @@ class Targets:
             return wanted
         return min(wanted, self.remove - removed)
 
-    def check(self, original: Size, most: Size, count: int, latency_ratio: Callable[[], float]) -> None:
-        """Refuse goals that cannot be met.
+    def shortfall(
+        self, original: Size, most: Size, count: int, latency_ratio: Callable[[], float]
+    ) -> "Shortfall | None":
+        """The first goal that cannot be met; None where all can.
 
         Args:
             original: network.
             most: what all removable units cost together.
             count: of them.
-            latency_ratio: of the network without them.
-
-        Raises:
-            UsageError: names the option and the attainable maximum.
+            latency_ratio: of the network without them; asked for only where it is a goal.
         """
         goals = (
-            ("remove", self.remove, count, "units"),
-            ("target-params", self.params, most.params / original.params, "of the parameters"),
-            ("target-macs", self.macs, most.macs / original.macs, "of the multiply-adds"),
-            ("target-latency", self.latency, 1 - latency_ratio() if self.latency else 0.0, "of the latency"),
+            Shortfall("remove", self.remove, count, "units"),
+            Shortfall("target-params", self.params, most.params / original.params, "of the parameters"),
+            Shortfall("target-macs", self.macs, most.macs / original.macs, "of the multiply-adds"),
+            Shortfall("target-latency", self.latency, 1 - latency_ratio() if self.latency else 0.0, "of the latency"),
         )
-        for name, goal, attainable, of in goals:
-            if goal is not None and goal > attainable:
-                bound = f"{attainable:.4g}"
-                raise UsageError(
-                    f"--{name} is {goal}, and at most {bound} {of} can be removed", f"Give {bound} or less"
-                )
+        return next((row for row in goals if row.goal is not None and row.goal > row.attainable), None)
 
 
-def largest_removal(units: Sequence[Saving], room: dict[str, int]) -> tuple[Size, int]:
+@dataclass(frozen=True)
+class Shortfall:
+    """A goal, and how far it can be met.
+
+    Attributes:
+        name: of the goal.
+        goal: what is asked for; None: nothing.
+        attainable: the most that can be removed.
+        of: what these are shares or numbers of.
+    """
+
+    name: str
+    goal: float | None
+    attainable: float
+    of: str
+
+
+def largest_removal(units: Sequence[Saving], room: Mapping[str, int]) -> tuple[Size, int]:
     """The largest removal: in each stage as many units as there is room for, the largest first.
 
     Returns:
@@ -113,7 +110,7 @@ def largest_removal(units: Sequence[Saving], room: dict[str, int]) -> tuple[Size
     return Size(params, macs), count
 
 
-def spread_over_stages(ranked: Sequence[int], stages: Sequence[str], room: dict[str, int], count: int) -> list[int]:
+def spread_over_stages(ranked: Sequence[int], stages: Sequence[str], room: Mapping[str, int], count: int) -> list[int]:
     """The first `count` of a ranking, of each stage one before any second, and none beyond a stage's room.
 
     Args:

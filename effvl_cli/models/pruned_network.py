@@ -1,0 +1,74 @@
+"""A network that loses its blocks step by step, and the same one built anew by name and edits, as a checkpoint is."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from effvl_cli.core.errors import ModelError
+from effvl_cli.models import network as networks
+from effvl_cli.models.edits import apply_edits
+from effvl_cli.models.removed_blocks import REMOVED, blocks_removed, removals_of
+from effvl_cli.techniques.prune_blocks.surgery import Removal, original_paths
+
+
+@dataclass(frozen=True)
+class State:
+    """A network on its way.
+
+    Attributes:
+        module: as it is now.
+        removals: from the network as it was built, in order.
+        origins: path of each module that is left, to its path in the network as it was built.
+    """
+
+    module: nn.Module
+    removals: tuple[Removal, ...] = ()
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+
+def begin(network: networks.Network, num_classes: int, device: torch.device) -> State:
+    """A network as it was loaded, blocks that it lost before among its removals."""
+    removals = tuple(removals_of(network.edits))
+    built = build(network, [edit for edit in network.edits if edit["kind"] != REMOVED], num_classes, device)
+    return State(network.module, removals, original_paths(built, removals))
+
+
+def build(
+    network: networks.Network, made: Sequence[Mapping[str, object]], num_classes: int | None, device: torch.device
+) -> nn.Module:
+    """The network by name, with random weights and these edits, in evaluation mode."""
+    again = networks.build(network.name, seed=0, num_classes=num_classes)
+    apply_edits(again.module, made)
+    found: nn.Module = again.module.to(device).eval()
+    return found
+
+
+def edits_of(network: networks.Network, removals: Sequence[Removal]) -> list[dict[str, Any]]:
+    """What the manifest of the network without these units says."""
+    others = [edit for edit in network.edits if edit["kind"] != REMOVED]
+    return [*others, blocks_removed(removals)] if removals else others
+
+
+def check_rebuilt(network: networks.Network, state: State, num_classes: int, images: Tensor) -> None:
+    """Build a pruned network by name, edit it, give it the weights, as a checkpoint's, and compare bit for bit.
+
+    Args:
+        network: before the removals of `state`.
+        state: after them.
+        num_classes: of its head.
+        images: (B, 3, H, W) on its device.
+
+    Raises:
+        ModelError: other logits.
+    """
+    rebuilt = build(network, edits_of(network, state.removals), num_classes, images.device)
+    rebuilt.load_state_dict(state.module.state_dict())
+    with torch.no_grad():
+        same = torch.equal(rebuilt(images), state.module.eval()(images))
+    if not same:
+        raise ModelError(
+            f"{network.name} built anew with the same blocks removed gives other logits", "Please report this"
+        )

@@ -1,0 +1,43 @@
+"""Whether the embeddings of all images become one; ours, after the figure of SimSiam (arXiv 2011.10566, sec. 4.1)."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+COLLAPSED = 0.1  # of the spread of embeddings that fill their sphere
+COLLAPSED_FOR = 0.05  # share of the budget
+
+
+def embedding_std(embeddings: Tensor) -> Tensor:
+    """Mean deviation of the dimensions of normalised embeddings (B, E), over 1 / sqrt(E): near 1 unless collapsed."""
+    unit = F.normalize(embeddings.float(), dim=1)
+    return unit.std(0).mean() * unit.shape[1] ** 0.5 if len(unit) > 1 else torch.ones(())
+
+
+@dataclass
+class CollapseWatch:
+    """Tells when embeddings have been nearly equal for a twentieth of the budget, and again after each further one.
+
+    Attributes:
+        low_since: share of the budget since when they are, or since it was told; -1: they are not.
+    """
+
+    low_since: float = -1.0
+
+    def since(self, t: float, spread: float) -> float | None:
+        """When they became nearly equal, if it is time to tell.
+
+        Args:
+            t: share of the budget that is spent.
+            spread: `embedding_std` of a step.
+        """
+        if spread >= COLLAPSED:
+            self.low_since = -1.0
+        elif self.low_since < 0:
+            self.low_since = t
+        elif t - self.low_since >= COLLAPSED_FOR:
+            began, self.low_since = self.low_since, t
+            return began
+        return None

@@ -1,0 +1,151 @@
+"""Candidates of a search for a schedule, which of them each stage of the training takes, and what that gains.
+
+The choice by cost-adjusted error is that of arXiv 2410.22364, sec. 4; grid, ties and pictures are ours.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from .gradient_error import Estimate, best, monotone
+from .method import Method
+from .schedule import Compression, Schedule, Stage
+from .step_cost import Costs
+from .tokens import count_kept
+from .view_sizes import Sizes
+
+KEEPS = (1.0, 0.75, 0.5, 0.25, 0.1)
+SCALES = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0)  # of the base patch
+FULL = "full"
+
+Estimates = dict[str, Estimate]
+
+
+def grid(base: int, sizes: Sizes, key_keep: Callable[[float], float]) -> list[Compression]:
+    """All keep rates at all patch sizes that the views allow.
+
+    Args:
+        base: side of the patches without compression, px.
+        sizes: of the views.
+        key_keep: keep rate of the key view, from that of the query view.
+    """
+    patches = [int(scale * base) for scale in SCALES if scale * base == int(scale * base)]
+    legal = [patch for patch in dict.fromkeys(patches) if sizes.allows(patch) and sizes.view(patch) >= patch]
+    return [Compression(patch, keep, key_keep(keep)) for patch in legal for keep in KEEPS]
+
+
+def named(found: list[Compression], base: int, sizes: Sizes) -> dict[str, Compression]:
+    """Compressions by name, one of each length of the sequences; the uncompressed one is there under `FULL`."""
+    full = Compression(base)
+    distinct = {_lengths(c, sizes): c for c in reversed([full, *found])}  # rounding may make two of one length
+    return {FULL: full, **{_name(c): c for c in reversed(distinct.values()) if c != full}}
+
+
+def _lengths(c: Compression, sizes: Sizes) -> tuple[int, int, int]:
+    count = (sizes.view(c.patch) // c.patch) ** 2
+    return c.patch, count_kept(count, c.keep_q), count_kept(count, c.keep_k)
+
+
+def _name(c: Compression) -> str:
+    keep = f"keep {c.keep_q:g}" if c.keep_k == c.keep_q else f"keep {c.keep_q:g}/{c.keep_k:g}"
+    return f"patch {c.patch}, {keep}"
+
+
+def scope(method: Method, name: str) -> list[nn.Parameter]:
+    """The parameters whose gradients are compared: those that are trained."""
+    modules: dict[str, nn.Module] = {
+        "backbone": method.backbone,
+        "all": method,
+        "last-block": method.backbone.blocks[-1],
+    }
+    return [p for p in modules[name].parameters() if p.requires_grad]
+
+
+def choose(stages: Mapping[float, Estimates], *, keep_order: bool) -> tuple[dict[float, str], list[float]]:
+    """The strategy of each stage after the start, and the stages where the order of costs overrode the least error.
+
+    The random network of t = 0 is measured, but chooses nothing: its mean gradient, and with it every bias, is large,
+    and the training leaves it within the warm-up.
+    """
+    stages = {t: estimates for t, estimates in stages.items() if t > 0} or stages
+    free = [best(estimates) for estimates in stages.values()]
+    chosen = monotone(free, list(stages.values())) if keep_order else free
+    changed = [t for t, a, b in zip(stages, free, chosen, strict=True) if a != b]
+    return dict(zip(stages, chosen, strict=True)), changed
+
+
+def schedule_of(
+    chosen: Mapping[float, str], candidates: Mapping[str, Compression], final_full: float, base_patch: int
+) -> Schedule:
+    """Stages that change midway between the measured shares; equal neighbours become one; the end is uncompressed."""
+    measured = list(chosen)
+    ends = [(a + b) / 2 for a, b in itertools.pairwise(measured)] + [1.0]
+    rows = [(end, candidates[chosen[t]]) for t, end in zip(measured, ends, strict=True)]
+    if final_full:
+        last = round(1 - final_full, 6)
+        before = [(end, c) for end, c in rows if end < last]
+        cut = next(c for end, c in rows if end >= last)
+        rows = [*before, (last, cut), (1.0, Compression(base_patch))]
+    merged: list[tuple[float, Compression]] = []
+    for end, compression in rows:
+        if merged and merged[-1][1] == compression:
+            merged.pop()
+        merged.append((end, compression))
+    return Schedule(tuple(Stage(end, compression) for end, compression in merged))
+
+
+def images_gained(schedule: Schedule, costs: Costs, budget: float) -> float:
+    """Images that the budget buys under the schedule, over those that it buys uncompressed."""
+    start, images = 0.0, 0.0
+    for stage in schedule.stages:
+        images += (stage.until - start) * budget / costs.sample(stage.compression)
+        start = stage.until
+    return images / (budget / costs.full)
+
+
+def compressed_share(stages: Mapping[float, Estimates]) -> float:
+    """Share of the stages at which some compression has a smaller error than none."""
+    least = [min(estimates, key=lambda name: estimates[name].ca_mse) for estimates in stages.values()]
+    compressed = [name != FULL for name in least]
+    return sum(compressed) / len(compressed)
+
+
+def bias_growth(
+    stages: Mapping[float, Estimates], candidates: Mapping[str, Compression], base: int
+) -> dict[int, tuple[float, float]]:
+    """How much the squared bias of whole larger patches grows from t = 0.25 to 1, and its standard error, by patch."""
+    if not {0.25, 1.0} <= set(stages):
+        return {}
+    found = {}
+    for name, c in candidates.items():
+        if c.patch >= 2 * base and c.keep_q == 1:
+            early, late = stages[0.25][name], stages[1.0][name]
+            found[c.patch] = (late.bias2 - early.bias2, (early.bias2_se**2 + late.bias2_se**2) ** 0.5)
+    return found
+
+
+def error_rows(stages: Mapping[float, Estimates], chosen: Mapping[float, str]) -> list[dict[str, Any]]:
+    """A mapping for each strategy at each stage."""
+    return [
+        {"t": t, "strategy": name, "chosen": chosen.get(t) == name, **dataclasses.asdict(estimate)}
+        for t, estimates in stages.items()
+        for name, estimate in estimates.items()
+    ]
+
+
+def error_curves(stages: Mapping[float, Estimates]) -> dict[str, dict[str, list[tuple[float, float, float]]]]:
+    """The three errors over the training, for the best strategies and the uncompressed one: (t, value, error)."""
+    names = list(next(iter(stages.values())))
+    mean = {name: sum(estimates[name].ca_mse for estimates in stages.values()) for name in names}
+    shown = [FULL, *sorted((n for n in names if n != FULL), key=lambda n: mean[n])[:6]]
+    panels = {}
+    for key, title in (("bias2", "squared bias"), ("ca_var", "cost-adjusted variance"), ("ca_mse", "CA-MSE")):
+        error = {"bias2": "bias2_se", "ca_var": None, "ca_mse": "se"}[key]
+        panels[title] = {
+            name: [(t, getattr(e[name], key), getattr(e[name], error) if error else 0.0) for t, e in stages.items()]
+            for name in shown
+        }
+    return panels

@@ -1,0 +1,182 @@
+"""The selectors by name: what each needs, what it costs, and how it is made. A new one is a row of SELECTORS.
+
+Each names its source where it is defined; the rows are ours.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .evit import EvitSelector
+from .macs import TowerShape
+from .predictor import Predictor
+from .prompts import Prompts
+from .selectors import (
+    CenterSelector,
+    ClsAttentionSelector,
+    GridSelector,
+    NormSelector,
+    RandomSelector,
+    TaylorSelector,
+)
+from .taylor import PROBES
+from .tome import equal_keep, merge_schedule
+from .tower import Selector, WrappedTower, num_keep
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tower is pruned, and by which predictor.
+
+    Attributes:
+        shape: sizes of the tower.
+        num_heads: attention heads of a block.
+        layer: p, the blocks before the pruning.
+        predictor: None where there is none.
+    """
+
+    shape: TowerShape
+    num_heads: int
+    layer: int
+    predictor: Predictor | None = None
+
+
+Make = Callable[[Selector | None, int, bool], Selector | None]
+
+
+def _nothing(place: Place) -> int:
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectorSpec:
+    """What is known of a selector.
+
+    Attributes:
+        make: the selector, from the predictor, a seed, and whether it reads the block before; None for `golden`, which
+            is made where images are searched, and for what merges tokens.
+        macs: multiply-adds of the selector for an image.
+        rows: tokens that it adds behind the kept patches.
+        merges: tokens that it merges in each block from p on, at a keep rate, in place of dropping any.
+        needs_cls: reads the attention of CLS.
+        needs_pooled_prefix: reads gradients, which reach no patch where the pooling does.
+        oracle: knows what no deployed selector can.
+        offline: costs more than it saves.
+        note: for the table, where its rows mean something else than the others'.
+    """
+
+    make: Make | None = None
+    macs: Callable[[Place], int] = _nothing
+    rows: int = 0
+    merges: Callable[[Place, float], tuple[int, ...]] | None = None
+    needs_cls: bool = False
+    needs_pooled_prefix: bool = False
+    oracle: bool = False
+    offline: bool = False
+    note: str = ""
+
+    @property
+    def deployable(self) -> bool:
+        """Whether it can serve."""
+        return not (self.oracle or self.offline)
+
+
+def merges(place: Place, keep: float) -> tuple[int, ...]:
+    """Tokens that `tome` merges in each block from p on."""
+    kept = num_keep(keep, place.shape.num_patches)
+    return merge_schedule(place.shape, place.num_heads, kept, place.layer)
+
+
+SELECTORS: dict[str, SelectorSpec] = {
+    "predictor": SelectorSpec(
+        make=lambda predictor, seed, previous: predictor,
+        macs=lambda place: place.predictor.macs(place.shape.num_patches) if place.predictor else 0,
+    ),
+    "golden": SelectorSpec(oracle=True),
+    "cls-attn": SelectorSpec(
+        make=lambda predictor, seed, previous: ClsAttentionSelector(previous=previous),
+        macs=lambda place: place.shape.cls_attention(),
+        needs_cls=True,
+    ),
+    "evit": SelectorSpec(
+        make=lambda predictor, seed, previous: EvitSelector(previous=previous),
+        macs=lambda place: place.shape.evit(),
+        rows=1,
+        needs_cls=True,
+    ),
+    "tome": SelectorSpec(
+        merges=merges,
+        note="tome merges tokens in every block, at the multiply-adds that dropping to so many patches costs",
+    ),
+    "random": SelectorSpec(make=lambda predictor, seed, previous: RandomSelector(seed)),
+    "grid": SelectorSpec(make=lambda predictor, seed, previous: GridSelector()),
+    "center": SelectorSpec(make=lambda predictor, seed, previous: CenterSelector()),
+    "norm": SelectorSpec(
+        make=lambda predictor, seed, previous: NormSelector(),
+        macs=lambda place: place.shape.num_patches * place.shape.width,
+    ),
+    "taylor": SelectorSpec(
+        make=lambda predictor, seed, previous: TaylorSelector(),
+        macs=lambda place: place.shape.taylor(place.layer, min(PROBES, place.shape.embed_dim)),
+        needs_pooled_prefix=True,
+        offline=True,
+        note="taylor's forward and backward passes cost more than the dense tower: a reference, not a saving",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A pruned tower that is compared with others."""
+
+    selector: str
+    keep: float
+    vision: WrappedTower
+
+    @property
+    def name(self) -> str:
+        """In the rows of a comparison."""
+        return f"{self.selector}, keep {self.keep:g}"
+
+    def metric(self, batch: int, *, alone: bool) -> str:
+        """Of its speed-up; selector and keep rate are in the name only where there are several."""
+        stem = "" if alone else f"{self.selector.replace('-', '_')}_keep{self.keep:g}_"
+        return f"speedup_{stem}b{batch}"
+
+
+def spec_of(name: str) -> SelectorSpec:
+    """The row of a selector; "predictor+tuned" is the predictor with prompts in the tower."""
+    return SELECTORS[name.removesuffix("+tuned")]
+
+
+def macs_of(place: Place, name: str, keep: float, prompts: Prompts | None = None) -> int:
+    """Multiply-adds of an image through the pruned tower, its selector included; none runs where all is kept."""
+    shape = place.shape
+    kept = num_keep(keep, shape.num_patches)
+    rows, start = (prompts.num_rows, prompts.start) if prompts else (0, None)
+    if name == "dense" or kept == shape.num_patches:
+        return shape.pruned(shape.num_patches, place.layer, rows, start)
+    spec = spec_of(name)
+    if spec.merges:
+        return shape.merged(spec.merges(place, keep), place.layer, place.num_heads)
+    return shape.pruned(kept, place.layer, rows + spec.rows, start) + spec.macs(place)
+
+
+def reachable(place: Place, name: str, keeps: Sequence[float]) -> tuple[list[float], list[float]]:
+    """The keep rates at which a selector runs, each once: those asked for, or the nearest that merging can reach.
+
+    A block merges at most half of its patches. Below the cost of that, rates of `tome` would all be one tower under
+    several names, so it runs once, as the rate whose dropping costs as much.
+
+    Returns:
+        These rates, and those of `keeps` that are out of reach.
+    """
+    if spec_of(name).merges is None:
+        return list(dict.fromkeys(keeps)), []
+    found, beyond = [], []
+    for keep in keeps:
+        kept = num_keep(keep, place.shape.num_patches)
+        reached = equal_keep(place.shape, place.num_heads, kept, place.layer)
+        found.append(keep if reached is None else reached / place.shape.num_patches)
+        if reached is not None:
+            beyond.append(keep)
+    return list(dict.fromkeys(found)), beyond
