@@ -13,8 +13,9 @@ from torch import nn
 
 from effvl_cli.core.checkpoint import load_model
 from effvl_cli.core.errors import ModelError
-from effvl_cli.engines.prune_blocks import importance, surgery
+from effvl_cli.engines.prune_blocks import surgery
 from effvl_cli.models import network as networks
+from effvl_cli.techniques.prune_blocks import importance
 
 MODEL = "cifar-resnet:14,width=4"
 SHORT = ("--finetune-epochs", 0, "--final-epochs", 0, "--latency-batch-size", 1, "--score-size", 3)
