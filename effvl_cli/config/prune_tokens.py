@@ -380,3 +380,17 @@ def check_window(side: int, grid: tuple[int, int]) -> None:
         raise UsageError(
             f"--block is {side}, and the tower has {grid[0]} x {grid[1]} patches", f"Give 1 to {min(grid)}"
         )
+
+
+def layer_of(given: int | None, name: str, depth: int) -> int:
+    """Blocks before pruning: as given, else 0 for tiny:clip (at 1 its CLS already looks at the object), else a quarter
+    of the blocks (3 of 12, as the official code).
+
+    Raises:
+        UsageError: the tower has no such block.
+    """
+    if given is not None and given >= depth:
+        raise UsageError(f"--layer is {given}, and {name} has {depth} blocks", f"Give 0 to {depth - 1}")
+    if given is not None:
+        return given
+    return 0 if name == "tiny:clip" else round(depth / 4)

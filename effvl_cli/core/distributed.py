@@ -157,6 +157,11 @@ def shard(total: int) -> range:
     return range(process.rank * total // process.size, (process.rank + 1) * total // process.size)
 
 
+def own_rows(rows: "torch.Tensor") -> "torch.Tensor":
+    """This process's equal part of rows (n, ...) that were drawn for all processes."""
+    return rows.chunk(world().size)[world().rank]
+
+
 def gather_rows(local: torch.Tensor, total: int) -> torch.Tensor:
     """Join the rows of every process's `shard(total)`, in order, on every process.
 

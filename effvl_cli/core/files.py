@@ -5,6 +5,7 @@ import csv
 import errno
 import io
 import json
+import math
 import os
 import shutil
 import stat
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from effvl_cli.core.errors import StorageError
+from effvl_cli.core.errors import DataError, StorageError
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -120,3 +121,27 @@ def file_or_folder(name: str | Path) -> Literal["file", "folder", ""]:
     except (OSError, ValueError):
         return ""
     return "folder" if stat.S_ISDIR(mode) else "file"
+
+
+def read_numbers(path: Path, names: Sequence[str], option: str, example: str) -> list[float]:
+    """Finite numbers of a JSON object, in the order of `names`.
+
+    Args:
+        path: of the file.
+        names: of the numbers.
+        option: with its value, for errors.
+        example: of such an object, for errors.
+
+    Raises:
+        DataError: no such file, not such an object, or a name is missing.
+    """
+    try:
+        found = json.loads(path.read_text())
+        values = [float(found[name]) for name in names]
+        if not all(map(math.isfinite, values)):
+            raise ValueError("a value is not finite")
+        return values
+    except (OSError, UnicodeDecodeError, ValueError, TypeError) as error:
+        raise DataError(f"{option} cannot be read: {error}", f"Write {example}, lower goes first") from error
+    except KeyError as error:
+        raise DataError(f"{option} has no value for {error}", "Give one for each unit") from error

@@ -80,7 +80,7 @@ class ViewMaker:
         made = []
         for index, (recipe, side) in enumerate(zip(self.recipes, sides, strict=True)):
             draws = seeds.generator(self.seed, "view", index, step)
-            noise, order = _own_rows(draw_noise(self._total(batch), draws)), draw_order(draws)
+            noise, order = distributed.own_rows(draw_noise(self._total(batch), draws)), draw_order(draws)
             crop = crops[index] if crops else crop_batch(batch.images, side, recipe, noise, batch.picture_sizes)
             made.append(recolour(crop, recipe, noise, order))
         return made
@@ -109,21 +109,15 @@ class ViewMaker:
         kept = None
         if keep < 1:  # keeping all draws nothing
             noise = seeds.generator(self.seed, "tokens", role, index, step)
-            kept = _own_rows(random_tokens(total, num_patches, count_kept(num_patches, keep), noise))
+            kept = distributed.own_rows(random_tokens(total, num_patches, count_kept(num_patches, keep), noise))
             kept = kept.to(images.device, non_blocking=True)
         scales = None
         if self.drop_path and role == "query":
             noise = seeds.generator(self.seed, "drop-path", index, step)
             scales = path_scales(self.depth, total, self.drop_path, noise)
-            scales = _own_rows(scales.movedim(-1, 0)).movedim(0, -1).to(images.device)
+            scales = distributed.own_rows(scales.movedim(-1, 0)).movedim(0, -1).to(images.device)
         return View(images, compression.patch, kept, scales)
 
     @staticmethod
     def _total(batch: Batch) -> int:
         return len(batch.images) * distributed.world().size
-
-
-def _own_rows(rows: Tensor) -> Tensor:
-    """This process's part of draws for the whole batch."""
-    world = distributed.world()
-    return rows.chunk(world.size)[world.rank]

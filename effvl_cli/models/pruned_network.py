@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from effvl_cli.core.errors import ModelError
+from effvl_cli.core.measure import count_macs
 from effvl_cli.models import network as networks
 from effvl_cli.models.edits import apply_edits
 from effvl_cli.models.removed_blocks import REMOVED, blocks_removed, removals_of
-from effvl_cli.techniques.prune_blocks.surgery import Removal, original_paths
+from effvl_cli.techniques.prune_blocks.surgery import Removal, SurgeryError, original_paths, prune
+from effvl_cli.techniques.prune_blocks.unit import Unit
 
 
 @dataclass(frozen=True)
@@ -72,3 +74,31 @@ def check_rebuilt(network: networks.Network, state: State, num_classes: int, ima
         raise ModelError(
             f"{network.name} built anew with the same blocks removed gives other logits", "Please report this"
         )
+
+
+def cut(
+    network: networks.Network, state: State, units: Sequence[Unit], images: Tensor, num_classes: int, *, step: int
+) -> State:
+    """Remove units from a copy of the network.
+
+    The copy is checked against the network with the units bypassed, and against one that is built by name, edited and
+    given the copy's weights, as a checkpoint is: the logits must be equal bit for bit.
+
+    Args:
+        network: before any removal.
+        state: now.
+        units: of it.
+        images: (B, 3, H, W) that are tried.
+        num_classes: of its head.
+        step: number of the removal.
+
+    Raises:
+        ModelError: a check fails.
+    """
+    try:
+        pruned = prune(state.module, units, images, count_macs=count_macs, originals=state.origins, step=step)
+    except SurgeryError as error:
+        raise ModelError(f"{network.name}: {error}", "Protect these units: --protect") from error
+    found = State(pruned.network, (*state.removals, *pruned.removals), pruned.originals)
+    check_rebuilt(network, found, num_classes, images)
+    return found

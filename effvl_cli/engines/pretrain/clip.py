@@ -68,11 +68,9 @@ class ClipTask(Task):
         if self.num_keep == self.num_patches:
             found: Tensor = self.module.encode_image(pixels, normalize=True)
             return found
-        world = distributed.world()
         noise = seeds.generator(self.seed, "tokens", step)
-        kept = random_tokens(world.size * len(pixels), self.num_patches, self.num_keep, noise)
-        # The same draw on any number of processes.
-        mine = kept[world.rank * len(pixels) : (world.rank + 1) * len(pixels)]
+        total = distributed.world().size * len(pixels)  # the same draw on any number of processes
+        mine = distributed.own_rows(random_tokens(total, self.num_patches, self.num_keep, noise))
         return F.normalize(encode_kept(self.tower, pixels, mine.to(pixels.device)), dim=-1)
 
     def _texts(self, batch: Batch, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:

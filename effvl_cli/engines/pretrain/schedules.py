@@ -10,7 +10,7 @@ from effvl_cli.core.files import file_or_folder
 from effvl_cli.techniques.pretrain.schedule import (
     Compression,
     Schedule,
-    Stage,
+    default_schedule,
     is_written,
     schedule_from,
     stages_from,
@@ -28,12 +28,6 @@ def unsaid_key_keep(method: str) -> float | None:
     return None if METHODS[method].compresses_keys else 1.0
 
 
-def default_schedule(method: str, shape: ViTShape) -> Schedule:
-    """A quarter of the patches until t = 0.8, then all of them: it fits every ViT."""
-    early = Compression(shape.patch, 0.25, key_keep(method, 0.25))
-    return Schedule((Stage(0.8, early), Stage(1.0, Compression(shape.patch))))
-
-
 def build_schedule(config: PretrainConfig, shape: ViTShape) -> tuple[Schedule, str]:
     """The schedule that the options ask for, and where it is from.
 
@@ -46,7 +40,7 @@ def build_schedule(config: PretrainConfig, shape: ViTShape) -> tuple[Schedule, s
             Compression(config.patch or shape.patch, keep, key_keep(config.method, keep))
         ), "options"
     if config.schedule is None:
-        return default_schedule(config.method, shape), "default"
+        return default_schedule(shape.patch, key_keep(config.method, 0.25)), "default"
     return parse_schedule(config.schedule, config.method, shape), config.schedule
 
 

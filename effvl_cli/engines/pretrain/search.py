@@ -33,18 +33,18 @@ from effvl_cli.techniques.pretrain.compression_search import (
     KEEPS,
     SCALES,
     Estimates,
+    Search,
     bias_growth,
-    choose,
     compressed_share,
+    conclude,
     error_curves,
     error_rows,
     grid,
     images_gained,
     named,
-    schedule_of,
     scope,
 )
-from effvl_cli.techniques.pretrain.gradient_error import Estimate, GradientError, best
+from effvl_cli.techniques.pretrain.gradient_error import Estimate, GradientError, best, flattened
 from effvl_cli.techniques.pretrain.schedule import Compression, Schedule, Stage, schedule_from, schedule_to
 
 SCHEDULE, ERRORS = "schedule.yaml", "gradient_error.json"
@@ -77,11 +77,11 @@ def run(config: SearchConfig, run: Run) -> None:
             known = Phases.of(run).once(f"gradient errors at t = {t:g}", measured)
             stages[t] = {name: Estimate(**error) for name, error in known["errors"].items()}
             snr[t] = known["snr"]
-    chosen, overridden = choose(stages, keep_order=config.monotone)
-    schedule = schedule_of(chosen, candidates, config.final_full, trainer.costs.shape.patch)
-    units = _search_units(config, trainer, candidates, len(stages)) + pilot_units
-    _write(config, run, schedule, stages, snr, chosen, candidates)
-    _report(config, run, trainer, schedule, stages, chosen, overridden, candidates, units=units, budget=budget)
+    search = conclude(stages, candidates, trainer.costs.shape.patch, config.final_full, keep_order=config.monotone)
+    images_seen = (config.grad_batch_size or config.batch_size) * config.num_grad_batches * len(stages)
+    units = images_seen * sum(trainer.costs.sample(c) for c in candidates.values()) + pilot_units
+    _write(config, run, search, snr)
+    _report(config, run, trainer, search, units=units, budget=budget)
 
 
 # --- what is measured ------------------------------------------------------------------------------------------------
@@ -197,79 +197,52 @@ def _gradient(method: Any, views: Any, parameters: list[nn.Parameter]) -> Tensor
     with as_found(method, training=True):
         loss = method.loss(views, distributed.gather_with_gradient, 0.5).loss
         parts = torch.autograd.grad(loss, parameters, allow_unused=True)
-    flat = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, parts, strict=True)]
-    return torch.cat([part.detach().float().flatten() for part in flat])
-
-
-# --- what follows from it --------------------------------------------------------------------------------------------
-
-
-def _search_units(
-    config: SearchConfig, trainer: ArmTrainer, candidates: Mapping[str, Compression], stages: int
-) -> float:
-    images = (config.grad_batch_size or config.batch_size) * config.num_grad_batches * stages
-    return images * sum(trainer.costs.sample(c) for c in candidates.values())
+    return flattened(parts, parameters)
 
 
 # --- what is written -------------------------------------------------------------------------------------------------
 
 
-def _write(
-    config: SearchConfig,
-    run: Run,
-    schedule: Schedule,
-    stages: Mapping[float, Estimates],
-    snr: Mapping[float, float],
-    chosen: Mapping[float, str],
-    candidates: Mapping[str, Compression],
-) -> None:
-    rows = error_rows(stages, chosen)
+def _write(config: SearchConfig, run: Run, search: Search, snr: Mapping[float, float]) -> None:
+    rows = error_rows(search.stages, search.chosen)
     batch_size = config.grad_batch_size or config.batch_size
     about = {"batch_size": batch_size, "num_batches": config.num_grad_batches, "scope": config.grad_scope}
-    strategies = {name: dataclasses.asdict(c) for name, c in candidates.items()}
+    strategies = {name: dataclasses.asdict(c) for name, c in search.candidates.items()}
     run.write(
         ERRORS,
         write_json,
         {**about, "strategies": strategies, "snr": {str(t): value for t, value in snr.items()}, "errors": rows},
     )
-    text = {**schedule_to(schedule), "method": config.method, "provenance": {"source": "search", "report": ERRORS}}
+    text = schedule_to(search.schedule) | {"method": config.method}
+    text |= {"provenance": {"source": "search", "report": ERRORS}}
     run.write(SCHEDULE, write_text, dump_yaml(text))
     run.plot(
         "gradient_error",
         plots.panels,
-        error_curves(stages),
+        error_curves(search.stages),
         title="Gradient error, over the variance of the uncompressed gradient",
         xlabel="t, share of the training",
     )
 
 
 def _report(
-    config: SearchConfig,
-    run: Run,
-    trainer: ArmTrainer,
-    schedule: Schedule,
-    stages: Mapping[float, Estimates],
-    chosen: Mapping[float, str],
-    overridden: list[float],
-    candidates: Mapping[str, Compression],
-    *,
-    units: float,
-    budget: float,
+    config: SearchConfig, run: Run, trainer: ArmTrainer, search: Search, *, units: float, budget: float
 ) -> None:
-    for t in overridden:
+    stages, chosen = search.stages, search.chosen
+    for t in search.overridden:
         wanted = best(stages[t])
         run.warn(f"at t = {t:g} the least error is that of {wanted}; {chosen[t]} was taken so that costs do not fall")
     if config.grad_batch_size and config.grad_batch_size != config.batch_size:
         run.warn(
             f"measured with batches of {config.grad_batch_size}, trained with {config.batch_size}: bias depends on it"
         )
-    clock = images_gained(schedule, trainer.costs, budget)
+    clock = images_gained(search.schedule, trainer.costs, budget)
     metrics = run.report.metric
     metrics("compressed_stages", compressed_share(stages), n=len(stages))
     metrics("speedup", clock, unit="ratio")
     metrics("speedup_with_search", clock * budget / (budget + units), unit="ratio")
     metrics("search_units", units, unit="units", higher_is_better=False)
-    for patch, (growth, error) in bias_growth(stages, candidates, trainer.costs.shape.patch).items():
+    for patch, (growth, error) in bias_growth(stages, search.candidates, trainer.costs.shape.patch).items():
         about = {"unit": "V(g)", "higher_is_better": False, "n": config.num_grad_batches, "se": error}
         metrics(f"bias2_growth_patch{patch}", growth, **about)
     run.report.technique.update(
@@ -278,8 +251,8 @@ def _report(
         num_batches=config.num_grad_batches,
         budget={"units_planned": budget, "search_units": units},
         chosen={str(t): name for t, name in chosen.items()},
-        overridden=overridden,
-        schedule=schedule_to(schedule)["stages"],
+        overridden=search.overridden,
+        schedule=schedule_to(search.schedule)["stages"],
         estimates={
             str(t): {name: dataclasses.asdict(e) for name, e in estimates.items()} for t, estimates in stages.items()
         },

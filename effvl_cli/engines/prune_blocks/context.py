@@ -20,14 +20,13 @@ from effvl_cli.core import bench, seeds
 from effvl_cli.core.chance import refuse_chance
 from effvl_cli.core.errors import DataError, NumericalError, UsageError
 from effvl_cli.core.metrics import top_k
-from effvl_cli.core.modes import as_found
 from effvl_cli.core.run import Run
 from effvl_cli.data import load
 from effvl_cli.data.decoded import Decoded
 from effvl_cli.data.fewshot import few_shot
 from effvl_cli.data.source import ImageSource, Indices, digest
 from effvl_cli.engines.common.batches import decode
-from effvl_cli.engines.inference import over_images
+from effvl_cli.engines.common.classifier import logits_of
 from effvl_cli.models import network as networks
 
 EMBEDDED_MODEL = "cifar-resnet:26,width=8"
@@ -156,14 +155,8 @@ class Context(NetworkContext[C_co]):
         Raises:
             NumericalError: logits that are not finite.
         """
-        with as_found(module, training=False):
-            logits = over_images(
-                lambda x, _: module(x),
-                split,
-                self.run,
-                batch_size=self.config.eval_batch_size,
-                precision=self.config.precision,
-            )
+        config = self.config
+        logits = logits_of(module, split, self.run, batch_size=config.eval_batch_size, precision=config.precision)
         if not bool(torch.isfinite(logits).all()):
             raise NumericalError(
                 f"logits of {self.network.name} are not finite", "Its weights, or --finetune-lr too high"

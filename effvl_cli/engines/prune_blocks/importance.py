@@ -1,7 +1,5 @@
 """How much each candidate matters by the chosen criterion, and the order in which candidates go."""
 
-import json
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,7 +10,8 @@ from torch import Tensor, nn
 
 from effvl_cli.config.prune_blocks import CRITERIA, PruneBlocksConfig
 from effvl_cli.core import distributed, seeds
-from effvl_cli.core.errors import DataError, ModelError, UsageError
+from effvl_cli.core.errors import ModelError, UsageError
+from effvl_cli.core.files import read_numbers
 from effvl_cli.core.loop import autocast
 from effvl_cli.core.registry import nearest
 from effvl_cli.engines.prune_blocks import network_latency
@@ -104,15 +103,11 @@ def _savings(
     context: Scoring, module: nn.Module, candidates: Sequence[Candidate], choices: Sequence[Choice]
 ) -> list[float] | None:
     """What --impact-per divides by; the latency is of one image, and a set saves what its members save."""
-    match context.config.impact_per:
-        case "macs":
-            return [float(choice.macs) for choice in choices]
-        case "params":
-            return [float(choice.params) for choice in choices]
-        case "latency":
-            saved = network_latency.saved(context, module, [candidate.unit for candidate in candidates])
-            return [sum(saved[index] for index in choice.members) for choice in choices]
-    return None
+    per = context.config.impact_per
+    if per == "latency":
+        saved = network_latency.saved(context, module, [candidate.unit for candidate in candidates])
+        return [sum(saved[index] for index in choice.members) for choice in choices]
+    return None if per == "none" else [float(getattr(choice, per)) for choice in choices]
 
 
 # --- proxies ---------------------------------------------------------------------------------------------------------
@@ -123,7 +118,9 @@ def _proxy(context: Scoring, module: nn.Module, candidates: Sequence[Candidate],
     config = context.config
     units = [candidate.unit for candidate in candidates]
     if config.criterion.startswith(FILE):
-        return _from_file(Path(config.criterion.removeprefix(FILE)), candidates)
+        names = [candidate.original for candidate in candidates]
+        path = Path(config.criterion.removeprefix(FILE))
+        return read_numbers(path, names, f"--criterion file:{path}", '{"layer1.1": 0.02, ...}')
     generator = seeds.generator(config.seed, config.criterion, step)
     named: dict[str, Callable[[], list[float]]] = {
         "random": lambda: criteria.random(len(units), generator),
@@ -153,23 +150,3 @@ def _sr_init(context: Scoring, module: nn.Module, units: Sequence[Unit], generat
 
     right = distributed.all_reduce_sum(criteria.sr_init(module, units, batches, generator, draws=DRAWS))
     return ((right[0] - right[1:]) / (DRAWS * len(split))).tolist()
-
-
-def _from_file(path: Path, candidates: Sequence[Candidate]) -> list[float]:
-    """Numbers of a JSON object, path in the original network to importance.
-
-    Raises:
-        DataError: no such file, or not such an object.
-    """
-    try:
-        found = json.loads(path.read_text())
-        values = [float(found[candidate.original]) for candidate in candidates]
-        if not all(map(math.isfinite, values)):
-            raise ValueError("a value is not finite")
-        return values
-    except (OSError, UnicodeDecodeError, ValueError, TypeError) as error:
-        raise DataError(
-            f"--criterion file:{path} cannot be read: {error}", 'Write {"layer1.1": 0.02, ...}, lower goes first'
-        ) from error
-    except KeyError as error:
-        raise DataError(f"--criterion file:{path} has no value for {error}", "Give one for each unit") from error

@@ -48,15 +48,11 @@ def along_steps(run: Run, steps: Sequence[Mapping[str, Any]], before: float, aft
         name: [point(0, before), *(point(row["k"], row[key]) for row in steps)]
         for name, key in (shown | {"just removed": "top1_test_before_ft"}).items()
     }
-    kept = _kept(steps)
+    kept = [row for row in steps if not row.get("rejected")]
     if kept and after != kept[-1]["top1_test_after_ft"]:
         series["after the final fine-tuning"] = [point(kept[-1]["k"], after)]
     ylabel = f"test top-1 %  (bars: SE, {n} images)"
     run.plot("accuracy", plots.curves, series, title="Accuracy along the steps", xlabel="step", ylabel=ylabel)
-
-
-def _kept(steps: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return [row for row in steps if not row.get("rejected")]
 
 
 def pareto(run: Run, rows: Sequence[Mapping[str, Any]], n: int | None) -> None:

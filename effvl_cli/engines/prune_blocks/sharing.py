@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from effvl_cli.core.loop import PRECISIONS
 from effvl_cli.engines.prune_blocks.context import Scoring
 from effvl_cli.techniques.prune_blocks.choices import Candidate
-from effvl_cli.techniques.prune_blocks.score import Scorer, same_bits
+from effvl_cli.techniques.prune_blocks.score import Scorer, side_by_side
 
 ROUNDS = 4  # the first warms up, and checks itself
 
@@ -25,19 +26,11 @@ def compare(context: Scoring, module: nn.Module, found: Sequence[Candidate]) -> 
     config, split, device = context.config, context.scoring, context.run.device
     units = [candidate.unit for candidate in found]
     cast = PRECISIONS[config.precision]
-    scorers = [Scorer(module, units, way, autocast=cast) for way in ("off", config.sharing)]
+    scorers = (Scorer(module, units, "off", autocast=cast), Scorer(module, units, config.sharing, autocast=cast))
     images = context.network.preprocess.normalise(split[: config.score_batch_size].to(device))
     labels = split.labels[: len(images)].to(device)
-    seconds, equal = [0.0, 0.0], True
-    for turn in range(ROUNDS):
-        results = []
-        for place, scorer in enumerate(scorers):
-            started = _now(device)
-            results.append(scorer.batch(images, labels))
-            seconds[place] += (_now(device) - started) if turn else 0.0
-        naive, shared = results
-        equal &= torch.equal(naive.correct, shared.correct) and same_bits(naive.loss, shared.loss)
-    return {"speedup": seconds[0] / seconds[1], "bit_equal": equal, "images": len(images)}
+    speedup, equal = side_by_side(scorers, images, labels, rounds=ROUNDS, now=partial(_now, device))
+    return {"speedup": speedup, "bit_equal": equal, "images": len(images)}
 
 
 def _now(device: torch.device) -> float:

@@ -4,14 +4,13 @@ from collections.abc import Sequence
 
 from effvl_cli.core import seeds
 from effvl_cli.core.errors import ModelError
-from effvl_cli.core.measure import count_macs
 from effvl_cli.engines.prune_blocks.context import Judged
+from effvl_cli.models import pruned_network
 from effvl_cli.models.halved_blocks import HALVES
-from effvl_cli.models.pruned_network import State, begin, check_rebuilt
+from effvl_cli.models.pruned_network import State, begin
 from effvl_cli.models.removed_blocks import removals_of
 from effvl_cli.techniques.prune_blocks.choices import Candidate
 from effvl_cli.techniques.prune_blocks.halves import split_halves, unlike_halves
-from effvl_cli.techniques.prune_blocks.surgery import SurgeryError, prune
 
 VERIFIED_BATCH = 4
 
@@ -51,20 +50,7 @@ def _split(context: Judged) -> None:
 
 
 def cut(context: Judged, state: State, picked: Sequence[Candidate], *, step: int) -> State:
-    """Remove units from a copy of the network.
-
-    The copy is checked against the network with the units bypassed, and against one that is built by name, edited and
-    given the copy's weights, as a checkpoint is: the logits must be equal bit for bit.
-
-    Raises:
-        ModelError: a check fails.
-    """
+    """Remove candidates from a copy of the network, and check it; see `pruned_network.cut`."""
     units = [candidate.unit for candidate in picked]
     images = context.noise(VERIFIED_BATCH)
-    try:
-        pruned = prune(state.module, units, images, count_macs=count_macs, originals=state.origins, step=step)
-    except SurgeryError as error:
-        raise ModelError(f"{context.network.name}: {error}", "Protect these units: --protect") from error
-    found = State(pruned.network, (*state.removals, *pruned.removals), pruned.originals)
-    check_rebuilt(context.network, found, len(context.classes), images)
-    return found
+    return pruned_network.cut(context.network, state, units, images, len(context.classes), step=step)

@@ -21,6 +21,7 @@ from effvl_cli.config.prune_tokens import (
     VizConfig,
     check_window,
     in_shares,
+    layer_of,
 )
 from effvl_cli.core import seeds
 from effvl_cli.core.errors import DataError, ModelError, UsageError
@@ -162,7 +163,7 @@ def build_context(config: C, run: Run) -> Context[C]:
         network,
         tower,
         shape,
-        _layer(config.layer, network.name, tower.depth),
+        layer_of(config.layer, network.name, tower.depth),
         source.classes,
         templates,
         classifier,
@@ -178,17 +179,6 @@ def _any_split(config: TowerConfig) -> ImageSource:
         with contextlib.suppress(DataError):
             return load(config.data, "test", root=config.data_root, seed=0)
         raise
-
-
-def _layer(given: int | None, name: str, depth: int) -> int:
-    """Blocks before pruning: as given, else 0 for tiny:clip (at 1 its CLS already looks at the object), else a quarter
-    of the blocks (3 of 12, as the official code).
-    """
-    if given is not None and given >= depth:
-        raise UsageError(f"--layer is {given}, and {name} has {depth} blocks", f"Give 0 to {depth - 1}")
-    if given is not None:
-        return given
-    return 0 if name == "tiny:clip" else round(depth / 4)
 
 
 def tower_summary(context: AnyContext) -> dict[str, Any]:
@@ -209,15 +199,18 @@ def artefact_fields(context: AnyContext) -> dict[str, Any]:
     }
 
 
+def differences(saved: dict[str, Any], ours: dict[str, Any]) -> list[str]:
+    """Every field of ours that is another in what was saved."""
+    return [f"{name}: {saved.get(name)!r} there, {own!r} here" for name, own in ours.items() if saved.get(name) != own]
+
+
 def refuse_other(what: str, saved: dict[str, Any], ours: dict[str, Any]) -> None:
     """Compare an artefact's settings with the run's.
 
     Raises:
         ModelError: they differ; every differing field is listed.
     """
-    differing = [
-        f"{name}: {saved.get(name)!r} there, {value!r} here" for name, value in ours.items() if saved.get(name) != value
-    ]
+    differing = differences(saved, ours)
     if differing:
         raise ModelError(
             f"{what} is of other settings ({'; '.join(differing)})", "Leave those options out, or make it anew"

@@ -13,9 +13,8 @@ from effvl_cli.data.decoded import Decoded
 from effvl_cli.engines.prune_tokens.context import Ranking
 from effvl_cli.engines.prune_tokens.evaluation import known_images
 from effvl_cli.engines.prune_tokens.rankings import Ranked, rank_images
-from effvl_cli.techniques.prune_tokens.predictor import dropped_overlap, kendall_tau
+from effvl_cli.techniques.prune_tokens.predictor import agreement
 from effvl_cli.techniques.prune_tokens.scorer_table import SCORERS
-from effvl_cli.techniques.prune_tokens.tower import num_keep
 
 AUDITED = 16  # images
 KEEPS = (0.8, 0.6, 0.4)  # whose dropped sets are compared
@@ -67,15 +66,6 @@ def _audit(context: Ranking, images: Decoded) -> list[dict[str, Any]]:
         ranked = rank_images(replace(context, config=search), some, f"audit, {name}")
         if reference is None:
             reference = ranked.rank
-        rows.append({"search": name, "images": len(some), **_agreement(context, ranked, reference)})
+        found = agreement(ranked.rank.float(), reference, KEEPS)
+        rows.append({"search": name, "images": len(some), "passes": ranked.passes, **found})
     return rows
-
-
-def _agreement(context: Ranking, ranked: Ranked, reference: torch.Tensor) -> dict[str, Any]:
-    scores, num_patches = ranked.rank.float(), context.shape.num_patches
-    kept = sorted({num_keep(keep, num_patches) for keep in KEEPS} - {num_patches}, reverse=True)
-    return {
-        "passes": ranked.passes,
-        "overlap": {str(k): float(dropped_overlap(scores, reference, k).mean()) for k in kept},
-        "tau": float(kendall_tau(scores, reference).mean()),
-    }

@@ -41,7 +41,7 @@ def _seen(
     """What is left of each picture."""
     grid = context.tower.grid
     if isinstance(vision, MergedVision):
-        groups = _groups(vision, context, images).numpy()
+        groups = over_batches(lambda x, keys: vision.groups(x), images, context.run.device, BATCH).numpy()
         return [merged(picture, own, grid) for picture, own in zip(pixels, groups, strict=True)]
     kept = _kept(vision, context, images).numpy()
     return [dropped(picture, own, grid) for picture, own in zip(pixels, kept, strict=True)]
@@ -109,8 +109,3 @@ def keep_maps(context: AnyContext, images: Decoded, arms: Sequence[Arm]) -> None
 def _kept(vision: WrappedTower, context: AnyContext, images: Decoded) -> torch.Tensor:
     """(M, K) ids of the patches that are kept, on the CPU."""
     return over_batches(lambda x, keys: vision(x, keys, return_keep=True)[1], images, context.run.device, BATCH)
-
-
-def _groups(vision: MergedVision, context: AnyContext, images: Decoded) -> torch.Tensor:
-    """(M, N) token that each patch is merged into, on the CPU."""
-    return over_batches(lambda x, keys: vision.groups(x), images, context.run.device, BATCH)

@@ -6,6 +6,7 @@ The choice by cost-adjusted error is that of arXiv 2410.22364, sec. 4; grid, tie
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -95,6 +96,46 @@ def schedule_of(
             merged.pop()
         merged.append((end, compression))
     return Schedule(tuple(Stage(end, compression) for end, compression in merged))
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search found.
+
+    Attributes:
+        stages: errors of every strategy at each share of the training.
+        candidates: the strategies by name.
+        chosen: one for each share after the start.
+        overridden: shares where the order of costs overrode the least error.
+        schedule: that follows.
+    """
+
+    stages: Mapping[float, Estimates]
+    candidates: Mapping[str, Compression]
+    chosen: Mapping[float, str]
+    overridden: list[float]
+    schedule: Schedule
+
+
+def conclude(
+    stages: Mapping[float, Estimates],
+    candidates: Mapping[str, Compression],
+    base: int,
+    final_full: float,
+    *,
+    keep_order: bool,
+) -> Search:
+    """Choose at each share, and lay out the schedule.
+
+    Args:
+        stages: errors of every strategy at each share of the training.
+        candidates: the strategies by name.
+        base: side of the patches without compression, px.
+        final_full: share of the budget at the end that is not compressed.
+        keep_order: costs do not fall.
+    """
+    chosen, overridden = choose(stages, keep_order=keep_order)
+    return Search(stages, candidates, chosen, overridden, schedule_of(chosen, candidates, final_full, base))
 
 
 def images_gained(schedule: Schedule, costs: Costs, budget: float) -> float:

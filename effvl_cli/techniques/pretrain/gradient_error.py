@@ -197,3 +197,9 @@ def monotone(chosen: Sequence[str], stages: Sequence[Mapping[str, Estimate]]) ->
         result.append(name)
         floor = estimates[name].rel_cost
     return result
+
+
+def flattened(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Tensor:
+    """(P,) float32 of all gradients one behind the other; zeros for a parameter that has none."""
+    flat = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
+    return torch.cat([part.detach().float().flatten() for part in flat])

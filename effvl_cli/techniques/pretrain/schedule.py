@@ -272,3 +272,13 @@ class Clock:
             middle = (low + high) // 2
             low, high = (middle + 1, high) if self.t(middle) < t - _ROUNDING else (low, middle)
         return low
+
+
+def default_schedule(patch: int, keep_k: float) -> Schedule:
+    """A quarter of the patches until t = 0.8, then all of them: it fits every ViT.
+
+    Args:
+        patch: side of all patches, px.
+        keep_k: keep rate of the key view until then.
+    """
+    return Schedule((Stage(0.8, Compression(patch, 0.25, keep_k)), Stage(1.0, Compression(patch))))

@@ -23,7 +23,7 @@ B images, C classes, n units.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -230,3 +230,30 @@ def _close(first: Tensor, second: Tensor) -> bool:
     """Whether two tensors of the same shape are equal up to rounding; NaN equals itself."""
     limit = STACK_TOLERANCE * second.abs().clamp(min=1)
     return bool((((first - second).abs() <= limit) | (first.isnan() & second.isnan())).all())
+
+
+def side_by_side(
+    scorers: tuple[Scorer, Scorer], images: Tensor, labels: Tensor, *, rounds: int, now: Callable[[], float]
+) -> tuple[float, bool]:
+    """Score a batch in two ways, in turn.
+
+    Args:
+        scorers: of the same network and units.
+        images: (B, 3, H, W).
+        labels: (B,).
+        rounds: how often; the first warms up, and is not timed.
+        now: seconds on a clock that the device obeys.
+
+    Returns:
+        Time of the first over that of the second, and whether every answer and every loss is the same, bit for bit.
+    """
+    seconds, equal = [0.0, 0.0], True
+    for turn in range(rounds):
+        results = []
+        for place, scorer in enumerate(scorers):
+            started = now()
+            results.append(scorer.batch(images, labels))
+            seconds[place] += (now() - started) if turn else 0.0
+        first, second = results
+        equal &= torch.equal(first.correct, second.correct) and same_bits(first.loss, second.loss)
+    return seconds[0] / seconds[1], equal

@@ -5,13 +5,14 @@ Shapes: B images, P prefix tokens, N patches, D width of the tower, w width of t
 Wu et al., arXiv 2409.14607, phase II.
 """
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .tower import Context, keep_indices
+from .tower import Context, keep_indices, num_keep
 
 VALIDATION_SHARE = 10  # one ranked image in so many
 
@@ -232,3 +233,17 @@ def split(labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         turn[mine] = torch.arange(int(mine.sum()))
     order = order[turn.argsort(stable=True)]
     return order[held_out:].sort().values, order[:held_out].sort().values
+
+
+def agreement(scores: Tensor, rank: Tensor, keeps: Sequence[float]) -> dict[str, Any]:
+    """How near scores (B, N) come to a ranking (B, N).
+
+    Returns:
+        `overlap`: share of the dropped patches that both drop, by each number of kept ones; `tau`: rank correlation.
+    """
+    num_patches = rank.shape[1]
+    kept = sorted({num_keep(keep, num_patches) for keep in keeps} - {num_patches}, reverse=True)
+    return {
+        "overlap": {str(k): float(dropped_overlap(scores, rank, k).mean()) for k in kept},
+        "tau": float(kendall_tau(scores, rank).mean()),
+    }
