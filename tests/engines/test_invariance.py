@@ -254,14 +254,6 @@ def test_a_collapse_is_told(effvl, report, monkeypatch):
     assert any("collapse" in text for text in report("run").warnings)
 
 
-def test_embedding_std_is_one_on_the_sphere_and_zero_when_collapsed():
-    from effvl_cli.techniques.pretrain.collapse import embedding_std
-
-    rows = torch.randn(2000, 32, generator=torch.Generator().manual_seed(0))
-    assert float(embedding_std(rows)) == pytest.approx(1, abs=0.03)
-    assert float(embedding_std(rows[:1].expand(10, -1))) < 1e-3
-
-
 def test_a_run_that_is_not_finite_names_step_and_images(effvl, monkeypatch):
     import effvl_cli.techniques.pretrain.simclr as simclr
 

@@ -17,6 +17,7 @@ from effvl_cli.techniques.prune_tokens.predictor import (
     LinearPredictor,
     MixerPredictor,
     MLPPredictor,
+    agreement,
     dropped_overlap,
     kendall_tau,
     make_predictor,
@@ -164,3 +165,9 @@ def test_held_out_images_are_a_tenth_of_every_class():
     assert not torch.equal(split(labels, torch.Generator().manual_seed(1))[1], validation)
     single = split(torch.tensor([4]), torch.Generator().manual_seed(0))
     assert [part.tolist() for part in single] == [[0], [0]]
+
+
+def test_agreement_of_a_ranking_with_itself_and_with_its_reverse():
+    rank = torch.arange(10).repeat(3, 1)
+    assert agreement(rank.float(), rank, (1.0, 0.8, 0.5)) == {"overlap": {"8": 1.0, "5": 1.0}, "tau": 1.0}
+    assert agreement(-rank.float(), rank, (0.8, 0.5)) == {"overlap": {"8": 0.0, "5": 0.0}, "tau": -1.0}
