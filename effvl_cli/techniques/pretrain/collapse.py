@@ -1,4 +1,4 @@
-"""Whether the embeddings of all images become one; ours, after the figure of SimSiam (arXiv 2011.10566, sec. 4.1)."""
+"""Whether the embeddings of all images become one; ours, after the figure of SimSiam (arXiv 2011.10566)."""
 
 from dataclasses import dataclass
 

@@ -1,6 +1,6 @@
 """Candidates of a search for a schedule, which of them each stage of the training takes, and what that gains.
 
-The choice by cost-adjusted error is that of arXiv 2410.22364, sec. 4; grid, ties and pictures are ours.
+The choice by cost-adjusted error is that of arXiv 2410.22364; grid, ties and pictures are ours.
 """
 
 import dataclasses

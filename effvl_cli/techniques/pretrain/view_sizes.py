@@ -1,6 +1,6 @@
 """Sides of the views under a size policy: the input stays as it is, or snaps to whole patches.
 
-Views whose patches grow are those of arXiv 2410.22364, sec. 3; the policies are ours.
+Views whose patches grow are those of arXiv 2410.22364; the policies are ours.
 """
 
 from dataclasses import dataclass
