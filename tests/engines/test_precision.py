@@ -13,10 +13,10 @@ from effvl_cli.config.pretrain import PretrainConfig
 from effvl_cli.data import load
 from effvl_cli.data.decoded import Decoded
 from effvl_cli.data.loader import Batch
-from effvl_cli.engines.pretrain.view_sizes import Sizes
-from effvl_cli.engines.pretrain.views import ViewMaker
+from effvl_cli.data.view_maker import ViewMaker
 from effvl_cli.models import network as networks
 from effvl_cli.models.cifar_resnet import CifarResNet
+from effvl_cli.techniques.pretrain.view_sizes import Sizes
 from effvl_cli.techniques.prune_blocks.score import Scorer
 from effvl_cli.techniques.prune_blocks.unit import Unit
 

@@ -4,7 +4,6 @@ import importlib.util
 
 import pytest
 import torch
-from effvl_cli.engines.prune_tokens.parity import Embedder, Parity
 from torch import Tensor, nn
 
 from effvl_cli.core.checkpoint import save_model
@@ -16,6 +15,7 @@ from effvl_cli.models.onnx import export_onnx, parity
 from effvl_cli.models.openclip_tower import self_check, tower_of
 from effvl_cli.models.program import load_program, on_cpu, same_bits, save_program, trace
 from effvl_cli.models.rebuild import write_rebuild
+from effvl_cli.models.token_parity import Embedder, Parity
 from effvl_cli.techniques.prune_blocks import criteria
 from effvl_cli.techniques.prune_blocks.discover import discover, with_relus
 from effvl_cli.techniques.prune_blocks.recalibrate import recalibrated
