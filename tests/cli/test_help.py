@@ -55,7 +55,7 @@ def test_help_shows_defaults_ranges_choices_and_verbs(effvl, monkeypatch):
         "one of ce, distill, ce+distill; default ce+distill",
     ):
         assert text in shown
-    for text in ("fp32|bf16|fp16", "[OPTIONS] [VERB]", "eval     Accuracy", "--deterministic"):
+    for text in ("fp32|bf16|fp16", "[OPTIONS] [VERB]", "eval     Measure", "--deterministic"):
         assert text in shown
     assert "--no-deterministic" not in shown  # it is taken, but a column of its own would squeeze the text
     assert shown.index("--keep") < shown.index("--layer") < shown.index("--shots") < shown.index("--seed")
