@@ -333,10 +333,10 @@ class Lookahead:
 
     @classmethod
     def of(cls, config: PruneBlocksConfig) -> "Lookahead | None":
-        """From --lookahead M:E; None where there is nothing to look ahead to.
+        """From --lookahead M:E; None without it.
 
         Raises:
-            UsageError: it cannot be read, or more than one unit goes at a time.
+            UsageError: it cannot be read, or more than one unit is removed at a time.
         """
         if config.lookahead is None:
             return None

@@ -351,15 +351,15 @@ C = TypeVar("C", bound=TowerConfig)
 
 
 def in_shares(config: C, num_patches: int) -> C:
-    """The config with `--num-keep` turned into the shares that keep so many patches.
+    """The config with `--num-keep` converted to the shares that keep that many patches.
 
     Raises:
-        UsageError: more than there are, or a recipe has `keep` too.
+        UsageError: more than there are, or a recipe sets `keep` too.
     """
     if not isinstance(config, KeepOptions | KeepListOptions) or config.num_keep is None:
         return config
     if config.keep != type(config).keep:
-        raise UsageError("keep and num-keep say the same", "Give one of them")
+        raise UsageError("keep and num-keep set the same thing", "Give one of them")
     given = config.num_keep
     counts = given if isinstance(given, tuple) else (given,)
     for count in counts:
@@ -383,7 +383,7 @@ def check_window(side: int, grid: tuple[int, int]) -> None:
 
 
 def layer_of(given: int | None, name: str, depth: int) -> int:
-    """Blocks before pruning: as given, else 0 for tiny:clip (at 1 its CLS already looks at the object), else a quarter
+    """Blocks before pruning: as given, else 0 for tiny:clip (at 1 CLS already attends to the object), else a quarter
     of the blocks (3 of 12, as the official code).
 
     Raises:

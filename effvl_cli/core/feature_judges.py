@@ -7,18 +7,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-KNN_TEMPERATURE = 0.07  # of the votes, as in DINO's released code
+KNN_TEMPERATURE = 0.07  # temperature of the votes, as in DINO's released code
 LINEAR_ITERATIONS = 1000
 
 
 def knn(bank: Tensor, labels: Tensor, asked: Tensor, neighbours: tuple[int, ...]) -> dict[int, Tensor]:
-    """Votes of the nearest by cosine, each weighted exp(cosine / 0.07).
+    """Votes of the nearest neighbours by cosine, each weighted exp(cosine / 0.07).
 
     Args:
         bank: (M, D), unit norm.
         labels: (M,).
         asked: (Q, D), unit norm.
-        neighbours: numbers of voters; more than M are M.
+        neighbours: numbers of voters; at most M vote.
 
     Returns:
         (Q,) classes for each number.

@@ -1,4 +1,4 @@
-"""What a pruned tower sees of a picture, as a picture: dropped patches dim and hatched, merged ones outlined.
+"""Pictures of what a pruned tower keeps: dropped patches are dim and hatched, merged ones outlined.
 
 Pictures are (H, W, 3) uint8; the patch grid has `grid` rows and columns, N patches in raster order.
 """
@@ -22,7 +22,7 @@ def enlarged(pixels: Picture) -> Picture:
 
 
 def dropped(pixels: Picture, kept: NDArray[np.int64], grid: tuple[int, int]) -> Picture:
-    """Patches that are not in `kept` (K,) become dark, gray and hatched: no picture holds such patches by itself."""
+    """Patches that are not in `kept` (K,) become dark, grey and hatched, unlike any natural patch."""
     mask = np.ones(grid[0] * grid[1], bool)
     mask[kept] = False
     out = enlarged(pixels)
@@ -36,9 +36,9 @@ def dropped(pixels: Picture, kept: NDArray[np.int64], grid: tuple[int, int]) -> 
 
 
 def merged(pixels: Picture, groups: NDArray[np.int64], grid: tuple[int, int]) -> Picture:
-    """Patches of one token, (N,) equal numbers in `groups`, get its mean colour, and a line where another begins.
+    """Patches of one token, (N,) equal numbers in `groups`, get their mean colour and an outline.
 
-    A patch that is a token of its own stays as it is.
+    A patch that is a token by itself stays unchanged.
     """
     out = enlarged(pixels)
     groups = np.unique(groups, return_inverse=True)[1].reshape(-1)

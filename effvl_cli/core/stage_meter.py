@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 @dataclass
 class StageMeter:
-    """Seconds, processor seconds and waits of each stage, in the attempt that finished it."""
+    """Seconds, CPU seconds and waits of each stage, in the attempt that finished it."""
 
     seconds: dict[int, float] = field(default_factory=dict)
     waited: dict[int, float] = field(default_factory=dict)
@@ -21,7 +21,7 @@ class StageMeter:
     _wait: float = 0.0
 
     def timed(self, stream: Iterator[T]) -> Iterator[T]:
-        """The same stream, with the waits for it counted; steps begin with it."""
+        """The same stream, with the waits for it counted; a step begins with its batch."""
         while True:
             self._since, self._cpu_since = time.perf_counter(), time.process_time()
             batch = next(stream)

@@ -13,15 +13,15 @@ from effvl_cli.data.loader import SampleLoader
 from effvl_cli.data.source import ImageSource
 from effvl_cli.data.transforms import Preprocess
 
-LOOKED_AT = 16  # pictures whose sizes say how large a canvas has to be
+LOOKED_AT = 16  # pictures whose sizes determine the canvas
 
 
 def canvas_shape(source: ImageSource, limit: int) -> tuple[int, int]:
-    """Height and width that hold the largest of some pictures, up to a limit."""
+    """Height and width of the largest of some pictures, up to a limit."""
     some = np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).astype(int)
     sizes = []
     for index in some:
-        with contextlib.suppress(DataError):  # it is met again, and counted, when all are read
+        with contextlib.suppress(DataError):  # counted when all pictures are read
             sizes.append(source.image(int(index)).size)
     width, height = (max(side) for side in zip(*sizes, strict=True)) if sizes else (limit, limit)
     return min(limit, height), min(limit, width)

@@ -29,16 +29,16 @@ from effvl_cli.techniques.pretrain.vit import path_scales
 
 @dataclass(frozen=True)
 class ViewMaker:
-    """Draws and makes the views of a step; all draws are those of one process with the whole batch.
+    """Makes the views of a step; the random draws are those of one process with the whole batch.
 
     Attributes:
         recipes: of the two global views, then of the local ones.
         sizes: sides of the views.
-        preprocess: colours of the network's input.
-        seed: of the draws.
+        preprocess: normalisation of the network's input.
+        seed: of the random draws.
         depth: blocks of the backbone.
         drop_path: stochastic depth of the last block of the query encoder.
-        both_ways: whether each view is a query and a key.
+        both_ways: whether each view is both a query and a key.
         same_views: whether the teacher sees the views of the student.
     """
 
@@ -86,7 +86,7 @@ class ViewMaker:
         return made
 
     def views(self, batch: Batch, compression: Compression, step: int) -> Views:
-        """The views of a step; the pictures depend on the step alone, the kept tokens on the compression too."""
+        """The views of a step; pictures depend on the step alone, kept tokens also on the compression."""
         with torch.no_grad():
             images = [self.preprocess.standardise(x) for x in self.pixels(batch, compression.patch, step)]
         queries, keys = ((0, 1), (1, 0)) if self.both_ways else ((0,), (1,))
@@ -107,7 +107,7 @@ class ViewMaker:
     ) -> View:
         num_patches = (images.shape[-1] // compression.patch) ** 2
         kept = None
-        if keep < 1:  # keeping all draws nothing
+        if keep < 1:  # nothing is drawn if all are kept
             noise = seeds.generator(self.seed, "tokens", role, index, step)
             kept = distributed.own_rows(random_tokens(total, num_patches, count_kept(num_patches, keep), noise))
             kept = kept.to(images.device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Networks over whole data sets, split over the processes of the run."""
+"""Runs networks over whole data sets, distributed over the processes of the run."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ def over_images(
     batch_size: int,
     precision: str = "fp32",
 ) -> Tensor:
-    """Apply `function` to every image once, each process to its share.
+    """Apply `function` to every image once, on each process to its share.
 
     Args:
         function: (normalised images (b, 3, H, W) on the device, their positions) to rows (b, ...).

@@ -18,10 +18,10 @@ from effvl_cli.techniques.prune_blocks.unit import Unit
 
 @dataclass(frozen=True)
 class State:
-    """A network on its way.
+    """A network during pruning.
 
     Attributes:
-        module: as it is now.
+        module: the current network.
         removals: from the network as it was built, in order.
         origins: path of each module that is left, to its path in the network as it was built.
     """
@@ -72,7 +72,7 @@ def check_rebuilt(network: networks.Network, state: State, num_classes: int, ima
         same = torch.equal(rebuilt(images), state.module.eval()(images))
     if not same:
         raise ModelError(
-            f"{network.name} built anew with the same blocks removed gives other logits", "Please report this"
+            f"{network.name} rebuilt with the same blocks removed gives different logits", "Please report this"
         )
 
 

@@ -1,4 +1,4 @@
-"""Whether an exported tower is the pruned tower: its embeddings, and the patches that it keeps.
+"""Checks that an exported tower equals the pruned tower: embeddings, and kept patches.
 
 B images, N patches, K kept, E embedding width.
 """
@@ -17,7 +17,7 @@ from effvl_cli.core.modes import as_found
 from effvl_cli.techniques.prune_tokens.tower import PrunedVision
 
 COSINE = 0.9999
-GAP = 1e-5  # of scores, at or below which another rounding may keep another patch
+GAP = 1e-5  # between scores; up to this, another rounding may keep another patch
 
 
 class Embedder(nn.Module):
@@ -50,12 +50,12 @@ class Embedder(nn.Module):
 
 @dataclass
 class Parity:
-    """A `Compare` (see models/program.py) that adds up what it has seen.
+    """A `Compare` (see models/program.py) that accumulates its results.
 
     Attributes:
         images: compared.
-        cosine: the lowest one between the embeddings of an image.
-        ties: images whose kept patches two roundings may tell apart, because two scores are as good as equal.
+        cosine: the lowest cosine between the two embeddings of an image.
+        ties: images whose kept patches may depend on rounding, because two scores are nearly equal.
     """
 
     images: int = 0
@@ -66,7 +66,7 @@ class Parity:
         """Compare some images.
 
         Raises:
-            CheckError: a cosine below 0.9999, or other patches kept where the scores leave no doubt.
+            CheckError: a cosine below 0.9999, or other kept patches where the scores differ clearly.
         """
         with as_found(module, training=False), torch.no_grad(), unfused_attention():
             (expected, kept), gaps = module(images), module.gaps(images)
@@ -76,7 +76,7 @@ class Parity:
         if not cosine >= COSINE or other.any():
             raise CheckError(
                 f"{name} differs from the pruned tower: cosine {cosine:.6f} (at least {COSINE}), "
-                f"other patches kept in {int(other.sum())} of {len(images)} images",
+                f"different kept patches in {int(other.sum())} of {len(images)} images",
                 "Nothing is replaced",
             )
         self.images += len(images)

@@ -37,7 +37,7 @@ MANIFEST: dict[str, tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class Artefact:
-    """What a run of prune-tokens leaves."""
+    """The files of a run of prune-tokens."""
 
     predictor: Predictor | None
     prompts: Prompts | None
@@ -54,7 +54,7 @@ class Artefact:
         return bool((self.manifest["predictor"] or {}).get("prompted"))
 
     def tuned_for(self, keeps: Sequence[float]) -> list[float]:
-        """Those of some keep rates that the prompts were tuned for: one number of patches, or any."""
+        """The keep rates among `keeps` that the prompts were tuned for: one number of patches, or any."""
         if self.prompts is None:
             return []
         patches = self.manifest["fields"]["patches"]

@@ -205,7 +205,7 @@ def search(bench: Bench) -> Iterator[Row]:
     macs = sum(shape.candidate(count, layer) for count in kept)
     rate = per_second(times["search"], len(images))
     bound = at_peak(bench.peaks[1], macs)
-    yield Row(f"{bench.scale.clip} search fp32, {len(kept)} passes an image", rate, "images/s", bound,
+    yield Row(f"{bench.scale.clip} search fp32, {len(kept)} passes per image", rate, "images/s", bound,
               note=utilisation(rate, bound))  # fmt: skip
     implied = len(kept) * shape.dense() / macs
     gain = len(kept) * len(images) * times["dense"] / len(many) / times["search"]

@@ -52,4 +52,4 @@ def test_durations_and_a_sum():
     table = cost_table("t", parts, CPU, memory=3 << 20, notes=("n",))
     assert table.rows[0] == ("a", "x", "2 G", "60 s")
     assert table.rows[-1] == ("all", "", "3 T", "61.0 min")
-    assert table.notes[0] == "n" and "memory roughly 3 MiB" in table.notes[1]
+    assert table.notes[0] == "n" and "memory about 3 MiB" in table.notes[1]

@@ -53,14 +53,14 @@ def test_unlabelled_pictures_of_any_shape_train(effvl, tmp_path, report, where, 
     assert outcome.code == 0, outcome.err
     done = report("run")
     assert "knn20" not in done.metrics and done.metrics["units"].value > 0
-    assert [text for text in done.warnings if "no classes: neighbours and probes are left out" in text]
+    assert [text for text in done.warnings if "no classes: k-NN and probes are left out" in text]
 
 
 def test_with_one_class_only_nothing_is_classified(tmp_path, effvl, report):
     _pictures(tmp_path / "d" / "cat", 60)
     outcome = effvl("pretrain", "--data", f"folder:{tmp_path / 'd'}", *TRAINING, "--out", "run")
     assert outcome.code == 0, outcome.err
-    assert any("one class only, 'cat': neighbours and probes" in text for text in report("run").warnings)
+    assert any("one class only, 'cat': k-NN and probes" in text for text in report("run").warnings)
     assert "knn20" not in report("run").metrics
 
 

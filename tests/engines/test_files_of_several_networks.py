@@ -54,9 +54,9 @@ def test_prune_tokens_verbs_take_the_same_network_of_the_file(effvl, workdir, re
         assert pixels[:, 0, 0].tolist() == pytest.approx([1.0, -1.0, 128 / 127.5 - 1], abs=1e-6)
     outcome = effvl("prune-tokens", "eval", "run", "--normalise", "clip", "--out", "other")
     assert outcome.code == 4
-    assert "is of other settings (mean: [0.5, 0.5, 0.5] there, [0.48145466" in outcome.error
+    assert "has other settings (mean: [0.5, 0.5, 0.5] there, [0.48145466" in outcome.error
     outcome = effvl("prune-tokens", "eval", "run", "--weights-key", "student", "--out", "student")
-    assert outcome.code == 4 and "is of other settings (weights:" in outcome.error
+    assert outcome.code == 4 and "has other settings (weights:" in outcome.error
 
 
 def test_prune_blocks_verbs_take_what_the_run_left(effvl, workdir, report):

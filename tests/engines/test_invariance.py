@@ -148,7 +148,7 @@ def test_a_patch_that_divides_no_view_snaps_it(effvl, image_folder, report, devi
     line = (*SMALL, "--data", f"folder:{image_folder}", "--aug-device", device, "--method", "dino", "--local-crops", 1)
     line = (*line, "--schedule", "0.5:patch=5;1:patch=4", "--budget", 200, "--prototypes", 16)
     refused = effvl(*line, "--out", "refused")
-    assert refused.code == 2 and "stage 0: patch 5 divides no view of 24 px" in refused.error
+    assert refused.code == 2 and "stage 0: patch 5 does not divide views of 24 px" in refused.error
     assert "3, 4, 6, 8" in refused.error and "--size-policy snap" in refused.error
     done = effvl(*line, "--size-policy", "snap", "--out", "run")
     assert done.code == 0, done.err
@@ -269,7 +269,7 @@ def test_a_run_that_is_not_finite_names_step_and_images(effvl, monkeypatch):
         ("--keep 0", 2, ["--keep is 0"]),
         ("--keep 1.2", 2, ["--keep is 1.2"]),
         ("--keep nan", 2, ["--keep is nan"]),
-        ("--patch 5", 2, ["patch 5 divides no view of 24 px", "3, 4, 6, 8"]),
+        ("--patch 5", 2, ["patch 5 does not divide views of 24 px", "3, 4, 6, 8"]),
         ("--keep 0.5 --schedule none", 2, ["--schedule and --keep"]),
         ("--schedule nowhere.yaml", 2, ["nowhere.yaml", "no such file"]),
         ("--schedule 0.5:patch=8", 2, ["the last stage ends at 1"]),

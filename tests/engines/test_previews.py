@@ -27,7 +27,7 @@ def test_a_dry_run_lists_the_parts_with_their_costs(line, effvl):
     outcome = effvl(*line.split(), "--dry-run")
     assert outcome.code == 0, outcome.err
     assert _parts(outcome.out) == LINES[line]
-    assert "times by a short probe on cpu" in outcome.out and "memory" in outcome.out
+    assert "times from a short probe on cpu" in outcome.out and "memory" in outcome.out
     assert not Path("runs").exists()
 
 

@@ -135,7 +135,7 @@ def test_a_damaged_checkpoint_is_refused(trained, tmp_path, effvl):
 
 def test_score_and_apply_work_on_a_run(job, trained, report):
     scored = job(trained, "--out", "s", verb=("score",)).out
-    assert "the first row would go first" in scored and len(report("s").technique["importance"]) == 5
+    assert "the first row would be removed first" in scored and len(report("s").technique["importance"]) == 5
     applied = job(
         *(trained, "--units", "0", "--finetune-epochs", 0, "--final-epochs", 0, "--latency-batch-size", 1),
         *("--out", "a"),

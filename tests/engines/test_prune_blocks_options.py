@@ -196,7 +196,7 @@ class Tokens(nn.Module):
 
 @pytest.mark.parametrize(
     ("scale", "biased", "why"),
-    [(1.0, False, ""), (2.0, False, "their halves give other logits"), (1.0, True, "their halves cannot be run")],
+    [(1.0, False, ""), (2.0, False, "their halves give different logits"), (1.0, True, "their halves cannot be run")],
 )
 def test_halves_must_make_the_network(scale, biased, why):
     network = SimpleNamespace(module=Tokens(Window(scale), biased=biased).eval(), edits=[], name="toy")
@@ -212,5 +212,5 @@ def test_halves_must_make_the_network(scale, biased, why):
 
 def test_a_network_without_whole_blocks_is_not_split(trained, effvl):
     outcome = effvl("prune-blocks", "score", trained, "--unit", "half", "--force", "--out", "r")
-    assert outcome.code == 4 and "whole blocks of cifar-resnet:20,width=4 were removed before" in outcome.error
+    assert outcome.code == 4 and "whole blocks of cifar-resnet:20,width=4 have been removed before" in outcome.error
     assert json.loads((trained / "manifest.json").read_text())["edits"][0]["kind"] == "blocks removed"

@@ -169,7 +169,7 @@ def test_other_patches_are_forgiven_only_where_scores_are_as_good_as_equal():
             parity(module, swapped, images, "file")
             assert (parity.images, parity.ties) == (3, 3) and parity.cosine == pytest.approx(1)
         else:
-            with pytest.raises(CheckError, match="other patches kept in 3 of 3 images"):
+            with pytest.raises(CheckError, match="different kept patches in 3 of 3 images"):
                 parity(module, swapped, images, "file")
     with pytest.raises(CheckError, match=r"cosine 0\.9"):
         Parity()(module, lambda x: (module(x)[0] + 0.05 * torch.randn(3, 16), module(x)[1]), images, "file")

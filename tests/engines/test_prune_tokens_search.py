@@ -164,7 +164,7 @@ def test_gradients_of_a_tower_that_pools_patches_are_refused(effvl, pictures, mo
 
     monkeypatch.setattr(OpenClipTower, "pools_prefix_only", False)
     outcome = effvl("prune-tokens", "rank", *pictures, "--scorer", "taylor", "--shots", 3)
-    assert outcome.code == 4 and "reads its embedding off patches" in outcome.error
+    assert outcome.code == 4 and "reads its embedding from patches" in outcome.error
 
 
 def test_steps_in_a_row_keep_the_options_of_the_search(effvl, few_images, report):
@@ -197,7 +197,7 @@ def test_an_audit_compares_with_the_exact_search(rank, effvl):
     assert rows["this search"]["passes"] == 6 * 2 * 35
     assert rows["one shot"]["tau"] < 1
     assert (
-        "10 a round: 240 passes an image"
+        "10 a round: 240 passes per image"
         in effvl("table", "run").out + effvl("prune-tokens", "rank", "--recipe", "run/config.yaml", "--out", "run").out
     )
 
@@ -256,7 +256,7 @@ def test_a_predictor_of_labels_is_warned_of(effvl, quick_figures, pictures, mini
     few = ("--shots", 4, "--num-golden", 2, "--prompts", "none", "--predictor-epochs", 1, "--predictor-batch-size", 4)
     outcome = effvl("prune-tokens", *pictures, *few, "--scorer", "label", "--out", "run")
     assert outcome.code == 0, outcome.err
-    assert any("--scorer label knows what no predictor can see" in text for text in report("run").warnings)
+    assert any("--scorer label uses the label, which a predictor cannot see" in text for text in report("run").warnings)
     assert report("run").technique["ranking"]["scorer"] == "label"
     refused = effvl("prune-tokens", "predict", "run", "--scorer", "maxconf", "--out", "other")
     assert refused.code == 4 and "scorer: 'label' there, 'maxconf' here" in refused.error

@@ -20,7 +20,7 @@ Stream = Callable[[int], Iterator[T]]
 
 
 class LoaderOptions(Protocol):
-    """The options that a loader obeys."""
+    """The options of a loader."""
 
     @property
     def workers(self) -> int | None:
@@ -28,20 +28,20 @@ class LoaderOptions(Protocol):
 
     @property
     def on_bad(self) -> str:
-        """What an unreadable image does."""
+        """What to do with an unreadable image."""
 
 
 def check_divides(batch_size: int, option: str, *, accumulate: int = 1, least: int = 1) -> None:
-    """Every process gets as many samples in each backward pass, and at least `least`.
+    """Check that every process gets the same number of samples in each backward pass, and at least `least`.
 
     Args:
-        batch_size: of a step, over all processes.
-        option: that sets it, e.g. "--batch-size".
+        batch_size: samples of a step, over all processes.
+        option: the option that sets it, e.g. "--batch-size".
         accumulate: backward passes of a step.
         least: samples that a backward pass needs on each process.
 
     Raises:
-        UsageError: it does not; the message names the next size that would.
+        UsageError: they do not; the message names the nearest size that would.
     """
     size = distributed.world().size
     share = accumulate * size

@@ -24,7 +24,7 @@ def cross_entropy(label_smoothing: float = 0.0) -> Loss:
 
 
 class ClassifierTask(Task):
-    """A loss of the logits, and figures on images that are held out.
+    """A loss of the logits, and figures on held-out images.
 
     Args:
         module: maps images to logits.
@@ -55,7 +55,7 @@ class ClassifierTask(Task):
         return StepOutput(self.loss(images, logits, batch.labels), logs)
 
     def evaluate(self) -> dict[str, float]:
-        """As the engine validates."""
+        """Validation figures from the engine's function."""
         return self.validate(self.module)
 
 

@@ -18,13 +18,13 @@ STATES = {"sgd": 3, "adam": 4, "adamw": 4, "muon": 4}  # copies of the parameter
 
 @dataclass(frozen=True)
 class Part:
-    """One thing that a run does.
+    """One part of a run's work.
 
     Attributes:
-        name: of it.
+        name: of the part.
         work: how much, in words, e.g. "313 steps of 64 images".
-        macs: multiply-adds of all of it.
-        seconds: on this device, by a probe.
+        macs: multiply-adds in all.
+        seconds: on this device, estimated by a probe.
     """
 
     name: str
@@ -34,13 +34,13 @@ class Part:
 
 
 def cost_table(title: str, parts: Sequence[Part], device: torch.device, *, memory: int, notes: Sequence[str]) -> Table:
-    """Parts and their sum.
+    """Table of the parts and their sum.
 
     Args:
         title: of the table.
         parts: in order.
-        device: that was probed.
-        memory: bytes at the peak, roughly.
+        device: the probed device.
+        memory: approximate peak in bytes.
         notes: further lines.
     """
     rows: list[tuple[Cell, ...]] = [(part.name, part.work, _macs(part.macs), duration(part.seconds)) for part in parts]
@@ -51,14 +51,14 @@ def cost_table(title: str, parts: Sequence[Part], device: torch.device, *, memor
 
 
 def note_of(device: torch.device, memory: int) -> str:
-    """What was probed, and the memory."""
+    """Note on the probed device and the memory."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     threads = f" with {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    return f"times by a short probe on {name}{threads}, decoding left out; memory roughly {memory / 2**20:,.0f} MiB"
+    return f"times from a short probe on {name}{threads}, without decoding; memory about {memory / 2**20:,.0f} MiB"
 
 
 def duration(seconds: float) -> str:
-    """As a person says it: "0.4 s", "12 s", "3.5 min", "7.2 h", "4.1 days"."""
+    """A readable duration: "0.4 s", "12 s", "3.5 min", "7.2 h", "4.1 days"."""
     for limit, unit, word in ((90, 1, "s"), (5400, 60, "min"), (36 * 3600, 3600, "h")):
         if seconds < limit:
             return f"{seconds / unit:.{0 if seconds >= 10 and unit == 1 else 1}f} {word}"

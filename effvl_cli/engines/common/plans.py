@@ -19,9 +19,9 @@ def plan_of(
     Args:
         config: options.
         steps: length.
-        t: share of the training that is done before a step; None: of the steps.
+        t: share of the training done before a step; None: the share of the steps.
         precision: autocast type.
-        more: further fields of the plan; they win.
+        more: further fields of the plan, which take precedence.
     """
     share = t or (lambda step: step / steps)
     curve = optim.RateCurve(
@@ -53,7 +53,7 @@ def optimizers_of(config: TrainOptions, module: nn.Module) -> optim.Optimizers:
 
 
 def _decay(config: TrainOptions, t: Callable[[int], float]) -> Callable[[int], float] | None:
-    """Weight decay at a step over --weight-decay, along half a cosine; None where it is constant."""
+    """Weight decay at a step as a factor of --weight-decay, along half a cosine; None where it is constant."""
     end, start = config.weight_decay_end, config.weight_decay
     if end is None or end == start or not start:
         return None

@@ -33,7 +33,7 @@ def zero_shot_logits(
 
 
 def image_to_text_recall(network: Network, images: Decoded, run: Run, precision: str) -> Tensor:
-    """(M,) 0/1: whether the text nearest to each image is its own, or one of the same words."""
+    """(M,) 0/1: whether the text nearest to each image is its own, or has the same words."""
     embeddings = image_embeddings(network, images, run, precision)
     tokens = network.tokenize(images.captions)
     with as_found(network.module, training=False), torch.no_grad(), autocast(run.device, precision):

@@ -32,14 +32,14 @@ from effvl_cli.techniques.pretrain.schedule import Clock, Compression, Schedule
 from effvl_cli.techniques.pretrain.step_cost import Costs
 
 STAGES = (0.0, 0.05, 0.25, 0.5, 0.75, 1.0)
-"""Shares of the budget whose checkpoints stay, for `pretrain search`."""
+"""Shares of the budget whose checkpoints are kept, for `pretrain search`."""
 COSTS = "costs.json"
-STEP_SECONDS = 2.0  # that a compression's steps are timed
+STEP_SECONDS = 2.0  # for timing the steps of a compression
 
 
 @dataclass(frozen=True)
 class ArmTrainer:
-    """What a training of one arm needs."""
+    """What the training of one arm needs."""
 
     config: PretrainConfig | SearchConfig
     run: Run
@@ -68,14 +68,14 @@ class ArmTrainer:
         return self.images.batches(config, self.run, config.batch_size, crops_at, seed=config.seed)
 
     def stream_for(self, batch_size: int, patch: int) -> Iterator[Batch]:
-        """Batches that training does not see in this order, for views of one patch size."""
+        """Batches for views of one patch size, in an order other than that of the training."""
         crops = self.maker.worker_crops(patch)
         return self.images.batches(self.config, self.run, batch_size, lambda _: crops, seed=self.config.seed + 1)(0)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training of one arm was."""
+    """Result of the training of one arm."""
 
     fitted: loop.FitResult
     clock: Clock
@@ -96,9 +96,9 @@ def make_clock(trainer: ArmTrainer, schedule: Schedule, budget: float) -> Clock:
 
 
 def _measured(trainer: ArmTrainer, compressions: list[Compression]) -> list[float]:
-    """Seconds of an image in a step over those of one uncompressed forward pass; measured once, kept for a resume.
+    """Seconds per image of a step, over those of an uncompressed forward pass; measured once, kept for a resume.
 
-    All compressions are timed together, by turns, under everything that their times depend on.
+    All compressions are timed together, in turn; the stored times are keyed by everything that they depend on.
     """
     path, keys = trainer.run.path(COSTS), [str(c) for c in compressions]
     about = _timed_on(trainer)
@@ -133,7 +133,7 @@ def _timed_on(trainer: ArmTrainer) -> dict[str, Any]:
 
 
 def step_times(trainer: ArmTrainer, compressions: dict[str, Compression]) -> dict[str, float]:
-    """Median seconds of a training step's forward and backward pass, over those of a base forward pass of as many."""
+    """Median seconds of a step's forward and backward pass, over those of a base forward pass of as many images."""
     method, config = trainer.costs.method, trainer.config
     share = config.batch_size // distributed.world().size
     batches = {
@@ -162,7 +162,7 @@ def train(trainer: ArmTrainer, schedule: Schedule, budget: float, *, phase: str,
     config, run = trainer.config, trainer.run
     clock = make_clock(trainer, schedule, budget)
     for index in clock.skipped:
-        run.warn(f"{phase}: stage {index} is shorter than one step and does not come up")
+        run.warn(f"{phase}: stage {index} is shorter than one step and never occurs")
     method = trainer.costs.method
     if isinstance(config, PretrainConfig) and config.compile:
         compile_backbone(method, run)
@@ -189,7 +189,7 @@ def train(trainer: ArmTrainer, schedule: Schedule, budget: float, *, phase: str,
 
 
 def stage_rows(trained: Trained, trainer: ArmTrainer) -> list[dict[str, Any]]:
-    """What each stage was, for the report."""
+    """What happened in each stage, for the report."""
     clock, meter, batch_size = trained.clock, trained.task.meter, trainer.config.batch_size
     return [
         {

@@ -22,11 +22,11 @@ from effvl_cli.techniques.pretrain.contrastive import contrastive_loss
 from effvl_cli.techniques.pretrain.tokens import count_kept, encode_kept, random_tokens
 
 MAX_TAU = 100.0  # CLIP's bound on the logit scale
-ALL_CLASSES = 4  # every class is a negative while there are at most so many times the batch
+ALL_CLASSES = 4  # all classes are negatives if there are at most this many per image of the batch
 
 
 class ClipTask(Task):
-    """CLIP's loss; captions of the images, else every class in a template drawn for the step."""
+    """CLIP's loss on the images' captions, else on every class in a template drawn for the step."""
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ class ClipObjective(Objective):
             suffix = "" if own else f"_{data.partition(':')[2] or data}"
             templates = self.templates if own else test.templates
             logits = zero_shot_logits(network, images, test.classes, templates, run, precision)
-            shuffled = torch.arange(len(test.classes)).roll(1)  # every name on another class
+            shuffled = torch.arange(len(test.classes)).roll(1)  # every class gets another name
             self.accuracy(f"top1_shuffled_names{suffix}", logits[:, shuffled], images.labels)
             self.accuracy(f"top1{suffix}", logits, images.labels)
 

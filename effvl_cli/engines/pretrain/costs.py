@@ -17,18 +17,18 @@ def sizes_of(config: PretrainConfig | SearchConfig, shape: ViTShape) -> Sizes:
 
 
 def check_patches(sizes: Sizes, schedule: Schedule) -> None:
-    """Every patch fits.
+    """Check that every patch size fits.
 
     Raises:
-        UsageError: names the stage and the divisors near the request.
+        UsageError: one does not; it names the stage and the nearest divisors.
     """
     for index, stage in enumerate(schedule.stages):
         patch = stage.compression.patch
         if not sizes.allows(patch):
             near = ", ".join(map(str, near_divisors(sizes.image_size, patch)))
             raise UsageError(
-                f"stage {index}: patch {patch} divides no view of {sizes.image_size} px",
-                f"Near it divide {near}; or give --size-policy snap, or another --image-size",
+                f"stage {index}: patch {patch} does not divide views of {sizes.image_size} px",
+                f"Nearest divisors: {near}; or give --size-policy snap, or another --image-size",
             )
 
 

@@ -1,4 +1,4 @@
-"""Judges the features of a trained backbone, also on other data than it was trained on."""
+"""Evaluates the features of a trained backbone, also on data other than its training data."""
 
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,14 @@ from effvl_cli.techniques.pretrain.vit import VisionTransformer
 
 
 def preview(config: EvalConfig) -> list[Table]:
-    """What `--dry-run` shows beside the options."""
+    """What `--dry-run` shows besides the options."""
     network = networks.load(None, str(find_run("pretrain", config.run)), default="", kind="backbone", seed=config.seed)
     network.module.to(resolve_device(config.device))
     return [features_table(network, config)]
 
 
 def run(config: EvalConfig, run: Run) -> None:
-    """Neighbours, logistic regression and, where asked for, a linear probe by SGD; each on the test split once."""
+    """Run k-NN, logistic regression and, on request, a linear probe by SGD, each once on the test split."""
     folder = find_run("pretrain", config.run)
     network = networks.load(None, str(folder), default="", kind="backbone", seed=config.seed)
     run.report.model(network.name, network.source, network.module)
@@ -43,7 +43,7 @@ def run(config: EvalConfig, run: Run) -> None:
 
     train = open_split(config, "train")
     if not train.classes:
-        raise DataError(f"{config.data} has no classes to judge features by", "Give --data with classes")
+        raise DataError(f"{config.data} has no classes to evaluate features with", "Give --data with classes")
     bank = decode(config, run, train, network.preprocess, config.num_bank)
     probe = Probe.open(config, run, network.preprocess, "test", bank=bank)
     run.report.data(train, num_samples=len(bank.labels))

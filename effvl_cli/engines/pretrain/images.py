@@ -1,4 +1,4 @@
-"""Pictures without labels as a stream of training batches: held in memory, or read by loader processes."""
+"""Unlabelled pictures as a stream of training batches: held in memory, or read by loader processes."""
 
 import dataclasses
 import math
@@ -22,14 +22,14 @@ from effvl_cli.data.transforms import Preprocess
 from effvl_cli.data.views import SMALL, WorkerCrops
 from effvl_cli.engines.common.batches import Stream, in_memory, loaded
 
-MEMORY_SHARE = 0.25  # of the machine's, for the pictures of a training
-CANVAS = 2  # times the view: larger pictures are made smaller before they are held in memory
+MEMORY_SHARE = 0.25  # of the machine's memory, for the training pictures
+CANVAS = 2  # times the view: larger pictures are shrunk before they are held in memory
 
 StepCrops = Callable[[int], WorkerCrops]
 
 
 def open_split(config: PretrainConfig | SearchConfig | EvalConfig, split: str) -> ImageSource:
-    """A split; of an endless one the first `--num-images`."""
+    """A split, or the first `--num-images` of an endless one."""
     source = load(config.data, split, root=config.data_root, seed=config.seed)
     return Subset(source, np.arange(config.num_images)) if source.endless else source
 
@@ -39,10 +39,10 @@ class TrainImages:
     """The training pictures.
 
     Attributes:
-        source: where they are from.
-        kept: (M,) their places in the source, those that could be read.
-        canvas: (M, 3, H, W) uint8, all of them, whole and squeezed into one shape, or None: they are read as needed.
-        sizes: (M, 2) their heights and widths before that.
+        source: the split.
+        kept: (M,) positions in the source of the readable ones.
+        canvas: (M, 3, H, W) uint8, whole pictures squeezed into one shape, or None: they are read as needed.
+        sizes: (M, 2) their original heights and widths.
     """
 
     source: ImageSource
@@ -65,7 +65,7 @@ class TrainImages:
         fits = len(source) * 3 * math.prod(shape) <= MEMORY_SHARE * physical_memory()
         if config.aug_device == "batch" and not fits:
             raise UsageError(
-                f"{len(source)} pictures of {shape[1]}x{shape[0]} px do not fit into memory",
+                f"{len(source)} pictures of {shape[1]}x{shape[0]} px do not fit in memory",
                 "Give --aug-device worker or auto",
             )
         if config.aug_device == "worker" or not fits or (config.aug_device == "auto" and view > SMALL):
@@ -79,7 +79,7 @@ class TrainImages:
     def batches(
         self, config: PretrainConfig | SearchConfig, run: Run, batch_size: int, crops_at: StepCrops, *, seed: int
     ) -> Stream[Batch]:
-        """The stream of this process's batches, from any step on: of whole pictures, or of `crops_at(step)`."""
+        """This process's batches from any step on: of whole pictures, or of `crops_at(step)`."""
         sampler = EpochSampler(len(self), batch_size, seed)
         canvas, sizes = self.canvas, self.sizes
         if canvas is None or sizes is None:

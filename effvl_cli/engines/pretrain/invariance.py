@@ -26,7 +26,7 @@ BOTH = ("baseline", "accelerated")
 
 
 def run(config: PretrainConfig, run: Run) -> None:
-    """Train the arms, judge their features once on the test split, save the backbone."""
+    """Train the arms, evaluate their features once on the test split, save the backbone."""
     check_batch(config)
     schedules, source = _arms(config)
     images = TrainImages.open(config, run, build_network(config).preprocess)
@@ -48,7 +48,7 @@ def run(config: PretrainConfig, run: Run) -> None:
 
 
 def _arms(config: PretrainConfig) -> tuple[dict[str, Schedule], str]:
-    """The schedules to train by name, the one that users get last, and where that one is from."""
+    """The schedules to train by name, ending with the one for users, and the origin of that one."""
     shape = build_network(config).module.shape
     schedule, source = build_schedule(config, shape)
     check_patches(sizes_of(config, shape), schedule)
@@ -63,14 +63,14 @@ def _validation(config: PretrainConfig, run: Run, images: TrainImages) -> tuple[
     classes = images.source.classes
     if len(classes) < 2:
         found = f"one class only, {classes[0]!r}" if classes else "no classes"
-        run.warn(f"{config.data} has {found}: neighbours and probes are left out; pretrain eval takes other --data")
+        run.warn(f"{config.data} has {found}: k-NN and probes are left out; pretrain eval can use other --data")
         return None, None
     bank = decode(config, run, images.source, preprocess, config.num_bank)
     probe = Probe.open(config, run, preprocess, "val", bank=bank)
     return bank, probe if len(probe.asked.labels) else None
 
 
-# --- judging ---------------------------------------------------------------------------------------------------------
+# --- evaluation ------------------------------------------------------------------------------------------------------
 
 
 def _judge(
@@ -143,7 +143,7 @@ def _arm(trainer: ArmTrainer, trained: Trained) -> dict[str, Any]:
 def _warn_of_waiting(run: Run, rows: list[dict[str, Any]]) -> None:
     waits = [row["data_wait_fraction"] or 0.0 for row in rows]
     if max(waits) > 0.2:
-        run.warn(f"{max(waits):.0%} of a stage's time goes into waiting for pictures: give more --workers")
+        run.warn(f"{max(waits):.0%} of a stage's time is spent waiting for pictures: give more --workers")
 
 
 def _save(config: PretrainConfig, run: Run, trainer: ArmTrainer, trained: Trained, budget: float) -> None:
@@ -161,7 +161,7 @@ def _save(config: PretrainConfig, run: Run, trainer: ArmTrainer, trained: Traine
 
 
 def table(report: Report) -> Table:
-    """Accuracies of the arms beside the controls."""
+    """Accuracies of the arms and the controls."""
     arms = [*report.technique["arms"], "random_init", "raw_pixels"]
     rows = tuple(_row(report, arm) for arm in arms)
     notes = [f"{report.technique['method']} on {report.model.name if report.model else ''}"]
@@ -170,7 +170,7 @@ def table(report: Report) -> Table:
         spread = percent(gain.se, 2)
         notes.append(f"20 neighbours, accelerated - baseline: {points(gain.value)} ± {spread} points, paired")
     ratios = [report.metrics.get(name) for name in ("flop_ratio", "images_per_s_ratio")]
-    words = ["{} fewer multiply-adds an image", "{} the images a second"]
+    words = ["{} fewer multiply-adds per image", "{} the images per second"]
     notes += [word.format(times(m.value)) for word, m in zip(words, ratios, strict=True) if m]
     columns = ("arm", "units", "images", "1-NN %", "20-NN %", "200-NN %", "linear %", "± SE of 20-NN", "n")
     return Table("pretrain: features on the test split", columns, rows, tuple(notes))

@@ -16,7 +16,7 @@ def run(config: PretrainConfig, run: Run) -> None:
 
 
 def preview(config: PretrainConfig) -> list[Table]:
-    """What `--dry-run` shows beside the options."""
+    """What `--dry-run` shows besides the options."""
     return costs_of(config)
 
 

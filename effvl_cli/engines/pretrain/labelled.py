@@ -21,7 +21,7 @@ from effvl_cli.engines.pretrain.objective import Objective
 from effvl_cli.models import network as networks
 from effvl_cli.models.edits import reported
 
-MAX_VALIDATION = 2000  # images looked at while training
+MAX_VALIDATION = 2000  # validation images during training
 
 
 def run(config: PretrainConfig, run: Run) -> None:
@@ -82,14 +82,14 @@ def _fit(objective: Objective) -> loop.FitResult:
 
 
 def length(objective: Objective) -> tuple[int, int, EpochSampler]:
-    """Optimizer steps, those of an epoch, and the order of the samples.
+    """Optimizer steps in all and per epoch, and the order of the samples.
 
     Raises:
-        UsageError: epochs of data without end, or a batch that does not divide.
+        UsageError: epochs of endless data, or a batch that cannot be shared equally.
     """
     config, source = objective.config, objective.source
     if config.steps is None and source.endless:
-        raise UsageError(f"--epochs of endless data ({config.data})", "Give --steps")
+        raise UsageError(f"--epochs with endless data ({config.data})", "Give --steps")
     check_divides(config.batch_size, "--batch-size", accumulate=config.accumulate)
     sampler = EpochSampler(len(source), config.batch_size // config.accumulate, config.seed)
     steps_per_epoch = max(1, sampler.steps_per_epoch // config.accumulate)

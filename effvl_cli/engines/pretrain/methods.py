@@ -21,10 +21,10 @@ Config = PretrainConfig | SearchConfig
 def build_network(
     config: Config, *, seed: int | None = None, log: Callable[[str], None] | None = None
 ) -> networks.Network:
-    """The backbone that is trained; `log` takes what was done to foreign weights.
+    """The backbone to train; `log` gets the changes made to foreign weights.
 
     Raises:
-        UsageError: no Vision Transformer.
+        UsageError: not a Vision Transformer.
     """
     seed = config.seed if seed is None else seed
     name = config.model
@@ -63,7 +63,7 @@ def build_method(config: Config, backbone: VisionTransformer, num_images: int) -
 
 
 def check_batch(config: Config) -> None:
-    """Every process gets as many images, and at least two.
+    """Check that every process gets the same number of images, at least two.
 
     Raises:
         UsageError: it does not.
@@ -71,5 +71,5 @@ def check_batch(config: Config) -> None:
     check_divides(config.batch_size, "--batch-size", least=2)
     if config.accumulate > 1:
         raise UsageError(
-            f"--accumulate is {config.accumulate}", f"Leave it out: {', '.join(VIEW_METHODS)} need it whole"
+            f"--accumulate is {config.accumulate}", f"Leave it out: {', '.join(VIEW_METHODS)} need the whole batch"
         )

@@ -1,4 +1,4 @@
-"""What labelled training is made of: an objective, its network, and the figures that it is judged by."""
+"""Parts of labelled training: an objective, its network, and the figures that evaluate it."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -45,7 +45,7 @@ class Objective:
         raise NotImplementedError
 
     def probe(self) -> Task:
-        """The same without images to validate on, to time a step of noise images of the first class."""
+        """The same without validation images, to time a step on noise images of the first class."""
         return self.task(self.decode(self.source, np.arange(0)))
 
     def test(self) -> None:
@@ -53,7 +53,7 @@ class Objective:
         raise NotImplementedError
 
     def decode(self, source: ImageSource, indices: Indices | None = None) -> Decoded:
-        """A split as the network takes it, or some images of it."""
+        """A split, or some images of it, as network inputs."""
         return decode(source, self.network.preprocess, indices, self.config, self.run, noted=False)
 
     def test_images(self, source: ImageSource) -> Decoded:

@@ -17,8 +17,8 @@ from effvl_cli.engines.pretrain.arm_training import ArmTrainer, Trained
 from effvl_cli.techniques.pretrain.method import dropped_pixels
 from effvl_cli.techniques.pretrain.schedule import Clock
 
-SHOWN = 6  # pictures
-HIDDEN = 0.5  # gray of a dropped patch
+SHOWN = 6  # pictures shown
+HIDDEN = 0.5  # grey value of a dropped patch
 
 
 def draw(run: Run, clocks: Mapping[str, Clock], trainer: ArmTrainer, trained: Trained) -> None:
@@ -71,7 +71,7 @@ def draw_schedule(run: Run, clocks: Mapping[str, Clock], trainer: ArmTrainer) ->
 
 
 def draw_views(run: Run, trainer: ArmTrainer, clock: Clock) -> None:
-    """Some pictures, and what the encoder gets of their two views in each stage; dropped patches are gray."""
+    """Some pictures and their two views as the encoder gets them in each stage; dropped patches are grey."""
     side, size = trainer.costs.shape.image_size, trainer.config.batch_size
     rows: list[NDArray[np.uint8]] = []
     labels = []

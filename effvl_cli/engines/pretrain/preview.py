@@ -1,4 +1,4 @@
-"""What a pretraining will do and cost, for `--dry-run`: nothing is opened but the labels of the data."""
+"""What a pretraining will do and cost, for `--dry-run`: of the data only the labels are opened."""
 
 from collections.abc import Callable
 from functools import partial
@@ -30,7 +30,7 @@ from effvl_cli.techniques.pretrain.method import Method
 from effvl_cli.techniques.pretrain.schedule import Clock, Compression, Schedule
 from effvl_cli.techniques.pretrain.step_cost import Costs
 
-EVALUATIONS = 2  # of the features while an arm is trained
+EVALUATIONS = 2  # of the features during the training of an arm
 SMALLEST = 2  # samples that a probe of a step takes
 
 
@@ -43,7 +43,7 @@ def preview(config: PretrainConfig) -> list[Table]:
 
 
 class Trainee:
-    """A method on the device, and the steps that it would take."""
+    """A method on the device, and the steps of its training."""
 
     def __init__(self, config: PretrainConfig | SearchConfig, num_images: int) -> None:
         check_batch(config)
@@ -77,7 +77,7 @@ class Trainee:
             return self.method.loss(views, distributed.gather_with_gradient, 0.5).loss
 
     def seconds(self, compression: Compression) -> float:
-        """Of a step of this process's share."""
+        """Seconds of a step on this process's share."""
         share = self.config.batch_size // distributed.world().size
         return seconds_for(self.step(compression), share, self.device)
 
@@ -117,14 +117,14 @@ def _of_views(config: PretrainConfig) -> list[Table]:
     memory = max(trainee.memory(kind) for kind in kinds)
     heads = METHODS[config.method].arguments(config, trainee.costs.shape.width, count)
     notes = (
-        f"{clock.units:,.0f} units of {trainee.costs.unit_macs:,} multiply-adds an arm, heads left out",
+        f"{clock.units:,.0f} units of {trainee.costs.unit_macs:,} multiply-adds per arm, without heads",
         f"heads of {config.method}: " + ", ".join(f"{name} {value}" for name, value in heads.items()),
     )
     return [_stages(title, trainee, clock), cost_table("cost", parts, trainee.device, memory=memory, notes=notes)]
 
 
 def _judged(config: PretrainConfig, arms: int) -> int:
-    """Images whose features are computed: bank and validation while training, bank and test at the end."""
+    """Images whose features are computed: bank and validation during training, bank and test at the end."""
     try:
         bank = min(config.num_bank, len(open_split(config, "train")))
         validation = min(MAX_VALIDATION, len(open_split(config, "val")))
@@ -154,19 +154,19 @@ def _stages(title: str, trainee: Trainee, clock: Clock) -> Table:
         each = row["units_per_sample"]
         sizes = (row["patch"], row["tokens_q"], row["tokens_k"], row["steps"])
         rows.append((end, *sizes, f"{each:.3f}", times(costs.full / each)))
-    notes = tuple(f"stage {index} is shorter than one step and does not come up" for index in clock.skipped)
+    notes = tuple(f"stage {index} is shorter than one step and never occurs" for index in clock.skipped)
     columns = ("until", "patch", "tokens q", "tokens k", "steps", "units/image", "speed-up")
     return Table(title, columns, tuple(rows), notes)
 
 
 def search_parts(config: SearchConfig, candidates: int, stages: int, share: float) -> tuple[Trainee, list[Part]]:
-    """A pilot, if one is trained, and the gradients of every candidate at every stage.
+    """Costs of a pilot, if one is trained, and of the gradients of every candidate at every stage.
 
     Args:
         config: options.
-        candidates: compressions that are compared.
-        stages: checkpoints.
-        share: of the budget that the pilot has; 0: none is trained.
+        candidates: number of compressions to compare.
+        stages: number of checkpoints.
+        share: the pilot's share of the budget; 0: none is trained.
     """
     trainee = Trainee(config, 1)
     full = Compression(trainee.costs.shape.patch)
@@ -179,14 +179,14 @@ def search_parts(config: SearchConfig, candidates: int, stages: int, share: floa
         parts.append(Part("pilot", work, clock.units * trainee.costs.unit_macs, clock.units * seconds))
     batch = config.grad_batch_size or config.batch_size
     images = batch * config.num_grad_batches * stages
-    units = images * candidates * trainee.costs.full  # at most: compressed ones cost less
+    units = images * candidates * trainee.costs.full  # an upper bound: compressed ones cost less
     work = f"{candidates} candidates x {config.num_grad_batches} batches of {batch} at {stages} stages, at most"
     parts.append(Part("gradients", work, units * trainee.costs.unit_macs, units * seconds))
     return trainee, parts
 
 
 def features_table(network: Network, config: EvalConfig) -> Table:
-    """Of judging features: bank, test split, and the SGD probe where it is asked for."""
+    """Cost of evaluating features: bank, test split, and the SGD probe if requested."""
     device, module = resolve_device(config.device), network.module
     train, test = open_split(config, "train"), open_split(config, "test")
     images = noise_batch(network.preprocess.size, config.eval_batch_size, device).images

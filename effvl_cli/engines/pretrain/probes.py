@@ -1,4 +1,4 @@
-"""Judges of features: nearest neighbours and a linear classifier, by scikit-learn."""
+"""Evaluation of features: nearest neighbours and a linear classifier, by scikit-learn."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,13 +51,13 @@ class Probe:
         return cls(config, run, preprocess, bank, decode(config, run, open_split(config, split), preprocess, limit))
 
     def knn20(self, module: nn.Module) -> float:
-        """Share that 20 neighbours get right."""
+        """Accuracy of 20-NN."""
         with as_found(module, training=False):
             bank, asked = self.features(module)
         return float(knn(bank, self.bank.labels, asked, (20,))[20].eq(self.asked.labels).float().mean())
 
     def judge(self, encode: Encoder) -> Judged:
-        """Every judge on the features of a backbone in evaluation mode."""
+        """All evaluations on the features of a backbone in evaluation mode."""
         return self._judged(*self.features(encode), linear=True)
 
     def judge_pixels(self) -> Judged:
@@ -66,7 +66,7 @@ class Probe:
         return self._judged(*flat, linear=False)
 
     def features(self, encode: Encoder) -> tuple[Tensor, Tensor]:
-        """Unit features (M, D) of the bank and of the pictures asked for."""
+        """Unit features (M, D) of the bank and of the pictures to classify."""
         bank, asked = (self._embed(encode, part) for part in (self.bank, self.asked))
         return bank, asked
 
@@ -91,7 +91,7 @@ class Probe:
 def decode(
     config: PretrainConfig | EvalConfig, run: Run, source: ImageSource, preprocess: Preprocess, limit: int | None
 ) -> Decoded:
-    """Pictures of a split as the network sees them; with a limit, so many drawn by chance."""
+    """Pictures of a split as network inputs; with a limit, a random sample of that size."""
     order = np.arange(len(source))
     if limit is not None and limit < len(source):
         order = torch.randperm(len(source), generator=seeds.generator(0, "bank"))[:limit].sort().values.numpy()

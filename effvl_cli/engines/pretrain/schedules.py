@@ -19,17 +19,17 @@ from effvl_cli.techniques.pretrain.vit import ViTShape
 
 
 def key_keep(method: str, keep: float) -> float:
-    """Keep rate of the key view: SimCLR's has gradient and is compressed too; a teacher's is whole."""
+    """Keep rate of the key view: SimCLR's has a gradient and is compressed too; a teacher's is whole."""
     return keep if METHODS[method].compresses_keys else 1.0
 
 
 def unsaid_key_keep(method: str) -> float | None:
-    """Keep rate of the key view where a stage does not say: None, that of the query view, or 1."""
+    """Keep rate of the key view where a stage does not give one; None: that of the query view."""
     return None if METHODS[method].compresses_keys else 1.0
 
 
 def build_schedule(config: PretrainConfig, shape: ViTShape) -> tuple[Schedule, str]:
-    """The schedule that the options ask for, and where it is from.
+    """The schedule that the options ask for, and its origin.
 
     Raises:
         UsageError: a schedule that cannot be read, or whose patches do not fit.

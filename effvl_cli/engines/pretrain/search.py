@@ -53,10 +53,10 @@ ROUNDING = 1e-6  # of t
 
 
 def run(config: SearchConfig, run: Run) -> None:
-    """Measure along RUN's checkpoints or a fresh pilot's; choose; write the schedule."""
+    """Measure at RUN's checkpoints or those of a new pilot, choose, and write the schedule."""
     check_batch(config)
     if distributed.world().size > 1:
-        raise UsageError("`pretrain search` runs on one process", "Leave torchrun or srun out")
+        raise UsageError("`pretrain search` runs on one process", "Run it without torchrun or srun")
     images = TrainImages.open(config, run, build_network(config).preprocess)
     run.report.data(images.source, num_samples=len(images))
     trainer = ArmTrainer.build(config, run, images)
@@ -88,7 +88,7 @@ def run(config: SearchConfig, run: Run) -> None:
 
 
 def _candidates(config: SearchConfig, trainer: ArmTrainer) -> dict[str, Compression]:
-    """Strategies by name; the uncompressed one is there under `FULL`.
+    """Strategies by name; the uncompressed one is called `FULL`.
 
     Raises:
         UsageError: a file that cannot be read, or patches that do not fit.
@@ -105,7 +105,7 @@ def _candidates(config: SearchConfig, trainer: ArmTrainer) -> dict[str, Compress
 def _read_candidates(path: Path, method: str) -> list[Compression]:
     rows = read_yaml(path)
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
-        raise UsageError(f"--candidates {path} is no list", "Write e.g. - {patch: 8, keep_q: 0.5}, one a line")
+        raise UsageError(f"--candidates {path} is not a list", "Write e.g. - {patch: 8, keep_q: 0.5}, one per line")
     numbered = [{**row, "until": index + 1} for index, row in enumerate(rows)]
     try:
         found = schedule_from({"unit": "steps", "stages": numbered}, default_keep_k=unsaid_key_keep(method))
@@ -115,7 +115,7 @@ def _read_candidates(path: Path, method: str) -> list[Compression]:
 
 
 def _budget_of_run(config: SearchConfig) -> float | None:
-    """Budget that RUN was trained for."""
+    """Budget that RUN was trained with."""
     if config.run is None:
         return None
     report = Path(config.run) / "report.json"
@@ -127,10 +127,10 @@ def _budget_of_run(config: SearchConfig) -> float | None:
 
 
 def _checkpoints(config: SearchConfig, trainer: ArmTrainer, budget: float) -> tuple[dict[float, Step], float]:
-    """States at the shares of the training, of RUN or of a pilot; and what the pilot cost.
+    """Training states of RUN or of a pilot, by share of the training, and the cost of the pilot.
 
     Raises:
-        DataError: RUN kept none.
+        DataError: RUN has kept none.
     """
     share = config.pilot_budget or (None if config.run else PILOT_SHARE)
     units = 0.0
@@ -144,7 +144,7 @@ def _checkpoints(config: SearchConfig, trainer: ArmTrainer, budget: float) -> tu
         steps, units = StepFolders(trainer.run.folder / "checkpoints" / "pilot"), pilot.clock.units
     kept = [steps.load(step) for step in steps.steps()]
     if len(kept) < 2:
-        raise DataError(f"{config.run} keeps no checkpoints of its training", "Give a whole run, or --pilot-budget 0.1")
+        raise DataError(f"{config.run} keeps no training checkpoints", "Give a completed run, or --pilot-budget 0.1")
     found: dict[float, Step] = {}
     for t in STAGES:
         step = next((step for step in kept if step.state["task"]["t"] >= t - ROUNDING), kept[-1])
@@ -158,7 +158,7 @@ def measure(
 ) -> tuple[Estimates, float]:
     """Gradient errors of all candidates at a checkpoint, and the signal-to-noise ratio of the full gradient.
 
-    The same pictures and view parameters go to all; the networks, with their batch norms and centre, stay as they are.
+    All get the same pictures and view parameters; the networks, batch norms and centre included, do not change.
     """
     config, method = trainer.config, trainer.costs.method
     assert isinstance(config, SearchConfig)
@@ -193,7 +193,7 @@ def _load(method: nn.Module, step: Step, config: SearchConfig) -> None:
 
 
 def _gradient(method: Any, views: Any, parameters: list[nn.Parameter]) -> Tensor:
-    """(P,) gradient of the loss, in float32; batch norms and centre stay as they are."""
+    """(P,) gradient of the loss, in float32; batch norms and centre do not change."""
     with as_found(method, training=True):
         loss = method.loss(views, distributed.gather_with_gradient, 0.5).loss
         parts = torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -231,7 +231,7 @@ def _report(
     stages, chosen = search.stages, search.chosen
     for t in search.overridden:
         wanted = best(stages[t])
-        run.warn(f"at t = {t:g} the least error is that of {wanted}; {chosen[t]} was taken so that costs do not fall")
+        run.warn(f"at t = {t:g} {wanted} has the lowest error; {chosen[t]} was taken so that costs do not fall")
     if config.grad_batch_size and config.grad_batch_size != config.batch_size:
         run.warn(
             f"measured with batches of {config.grad_batch_size}, trained with {config.batch_size}: bias depends on it"
@@ -261,7 +261,7 @@ def _report(
 
 
 def preview(config: SearchConfig) -> list[Table]:
-    """What `--dry-run` shows beside the options."""
+    """What `--dry-run` shows besides the options."""
     share = config.pilot_budget or (0.0 if config.run else PILOT_SHARE)
     count = len(KEEPS) * len(SCALES)
     if config.candidates:
@@ -273,7 +273,7 @@ def preview(config: SearchConfig) -> list[Table]:
 
 
 def table(report: Report) -> Table:
-    """Candidates by stages: CA-MSE over V(g), the least marked."""
+    """Candidates by stages: CA-MSE over V(g), the chosen ones marked."""
     about = report.technique
     stages = about["estimates"]
     names = list(next(iter(stages.values())))
@@ -294,7 +294,7 @@ def table(report: Report) -> Table:
         f"bias2 / CA-MSE ± SE over V(g); * chosen; B = {about['batch_size']}, M = {about['num_batches']}",
         f"schedule: {schedule}",
         f"{times(metrics['speedup'].value)} the images of an uncompressed run at the same budget, "
-        f"{times(metrics['speedup_with_search'].value)} with the search paid from it",
+        f"{times(metrics['speedup_with_search'].value)} with the cost of the search included",
     )
     return Table(
         "gradient error of compressions", ("strategy", "cost", *(f"t = {t}" for t in stages)), tuple(rows), notes

@@ -18,11 +18,11 @@ from effvl_cli.models.network import Network
 from effvl_cli.techniques.pretrain.heads import LinearHeads
 
 MOMENTUM = 0.9
-REFERENCE_BATCH = 256  # that the rates are given for
+REFERENCE_BATCH = 256  # batch size that the rates are given for
 
 
 class ProbeTask(loop.Task):
-    """Cross entropy of all heads; the backbone stays as it is."""
+    """Cross entropy of all heads; the backbone is frozen."""
 
     def __init__(
         self, heads: LinearHeads, encode: Encoder, preprocess: Preprocess, run: Run, validation: Probe
@@ -33,7 +33,7 @@ class ProbeTask(loop.Task):
         self.labels = validation.asked.labels.to(run.device)
 
     def train_step(self, batch: Batch, step: int) -> loop.StepOutput:
-        """Sum over the heads, whose gradients do not meet."""
+        """Sum over the heads, whose gradients are independent."""
         batch = batch.to(self.run.device)
         with torch.no_grad():
             features = F.normalize(self.encode(self.preprocess.normalise(batch.images)).float(), dim=1)

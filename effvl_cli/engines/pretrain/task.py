@@ -16,7 +16,7 @@ from effvl_cli.techniques.pretrain.schedule import Clock
 
 
 class InvarianceTask(Task):
-    """Views by the schedule's stage, the method's loss, an eye on collapse."""
+    """Views of the schedule's stage, the method's loss, and a check for collapse."""
 
     def __init__(self, method: Method, clock: Clock, maker: ViewMaker, run: Run, probe: Probe | None) -> None:
         self.method, self.module = method, method
@@ -44,7 +44,7 @@ class InvarianceTask(Task):
         self.meter.step_done(self.clock.stage(step).index)
 
     def watch(self, step: int, figures: Mapping[str, float]) -> None:
-        """Warn when the embeddings have been nearly equal for a twentieth of the budget."""
+        """Warn if the embeddings have been nearly equal for a twentieth of the budget."""
         since = self.collapse.since(self.clock.t(step), figures["emb_std"])
         if since is not None:
             self.run.warn(
@@ -59,7 +59,7 @@ class InvarianceTask(Task):
         return {"knn20_val": self.probe.knn20(self.method.result)}
 
     def state_dict(self) -> dict[str, Any]:
-        """How much of the budget is spent, and since when the embeddings are nearly equal."""
+        """How much of the budget is spent, and since when the embeddings have been nearly equal."""
         return {"t": self.t, "low_since": self.collapse.low_since}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

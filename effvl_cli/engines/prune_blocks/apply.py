@@ -19,12 +19,12 @@ table = tables.steps
 
 
 def preview(config: ApplyConfig) -> list[Table]:
-    """What `--dry-run` shows beside the options: what fine-tuning and measuring cost."""
+    """What `--dry-run` shows besides the options: what fine-tuning and measuring cost."""
     return preview_apply(load_run.open_network(config, unopened("prune-blocks apply", config)))
 
 
 def run(config: ApplyConfig, run: Run) -> None:
-    """Remove units of the network of RUN, or of --weights, in one step; fine-tune and measure."""
+    """Remove units from the network of RUN, or of --weights, in one step; fine-tune and measure."""
     context = load_run.open_network(config, run)
     note_leaks(context)
     start = surgery.start(context)
@@ -50,10 +50,10 @@ def run(config: ApplyConfig, run: Run) -> None:
 
 
 def _picked(names: Sequence[str], found: Found) -> list[Candidate]:
-    """The candidates of these indices or original paths.
+    """The candidates with these indices or original paths.
 
     Raises:
-        UsageError: none, one that is no candidate, one twice, or more of a stage than it can lose.
+        UsageError: none, one that is not a candidate, one twice, or more than can be removed from a stage.
     """
     if not names:
         raise UsageError("--units names no block", "Give indices or paths of `effvl prune-blocks score`, e.g. 3,5")
@@ -63,7 +63,7 @@ def _picked(names: Sequence[str], found: Found) -> list[Candidate]:
         place = places.get(name, int(name) if name.isdecimal() else -1)
         if not 0 <= place < len(found.candidates):
             hint = nearest(name, places) or f"Give 0 to {len(found.candidates) - 1}, or one of {', '.join(places)}"
-            raise UsageError(f"--units names {name!r}, which is no removable block", hint)
+            raise UsageError(f"--units names {name!r}, which is not a removable block", hint)
         if place in picked:
             raise UsageError(f"--units names {name!r} a second time", "Remove one")
         picked.append(place)

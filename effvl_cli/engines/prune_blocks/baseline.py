@@ -1,4 +1,4 @@
-"""The network that is pruned, where no weights of it were given: trained once, then taken from the cache."""
+"""The network to prune, where no weights are given: trained once, then taken from the cache."""
 
 from effvl_cli.config.prune_blocks import EMBEDDED, PruneBlocksConfig
 from effvl_cli.core import distributed
@@ -20,12 +20,12 @@ def wanted(config: PruneBlocksConfig) -> bool:
 
 
 def epochs_of(context: Context[PruneBlocksConfig]) -> int:
-    """Length of its training; 0 where nothing says how long."""
+    """Length of its training; 0 where no length is given."""
     return context.config.baseline_epochs or (EMBEDDED_EPOCHS if context.data == EMBEDDED else 0)
 
 
 def prepare(context: Context[PruneBlocksConfig], phases: Phases) -> None:
-    """Train the original network in place, unless a run with these very options has done so."""
+    """Train the original network in place, unless a run with exactly these options has done so."""
     config = context.config
     epochs = epochs_of(context)
     if not epochs:
@@ -35,11 +35,11 @@ def prepare(context: Context[PruneBlocksConfig], phases: Phases) -> None:
         )
     recipe = Recipe(epochs, config.baseline_lr, config.baseline_batch_size, training.WARMUP)
     entry = context.run.cache.entry("prune-blocks-baseline", _key(context, recipe))
-    begun = (context.run.folder / "checkpoints" / PHASE).is_dir()  # here: then its records are to be taken up too
+    begun = (context.run.folder / "checkpoints" / PHASE).is_dir()  # in this run: its records continue too
     known = None if distributed.all_reduce_max(int(begun)) else entry.load("weights", context.run.warn)
     if known is not None:
         context.module.load_state_dict(known)
-        context.run.log(f"{context.network.name} trained before with these options: taken from the cache")
+        context.run.log(f"{context.network.name} was trained before with these options: taken from the cache")
     else:
         phases.train(PHASE, context.module, lambda: training.train(context, context.module, recipe, PHASE))
         context.module.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Latency of a run's network and of the one that it came from, in torch and in onnxruntime."""
+"""Times a run's network and the one that it came from, in torch and in onnxruntime."""
 
 import dataclasses
 import tempfile
@@ -36,7 +36,7 @@ def run(config: BenchConfig, run: Run) -> None:
     classes = getattr(context.network.module, "num_classes", None)
     original = build(context.network, kept, classes, run.device)
     arms = along_steps(original, made)
-    arms[list(arms)[-1]] = context.module  # with its weights: what onnxruntime is checked on
+    arms[list(arms)[-1]] = context.module  # with its weights, for the check of onnxruntime
     rows = network_latency.measure(context, arms, config.batch_size)
     if config.onnx:
         rows += _in_onnxruntime(context, arms)
@@ -87,7 +87,7 @@ def _pareto(context: NetworkContext[BenchConfig], folder: Path, rows: Sequence[b
     size = {"params": first["params"], "macs": first["macs"]}
     steps = technique["steps"]
     before = min((removal["step"] for step in steps for removal in step["removed"]), default=1) - 1
-    start = f"step {before}" if before else ORIGINAL  # RUN itself may have begun with a pruned network
+    start = f"step {before}" if before else ORIGINAL  # RUN may have started from a pruned network
     points = pareto_points(steps, first["top1"], last["top1"], size, network_latency.by_network(rows), start)
     context.run.report.technique["pareto"] = points
     pictures.pareto(context.run, points, report.metrics["top1_baseline"].n)

@@ -1,4 +1,4 @@
-"""The units of a network that may go, with what each saves."""
+"""The units of a network that may be removed, and what each saves."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -22,10 +22,10 @@ from effvl_cli.techniques.prune_blocks.scoring_cost import measure_costs
 
 
 def permitted(context: Judged, origins: Mapping[str, str]) -> frozenset[str]:
-    """Paths of the network's units that --protect and --only let go.
+    """Paths of the network's units that --protect and --only allow to remove.
 
     Args:
-        here: options and network.
+        context: options and network.
         origins: path of each module, to its path in the network as it was built; patterns are of these.
 
     Raises:
@@ -48,14 +48,14 @@ def permitted(context: Judged, origins: Mapping[str, str]) -> frozenset[str]:
 def find(
     context: Judged, module: nn.Module, origins: Mapping[str, str], allowed: frozenset[str], *, look: bool = True
 ) -> Found:
-    """Units of a network that may go.
+    """Units of a network that may be removed.
 
     Args:
-        here: options and input size.
+        context: options and input size.
         module: original or pruned network.
         origins: original paths of units whose path has changed.
-        allowed: original paths of those that the patterns let go.
-        look: also at the first scoring images, which may reach a unit with other signs than noise does.
+        allowed: original paths of those that the patterns allow.
+        look: check with the first scoring images too, which may give a unit inputs of other signs than noise.
     """
     found = _discover(context, module)
     units = tuple(unit for unit in found.units if origins.get(unit.path, unit.path) in allowed)
@@ -78,7 +78,7 @@ def _discover(context: Judged, module: nn.Module) -> Discovery:
 
 
 def refuse_none(context: Judged, found: Found) -> None:
-    """Say why nothing can be removed.
+    """Raise an error that says why nothing can be removed.
 
     Raises:
         ModelError: there is no candidate.

@@ -1,4 +1,4 @@
-"""What every stage of prune-blocks works with: the network that is pruned, and the images that judge it."""
+"""What every phase of prune-blocks works with: the network to prune, and the scoring and test images."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,8 +30,8 @@ from effvl_cli.engines.common.classifier import logits_of
 from effvl_cli.models import network as networks
 
 EMBEDDED_MODEL = "cifar-resnet:26,width=8"
-MAX_SCORED = 10_000  # images that score when --score-size does not say
-FEW_SCORED = 5_000  # below this many, top-1 often picks another unit than it would on all
+MAX_SCORED = 10_000  # scoring images without --score-size
+FEW_SCORED = 5_000  # with fewer images top-1 often picks another unit than it would on all
 BATCH = 256
 
 
@@ -43,12 +43,12 @@ C = TypeVar("C", bound=JudgedConfig)
 
 @dataclass
 class NetworkContext(Generic[R_co]):
-    """A network and the run, for what needs no data.
+    """A network and its run, for verbs that need no data.
 
     Attributes:
         config: options of the job or verb.
         run: folder, device, report.
-        network: as it was loaded; its `module` is the original network, on the device.
+        network: as loaded; its `module` is the original network, on the device.
     """
 
     config: R_co
@@ -68,7 +68,7 @@ class NetworkContext(Generic[R_co]):
 
 @dataclass
 class Context(NetworkContext[C_co]):
-    """With the images that choose and judge.
+    """The same with data: scoring and test images.
 
     Attributes:
         data: name of the data set.
@@ -83,18 +83,18 @@ class Context(NetworkContext[C_co]):
 
     @cached_property
     def train(self) -> ImageSource:
-        """What is fine-tuned on; the images that score are never in it, unless --score-split train."""
+        """Training images for fine-tuning; scoring images are never among them, except with --score-split train."""
         source = self._open("train")
         self.run.report.data(source)
         return source
 
     @cached_property
     def scoring(self) -> Decoded:
-        """The images that choose; none may be unreadable, because counts of different runs must match.
+        """The scoring images; none may be unreadable, because counts of different runs must match.
 
         Raises:
             DataError: a class without an image.
-            UsageError: --score-size asks for more than there are.
+            UsageError: --score-size is more than there are.
         """
         source, indices = self._scoring_indices()
         split = decode(source, self.network.preprocess, indices, self.config, self.run, on_bad="never")
@@ -102,7 +102,7 @@ class Context(NetworkContext[C_co]):
         return split
 
     def count(self, split: Literal["score", "test"]) -> int:
-        """Images of a split, which need not be decoded for that."""
+        """Number of images of a split, without decoding them."""
         return len(self._scoring_indices()[1] if split == "score" else self._open("test"))
 
     def _scoring_indices(self) -> tuple[ImageSource, Indices]:
@@ -122,12 +122,12 @@ class Context(NetworkContext[C_co]):
 
     @cached_property
     def test(self) -> Decoded:
-        """The images that are reported on."""
+        """The test images."""
         source = self._open("test")
         return decode(source, self.network.preprocess, None, self.config, self.run)
 
     def first_images(self) -> Tensor:
-        """(B, 3, H, W) the first of those that score, normalised, on the device."""
+        """(B, 3, H, W): the first scoring images, normalised, on the device."""
         size = self.config.score_batch_size
         return self.network.preprocess.normalise(self.scoring[:size].to(self.run.device))
 
@@ -136,7 +136,7 @@ class Context(NetworkContext[C_co]):
         """Batches (B, 3, H, W) of --bn-recal training images, normalised, on the device; the same each time.
 
         Raises:
-            UsageError: there are not so many.
+            UsageError: there are not that many.
         """
         if self.config.bn_recal > len(self.train):
             raise UsageError(
@@ -146,7 +146,7 @@ class Context(NetworkContext[C_co]):
         order = torch.randperm(len(self.train), generator=seeds.generator(self.config.seed, "bn-recal"))
         places = np.sort(order[: self.config.bn_recal].numpy())
         pixels = decode(self.train, self.network.preprocess, places, self.config, self.run, noted=False).pixels
-        parts = [part for part in pixels.split(BATCH) if len(part) > 1 or len(pixels) == 1]  # one has no deviation
+        parts = [part for part in pixels.split(BATCH) if len(part) > 1 or len(pixels) == 1]  # one has no variance
         return [self.network.preprocess.normalise(part.to(self.run.device)) for part in parts]
 
     def accuracy(self, module: nn.Module, split: Decoded) -> dict[str, float]:
@@ -159,14 +159,14 @@ class Context(NetworkContext[C_co]):
         logits = logits_of(module, split, self.run, batch_size=config.eval_batch_size, precision=config.precision)
         if not bool(torch.isfinite(logits).all()):
             raise NumericalError(
-                f"logits of {self.network.name} are not finite", "Its weights, or --finetune-lr too high"
+                f"logits of {self.network.name} are not finite", "Check its weights, or lower --finetune-lr"
             )
         loss = nn.functional.cross_entropy(logits.double(), split.labels)
         top1, top5 = (float(top_k(logits, split.labels, k).mean()) for k in (1, 5))
         return {"top1": top1, "top5": top5, "loss": float(loss)}
 
     def refuse_chance(self, top1: float) -> None:
-        """Look at the accuracy of the original network on the images that score.
+        """Check the accuracy of the original network on the scoring images.
 
         Raises:
             ModelError: it is hardly better than chance, without --force.
@@ -176,7 +176,7 @@ class Context(NetworkContext[C_co]):
             self.network.name,
             top1,
             len(self.classes),
-            images="the images that score",
+            images="the scoring images",
             force=self.config.force,
         )
 
@@ -200,21 +200,21 @@ def build_context(
         weights: run folder, file or tag; "none": random ones.
         model: registry name; None: that of the weights, else the embedded one.
         data: data set; None: the one that the weights were trained on.
-        new_head: whether the weights' own classifier is left out.
+        new_head: whether the classifier of the weights is left out.
 
     Raises:
         UsageError: data without classes, or no data.
         ModelError: weights that do not fit.
-        DataError: a classifier of another number of classes.
+        DataError: a classifier with another number of classes.
     """
     name = data or networks.manifest_of(weights).get("data")
     if name is None:
-        raise UsageError("no --data, and the weights do not say what they were trained on", "Give --data")
+        raise UsageError("no --data, and the weights do not name their training data", "Give --data")
     source = load(name, "train", root=config.data_root, seed=0)
     if not source.classes:
         raise UsageError(f"--data {name} has no class labels", "prune-blocks measures classification: give labels")
     if source.endless:
-        raise UsageError(f"--data {name} never ends", "Give a data set of a fixed size, e.g. digits or folder:PATH")
+        raise UsageError(f"--data {name} is endless", "Give a data set of a fixed size, e.g. digits or folder:PATH")
     network = networks.load(
         model,
         weights,
@@ -233,19 +233,19 @@ def build_context(
 
 
 def note_leaks(context: Judged) -> None:
-    """Put into the report whether the choosing images were seen before, or are the reported ones; warn of either."""
+    """Report, with a warning, whether the scoring images were trained on or are the test images."""
     technique, config = context.run.report.technique, context.config
     ours = context.network.source == "random" or context.network.manifest.get("data") == context.data
     seen = not ours or config.score_split == "train"
     technique.update(leak=int(config.score_split == "test"), holdout_seen_by_pretraining=int(seen))
     if config.score_split == "test":
-        context.run.warn("LEAK: the test images choose what is removed; no figure of this run is a result")
+        context.run.warn("LEAK: the test images decide what is removed; no figure of this run is a result")
     elif seen:
         context.run.warn(
-            "the images that score were trained on: accuracies on them are optimistic, their differences are paired"
+            "the scoring images were trained on: accuracies on them are optimistic, but their differences are paired"
         )
     direct = isinstance(config, ScoreOptions) and (config.criterion, config.metric) == ("direct", "top1")
     if direct and len(context.scoring) < FEW_SCORED:
         context.run.warn(
-            f"{len(context.scoring)} images score: below {FEW_SCORED}, --metric loss ranks more steadily than top1"
+            f"{len(context.scoring)} scoring images: below {FEW_SCORED}, --metric loss ranks more stably than top1"
         )

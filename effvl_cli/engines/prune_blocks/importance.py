@@ -1,4 +1,4 @@
-"""How much each candidate matters by the chosen criterion, and the order in which candidates go."""
+"""Importance of each candidate by the chosen criterion, and the order in which candidates are removed."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,15 +24,15 @@ from effvl_cli.techniques.prune_blocks.unit import Unit
 
 FILE = "file:"
 BEAM = 8  # sets that --search beam grows
-LOOKING = frozenset({"block-influence", "cka", "sr-init"})  # proxies that look at the images
+LOOKING = frozenset({"block-influence", "cka", "sr-init"})  # proxies that use the images
 DRAWS = 5  # of new parameters, by --criterion sr-init
 
 
 def check_criterion(criterion: str) -> None:
-    """Refuse a name that is none.
+    """Refuse an unknown criterion.
 
     Raises:
-        UsageError: says what is near.
+        UsageError: unknown; it suggests near names.
     """
     if criterion in CRITERIA or (criterion.startswith(FILE) and criterion != FILE):
         return
@@ -44,12 +44,12 @@ def measure(context: Scoring, module: nn.Module, found: Found, step: int, count:
     """Importance of every candidate, or of every set of `count` of them where --search asks for sets.
 
     Returns:
-        `rows`: a mapping for each candidate or set, as in the report; `sets`: the candidates of each. `order`: indices
-        of these, the first to go first. Then `seconds`, `images`, and `sharing` with its `reason`, of direct scoring.
+        `rows`: a mapping for each candidate or set, as in the report; `sets`: the candidates of each; `order`: indices
+        of these, least important first; for direct scoring also `seconds`, `images`, and `sharing` with its `reason`.
 
     Raises:
         ModelError: a criterion that does not suit the units.
-        NumericalError: the network gives NaN, or does not fit into the memory.
+        NumericalError: the network gives NaN, or does not fit in memory.
     """
     started = time.monotonic()
     config, candidates = context.config, found.candidates
@@ -102,7 +102,7 @@ def _direct(
 def _savings(
     context: Scoring, module: nn.Module, candidates: Sequence[Candidate], choices: Sequence[Choice]
 ) -> list[float] | None:
-    """What --impact-per divides by; the latency is of one image, and a set saves what its members save."""
+    """What --impact-per divides by; latency is that of one image, and a set saves the sum over its members."""
     per = context.config.impact_per
     if per == "latency":
         saved = network_latency.saved(context, module, [candidate.unit for candidate in candidates])
@@ -114,7 +114,7 @@ def _savings(
 
 
 def _proxy(context: Scoring, module: nn.Module, candidates: Sequence[Candidate], step: int) -> list[float]:
-    """One number for each candidate, the lowest to go first."""
+    """One number for each candidate; the lowest is removed first."""
     config = context.config
     units = [candidate.unit for candidate in candidates]
     if config.criterion.startswith(FILE):
@@ -134,7 +134,7 @@ def _proxy(context: Scoring, module: nn.Module, candidates: Sequence[Candidate],
 
 
 def _images(context: Scoring) -> Iterator[Tensor]:
-    """The scoring images, normalised, in batches; each process takes all, so that all find the same."""
+    """The scoring images, normalised, in batches; every process takes all, so that all get the same result."""
     for _, pixels in context.scoring.batches(context.config.score_batch_size):
         yield context.network.preprocess.normalise(pixels.to(context.run.device))
 

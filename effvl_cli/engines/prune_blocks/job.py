@@ -33,7 +33,7 @@ REPORTED = 500  # images of whose rankings the correlation is a metric
 
 
 def run(config: PruneBlocksConfig, run: Run) -> None:
-    """Remove what hurts least, and measure on the test split."""
+    """Remove the least important blocks, and measure on the test split."""
     context = _open(config, run)
     state = surgery.start(context)
     phases = Phases.of(run)
@@ -59,7 +59,7 @@ def run(config: PruneBlocksConfig, run: Run) -> None:
 
 
 def preview(config: PruneBlocksConfig) -> list[Table]:
-    """What `--dry-run` shows beside the options: the units, and what the job costs."""
+    """What `--dry-run` shows besides the options: the units, and what the job costs."""
     return preview_job(_open(config, unopened("prune-blocks", config)))
 
 
@@ -71,7 +71,7 @@ def _open(config: PruneBlocksConfig, run: Run) -> Context[PruneBlocksConfig]:
 
 
 def _compare_scoring(context: Context[PruneBlocksConfig], pruning: Pruning, phases: Phases) -> None:
-    """Shared beside naive scoring of the original network; not measured for proxies."""
+    """Time shared against naive scoring of the original network; not measured for proxies."""
     found: dict[str, Any] = {"speedup": None, "bit_equal": None}
     if context.config.criterion == "direct":
         found = phases.timed("sharing", lambda: sharing.compare(context, pruning.start.module, pruning.candidates))

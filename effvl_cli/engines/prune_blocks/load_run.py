@@ -1,4 +1,4 @@
-"""The network that a verb works on: that of RUN, or of --weights."""
+"""Loads the network that a verb works on: that of RUN, or of --weights."""
 
 from pathlib import Path
 from typing import TypeVar
@@ -22,7 +22,7 @@ def open_network(config: NC, run: Run) -> Context[NC]:
     """Data and network of a verb.
 
     Raises:
-        UsageError: --weights without --data where they do not say what they are for.
+        UsageError: --weights that do not name their data, without --data.
         DataError: neither, and no completed run.
         ModelError: what was given holds no network.
     """

@@ -1,6 +1,6 @@
-"""Candidates that are really fine-tuned for a while before one of them is chosen: immediate harm need not last.
+"""Candidates that are fine-tuned for a while before one of them is chosen: an immediate drop need not last.
 
-The processes share the candidates, each trained by one alone: the result does not depend on how many there are.
+Each candidate is trained by one process alone, so the result does not depend on the number of processes.
 """
 
 from collections.abc import Sequence
@@ -26,13 +26,13 @@ from effvl_cli.techniques.prune_blocks.recalibrate import recalibrate
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate, where the network that was fine-tuned without it lies, and how it does on the images that score.
+    """A candidate, the place of the network fine-tuned without it, and its figures on the scoring images.
 
     Attributes:
         candidate: what was removed.
-        weights: folder and step of the checkpoint after that.
+        weights: folder and step of its checkpoint.
         figures: `top1`, `top5`, `loss`.
-        metric: which of these decides.
+        metric: the deciding figure.
     """
 
     candidate: Candidate
@@ -65,14 +65,14 @@ def try_out(
     k: int,
     number: int,
 ) -> list[Trial]:
-    """Fine-tune the network without each candidate, by the same data in the same order.
+    """Fine-tune the network without each candidate, on the same data in the same order.
 
     Args:
-        here: data and options.
-        phases: what earlier attempts have finished.
+        context: data and options.
+        phases: results of earlier attempts.
         state: the network.
         shortlist: the candidates.
-        plan: for how long.
+        plan: how long to train.
         k: number of the step in this run.
         number: of the step, for removals.
     """

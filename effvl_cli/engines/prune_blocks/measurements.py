@@ -1,4 +1,4 @@
-"""What the job and `apply` put into their reports: figures before and after, latency, pictures."""
+"""What the job and `apply` report: figures before and after, latency, pictures."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -37,7 +37,7 @@ def record(
 
 
 def time(context: Tuning, start: State, state: State, phases: Phases) -> list[bench.Row]:
-    """Latency of the network after each step, at batch 1; of the first and the last one, also at another batch."""
+    """Latency after each step at batch 1, and of the first and last network at another batch size."""
     networks = along_steps(context.module, state.removals[len(start.removals) :])
     last = list(networks)[-1]
     ends = {name: networks[name] for name in (ORIGINAL, last)}
@@ -63,7 +63,7 @@ def draw(
     original: Size,
     rows: Sequence[bench.Row],
 ) -> None:
-    """Accuracy along the steps, and against what the network costs."""
+    """Draw accuracy along the steps, and against the cost of the network."""
     ends = before["test"]["top1"], final["test"]["top1"]
     pictures.along_steps(context.run, steps, *ends, len(context.test))
     size = {"params": original.params, "macs": original.macs}

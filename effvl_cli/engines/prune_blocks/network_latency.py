@@ -1,4 +1,4 @@
-"""Networks timed side by side."""
+"""Times networks side by side."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -47,7 +47,7 @@ def measure(
 
 
 def saved(context: NetworkContext[RunOptions], module: nn.Module, units: Sequence[Unit]) -> list[float]:
-    """Milliseconds that one image needs less without each unit; not below 0."""
+    """Milliseconds saved for one image without each unit; not below 0."""
     image = context.noise(1)
 
     def without(skipped: list[Unit]) -> bench.Pass:
@@ -64,10 +64,10 @@ def saved(context: NetworkContext[RunOptions], module: nn.Module, units: Sequenc
 
 
 def share_of(context: NetworkContext[RunOptions], module: nn.Module) -> float:
-    """Latency of one image over that of the original network.
+    """Latency of one image, relative to the original network.
 
     Raises:
-        NumericalError: it does not fit into the memory.
+        NumericalError: it does not fit in memory.
     """
     rows = measure(context, {ORIGINAL: context.module, "pruned": module}, [1], seconds=PER_STEP_SECONDS)
     if not rows:

@@ -12,7 +12,7 @@ MOST_SHOWN = 60  # units
 
 
 def importance(run: Run, rows: Sequence[Mapping[str, Any]], criterion: str, marked: Sequence[str]) -> None:
-    """What the removal of each unit costs, with 95 % intervals where they are known."""
+    """Draw the cost in accuracy of removing each unit, with 95 % intervals where they are known."""
     if not rows:
         return
     measured = rows[0]["impact_acc"] is not None
@@ -35,7 +35,7 @@ def importance(run: Run, rows: Sequence[Mapping[str, Any]], criterion: str, mark
 
 
 def along_steps(run: Run, steps: Sequence[Mapping[str, Any]], before: float, after: float, n: int) -> None:
-    """Test top-1 of n images before and after the treatment of each step, from the original network to the result."""
+    """Draw test top-1 on n images before and after the treatment of each step, from original network to result."""
     if not steps:
         return
 
@@ -75,6 +75,6 @@ def pareto(run: Run, rows: Sequence[Mapping[str, Any]], n: int | None) -> None:
         "pareto",
         plots.fronts,
         {label: found for label, found in points.items() if found},
-        title="Cost and accuracy of each step (0: the original network; final: trained once more)",
+        title="Cost and accuracy of each step (0: the original network; final: after further training)",
         ylabel=f"test top-1 %  (bars: SE, {n} images)" if n else "test top-1 %",
     )

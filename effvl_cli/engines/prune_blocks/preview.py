@@ -16,7 +16,7 @@ from effvl_cli.engines.prune_blocks.pruning import EMBEDDED_REMOVED
 from effvl_cli.techniques.prune_blocks.choices import Found, describe, pairs
 
 PROBED = 64  # images at a time
-UNKNOWN = "removals go on until a target is met: one is counted here"
+UNKNOWN = "removals continue until a target is met: one is counted here"
 AnyBlocks = Context[PruneBlocksConfig | ScoreConfig | ApplyConfig]
 
 
@@ -84,7 +84,7 @@ def _units(context: Scoring, search: str) -> tuple[Found, Table]:
 
 
 def _scoring(context: Scoring, found: Found, turns: int, speed: float) -> list[Part]:
-    """Direct scores before each removal, with what candidates share; proxies cost next to nothing."""
+    """Direct scoring before each removal, with sharing; proxies cost almost nothing."""
     config, cost = context.config, found.cost()
     if config.criterion != "direct" or cost is None:
         return []

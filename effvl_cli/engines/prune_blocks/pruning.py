@@ -1,4 +1,4 @@
-"""Score, remove, verify, fine-tune: until a target is met or nothing more can go."""
+"""Score, remove, verify, fine-tune: until a target is met or nothing more can be removed."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,7 +27,7 @@ UNSCORED: dict[str, Any] = {
 
 @dataclass
 class Result:
-    """What came out.
+    """Result of the loop.
 
     Attributes:
         state: the pruned network.
@@ -44,8 +44,8 @@ class Pruning:
     """The loop over steps.
 
     Args:
-        here: network, data and options.
-        phases: what earlier attempts have finished.
+        context: network, data and options.
+        phases: results of earlier attempts.
         start: the network to begin with.
     """
 
@@ -58,7 +58,7 @@ class Pruning:
         self.steps: list[dict[str, Any]] = []
 
     def check(self) -> None:
-        """Refuse what cannot be done before anything is trained or scored.
+        """Refuse impossible requests before anything is trained or scored.
 
         Raises:
             UsageError: a target that cannot be met.
@@ -93,7 +93,7 @@ class Pruning:
             pruned, row = self._step(state, found)
             self.steps.append(row)
             if self._fell_too_far(row):
-                context.run.log(f"step {row['k']} is taken back: it costs more than --max-drop")
+                context.run.log(f"step {row['k']} is undone: it costs more than --max-drop")
                 row["rejected"] = True
                 stopped = "max_drop"
                 break
@@ -134,7 +134,7 @@ class Pruning:
         return limit is not None and self.baseline["score"]["top1"] - row["top1_score_after_ft"] > limit
 
     def _step(self, state: State, found: Found) -> tuple[State, dict[str, Any]]:
-        """One round; what an earlier attempt finished of it is taken from there."""
+        """One round; finished parts of an earlier attempt are reused."""
         k, context, config = len(self.steps) + 1, self.here, self.here.config
         number = k + max((removal.step for removal in self.start.removals), default=0)
         count = self.targets.at_most(self._removed(state), config.blocks_per_step)
@@ -158,7 +158,7 @@ class Pruning:
             "sharing": scored["sharing"],
             "score_bn": config.score_bn if direct else None,
             "bit_exact": int(config.race == "none" and scored["sharing"] != STACKED) if direct else None,
-            "cost_model": scored.get("cost_model"),  # runs that an older version began have neither
+            "cost_model": scored.get("cost_model"),  # runs started by an older version have neither
             "images_needed": scored.get("images_needed"),
             "score_seconds": scored["seconds"],
             "score_images": scored["images"],
@@ -174,7 +174,7 @@ class Pruning:
             return UNSCORED | {"order": order}
         scored = importance.measure(self.here, state.module, found, k, count)
         if scored["reason"]:
-            self.here.run.warn(f"step {k}: less is shared between candidates: {scored['reason']}")
+            self.here.run.warn(f"step {k}: candidates share less: {scored['reason']}")
         return scored
 
     def _pick(self, scored: dict[str, Any], found: Found, count: int) -> list[Candidate]:
@@ -202,7 +202,7 @@ def _targets_of(config: PruneBlocksConfig, data: str) -> Targets:
     """Goals of the options.
 
     Raises:
-        UsageError: none given, on other than the embedded data.
+        UsageError: none given, on data other than the embedded data.
     """
     given = (config.remove, config.target_params, config.target_macs, config.target_latency)
     if any(goal is not None for goal in given):

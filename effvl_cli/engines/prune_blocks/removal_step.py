@@ -1,4 +1,4 @@
-"""What follows a removal, in the loop and in `apply`: statistics, fine-tuning, figures."""
+"""What follows a removal, in the loop and in `apply`: new statistics, fine-tuning, figures."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +22,7 @@ UNCHOSEN: dict[str, Any] = dict.fromkeys(
         *("score_seconds", "score_images", "lookahead", "latency"),
     )
 )
-"""What is unknown of a step whose units were named."""
+"""Row entries that are unknown where units were named."""
 
 
 def size_of(context: NetworkContext[RunOptions], module: nn.Module) -> Size:
@@ -31,12 +31,12 @@ def size_of(context: NetworkContext[RunOptions], module: nn.Module) -> Size:
 
 
 def figures(context: Tuning, module: nn.Module) -> dict[str, dict[str, float]]:
-    """Accuracy on the images that score, and on those that are reported on."""
+    """Accuracy on the scoring images and on the test images."""
     return {"score": context.accuracy(module, context.scoring), "test": context.accuracy(module, context.test)}
 
 
 def original_figures(context: Tuning, phases: Phases) -> dict[str, dict[str, float]]:
-    """`figures` of the network that a job or verb begins with.
+    """`figures` of the network that a job or verb starts with.
 
     Raises:
         ModelError: it is hardly better than chance.
@@ -56,16 +56,16 @@ def settle(
     original: Size,
     tuned: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, Any]:
-    """Estimate statistics, fine-tune in place and measure, in one step.
+    """Re-estimate statistics, fine-tune in place and measure, in one step.
 
     Args:
-        here: data and options.
-        phases: what earlier attempts have finished.
+        context: data and options.
+        phases: results of earlier attempts.
         pruned: the network; its last `count` removals are this step's.
         k: number of the step in this run.
         count: of its removals.
-        original: size of the network that the run began with.
-        tuned: weights of the same network after some training, to go on from.
+        original: size of the network that the run started with.
+        tuned: weights of the same network after some training, to continue from.
 
     Returns:
         The step's row of the report, without what chose the units.
@@ -104,7 +104,7 @@ def settle(
 
 
 def finetune(context: Tuning, phases: Phases, module: nn.Module, phase: str, recipe: Recipe) -> dict[str, Any] | None:
-    """Train in place; None where there is nothing to train for."""
+    """Train in place; None where no training is requested."""
     if not (recipe.steps or recipe.epochs):
         return None
     teacher = teacher_of(context)
@@ -115,12 +115,12 @@ def finetune(context: Tuning, phases: Phases, module: nn.Module, phase: str, rec
 
 
 def teacher_of(context: Tuning) -> nn.Module | None:
-    """The original network, where fine-tuning looks at it."""
+    """The original network, where fine-tuning uses it."""
     return context.module if training.needs_teacher(context.config) else None
 
 
 def _recalibrate(context: Tuning, phases: Phases, module: nn.Module, k: int) -> float | None:
-    """Estimate batch-norm statistics anew; top-1 on the scoring images after that."""
+    """Re-estimate batch-norm statistics; return top-1 on the scoring images afterwards."""
     if not context.config.bn_recal:
         return None
     recalibrate(module, context.recalibration)

@@ -1,4 +1,4 @@
-"""Direct scoring of all candidates over the scoring images: shared over processes, saved on the way, raced if asked.
+"""Direct scoring of all candidates on the scoring images: distributed, saved on the way, with optional races.
 
 N images, n candidates. Row 0 of every table is the network itself, row 1 + k the network without the k-th candidate.
 """
@@ -33,7 +33,7 @@ def scores_file(context: Scoring, step: int, size: int = 1) -> Path:
 
 
 class _TooLargeError(Exception):
-    """A batch does not fit into the device's memory."""
+    """A batch does not fit in the device's memory."""
 
 
 def score_removals(
@@ -45,10 +45,10 @@ def score_removals(
     *,
     picks: int = 1,
 ) -> Outcomes:
-    """Leave out every set of units in turn; results that an earlier attempt saved at `path` are not made again.
+    """Leave out every set of units in turn; results that an earlier attempt saved at `path` are reused.
 
     Raises:
-        NumericalError: the network itself gives NaN, or one image at a time does not fit into the memory.
+        NumericalError: the network itself gives NaN, or a single image does not fit in memory.
     """
     size = context.config.score_batch_size
     buffers = _statistics(context, module, units)
@@ -68,7 +68,7 @@ def score_removals(
 
 
 def _statistics(context: Scoring, module: nn.Module, units: Sequence[Unit]) -> list[dict[str, Tensor]] | None:
-    """Batch-norm statistics behind each unit without it, where --score-bn asks for them; each process finds the same.
+    """Batch-norm statistics after each unit without it, if --score-bn asks for them; the same on every process.
 
     Raises:
         ModelError: the network has no batch norm.
@@ -128,7 +128,7 @@ class _Scoring:
                     try:
                         self._batch(number)
                     except torch.OutOfMemoryError:
-                        out_of_memory = True  # told to the others where all meet
+                        out_of_memory = True  # the others learn of it at the next exchange
                 self._count(number)
                 progress.update(number + 1)
                 if self._meet(number, last=number + 1 == batches):
@@ -140,7 +140,7 @@ class _Scoring:
         return self.outcomes
 
     def _note_sharing(self) -> None:
-        """How this attempt shares; what an earlier one has saved stays where this one has scored nothing."""
+        """Record how this attempt shares, unless it has scored nothing and an earlier one has."""
         if self.scored or not self.outcomes.sharing:
             self.outcomes.sharing, self.outcomes.reason = self.scorer.sharing, self.scorer.reason
 
@@ -164,11 +164,11 @@ class _Scoring:
         self.outcomes.used[rows] = self._columns(number).stop
 
     def _meet(self, number: int, *, last: bool) -> bool:
-        """Whether the processes join what they have after this batch."""
+        """Whether the processes merge their results after this batch."""
         return last or (number + 1) % SAVE_EVERY == 0 or self.race.is_due(self._columns(number).stop)
 
     def _merge(self, done: int) -> None:
-        """Join the processes' columns, save them, and let the race drop candidates."""
+        """Merge the processes' columns, save them, and let the race drop candidates."""
         ours, start = self.outcomes, self.done * self.size
         columns = slice(start, self._columns(done - 1).stop)
         ours.correct[:, columns] = distributed.all_reduce_sum(ours.correct[:, columns].to(torch.int32)).to(torch.uint8)
@@ -185,7 +185,7 @@ class _Scoring:
             write_bytes(self.path, save(tensors, about))
 
     def _restore(self) -> None:
-        """Take up what was saved with batches of this size."""
+        """Restore results that were saved with this batch size."""
         known = load_file(self.path) if self.path.is_file() else {}
         distributed.barrier()
         if not known or int(known["size"]) != self.size:

@@ -1,4 +1,4 @@
-"""What a run of prune-blocks leaves for others: weights and edits, a torch.export program, rebuild.py, a table."""
+"""The files of a run of prune-blocks: weights and edits, a torch.export program, rebuild.py, a table."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ def save(context: Tuning, state: State) -> None:
     """Write the checkpoint, `model.pt2` and `rebuild.py`, verified, and name them in the report.
 
     Raises:
-        CheckError: a file gives other logits.
+        CheckError: a file gives different logits.
     """
     run, network = context.run, pruned_network(context, state)
     about = {"classes": list(context.classes), "data": context.data}

@@ -12,7 +12,7 @@ table = tables.scores
 
 
 def preview(config: ScoreConfig) -> list[Table]:
-    """What `--dry-run` shows beside the options: the units, and what scoring them costs."""
+    """What `--dry-run` shows besides the options: the units, and what scoring them costs."""
     importance.check_criterion(config.criterion)
     return preview_score(load_run.open_network(config, unopened("prune-blocks score", config)))
 

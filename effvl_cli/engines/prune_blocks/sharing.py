@@ -1,4 +1,4 @@
-"""What sharing computations between candidates gains, and that it changes nothing: measured beside naive scoring."""
+"""Measures what sharing computations between candidates gains, and that it changes nothing, against naive scoring."""
 
 import time
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from effvl_cli.engines.prune_blocks.context import Scoring
 from effvl_cli.techniques.prune_blocks.choices import Candidate
 from effvl_cli.techniques.prune_blocks.score import Scorer, side_by_side
 
-ROUNDS = 4  # the first warms up, and checks itself
+ROUNDS = 4  # the first is the warm-up, in which sharing checks itself
 
 
 def compare(context: Scoring, module: nn.Module, found: Sequence[Candidate]) -> dict[str, Any]:
     """Score the first batch in both ways, in turn.
 
     Returns:
-        `speedup`: naive time over shared time, of the CPU where that computes. `bit_equal`: whether every answer and
+        `speedup`: naive time over shared time, CPU time on a CPU. `bit_equal`: whether every answer and
         every loss is the same. `images`: in the batch.
     """
     config, split, device = context.config, context.scoring, context.run.device

@@ -16,7 +16,7 @@ VERIFIED_BATCH = 4
 
 
 def start(context: Judged) -> State:
-    """The network as it was loaded, its ViT blocks split where --unit half asks for it.
+    """The network as loaded, its ViT blocks split with --unit half.
 
     Raises:
         ModelError: blocks that cannot be split.
@@ -31,13 +31,13 @@ def _split(context: Judged) -> None:
     """Split the blocks of the network, in place.
 
     Raises:
-        ModelError: there are none, or their halves do not make the network.
+        ModelError: there are none, or the halves do not compute the same.
     """
     network, images = context.network, context.noise(VERIFIED_BATCH)
     if removals_of(network.edits):
         raise ModelError(
-            f"--unit half: whole blocks of {network.name} were removed before",
-            "Begin with --unit half, or leave it out",
+            f"--unit half: whole blocks of {network.name} have been removed before",
+            "Start with --unit half, or leave it out",
         )
     reason = unlike_halves(network.module, images, seeds.generator(0, "halves"))
     if reason:

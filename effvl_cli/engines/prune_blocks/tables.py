@@ -9,7 +9,7 @@ from effvl_cli.core.report import Report
 from effvl_cli.core.table import Cell, Table, percent, points, times
 
 STEPS = ("step", "removed", "params", "- %", "MMACs", "- %", "test top-1 %", "± SE", "scoring top-1 %")
-TREATED = STEPS.index("± SE")  # where the accuracy after a treatment goes, if there was one
+TREATED = STEPS.index("± SE")  # position of the accuracy after a treatment, if there was one
 UNITS = ("index", "unit", "stage", "shortcut", "params", "MMACs")
 SCORES = ("index", "unit", "importance", "95 %", "loss", "95 %", "tied", "images")
 
@@ -80,7 +80,7 @@ def _scoring(report: Report) -> str:
 
 
 def units(name: str, described: Mapping[str, Any]) -> Table:
-    """What can be removed, and what scoring costs."""
+    """Table of what can be removed, and the cost of scoring."""
     rows = tuple(
         (u["index"], u["path"], u["stage"], u["shortcut"], f"{u['params']:,}", f"{u['macs'] / 1e6:.2f}")
         for u in described["valid_units"]
@@ -96,12 +96,12 @@ def units(name: str, described: Mapping[str, Any]) -> Table:
 
 
 def scores(report: Report) -> Table:
-    """Importance of each unit, in the order in which they would go."""
+    """Importance of each unit, in the order of removal."""
     technique = report.technique
     found: Sequence[Mapping[str, Any]] = technique["importance"]
     rows = tuple(_score(index, found[index], technique["metric"]) for index in technique["order"])
     title = f"{_leak(report)}importance by {technique['criterion']}: {report.model.name if report.model else ''}"
-    return Table(title, SCORES, rows, ("the first row would go first",))
+    return Table(title, SCORES, rows, ("the first row would be removed first",))
 
 
 def _score(index: int, row: Mapping[str, Any], metric: str) -> tuple[Cell, ...]:

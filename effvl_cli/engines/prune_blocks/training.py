@@ -46,7 +46,7 @@ def _loss(context: Tuning, teacher: nn.Module | None, features: Sequence[PooledF
 
 
 def _validate(context: Tuning, module: nn.Module) -> dict[str, float]:
-    """Accuracy on the images that score; batch-norm statistics are those of the first process from here on."""
+    """Accuracy on the scoring images; from here on all processes have the first one's batch-norm statistics."""
     distributed.share_buffers(module)
     found = context.accuracy(module, context.scoring)
     return {f"{name}_score": value for name, value in found.items()}
@@ -55,7 +55,7 @@ def _validate(context: Tuning, module: nn.Module) -> dict[str, float]:
 def train(
     context: Tuning, module: nn.Module, recipe: Recipe, phase: str, *, teacher: nn.Module | None = None
 ) -> loop.FitResult:
-    """Train `module` in place; a phase that an earlier attempt began or finished goes on from there."""
+    """Train `module` in place; a phase that an earlier attempt began or finished continues from there."""
     config = context.config
     sampler = EpochSampler(len(context.train), recipe.batch_size, config.seed)
     steps = recipe.steps or recipe.epochs * sampler.steps_per_epoch
@@ -95,10 +95,10 @@ def train(
 
 
 def check(context: Tuning, *, baseline: bool) -> None:
-    """Refuse what training could not do, before anything is scored.
+    """Refuse impossible trainings before anything is scored.
 
     Args:
-        here: data and options.
+        context: data and options.
         baseline: whether the original network is trained too.
 
     Raises:
@@ -124,5 +124,5 @@ def check(context: Tuning, *, baseline: bool) -> None:
 
 
 def needs_teacher(config: PruneBlocksConfig | ApplyConfig) -> bool:
-    """Whether fine-tuning looks at the original network."""
+    """Whether fine-tuning uses the original network."""
     return bool(config.kd or config.mimic)

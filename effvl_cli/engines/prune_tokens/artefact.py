@@ -1,4 +1,4 @@
-"""The predictor and the prompts on disk, and what they belong to."""
+"""The predictor and the prompts on disk, and the tower that they belong to."""
 
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def save(
 def contents(
     context: AnyContext, parts: Artefact, any_keep: bool, ranking: dict[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Predictor, prompts and class weights as tensors, and the manifest that tells what they are."""
+    """Predictor, prompts and class weights as tensors, and the manifest that describes them."""
     config = context.config
     return token_pruned_clip.contents(
         parts,
@@ -82,5 +82,5 @@ def load(context: AnyContext, folder: Path) -> Artefact:
         context.run.report.technique["predictor"] = about
     saved = Artefact(predictor, prompts, manifest)
     if saved.prompted:
-        context.run.warn(f"the predictor of {folder} knows the states that its prompts make: alone it may do worse")
+        context.run.warn(f"the predictor of {folder} was trained with its prompts: without them it may do worse")
     return saved

@@ -1,4 +1,4 @@
-"""`effvl prune-tokens bench`: time of pruned towers beside the dense one, and what the multiply-adds say."""
+"""`effvl prune-tokens bench`: times of pruned towers and the dense one, beside the ratio of multiply-adds."""
 
 import dataclasses
 from pathlib import Path
@@ -14,7 +14,7 @@ table = bench.table
 
 
 def run(config: BenchConfig, run: Run) -> None:
-    """Every selector at every keep rate and batch size; all are timed in turn with the dense tower."""
+    """Time every selector at every keep rate and batch size, in turn with the dense tower."""
     context = build_context(config, run)
     run.report.technique["tower"] = tower_summary(context)
     saved = artefact.load(context, Path(str(config.run)))

@@ -1,4 +1,4 @@
-"""What every stage of prune-tokens works with: the network, its tower, the data and the class weights."""
+"""What every phase of prune-tokens works with: the network, its tower, the data and the class weights."""
 
 import contextlib
 from dataclasses import dataclass
@@ -81,24 +81,24 @@ class Context(Generic[C_co]):
         return decode(source, self.network.preprocess, indices, config, self.run)
 
     def few_shot(self: "Learning") -> Decoded:
-        """The training images that are ranked, learned from and tuned on.
+        """The training images for ranking, predictor and prompts.
 
         Raises:
-            UsageError: all of a data set without end.
+            UsageError: all images of an endless data set.
         """
         source = load(self.config.data, "train", root=self.config.data_root, seed=0)
         if self.config.shots != "all":
             return self.images("train", few_shot(source, self.config.shots, self.config.seed))
         if source.endless:
-            raise UsageError(f"--shots is all, and {source.name} has no last image", "Give a number")
+            raise UsageError(f"--shots is all, and {source.name} is endless", "Give a number")
         return self.images("train")
 
     def validation(self) -> Decoded | None:
-        """Up to `MAX_VALIDATION` images of the val split, the same ones in every run; None when there are none."""
+        """Up to `MAX_VALIDATION` images of the val split, the same in every run; None when there are none."""
         try:
             source = load(self.config.data, "val", root=self.config.data_root, seed=0)
         except DataError as error:
-            self.run.warn(f"no validation images, the last epoch is taken: {error.message}")
+            self.run.warn(f"no validation images, so the last epoch is used: {error.message}")
             return None
         order = torch.randperm(len(source), generator=seeds.generator(0, "validation"))[:MAX_VALIDATION]
         return self.images("val", order.sort().values.numpy())
@@ -148,7 +148,7 @@ def build_context(config: C, run: Run) -> Context[C]:
     if isinstance(config, SearchOptions):
         check_window(config.block, tower.grid)
     if tower.pools_mean:
-        run.warn(f"{network.name} averages its patches: the scale of its features shifts when some are dropped")
+        run.warn(f"{network.name} averages its patches: the scale of its features changes when some are dropped")
     source = _any_split(config)
     if not source.classes:
         raise UsageError(
@@ -172,7 +172,7 @@ def build_context(config: C, run: Run) -> Context[C]:
 
 
 def _any_split(config: TowerConfig) -> ImageSource:
-    """The training images, or where there are none the test images: they know the same classes."""
+    """The training images, or where there are none the test images, which have the same classes."""
     try:
         return load(config.data, "train", root=config.data_root, seed=0)
     except DataError:
@@ -213,5 +213,5 @@ def refuse_other(what: str, saved: dict[str, Any], ours: dict[str, Any]) -> None
     differing = differences(saved, ours)
     if differing:
         raise ModelError(
-            f"{what} is of other settings ({'; '.join(differing)})", "Leave those options out, or make it anew"
+            f"{what} has other settings ({'; '.join(differing)})", "Leave those options out, or repeat the run"
         )

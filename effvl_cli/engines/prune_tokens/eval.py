@@ -30,7 +30,7 @@ table, preview = tables.results, preview_eval
 
 
 def run(config: EvalConfig, run: Run) -> None:
-    """Every selector at every keep rate, on the same test images; RUN's prompts at the rates they were tuned for."""
+    """Measure every selector at every keep rate on the same test images; prompts at the rates they were tuned for."""
     context = build_context(config, run)
     run.report.technique["tower"] = tower_summary(context)
     keeps: tuple[float, ...] = tuple(dict.fromkeys(context.config.keep))
@@ -69,7 +69,7 @@ def run(config: EvalConfig, run: Run) -> None:
 
 
 def _refuse_early(context: Context[EvalConfig], names: Sequence[str], saved: Artefact) -> None:
-    """Before anything is measured, what the last selector of a list could find missing."""
+    """Check what any selector of the list needs before anything is measured."""
     for name in names:
         refuse_missing(name, context, saved.predictor)
     if "golden" in names:
@@ -79,6 +79,6 @@ def _refuse_early(context: Context[EvalConfig], names: Sequence[str], saved: Art
 
 
 def _metric(name: str, keep: float, keeps: tuple[float, ...]) -> str:
-    """The keep rate is in the name only where there are several."""
+    """Name of a metric; the keep rate is in it only where there are several."""
     plain = f"top1_{name.replace('-', '_')}"
     return plain if len(keeps) == 1 else f"{plain}_keep{keep:g}"

@@ -17,7 +17,7 @@ from effvl_cli.techniques.prune_tokens.prompts import Prompts
 from effvl_cli.techniques.prune_tokens.selector_table import macs_of, spec_of
 from effvl_cli.techniques.prune_tokens.tower import NonFiniteError, WrappedTower, num_keep
 
-GUARDED = 256  # images that are looked at before a search
+GUARDED = 256  # images that are checked before a search
 PER_CLASS = frozenset({"caltech101", "fgvc_aircraft"})  # data sets whose papers average over classes
 
 
@@ -49,7 +49,7 @@ def embed(context: Judged, images: Decoded, vision: WrappedTower | None = None) 
 
 
 def known_images(context: Learning) -> Decoded:
-    """The few-shot images, for a search or a training that takes long: the dense tower has to know their classes.
+    """The few-shot images, for a long search or training: the dense tower must know their classes.
 
     Raises:
         ModelError: its accuracy on some of them is hardly better than chance.
@@ -61,7 +61,7 @@ def known_images(context: Learning) -> Decoded:
 
 
 def embed_dense(context: Judged, images: Decoded) -> Tensor:
-    """`embed` with the dense tower, whose accuracy the others are read against.
+    """`embed` with the dense tower, the reference for the others.
 
     Raises:
         ModelError: it is hardly better than chance.
@@ -140,7 +140,7 @@ def record(context: AnyContext, row: dict[str, Any], metric: str | None = None) 
 
 
 def record_mac_ratio(context: AnyContext, name: str, keep: float, prompts: Prompts | None = None) -> None:
-    """Multiply-adds of a pruned tower over the dense one's as a metric."""
+    """Record the multiply-adds of a pruned tower over the dense one's."""
     ratio = macs_of(context.place, name, keep, prompts) / context.shape.dense()
     context.run.report.metric("mac_ratio", ratio, unit="ratio", higher_is_better=False)
 
@@ -152,8 +152,8 @@ def record_gain(context: AnyContext, name: str, better: Tensor, worse: Tensor) -
 
 
 def record_controls(context: AnyContext, images: Decoded, dense: Tensor) -> None:
-    """What the figures are to be read against: shuffled class names, and how much of an image the object covers."""
-    shuffled = context.classifier.cpu().roll(1, dims=1)  # every name on another class
+    """Record controls: accuracy with shuffled class names, and how much of an image the object covers."""
+    shuffled = context.classifier.cpu().roll(1, dims=1)  # every class gets another name
     correct = ((dense @ shuffled).argmax(1) == images.labels).float()
     report = context.run.report
     report.metric("top1_shuffled_names", float(correct.mean()), split="test", n=len(images), se=standard_error(correct))

@@ -1,4 +1,4 @@
-"""`effvl prune-tokens export`: RUN's pruned tower in files for use elsewhere, each read back and compared."""
+"""`effvl prune-tokens export`: writes RUN's pruned tower to files, each read back and compared."""
 
 import tempfile
 from collections.abc import Callable
@@ -25,7 +25,7 @@ NUM_IMAGES = 8
 
 
 def run(config: ExportConfig, run: Run) -> None:
-    """Write the formats one by one; one that fails its comparison ends the run and leaves its file as it was."""
+    """Write the formats one by one; a failed comparison ends the run and leaves the existing file."""
     context = build_context(config, run)
     run.report.technique["tower"] = tower_summary(context)
     saved = artefact.load(context, Path(str(config.run)))

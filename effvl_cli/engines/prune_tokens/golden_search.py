@@ -1,4 +1,4 @@
-"""The rankings that a run learns from, and how near its search comes to the exact one."""
+"""The rankings that a run learns from, and how close its search is to the exact one."""
 
 from dataclasses import replace
 from typing import Any

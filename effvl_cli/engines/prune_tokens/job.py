@@ -41,7 +41,7 @@ table, preview = tables.results, preview_job
 
 
 def run(config: PruneTokensConfig, run: Run) -> None:
-    """Rank few training images, learn from them, and measure on the test split."""
+    """Rank a few training images, learn from them, and measure on the test split."""
     context = build_context(config, run)
     check_prompts(context)
     run.report.technique["tower"] = tower_summary(context)
@@ -53,7 +53,7 @@ def run(config: PruneTokensConfig, run: Run) -> None:
     prompts = tune_prompts(context, training, predictor) if config.prompts != "none" else None
     tuned, prompted = predictor, prompts is not None and prompts.start is not None and prompts.start < context.layer
     if prompted:
-        run.log("the prompts change what the predictor reads: it is trained anew on that")
+        run.log("the prompts change the predictor's inputs: it is trained again on these")
         tuned = train_predictor(context, training, ranked.rank, prompts).module
     artefact.save(
         context,
@@ -101,7 +101,7 @@ def _evaluate(
 
 
 def _draw(context: Context[PruneTokensConfig], predictor: Predictor, test: Decoded) -> None:
-    """The curve is drawn on validation images: the test split serves the table alone."""
+    """Draw; the curve is measured on validation images, as the test split is for the table only."""
     names = possible(context, ("predictor", "cls-attn", "random"))
     selectors = {name: selector_of(name, context, predictor) for name in names}
     shown = test.take(spread(test.labels.numpy(), SHOWN))

@@ -1,4 +1,4 @@
-"""The accuracy of an arm, measured once a run: a resumed one takes it from the attempt that has measured it."""
+"""The accuracy of an arm, measured once: a resumed run takes it from an earlier attempt."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from effvl_cli.techniques.prune_tokens.tower import WrappedTower
 
 @dataclass(frozen=True)
 class Measured:
-    """A row of the results, and which images are right."""
+    """A row of the results, and which images are classified correctly."""
 
     row: dict[str, Any]
     correct: Tensor
@@ -43,8 +43,8 @@ def measure(
         keep: share of the patches that is kept.
         images: of one split.
         dense: (M, E) unit embeddings of the dense tower.
-        tower: makes the pruned one.
-        prompts: that are in it.
+        tower: makes the pruned tower.
+        prompts: those in the pruned tower.
     """
 
     def make() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The golden oracle on test images: an upper reference that no deployed selector can know."""
+"""The golden oracle on test images: an upper reference that no deployable selector can reach."""
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from effvl_cli.techniques.prune_tokens.selectors import GoldenSelector
 def golden(
     context: Context[PruneTokensConfig | EvalConfig], test: Decoded, dense: Tensor
 ) -> tuple[Decoded, GoldenSelector, Tensor]:
-    """Search `--num-golden` test images, the same ones in every run, and record dense on them.
+    """Search `--num-golden` test images, the same in every run, and record the dense tower on them.
 
     Returns:
         The images, their rankings as a selector, and their dense embeddings.

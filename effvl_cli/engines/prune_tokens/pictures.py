@@ -38,7 +38,7 @@ def patches(context: AnyContext, images: Decoded, arms: Sequence[Arm]) -> None:
 def _seen(
     vision: WrappedTower, context: AnyContext, images: Decoded, pixels: NDArray[np.uint8]
 ) -> list[NDArray[np.uint8]]:
-    """What is left of each picture."""
+    """The kept part of each picture."""
     grid = context.tower.grid
     if isinstance(vision, MergedVision):
         groups = over_batches(lambda x, keys: vision.groups(x), images, context.run.device, BATCH).numpy()
@@ -63,7 +63,7 @@ def accuracy_curve(context: AnyContext, rows: Sequence[Mapping[str, Any]], dense
 def cost_curve(context: AnyContext, rows: Sequence[Mapping[str, Any]], dense: float, note: str) -> None:
     """`plots/cost.png`: top-1 against multiply-adds, the selector's own included.
 
-    Without the arms that are no way to save anything: the oracle, whose search is not counted, and `taylor`.
+    Arms that cannot save anything are left out: the oracle, whose search is not counted, and `taylor`.
     """
     shown = [row for row in rows if not _is_reference(row)]
     if not shown:

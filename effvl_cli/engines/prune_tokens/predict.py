@@ -16,7 +16,7 @@ table, preview = tables.figures, preview_predict
 
 
 def run(config: PredictConfig, run: Run) -> None:
-    """Train on RUN's rankings; those that are not in the cache any more are searched again."""
+    """Train on RUN's rankings; those no longer in the cache are searched again."""
     context = build_context(config, run)
     refuse_other_ranking(context, read_manifest(Path(str(config.run)))["ranking"])
     run.report.technique["tower"] = tower_summary(context)

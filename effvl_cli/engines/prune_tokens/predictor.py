@@ -64,21 +64,21 @@ class TrainedPredictor:
 def train_predictor(
     context: Predicting, images: Decoded, ranks: Tensor, prompts: Prompts | None = None
 ) -> TrainedPredictor:
-    """Train on nine tenths of the ranked images; the epoch that overlaps best with the ranking of the rest is kept.
+    """Train on nine tenths of the ranked images; the epoch that agrees best with the ranking of the rest is kept.
 
     Args:
         context: tower and options.
         images: that were ranked.
         ranks: (M, N).
-        prompts: that are in the tower when it reads the states.
+        prompts: those in the tower that computes the states.
     """
     config, run = context.config, context.run
     if len(images) < FEW:
-        run.warn(f"only {len(images)} ranked images: the predictor will be poor; give more --shots")
+        run.warn(f"only {len(images)} ranked images: the predictor will be inaccurate; give more --shots")
     if config.scorer == "label":
         run.warn(
-            "--scorer label knows what no predictor can see: objects are at both ends of its rankings, and a predictor "
-            "of them may do worse than chance; use it with --selector golden, or train on another --scorer"
+            "--scorer label uses the label, which a predictor cannot see: its rankings have objects at both ends, and "
+            "a predictor of them may be worse than random; use it with --selector golden, or train with another --scorer"
         )
     shape = context.shape
     with seeds.global_stream(config.seed, "predictor"):
@@ -93,13 +93,13 @@ def train_predictor(
     training, validation = split(images.labels, seeds.generator(config.seed, "predictor-validation"))
     kept = num_keep(config.keep, shape.num_patches)
     budgets = sorted({num_keep(keep, shape.num_patches) for keep in config.predictor_keeps or (config.keep,)})
-    loss = loss_of(  # pairs are drawn anew in each step, the same for all its images on all processes
+    loss = loss_of(  # each step draws new pairs, the same for all images on all processes
         config.predictor_loss, shape.num_patches, budgets, lambda step: seeds.generator(config.seed, "pairs", step)
     )
 
     @cache
     def task() -> PredictorTask:
-        """What training and judging read; a resumed run that has done both makes none."""
+        """The task for training and agreement; a resumed run that has both does not build it."""
         inputs = _inputs(context, images, module, prompts).to(run.device)
         return PredictorTask(module, inputs, ranks.to(run.device), validation.to(run.device), kept, loss)
 
@@ -142,7 +142,7 @@ def train_predictor(
 
 
 def _record_validation(context: Predicting, module: Predictor) -> None:
-    """Accuracy on the val split, dense and pruned: what choices between predictors are made by."""
+    """Record accuracy on the val split, dense and pruned: the basis for choosing between predictors."""
     images = context.validation()
     if images is None:
         return
@@ -168,7 +168,7 @@ def _stream(config: PruneTokensConfig | PredictConfig, training: Tensor) -> tupl
 
 
 def _inputs(context: Predicting, images: Decoded, module: Predictor, prompts: Prompts | None) -> Tensor:
-    """(M, ...) float16: what the predictor reads, for every ranked image."""
+    """(M, ...) float16: the predictor's inputs for every ranked image."""
     shape, visual = context.shape, prompts.visual if prompts else None
     vision = PrunedVision(  # whose selector is never asked: all patches are kept
         context.tower, layer=context.layer, num_keep=shape.num_patches, selector=GridSelector(), prompts=visual

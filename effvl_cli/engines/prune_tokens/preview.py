@@ -1,4 +1,4 @@
-"""What a search of rankings, and all that follows it, will cost; for `--dry-run`."""
+"""Cost of a ranking search and everything after it, for `--dry-run`."""
 
 from collections.abc import Sequence
 
@@ -24,9 +24,9 @@ from effvl_cli.techniques.prune_tokens.scorer_table import SCORERS
 from effvl_cli.techniques.prune_tokens.search_cost import search_cost
 from effvl_cli.techniques.prune_tokens.tower import num_keep
 
-BATCH = 32  # images that are probed at most
+BATCH = 32  # largest number of images in a probe
 TUNING = 2  # multiply-adds of a forward pass and its gradient to prompts, over those of the forward pass
-ARMS = 8  # selectors that the job compares, at most
+ARMS = 8  # largest number of selectors that the job compares
 
 
 def candidates_of(context: Searching) -> tuple[int, int]:
@@ -144,7 +144,7 @@ def _table(context: Context[TowerConfig], parts: list[Part]) -> Table:
     title = f"{context.network.name} on {context.config.data}, pruned before block {context.layer}"
     memory = 4 * count_parameters(context.network.module)
     notes = (
-        "rankings that the cache holds cost nothing",
+        "rankings in the cache cost nothing",
         "the memory is that of the weights; --candidate-tokens bounds the rest",
     )
     return cost_table(title, parts, context.run.device, memory=memory, notes=notes)

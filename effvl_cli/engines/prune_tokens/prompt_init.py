@@ -1,4 +1,4 @@
-"""Where prompt tuning begins: at what the untuned towers compute, so that the first step starts from their accuracy."""
+"""Initial prompts: those that leave the untuned towers' outputs, so that tuning starts from their accuracy."""
 
 from effvl_cli.core import seeds
 from effvl_cli.core.errors import UsageError
@@ -10,15 +10,15 @@ from effvl_cli.techniques.prune_tokens.prompts import CoupledPrompts, Prompts, V
 from effvl_cli.techniques.prune_tokens.text_prompts import TextPrompts, context_states
 from effvl_cli.techniques.prune_tokens.tower import PrunedVision, Selector, mean_states
 
-INIT_IMAGES = 64  # whose kept patches give the visual prompts their first value
+INIT_IMAGES = 64  # images whose kept patches initialise the visual prompts
 
 
 def check_prompts(context: Tuning) -> None:
-    """Refuse what tuning could not use before the search, which takes long.
+    """Refuse impossible prompts before the long search.
 
     Raises:
-        UsageError: --prompt-start is no block, or more text tokens than the text tower takes.
-        ModelError: the text tower takes no prompts.
+        UsageError: --prompt-start is not a block, or more text tokens than the text tower takes.
+        ModelError: the text tower cannot take prompts.
     """
     config, network = context.config, context.network
     start = prompt_start(context)
@@ -53,7 +53,7 @@ def initial_prompts(context: Tuning, images: Decoded, selector: Selector, kept: 
 
 
 def _text_prompts(context: Tuning) -> TextPrompts:
-    """The words before the class names, as the text tower itself has them in its blocks."""
+    """Text prompts initialised with the states of the words before the class names."""
     config, network = context.config, context.network
     blocks = text_blocks(network.module, network.name)[: config.prompt_depth]
     template, first = prompt_template(network.tokenize, context.templates, config.num_text_tokens, context.classes)

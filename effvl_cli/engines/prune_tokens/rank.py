@@ -1,4 +1,4 @@
-"""`effvl prune-tokens rank`: golden rankings of the training images, into the cache."""
+"""`effvl prune-tokens rank`: writes golden rankings of the training images to the cache."""
 
 from effvl_cli.config.prune_tokens import RankConfig
 from effvl_cli.core.run import Run
@@ -12,7 +12,7 @@ table, preview = tables.ranking, preview_search
 
 
 def run(config: RankConfig, run: Run) -> None:
-    """Search what the cache does not hold."""
+    """Search the rankings that are not in the cache."""
     context = build_context(config, run)
     run.report.technique["tower"] = tower_summary(context)
     _, ranked = rank_training(context, config.sample_shard)

@@ -1,4 +1,4 @@
-"""Golden rankings of many images: searched in shards, cached by content, shared out over processes."""
+"""Golden rankings of many images: searched in shards, cached by content, distributed over processes."""
 
 import hashlib
 import json
@@ -20,15 +20,15 @@ from effvl_cli.techniques.prune_tokens.ranking import Ranking, golden_ranking
 from effvl_cli.techniques.prune_tokens.scorer_table import SCORERS, Known
 from effvl_cli.techniques.prune_tokens.tower import NonFiniteError
 
-SHARD = 32  # images that an interruption can cost
-FORMAT = 3  # counts up whenever the scores change, so that no ranking by older ones is taken for today's
+SHARD = 32  # images lost by an interruption at most
+FORMAT = 3  # raised whenever the scores change, so that older rankings are not reused
 FIELDS = ("rank", "passes")  # that are read again
 _TENSORS = ("rank", "removal_score", "round", "passes", "dense")
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """Rankings of a list of images, and what the search took."""
+    """Rankings of a list of images, and the cost of the search."""
 
     rank: Tensor
     """(M, N) int16, 0 = least important."""
@@ -82,7 +82,7 @@ def key_of(context: Searching, split: str) -> dict[str, Any]:
 
 
 def _classifier(context: Searching) -> str | None:
-    """Digest of the texts that the class weights are made of, for scorers that use them.
+    """Digest of the texts behind the class weights, for scorers that use them.
 
     The weights themselves differ in their last bits from device to device.
     """
@@ -92,10 +92,10 @@ def _classifier(context: Searching) -> str | None:
 
 
 def rank_images(context: Searching, images: Decoded, phase: str) -> Ranked:
-    """Rank images, taking from the cache what is there; each shard is saved as it is done.
+    """Rank images, using the cache where possible; each shard is saved when it is done.
 
     Raises:
-        ModelError: the tower has no gradients that tell.
+        ModelError: gradients of the tower are not informative.
         NumericalError: a score is not finite.
         Preempted: asked to stop between two shards.
     """
@@ -103,12 +103,12 @@ def rank_images(context: Searching, images: Decoded, phase: str) -> Ranked:
         SCORERS[context.config.scorer].by_gradients or context.config.shortlist
     ) and not context.tower.pools_prefix_only:
         raise ModelError(
-            f"--scorer taylor and --shortlist: {context.network.name} reads its embedding off patches, "
-            "where gradients of the attention do not reach",
+            f"--scorer taylor and --shortlist: {context.network.name} reads its embedding from patches, "
+            "which gradients of the attention do not reach",
             "Use --scorer feature without --shortlist",
         )
     entry = context.run.cache.entry("rankings", key_of(context, images.source.split))
-    # A path does not say what lies behind it: names alone would take another folder's ranking for this one's.
+    # A path does not identify its content: names alone would reuse another folder's rankings.
     names = images.digests(labelled=SCORERS[context.config.scorer].by_label)
     stored = Rows(entry, context.run.warn)
     known = stored.load(FIELDS)
@@ -143,7 +143,7 @@ def _search(
     passes, started = 0, time.monotonic()
     shards = max(-(-len(range_) // SHARD) for range_ in _shares(len(missing)))
     with context.run.progress(phase, len(mine)) as progress:
-        for number in range(shards):  # as many turns on every process, so that a stop request meets all at once
+        for number in range(shards):  # as many rounds on every process, so that a stop request reaches all at once
             rows = mine[number * SHARD : (number + 1) * SHARD]
             if rows:
                 part = _rank(context, images, rows, tokens)
@@ -204,7 +204,7 @@ def refuse_other_ranking(context: Searching, saved: dict[str, Any], *, of_other_
     Args:
         context: this run's.
         saved: the key of the earlier one.
-        of_other_data: whether it may have ranked other images, of other classes.
+        of_other_data: whether it may have ranked images of other data.
 
     Raises:
         ModelError: they differ; every differing field is listed.
@@ -215,6 +215,6 @@ def refuse_other_ranking(context: Searching, saved: dict[str, Any], *, of_other_
     differing = differences(saved, ours)
     if differing:
         raise ModelError(
-            f"the rankings of that run are of other settings ({'; '.join(differing)})",
-            "Leave those options out, or rank anew with `effvl prune-tokens rank`",
+            f"the rankings of that run have other settings ({'; '.join(differing)})",
+            "Leave those options out, or rank again with `effvl prune-tokens rank`",
         )

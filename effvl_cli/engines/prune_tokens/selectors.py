@@ -15,7 +15,7 @@ def selector_of(name: str, context: Selecting, predictor: Selector | None) -> Se
     """A selector by its name.
 
     Raises:
-        ModelError: the tower cannot have it.
+        ModelError: the tower does not allow it.
     """
     refuse_missing(name, context, predictor)
     make = spec_of(name).make
@@ -25,12 +25,12 @@ def selector_of(name: str, context: Selecting, predictor: Selector | None) -> Se
 
 
 def possible(context: AnyContext, names: Sequence[str]) -> list[str]:
-    """Those selectors that the tower can have: without a CLS token there is no attention of it."""
+    """The selectors that the tower allows: CLS attention needs a CLS token."""
     return [name for name in dict.fromkeys(names) if context.shape.num_prefix or not spec_of(name).needs_cls]
 
 
 def asked_for(context: Context[EvalConfig | VizConfig | BenchConfig]) -> list[str]:
-    """The selectors of --selector, each once; of its default, those that the tower can have."""
+    """The selectors of --selector, each once; of its default, those that the tower allows."""
     names = context.config.selector
     return possible(context, names) if names == type(context.config).selector else list(dict.fromkeys(names))
 
@@ -43,7 +43,7 @@ def refuse_missing(name: str, context: Selecting, predictor: Selector | None) ->
     """Check that the tower has what a selector reads.
 
     Raises:
-        ModelError: it has not.
+        ModelError: it does not.
         UsageError: --cls-block prev, and no block runs before the pruning.
     """
     spec = spec_of(name)
@@ -55,7 +55,7 @@ def refuse_missing(name: str, context: Selecting, predictor: Selector | None) ->
         raise UsageError("--cls-block is prev, and --layer 0 has no block before it", "Give --layer 1 or more")
     if spec.needs_pooled_prefix and not context.tower.pools_prefix_only:
         raise ModelError(
-            f"selector {name}: {context.network.name} reads its embedding off patches", "Use --selector predictor"
+            f"selector {name}: {context.network.name} reads its embedding from patches", "Use --selector predictor"
         )
 
 
@@ -67,7 +67,7 @@ def prune(context: AnyContext, selector: Selector, keep: float, prompts: Prompts
 
 
 def tower_with(context: Selecting, name: str, keep: float, predictor: Selector | None) -> WrappedTower:
-    """The tower that a selector's name stands for: patches dropped, or merged at the same cost."""
+    """The pruned tower for a selector's name: patches dropped, or merged at the same cost."""
     merged = spec_of(name).merges
     if merged is None:
         return prune(context, selector_of(name, context, predictor), keep)
@@ -75,7 +75,7 @@ def tower_with(context: Selecting, name: str, keep: float, predictor: Selector |
 
 
 def arms(context: Selecting, names: Sequence[str], keeps: Sequence[float], predictor: Selector | None) -> list[Arm]:
-    """The towers of some selectors at some keep rates, or those nearest that they reach."""
+    """The towers of some selectors at some keep rates, or at the nearest rates that they reach."""
     return [
         Arm(name, keep, tower_with(context, name, keep, predictor))
         for name in names
@@ -89,6 +89,6 @@ def rates(context: AnyContext, name: str, keeps: Sequence[float]) -> list[float]
     if beyond:
         context.run.warn(
             f"{name} cannot merge down to keep {', '.join(f'{keep:g}' for keep in beyond)}: a block merges at most "
-            f"half of its patches. It is run at the cost of dropping at keep {min(found):.3g}, and shown as that"
+            f"half of its patches. It runs at the cost of dropping at keep {min(found):.3g}, and is shown as that"
         )
     return found

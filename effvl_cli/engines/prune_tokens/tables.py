@@ -29,7 +29,7 @@ def results(report: Report) -> Table:
 
 
 def _place(row: dict[str, Any]) -> int:
-    """What is compared with comes first, then ours, then the others in the order in which they were asked for."""
+    """Sort key: the references first, then ours, then the others in the requested order."""
     return FIRST.index(row["selector"]) if row["selector"] in FIRST else len(FIRST)
 
 
@@ -83,7 +83,7 @@ def _controls(report: Report) -> str:
 
 
 def ranking(report: Report) -> Table:
-    """What the search did."""
+    """Table of the search."""
     found = report.technique["ranking"]
     rows = [
         ("images ranked", found["images"]),
@@ -96,9 +96,9 @@ def ranking(report: Report) -> Table:
 
 
 def _audited(row: dict[str, Any]) -> str:
-    """How near one search comes to the exact one."""
+    """How close one search is to the exact one."""
     shares, kept = " / ".join(f"{share:.1%}" for share in row["overlap"].values()), " / ".join(row["overlap"])
-    about = f"{row['passes'] / row['images']:.0f} passes an image, overlap {shares} at {kept} kept"
+    about = f"{row['passes'] / row['images']:.0f} passes per image, overlap {shares} at {kept} kept"
     return f"audit, {row['search']}: {about}, tau {row['tau']:.3f}"
 
 

@@ -18,7 +18,7 @@ def class_texts(context: AnyContext, template: str) -> Tensor:
 
 
 def class_weights(context: AnyContext, text: TextPrompts, texts: Tensor) -> Tensor:
-    """(E, C) unit class embeddings with the prompts in the texts, in the place of the templates' mean."""
+    """(E, C) unit class embeddings with the prompts in the texts, instead of the mean over templates."""
     module = context.network.module
     embedded = text.encode(module.encode_text, text_blocks(module, context.network.name), texts)
     return F.normalize(embedded.float(), dim=-1).T

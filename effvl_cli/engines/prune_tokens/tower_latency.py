@@ -1,4 +1,4 @@
-"""Dense and pruned towers timed side by side."""
+"""Times dense and pruned towers side by side."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from effvl_cli.models.network import zero_shot_classifier
 from effvl_cli.techniques.prune_tokens.selector_table import Arm, macs_of
 from effvl_cli.techniques.prune_tokens.tower import num_keep
 
-LAUNCH_BOUND = 1.03  # a speed-up below this at batch 1 is called out
+LAUNCH_BOUND = 1.03  # a speed-up below this at batch 1 gives a warning
 DENSE = "dense"
 
 Call = Callable[[Tensor, Tensor], Any]
@@ -34,14 +34,14 @@ def compare(
     channels_last: bool = False,
     end_to_end: bool = False,
 ) -> None:
-    """Time the dense and the pruned towers in turn, into the report.
+    """Time the dense and the pruned towers in turn, and report the times.
 
     Args:
         context: of the run.
-        pruned: what is compared with the dense tower.
+        pruned: the towers to compare with the dense one.
         batches: batch sizes.
         compiled: compile every tower first.
-        channels_last: lay images and patch embedding out that way.
+        channels_last: use that layout for images and patch embedding.
         end_to_end: decode and resize test images and encode the class texts in every pass; else images are noise that
             is on the device already, and only the tower runs.
     """
@@ -67,7 +67,7 @@ def compare(
     slow = [row for _, row in measured if row.batch == 1 and row.speedup < LAUNCH_BOUND]
     if slow:
         gains = ", ".join(f"{row.speedup:.2f}x ({row.arm})" for row in slow)
-        context.run.warn(f"at batch 1 pruning gains nothing: {gains}. The tower is too small to be worth it there")
+        context.run.warn(f"at batch 1 pruning gains nothing: {gains}. The tower is too small for it to pay off there")
 
 
 def _compiled(call: Call) -> Call:

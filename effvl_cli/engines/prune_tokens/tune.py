@@ -30,8 +30,8 @@ def run(config: TuneConfig, run: Run) -> None:
     check_prompts(context)
     if prompt_start(context) < context.layer and config.prompts != "text":
         run.warn(
-            f"prompts from block {prompt_start(context)} on change what the predictor reads before block "
-            f"{context.layer}; `effvl prune-tokens` trains it anew on that, tune does not"
+            f"prompts from block {prompt_start(context)} on change the inputs of the predictor at block "
+            f"{context.layer}; `effvl prune-tokens` trains it again on these, tune does not"
         )
     run.report.technique["tower"] = tower_summary(context)
     before = artefact.load(context, Path(str(config.run)))

@@ -1,4 +1,4 @@
-"""Prompt tuning with pruning active: the towers and the predictor stay as they are."""
+"""Prompt tuning with pruning active: the towers and the predictor are frozen."""
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +79,7 @@ class TuneTask(loop.Task):
 
 
 def tune_prompts(context: Tuning, images: Decoded, selector: Selector) -> Prompts:
-    """Tune prompts on the few-shot images; the epoch that is best on validation images is kept."""
+    """Tune prompts on the few-shot images; the best epoch on validation images is kept."""
     config, run = context.config, context.run
     prompts = initial_prompts(context, images, selector, num_keep(config.keep, context.shape.num_patches))
     validation = context.validation()
@@ -119,7 +119,7 @@ def tune_prompts(context: Tuning, images: Decoded, selector: Selector) -> Prompt
 
 @torch.no_grad()
 def _validated(task: TuneTask) -> dict[str, float | None]:
-    """Accuracy on the val split with its paired spread: what choices between prompts are made by."""
+    """Accuracy on the val split with its paired error: the basis for choosing between prompts."""
     context, images = task.context, task.validation
     if images is None:
         return {"top1": None, "se": None}

@@ -1,4 +1,4 @@
-"""`effvl prune-tokens viz`: pictures of the patches that an earlier run's predictor keeps."""
+"""`effvl prune-tokens viz`: draws the patches that an earlier run's predictor keeps."""
 
 from pathlib import Path
 
@@ -16,11 +16,11 @@ from effvl_cli.engines.prune_tokens.selectors import arms, asked_for, prune, rat
 from effvl_cli.techniques.prune_tokens.selector_table import SELECTORS, Arm
 from effvl_cli.techniques.prune_tokens.selectors import GoldenSelector
 
-MAPPED = 512  # test images whose kept patches are averaged
+MAPPED = 512  # test images over which kept patches are averaged
 
 
 def run(config: VizConfig, run: Run) -> None:
-    """Draw some test images and what is left of them, and how often each place is kept."""
+    """Draw some test images with their kept patches, and how often each position is kept."""
     context = build_context(config, run)
     saved = artefact.load(context, Path(str(config.run)))
     names = asked_for(context)
@@ -43,12 +43,12 @@ def run(config: VizConfig, run: Run) -> None:
 
 
 def _searched(context: Context[VizConfig], shown: Decoded, name: str) -> list[Arm]:
-    """The oracle of the images that are shown, and of no others."""
+    """The oracle for the shown images only."""
     ranked = rank_images(context, shown, "golden ranking of the pictures")
     selector = GoldenSelector(shown.keys, ranked.rank)
     return [Arm(name, keep, prune(context, selector, keep)) for keep in rates(context, name, context.config.keep)]
 
 
 def table(report: Report) -> Table:
-    """Where the picture lies is logged; the table names what was drawn."""
+    """Table of what was drawn; the log names the files."""
     return Table("pictures", ("data", "images"), tuple((row.name, row.num_samples) for row in report.data))

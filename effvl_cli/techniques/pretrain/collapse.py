@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-COLLAPSED = 0.1  # of the spread of embeddings that fill their sphere
+COLLAPSED = 0.1  # share of the spread of embeddings that fill their sphere
 COLLAPSED_FOR = 0.05  # share of the budget
 
 
 def embedding_std(embeddings: Tensor) -> Tensor:
-    """Mean deviation of the dimensions of normalised embeddings (B, E), over 1 / sqrt(E): near 1 unless collapsed."""
+    """Mean standard deviation over dimensions of unit embeddings (B, E), over 1 / sqrt(E): near 1 unless collapsed."""
     unit = F.normalize(embeddings.float(), dim=1)
     return unit.std(0).mean() * unit.shape[1] ** 0.5 if len(unit) > 1 else torch.ones(())
 

@@ -19,7 +19,7 @@ from .tokens import count_kept
 from .view_sizes import Sizes
 
 KEEPS = (1.0, 0.75, 0.5, 0.25, 0.1)
-SCALES = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0)  # of the base patch
+SCALES = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0)  # multiples of the base patch size
 FULL = "full"
 
 Estimates = dict[str, Estimate]
@@ -41,7 +41,7 @@ def grid(base: int, sizes: Sizes, key_keep: Callable[[float], float]) -> list[Co
 def named(found: list[Compression], base: int, sizes: Sizes) -> dict[str, Compression]:
     """Compressions by name, one of each length of the sequences; the uncompressed one is there under `FULL`."""
     full = Compression(base)
-    distinct = {_lengths(c, sizes): c for c in reversed([full, *found])}  # rounding may make two of one length
+    distinct = {_lengths(c, sizes): c for c in reversed([full, *found])}  # rounding may give two the same length
     return {FULL: full, **{_name(c): c for c in reversed(distinct.values()) if c != full}}
 
 
@@ -66,10 +66,10 @@ def scope(method: Method, name: str) -> list[nn.Parameter]:
 
 
 def choose(stages: Mapping[float, Estimates], *, keep_order: bool) -> tuple[dict[float, str], list[float]]:
-    """The strategy of each stage after the start, and the stages where the order of costs overrode the least error.
+    """The strategy of each stage after the start, and the stages where rising costs overrode the lowest error.
 
-    The random network of t = 0 is measured, but chooses nothing: its mean gradient, and with it every bias, is large,
-    and the training leaves it within the warm-up.
+    The random network at t = 0 is measured, but not used: its mean gradient, and with it every bias, is large,
+    and the training leaves that state within the warm-up.
     """
     stages = {t: estimates for t, estimates in stages.items() if t > 0} or stages
     free = [best(estimates) for estimates in stages.values()]
@@ -81,7 +81,7 @@ def choose(stages: Mapping[float, Estimates], *, keep_order: bool) -> tuple[dict
 def schedule_of(
     chosen: Mapping[float, str], candidates: Mapping[str, Compression], final_full: float, base_patch: int
 ) -> Schedule:
-    """Stages that change midway between the measured shares; equal neighbours become one; the end is uncompressed."""
+    """Stages that change midway between measured shares; equal neighbours are merged; the end is uncompressed."""
     measured = list(chosen)
     ends = [(a + b) / 2 for a, b in itertools.pairwise(measured)] + [1.0]
     rows = [(end, candidates[chosen[t]]) for t, end in zip(measured, ends, strict=True)]
@@ -139,7 +139,7 @@ def conclude(
 
 
 def images_gained(schedule: Schedule, costs: Costs, budget: float) -> float:
-    """Images that the budget buys under the schedule, over those that it buys uncompressed."""
+    """Images that the budget pays for under the schedule, over those without compression."""
     start, images = 0.0, 0.0
     for stage in schedule.stages:
         images += (stage.until - start) * budget / costs.sample(stage.compression)
@@ -157,7 +157,7 @@ def compressed_share(stages: Mapping[float, Estimates]) -> float:
 def bias_growth(
     stages: Mapping[float, Estimates], candidates: Mapping[str, Compression], base: int
 ) -> dict[int, tuple[float, float]]:
-    """How much the squared bias of whole larger patches grows from t = 0.25 to 1, and its standard error, by patch."""
+    """Growth of the squared bias of larger patches, all kept, from t = 0.25 to 1, and its standard error, by patch."""
     if not {0.25, 1.0} <= set(stages):
         return {}
     found = {}

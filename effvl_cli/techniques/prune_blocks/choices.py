@@ -21,9 +21,9 @@ class Candidate:
     """A removable unit.
 
     Attributes:
-        unit: in the network as it is now.
+        unit: in the current network.
         original: its path in the original network.
-        params: that its removal saves.
+        params: parameters that its removal saves.
         macs: the same, of one image.
     """
 
@@ -40,7 +40,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """Candidates that are scored, and go, together; mostly one.
+    """Candidates that are scored and removed together; usually one.
 
     Attributes:
         members: indices of the candidates.
@@ -74,12 +74,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class Found:
-    """What there is to remove.
+    """What can be removed.
 
     Attributes:
         candidates: in the order of their calls.
-        room: how many units each stage can lose.
-        rejected: modules that are no units.
+        room: how many units can be removed from each stage.
+        rejected: modules that are not units.
         parts: multiply-adds of the network's parts; None where there is no candidate.
     """
 
@@ -106,13 +106,13 @@ class Found:
 
 
 def pairs(found: Found) -> list[Choice]:
-    """Every two candidates that may go together."""
+    """All pairs of candidates that may be removed together."""
     return grow(found, [Choice.of(found.candidates, (index,)) for index in range(len(found.candidates))])
 
 
 def grow(found: Found, choices: Sequence[Choice]) -> list[Choice]:
-    """Every set of candidates that has one more than a given one and leaves each stage what it has to keep; as they
-    are, where there is none."""
+    """All sets with one candidate more than a given one that leave each stage what it must keep; the given sets
+    where there are none."""
     candidates = found.candidates
     sets = {tuple(sorted({*choice.members, index})) for choice in choices for index in range(len(candidates))}
     larger = [members for members in sorted(sets) if len(members) > len(choices[0].members)]

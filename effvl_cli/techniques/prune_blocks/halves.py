@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from .containers import set_children
 from .surgery import FAILURES
 
-HALVED = 1e-4  # of the largest logit: halves may add in another order
-PROBED = 0.05  # deviation of the noise
+HALVED = 1e-4  # tolerance, of the largest logit: halves may add in another order
+PROBED = 0.05  # standard deviation of the noise
 
 # Children of a block (torchvision's EncoderBlock, timm's Block), in the order in which each branch calls them.
 _LAYOUTS = (
@@ -71,9 +71,9 @@ def _layout(block: nn.Module) -> tuple[tuple[str, ...], ...] | None:
 
 
 def unlike_halves(network: nn.Module, images: Tensor, generator: torch.Generator) -> str:
-    """Why the halves of a network's blocks are not the network; empty where they are.
+    """Why the halves of a network's blocks do not compute the same; empty where they do.
 
-    A copy with noise on its weights is asked: as they are built, some heads are zero and some branches almost.
+    A copy with noise added to its weights is tested: at initialisation some heads are zero and some branches nearly so.
 
     Args:
         network: whole blocks.
@@ -94,4 +94,4 @@ def unlike_halves(network: nn.Module, images: Tensor, generator: torch.Generator
         except FAILURES as error:
             return f"their halves cannot be run: {error}".splitlines()[0]
     limit = HALVED * float(expected.abs().max())
-    return "" if bool(((found - expected).abs() <= limit).all()) else "their halves give other logits"
+    return "" if bool(((found - expected).abs() <= limit).all()) else "their halves give different logits"

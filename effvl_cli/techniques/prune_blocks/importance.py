@@ -95,12 +95,12 @@ def _row(choice: Choice) -> dict[str, Any]:
 
 
 def _known(value: float) -> float | None:
-    """None for NaN and infinities, which JSON has not."""
+    """None for NaN and infinities, which JSON does not have."""
     return value if math.isfinite(value) else None
 
 
 def _images_needed(correct: Tensor, order: Sequence[int]) -> dict[str, int | None] | None:
-    """Images that would tell the chosen candidate from the next one, and that give their gap to half a point."""
+    """Number of images that would tell the chosen candidate from the next, and that give their gap to half a point."""
     if len(order) < 2:
         return None
     chosen, other = (correct[k] for k in order[:2])
@@ -133,7 +133,7 @@ def _rank(
     *,
     by_loss_ties: bool,
 ) -> list[int]:
-    """The candidates that have seen all images, the first to go first."""
+    """The candidates scored on all images, least important first."""
     accuracy, loss = [by_accuracy[k] for k in chosen], [by_loss[k] for k in chosen]
     impact, other = (accuracy, loss) if metric == "top1" else (loss, accuracy)
     macs, params = [choices[k].macs for k in chosen], [choices[k].params for k in chosen]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass
 class Outcomes:
-    """What became of every image.
+    """Results for every image.
 
     Attributes:
         order: (N,) position in the split of each column.

@@ -16,7 +16,7 @@ def pareto_points(
     latencies: Mapping[tuple[str, str], float],
     first: str = ORIGINAL,
 ) -> list[dict[str, Any]]:
-    """Cost and accuracy of the original network, of each step, and of the result where it was trained once more.
+    """Cost and accuracy of the original network, of each step, and of the result if it was trained further.
 
     Args:
         steps: as in the report.

@@ -111,7 +111,7 @@ def bound(
 
 
 class Race:
-    """The candidates that are left, and the order of the images; without a race all of them, in the split's order.
+    """The remaining candidates, and the order of the images; without a race all of them, in the split's order.
 
     N images, n candidates.
 
@@ -120,13 +120,13 @@ class Race:
         metric: what decides.
         labels: (N,) of the images.
         candidates: n.
-        picks: how many go in a step.
+        picks: how many are removed in a step.
         clip: losses above this count as this, for the bound.
         generator: orders the images; asked for only where there is a race.
 
     Attributes:
         order: (N,) positions of the images in the split.
-        active: candidates that are left, ascending.
+        active: remaining candidates, ascending.
     """
 
     def __init__(
@@ -153,20 +153,20 @@ class Race:
         self._passed = 0  # images at the last check
 
     def resume(self, active: list[int], seen: int) -> None:
-        """Take up a race where `seen` images have been scored."""
+        """Resume a race after `seen` scored images."""
         self.active, self._passed = active, seen
 
     def is_due(self, seen: int) -> bool:
-        """Whether some check lies between the images of the last one and these many."""
+        """Whether a check is due between the last one and `seen` images."""
         return any(self._passed < check <= seen for check in self._checks)
 
     def advance(self, correct: Tensor, loss: Tensor, seen: int) -> None:
-        """Drop candidates, if it is time.
+        """Drop candidates, if a check is due.
 
         Args:
             correct: (1 + n, N).
             loss: (1 + n, N).
-            seen: columns that are filled.
+            seen: number of filled columns.
         """
         if self.is_due(seen):
             rows = torch.tensor([0, *(1 + k for k in self.active)])

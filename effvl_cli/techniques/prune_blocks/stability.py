@@ -1,4 +1,4 @@
-"""How many images a ranking needs: rankings by random parts of the images, beside that by all of them.
+"""How many images a ranking needs: rankings by random subsets of the images, compared with that by all.
 
 N images, n candidates; ours, for the scores of arXiv 2312.16904.
 """

@@ -262,7 +262,7 @@ def _blocks(container: nn.Module) -> int:
 
 
 def along_steps(network: nn.Module, removals: Sequence[Removal]) -> dict[str, nn.Module]:
-    """The original network and the one after each step; weights do not matter for time.
+    """The original network and the one after each step; weights do not affect the times.
 
     Args:
         network: the original.

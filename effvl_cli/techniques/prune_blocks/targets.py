@@ -1,4 +1,4 @@
-"""How much is to be removed, whether that can be reached, and when it is; ours, for arXiv 2312.16904."""
+"""How much to remove, whether that can be reached, and when it is; ours, for arXiv 2312.16904."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Saving:
-    """What a unit costs, and where it is."""
+    """What a unit costs, and its stage."""
 
     stage: str
     params: int
@@ -40,7 +40,7 @@ class Targets:
     all_of_them: bool
 
     def reached(self, removed: int, original: Size, now: Size, latency_ratio: Callable[[], float]) -> bool:
-        """Whether the goals, or one of them, are met; the latency is asked for only where it is a goal."""
+        """Whether all targets, or one of them, are met; latency is measured only where it is a target."""
         met = []
         if self.remove is not None:
             met.append(removed >= self.remove)
@@ -53,7 +53,7 @@ class Targets:
         return all(met) if self.all_of_them else any(met)
 
     def at_most(self, removed: int, wanted: int) -> int:
-        """Units of the next step: `wanted`, or fewer where a number of units is the only goal."""
+        """Number of units for the next step: `wanted`, or fewer where a number of units is the only target."""
         if self.remove is None or (self.params, self.macs, self.latency) != (None, None, None):
             return wanted
         return min(wanted, self.remove - removed)
@@ -65,7 +65,7 @@ class Targets:
 
         Args:
             original: network.
-            most: what all removable units cost together.
+            most: total cost of all removable units.
             count: of them.
             latency_ratio: of the network without them; asked for only where it is a goal.
         """
@@ -111,12 +111,12 @@ def largest_removal(units: Sequence[Saving], room: Mapping[str, int]) -> tuple[S
 
 
 def spread_over_stages(ranked: Sequence[int], stages: Sequence[str], room: Mapping[str, int], count: int) -> list[int]:
-    """The first `count` of a ranking, of each stage one before any second, and none beyond a stage's room.
+    """The first `count` of a ranking: one of each stage before a second of any, within each stage's room.
 
     Args:
         ranked: candidates, the least important first.
         stages: of each candidate.
-        room: units that each stage can lose.
+        room: units that can be removed from each stage.
         count: how many to pick.
     """
     picked: list[int] = []

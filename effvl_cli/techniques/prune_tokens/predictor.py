@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .tower import Context, keep_indices, num_keep
 
-VALIDATION_SHARE = 10  # one ranked image in so many
+VALIDATION_SHARE = 10  # one ranked image in this many
 
 
 def pooled_inputs(states: Tensor, width: int) -> Tensor:
@@ -227,7 +227,7 @@ def split(labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     held_out = max(1, count // VALIDATION_SHARE)
     if count == 1:
         return order, order
-    turn = torch.zeros(count, dtype=torch.int64)  # how many of its class stand before an image
+    turn = torch.zeros(count, dtype=torch.int64)  # how many of its class precede an image
     for label in labels.unique():
         mine = labels[order] == label
         turn[mine] = torch.arange(int(mine.sum()))

@@ -32,7 +32,7 @@ class Known:
 
 @dataclass(frozen=True, kw_only=True)
 class ScorerSpec:
-    """What is known of a scorer.
+    """Description of a scorer.
 
     Attributes:
         make: the scorer, from what it can know of the images.

@@ -49,19 +49,19 @@ def _nothing(place: Place) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class SelectorSpec:
-    """What is known of a selector.
+    """Description of a selector.
 
     Attributes:
         make: the selector, from the predictor, a seed, and whether it reads the block before; None for `golden`, which
             is made where images are searched, and for what merges tokens.
         macs: multiply-adds of the selector for an image.
-        rows: tokens that it adds behind the kept patches.
+        rows: tokens that it adds after the kept patches.
         merges: tokens that it merges in each block from p on, at a keep rate, in place of dropping any.
-        needs_cls: reads the attention of CLS.
-        needs_pooled_prefix: reads gradients, which reach no patch where the pooling does.
-        oracle: knows what no deployed selector can.
-        offline: costs more than it saves.
-        note: for the table, where its rows mean something else than the others'.
+        needs_cls: whether it reads the attention of CLS.
+        needs_pooled_prefix: whether it reads gradients, which do not reach all patches if the pooling reads patches.
+        oracle: whether it uses information that is not available in deployment.
+        offline: whether it costs more than it saves.
+        note: for the table, where its rows mean something different.
     """
 
     make: Make | None = None
@@ -76,7 +76,7 @@ class SelectorSpec:
 
     @property
     def deployable(self) -> bool:
-        """Whether it can serve."""
+        """Whether it can be deployed."""
         return not (self.oracle or self.offline)
 
 
@@ -126,7 +126,7 @@ SELECTORS: dict[str, SelectorSpec] = {
 
 @dataclass(frozen=True)
 class Arm:
-    """A pruned tower that is compared with others."""
+    """A pruned tower in a comparison."""
 
     selector: str
     keep: float
@@ -138,7 +138,7 @@ class Arm:
         return f"{self.selector}, keep {self.keep:g}"
 
     def metric(self, batch: int, *, alone: bool) -> str:
-        """Of its speed-up; selector and keep rate are in the name only where there are several."""
+        """Name of its speed-up; selector and keep rate are in it only where there are several."""
         stem = "" if alone else f"{self.selector.replace('-', '_')}_keep{self.keep:g}_"
         return f"speedup_{stem}b{batch}"
 
@@ -149,7 +149,7 @@ def spec_of(name: str) -> SelectorSpec:
 
 
 def macs_of(place: Place, name: str, keep: float, prompts: Prompts | None = None) -> int:
-    """Multiply-adds of an image through the pruned tower, its selector included; none runs where all is kept."""
+    """Multiply-adds of an image through the pruned tower, its selector included; none runs where all are kept."""
     shape = place.shape
     kept = num_keep(keep, shape.num_patches)
     rows, start = (prompts.num_rows, prompts.start) if prompts else (0, None)
@@ -162,10 +162,10 @@ def macs_of(place: Place, name: str, keep: float, prompts: Prompts | None = None
 
 
 def reachable(place: Place, name: str, keeps: Sequence[float]) -> tuple[list[float], list[float]]:
-    """The keep rates at which a selector runs, each once: those asked for, or the nearest that merging can reach.
+    """The keep rates at which a selector runs, each once: the requested ones, or the nearest that merging can reach.
 
-    A block merges at most half of its patches. Below the cost of that, rates of `tome` would all be one tower under
-    several names, so it runs once, as the rate whose dropping costs as much.
+    A block merges at most half of its patches. Below that cost all rates of `tome` would be the same tower under
+    several names, so it runs once, labelled with the rate whose dropping costs as much.
 
     Returns:
         These rates, and those of `keeps` that are out of reach.
