@@ -107,7 +107,7 @@ def test_a_plugged_in_network_adapts_itself_to_files_of_other_programs(distribut
 def test_a_plugged_in_network_of_no_known_kind_is_one_line(distribution, effvl):
     outcome = effvl("prune-tokens", "--model", "odd", "--weights", "none")
     assert outcome.code == 4
-    assert "model odd is of the unknown kind 'detector'" in outcome.error and "clip, classifier" in outcome.error
+    assert "model odd has the unknown kind 'detector'" in outcome.error and "clip, classifier" in outcome.error
 
 
 def test_a_broken_plug_in_is_one_line(distribution, effvl):

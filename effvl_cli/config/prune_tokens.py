@@ -183,7 +183,7 @@ class TuneOptions(Checked):
     ] = "coupled"
     num_visual_tokens: Annotated[Positive, Doc("visual prompt tokens per block")] = 2
     num_text_tokens: Annotated[Positive, Doc("text prompt tokens per block")] = 2
-    prompt_depth: Annotated[Positive, Doc("blocks with prompts of their own, in each tower")] = 9
+    prompt_depth: Annotated[Positive, Doc("number of blocks with their own prompts, in each tower")] = 9
     prompt_start: Annotated[
         Count | None,
         Doc("first block with visual prompts (default: --layer, so that the predictor reads what it was trained on)"),

@@ -277,7 +277,7 @@ def growable(config: Any) -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, str], config: Any) -> list[str]:
-    """How a new config differs from a stored one, e.g. "keep: 0.6 there, 0.5 here"; growth is no difference."""
+    """How a new config differs from a stored one, e.g. "keep: 0.6 there, 0.5 here"; growth is not a difference."""
     known = options(type(config))
     strange = [key for key in old if key.replace("-", "_") not in known]
     if strange:

@@ -88,7 +88,7 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean, and its standard error (sample standard deviation / sqrt(n)); None for a single value."""
     if len(values) < 2:
         return values[0] if values else math.nan, None
-    if len(set(values)) == 1:  # the rounding of their sum is no spread
+    if len(set(values)) == 1:  # rounding of their sum is not spread
         return values[0], 0.0
     mean = sum(values) / len(values)
     return mean, math.sqrt(sum((v - mean) * (v - mean) for v in values) / (len(values) - 1) / len(values))

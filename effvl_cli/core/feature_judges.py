@@ -1,4 +1,4 @@
-"""Classes of images by their features alone: nearest neighbours, and a linear classifier, by scikit-learn."""
+"""Classifies images by their features: nearest neighbours, and a linear classifier, by scikit-learn."""
 
 import warnings
 

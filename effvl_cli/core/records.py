@@ -15,7 +15,7 @@ class Writer(Protocol):
     """Receiver of a copy of each record, e.g. TensorBoard's event file."""
 
     def restart(self, records: list[dict[str, Any]]) -> None:
-        """Begin anew with these."""
+        """Start again with these records."""
 
     def add(self, record: Mapping[str, Any]) -> None:
         """One more."""

@@ -1,4 +1,4 @@
-"""Where the time of a training goes, stage by stage."""
+"""How the time of a training is spent, stage by stage."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -29,7 +29,7 @@ class StageMeter:
             yield batch
 
     def step_done(self, stage: int) -> None:
-        """A step of a stage is over."""
+        """Count a finished step of a stage."""
         wall, cpu = time.perf_counter() - self._since, time.process_time() - self._cpu_since
         for total, value in ((self.seconds, wall), (self.cpu, cpu), (self.waited, self._wait)):
             total[stage] = total.get(stage, 0.0) + value
@@ -47,7 +47,7 @@ class StageMeter:
             setattr(self, name, {int(stage): value for stage, value in pairs})
 
     def row(self, stage: int, batch_size: int) -> dict[str, float | None]:
-        """Time of a stage, and images a second, for the report; None where this attempt did not do it."""
+        """Time of a stage, and images per second, for the report; None where another attempt did it."""
         seconds, done = self.seconds.get(stage), self.steps.get(stage, 0)
         return {
             "wall_s": seconds,

@@ -54,7 +54,7 @@ def draw(recipe: Recipe, reports: Mapping[str, Mapping[int, Report]], folder: Pa
 
 
 def draw_training(runs: Sequence[Planned], folder: Path) -> list[Path]:
-    """Each evaluated figure over the steps of the training, a line an arm, with the standard error over seeds."""
+    """Each evaluated figure over the steps of the training, a line for each arm, with the standard error over seeds."""
     found: dict[str, dict[str, dict[int, list[float]]]] = {}
     for run in runs:
         for record in records.read(run.folder / records.RECORDS):

@@ -1,4 +1,4 @@
-"""Whole pictures of any size in one tensor: squeezed into one shape, with the sizes that they had."""
+"""Whole pictures of any size in one tensor: squeezed into one shape, with their original sizes."""
 
 import contextlib
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def canvas_shape(source: ImageSource, limit: int) -> tuple[int, int]:
 
 
 def squeezed(source: ImageSource, preprocess: Preprocess, workers: int, on_bad: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Places (M,), pixels (M, 3, H, W) and sizes (M, 2) of the readable pictures, whole and in one shape."""
+    """Positions (M,), pixels (M, 3, H, W) and sizes (M, 2) of the readable pictures, whole and in one shape."""
 
     def make(index: int, epoch: int) -> tuple[Tensor, Tensor]:
         image = source.image(index)
@@ -47,5 +47,5 @@ def squeezed(source: ImageSource, preprocess: Preprocess, workers: int, on_bad: 
             kept.append(torch.from_numpy(indices))
             filled += len(indices)
     if not kept:
-        raise DataError(f"{source.name} has no readable training picture", "Give others")
+        raise DataError(f"{source.name} has no readable training picture", "Give other --data")
     return torch.cat(kept), canvas[:filled], torch.cat(sizes)

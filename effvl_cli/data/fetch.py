@@ -1,4 +1,4 @@
-"""Data sets from where their authors or torchvision keep them: only when asked for, each archive by its checksum."""
+"""Downloads data sets from their authors or through torchvision, only on request, each archive with its checksum."""
 
 import urllib.error
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class Archive:
     md5: str
 
 
-# the binary versions, which no pickle is needed for; torchvision has the pickled ones
+# the binary versions, which need no pickle; torchvision has the pickled ones
 ARCHIVES = {
     "cifar10": Archive("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"),
     "cifar100": Archive("https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8"),
@@ -51,7 +51,7 @@ def fetch_missing(spec: str, root: str | Path | None, echo: Callable[[str], None
     """Download and extract a data set below the data root, unless one of its splits can be used already.
 
     Raises:
-        DataError: it cannot be downloaded from here, or what came is not what was published.
+        DataError: it cannot be downloaded from here, or its checksum is wrong.
     """
     name = DATASETS.find(spec)[0].name
     if (name not in ARCHIVES and name not in TORCHVISION) or _is_there(spec, root):

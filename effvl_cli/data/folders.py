@@ -4,7 +4,7 @@ PATH/train, PATH/val (or valid, validation) and PATH/test hold the class folders
 that one is reported, and a tenth of train, by hash of the names, is used for validation. With neither, train is split
 80/10/10 by hash, and so is PATH when it holds the class folders itself.
 
-Images that lie in no class folder have no labels: `folder:PATH` takes them where there are no class folders, and
+Images outside class folders have no labels: `folder:PATH` takes them where there are no class folders, and
 `images:PATH` takes all that lie below PATH, whatever the folders are called.
 """
 
@@ -98,7 +98,7 @@ def _unlabelled(folder: Path, place: Path, tenths: range | None, split: str) -> 
 
 
 def _beside_remark(place: Path, count: int) -> str:
-    return f"{count} images beside the class folders of {place} are left out" if count else ""
+    return f"{count} images outside the class folders of {place} are left out" if count else ""
 
 
 def _subfolder(folder: Path, names: tuple[str, ...]) -> Path | None:

@@ -10,7 +10,7 @@ OWN, PLAIN, MANY = "coop", "simple", "imagenet80"  # names of sets
 
 
 def choose_templates(given: str | None, default: Sequence[str]) -> tuple[str, ...]:
-    """Templates of `--templates`: a text, several separated by "|", a file with one a line, or a set; else the default.
+    """Templates of `--templates`: a text, several split by "|", a file with one per line, or a set; else the default.
 
     Sets are `coop`, the data set's own as CoOp gives them; `simple`; and `imagenet80`, the 80 of CLIP's authors.
 

@@ -17,7 +17,7 @@ Indices = NDArray[np.int64]
 class Source(Protocol):
     """One split of a data set, of samples of any kind.
 
-    A source whose samples are no images says so in an attribute `kind`, e.g. "boxes" or "clips"; it has what commands
+    A source whose samples are not images has an attribute `kind`, e.g. "boxes" or "clips"; it has what commands
     for that kind ask for, and `data/loader.py` makes batches of it by a `make(index, epoch)` and a `collate`.
 
     Attributes:

@@ -151,7 +151,7 @@ def crop_batch(
     rows = _weights(top, box_height, height, size, torch.zeros_like(flipped), images.device).div_(255)
     columns = _weights(left, box_width, width, size, flipped, images.device)
     pixels = images.transpose(1, 2).reshape(count, height, channels * width).float()
-    with torch.autocast(images.device.type, enabled=False):  # pixels are no place for bfloat16
+    with torch.autocast(images.device.type, enabled=False):  # pixels need more than bfloat16
         low = torch.bmm(rows, pixels).reshape(count, size * channels, width)
         found = torch.bmm(low, columns.transpose(1, 2)).reshape(count, size, channels, size)
     return found.transpose(1, 2).contiguous()

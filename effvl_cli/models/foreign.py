@@ -37,7 +37,7 @@ class Weights:
     beside: dict[str, Tensor]
 
     def add_head(self, head: Mapping[str, Tensor]) -> None:
-        """Take a last layer of these names and shapes from beside the network, as wrappers of a backbone hold it."""
+        """Take a last layer with these names and shapes that lies beside the network, as in wrappers of a backbone."""
         parent = self.prefix.rstrip(".").rpartition(".")[0]
         around = f"{parent}." if parent else ""
         if not self.prefix or any(name in self.state for name in head):
@@ -63,7 +63,7 @@ def read(path: Path, expected: Collection[str], key: str | None = None) -> Weigh
     Args:
         path: safetensors, or of `torch.save`.
         expected: names of the tensors of the network that is wanted.
-        key: part of the prefix, where several networks lie in the file.
+        key: part of the prefix, where the file holds several networks.
 
     Raises:
         ModelError: unreadable, without tensors, with several networks, or with none of that key.

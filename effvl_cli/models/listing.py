@@ -1,4 +1,4 @@
-"""Names of the sources whose registry row takes any of their own, for `effvl list models PATTERN`."""
+"""Names of the models of torchvision and timm, for `effvl list models PATTERN`."""
 
 import open_clip
 import timm

@@ -66,20 +66,20 @@ class Network:
     edits: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Refuse what no command could use, such as a plug-in may give.
+        """Refuse a network that no command could use, e.g. from a plug-in.
 
         Raises:
-            ModelError: no such kind, or a module that lacks what the kind has.
+            ModelError: unknown kind, or a module without the methods of its kind.
         """
         if self.kind not in KINDS:
-            raise ModelError(f"model {self.name} is of the unknown kind {self.kind!r}", f"Known are {', '.join(KINDS)}")
+            raise ModelError(f"model {self.name} has the unknown kind {self.kind!r}", f"Known: {', '.join(KINDS)}")
         lacking = [name for name in KINDS[self.kind].needs if not hasattr(self.module, name)]
         if lacking:
             raise ModelError(f"model {self.name} is a {self.kind} without {', '.join(lacking)}", "Its builder is wrong")
 
     @property
     def image_module(self) -> nn.Module:
-        """The part that takes the images alone: of a CLIP its image tower, else the whole network."""
+        """The part that processes images: the image tower of a CLIP, else the whole network."""
         found: nn.Module = getattr(self.module, KINDS[self.kind].images, self.module)
         return found
 
@@ -259,10 +259,10 @@ def _read_weights(
 
 
 def preprocess_of(manifest: Mapping[str, Any], path: Path) -> Preprocess:
-    """How the manifest beside a checkpoint says that images are prepared.
+    """Preprocessing from the manifest beside a checkpoint.
 
     Raises:
-        ModelError: it does not say.
+        ModelError: the manifest has none.
     """
     try:
         return Preprocess.from_dict(manifest["preprocess"])
@@ -289,11 +289,11 @@ def _head(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _with_classifier(network: Network, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of a run that trained a backbone lacks the classifier that is asked for: it stays as drawn."""
+    """Add the network's random classifier to the state dict of a run that trained a backbone only."""
     head = _head(network.module)
     if not network.manifest or network.manifest.get("num_classes") or any(key in state for key in head):
         return state
-    network.notes.append("a backbone: its classifier is drawn anew (prune-blocks trains it first with --new-head)")
+    network.notes.append("a backbone: its classifier is random (prune-blocks trains it first with --new-head)")
     return state | head
 
 
@@ -331,7 +331,7 @@ SHOWN = 40  # letters of a class name in a message
 
 
 def check_class_texts(network: Network, classes: Sequence[str], templates: Sequence[str]) -> list[str]:
-    """What is to be said of class names that do not reach the text tower as they are written.
+    """Warnings about class names that do not reach the text tower unchanged.
 
     Names are looked for in the longest template, which leaves them the least room; whether they can be told apart, in
     the shortest.
@@ -352,7 +352,7 @@ def check_class_texts(network: Network, classes: Sequence[str], templates: Seque
         if len(set(names)) > 1 and set(names) & set(cut):
             shown = " and ".join(repr(name[-SHOWN:]) for name in names[:2])
             raise DataError(
-                f"{len(names)} class names are one and the same to {network.name}, which reads {rows.shape[1]} tokens; "
+                f"{len(names)} class names are identical to {network.name}, which reads {rows.shape[1]} tokens; "
                 f"they end in {shown}",
                 "Shorten them, or give shorter --templates",
             )
@@ -372,14 +372,14 @@ def zero_shot_classifier(
 ) -> Tensor:
     """Unit text embeddings of the classes, averaged over templates (Radford et al., arXiv 2103.00020, sec. 3.1.4).
 
-    They are those of evaluation mode; the network is left as it is.
+    They are computed in evaluation mode; the network does not change.
 
     Args:
         network: with a text tower.
         classes: C names.
         templates: texts with one "{}" each.
         device: of the result.
-        warn: told of names that are cut, if it is given: the first time that a run uses them.
+        warn: receives warnings about names that are cut off.
 
     Returns:
         (E, C) float32 on `device`.

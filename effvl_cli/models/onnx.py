@@ -43,7 +43,7 @@ def export_onnx(
     """Write the network as ONNX, once onnxruntime gives what the network gives.
 
     Args:
-        module: a classifier, or a network that `compare` is made for; it stays as it is.
+        module: a classifier, or a network that `compare` is made for; not changed.
         image_size: H and W.
         path: of the file; replaced only by a graph that passes.
         images: (N, 3, H, W) normalised, those of the comparison; 64 of noise when there are none.
@@ -159,7 +159,7 @@ def parity(path: Path, module: nn.Module, images: Tensor) -> float:
 
     Args:
         path: of the ONNX file.
-        module: the network on the CPU; asked in evaluation mode, and left as it is.
+        module: the network on the CPU; run in evaluation mode, and not changed.
         images: (N, 3, H, W), normalised.
 
     Returns:

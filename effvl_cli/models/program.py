@@ -41,7 +41,7 @@ def trace(module: nn.Module, image_size: tuple[int, int]) -> tuple[ExportedProgr
     """The network's program for any batch size, or for one image where it allows no other size.
 
     Args:
-        module: a classifier on the CPU; traced in evaluation mode, and left as it is.
+        module: a classifier on the CPU; traced in evaluation mode, and not changed.
         image_size: H and W.
 
     Returns:
@@ -92,7 +92,7 @@ def save_program(module: nn.Module, image_size: tuple[int, int], path: Path, com
     """Write the network as a program, after checking that the file computes what the network computes.
 
     Args:
-        module: a classifier, or a network that `compare` is made for; it stays as it is.
+        module: a classifier, or a network that `compare` is made for; not changed.
         image_size: H and W.
         path: of the file, usually `model.pt2`; replaced only by a program that passes.
         compare: called for some batches, eight images of noise in all.

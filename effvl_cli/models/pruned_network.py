@@ -1,4 +1,4 @@
-"""A network that loses its blocks step by step, and the same one built anew by name and edits, as a checkpoint is."""
+"""A network that is pruned step by step, checked against one rebuilt by name and edits, as a checkpoint is."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ class State:
     Attributes:
         module: the current network.
         removals: from the network as it was built, in order.
-        origins: path of each module that is left, to its path in the network as it was built.
+        origins: from the path of each remaining module to its path in the network as built.
     """
 
     module: nn.Module
@@ -32,7 +32,7 @@ class State:
 
 
 def begin(network: networks.Network, num_classes: int, device: torch.device) -> State:
-    """A network as it was loaded, blocks that it lost before among its removals."""
+    """The state of a network as loaded; blocks removed earlier are among its removals."""
     removals = tuple(removals_of(network.edits))
     built = build(network, [edit for edit in network.edits if edit["kind"] != REMOVED], num_classes, device)
     return State(network.module, removals, original_paths(built, removals))
@@ -49,13 +49,13 @@ def build(
 
 
 def edits_of(network: networks.Network, removals: Sequence[Removal]) -> list[dict[str, Any]]:
-    """What the manifest of the network without these units says."""
+    """Edits in the manifest of the network without these units."""
     others = [edit for edit in network.edits if edit["kind"] != REMOVED]
     return [*others, blocks_removed(removals)] if removals else others
 
 
 def check_rebuilt(network: networks.Network, state: State, num_classes: int, images: Tensor) -> None:
-    """Build a pruned network by name, edit it, give it the weights, as a checkpoint's, and compare bit for bit.
+    """Rebuild a pruned network by name, edits and weights, as from a checkpoint, and compare bit for bit.
 
     Args:
         network: before the removals of `state`.
@@ -64,7 +64,7 @@ def check_rebuilt(network: networks.Network, state: State, num_classes: int, ima
         images: (B, 3, H, W) on its device.
 
     Raises:
-        ModelError: other logits.
+        ModelError: the logits differ.
     """
     rebuilt = build(network, edits_of(network, state.removals), num_classes, images.device)
     rebuilt.load_state_dict(state.module.state_dict())
@@ -88,7 +88,7 @@ def cut(
         network: before any removal.
         state: now.
         units: of it.
-        images: (B, 3, H, W) that are tried.
+        images: (B, 3, H, W) for the comparison.
         num_classes: of its head.
         step: number of the removal.
 

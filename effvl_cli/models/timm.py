@@ -87,7 +87,7 @@ def _tags_hint(name: str, tag: str) -> str:
 def _fetch(network: Network, name: str, tag: str, download: bool) -> Path:
     """File of a pretrained tag: from the local cache, or over the network if that is allowed.
 
-    The tag's own preprocessing takes the place of the default one.
+    The tag's own preprocessing replaces the default one.
 
     Raises:
         ModelError: unknown tag, or neither cached nor allowed to be downloaded.

@@ -149,7 +149,7 @@ def _check(manifest: Mapping[str, Any], folder: Path) -> None:
         if key not in holder:
             raise ModelError(f"the manifest of {folder} lacks {name}", "Repeat the run")
         if not isinstance(holder[key], kinds) or isinstance(holder[key], bool):
-            raise ModelError(f"the manifest of {folder} has no usable {name}", "Copy it again, or make the run anew")
+            raise ModelError(f"the manifest of {folder} has no usable {name}", "Copy it again, or repeat the run")
 
 
 def modules_of(state: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> tuple[Predictor | None, Prompts | None]:

@@ -42,7 +42,7 @@ def test_all_that_lies_below_a_folder_without_labels(tmp_path):
 def test_images_beside_class_folders_are_spoken_of(image_folder):
     _pictures(image_folder / "train", 3)
     source = load(f"folder:{image_folder}", "train")
-    assert len(source) == 24 and source.remark.startswith("3 images beside the class folders")
+    assert len(source) == 24 and source.remark.startswith("3 images outside the class folders")
 
 
 @pytest.mark.parametrize("where", ["batch", "worker"])

@@ -18,7 +18,7 @@ def tiny():
 def test_names_that_are_cut_to_the_same_tokens_are_refused(tiny):
     names = (f"{LONG} cat", f"{LONG} dog", "red circle")
     assert torch.equal(*tiny.tokenize([f"a photo of a {name}." for name in names[:2]]))
-    with pytest.raises(DataError, match=r"2 class names are one and the same .* cat' and .* dog'") as caught:
+    with pytest.raises(DataError, match=r"2 class names are identical .* cat' and .* dog'") as caught:
         networks.zero_shot_classifier(tiny, names, TEMPLATES, torch.device("cpu"), lambda text: None)
     assert "Shorten" in caught.value.hint and "\n" not in caught.value.message
 
@@ -48,4 +48,4 @@ def test_the_shortest_template_decides_whether_names_can_be_told_apart(tiny):
 def test_prune_tokens_refuses_them_in_one_line(effvl, tmp_path):
     (tmp_path / "t.csv").write_text(f"path,label,split\na.jpg,{LONG} cat,train\nb.jpg,{LONG} dog,train\n")
     outcome = effvl("prune-tokens", "--data", f"csv:{tmp_path / 't.csv'}")
-    assert outcome.code == 3 and "one and the same to tiny:clip" in outcome.error
+    assert outcome.code == 3 and "identical to tiny:clip" in outcome.error

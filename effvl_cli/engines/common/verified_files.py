@@ -1,4 +1,4 @@
-"""Networks in files for use without effvl, each verified against the network before it is kept."""
+"""Writes networks to files for use without effvl, each verified against the network before it is kept."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +17,13 @@ ONNX = "model.onnx"
 
 
 def write_verified(run: Run, file: str, write: Callable[..., str], *args: Any) -> str | None:
-    """Write a file of the run; a warning says so where it takes one image at a time.
+    """Write a file of the run; warn if it takes one image at a time.
 
     Args:
-        run: whose file.
+        run: owner of the file.
         file: its name.
         write: from the path, and `args`, to why it takes one image at a time; empty when it takes any number.
-        args: of it.
+        args: further arguments of `write`.
 
     Returns:
         What `write` returns; None on processes that do not write.
@@ -38,7 +38,7 @@ def write_program(run: Run, network: Network, module: nn.Module) -> None:
     """`model.pt2` of a classifier.
 
     Raises:
-        CheckError: it gives other logits.
+        CheckError: it gives different logits.
     """
     write_verified(run, PROGRAM, lambda path: save_program(module, network.preprocess.size, path))
 
@@ -47,7 +47,7 @@ def write_onnx(run: Run, network: Network, module: nn.Module) -> None:
     """`model.onnx` of a classifier.
 
     Raises:
-        CheckError: it gives other logits.
+        CheckError: it gives different logits.
     """
     write_verified(run, ONNX, lambda path: export_onnx(module, network.preprocess.size, path))
 
@@ -56,7 +56,7 @@ def write_code(run: Run, network: Network) -> None:
     """`rebuild.py`, where public code builds the network.
 
     Raises:
-        CheckError: it builds another one.
+        CheckError: it builds another network.
     """
 
     def write(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Images against texts, by a CLIP that was not trained on either."""
+"""Zero-shot classification and retrieval with a CLIP."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from effvl_cli.models.network import Network, zero_shot_classifier
 
 
 def image_embeddings(network: Network, images: Decoded, run: Run, precision: str) -> Tensor:
-    """Unit embeddings (M, E)."""
+    """Unit embeddings (M, E) of images."""
     encode = network.module.encode_image
     with as_found(network.module, training=False):
         return over_images(lambda x, _: encode(x, normalize=True), images, run, batch_size=256, precision=precision)

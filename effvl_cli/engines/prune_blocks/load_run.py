@@ -48,7 +48,7 @@ def open_run_network(config: RC, run: Run) -> NetworkContext[RC]:
 
     Raises:
         DataError: no RUN, and none is completed.
-        ModelError: what was given is no run of this technique, or its network is not there.
+        ModelError: what was given is not a run of this technique, or its network is missing.
     """
     folder = find_run(TECHNIQUE, config.run)
     report_of(folder)

@@ -48,7 +48,7 @@ def _seen(
 
 
 def accuracy_curve(context: AnyContext, rows: Sequence[Mapping[str, Any]], dense: float, note: str) -> None:
-    """`plots/accuracy.png`: top-1 against the kept share, a line a selector."""
+    """`plots/accuracy.png`: top-1 against the kept share, a line for each selector."""
     context.run.plot(
         "accuracy",
         curves,
@@ -80,7 +80,7 @@ def cost_curve(context: AnyContext, rows: Sequence[Mapping[str, Any]], dense: fl
 
 
 def _series(rows: Sequence[Mapping[str, Any]], place: Callable[[Mapping[str, Any]], float]) -> dict[str, list[Point]]:
-    """Top-1 in percent at each row's place, a line a selector; references last, for the same colours without them."""
+    """Top-1 in percent at each row's place, a line for each selector; references last, for the same colours without."""
     series: dict[str, list[Point]] = {}
     for row in sorted(rows, key=_is_reference):
         name = row["selector"] + (" (oracle)" if row["oracle"] else "")

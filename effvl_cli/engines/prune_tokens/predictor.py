@@ -78,7 +78,7 @@ def train_predictor(
     if config.scorer == "label":
         run.warn(
             "--scorer label uses the label, which a predictor cannot see: its rankings have objects at both ends, and "
-            "a predictor of them may be worse than random; use it with --selector golden, or train with another --scorer"
+            "a predictor may do worse than random; use it with --selector golden, or train with another --scorer"
         )
     shape = context.shape
     with seeds.global_stream(config.seed, "predictor"):

@@ -1,4 +1,4 @@
-"""Whether the embeddings of all images become one; ours, after the figure of SimSiam (arXiv 2011.10566)."""
+"""Detects collapse of all embeddings to one; ours, after the measure of SimSiam (arXiv 2011.10566)."""
 
 from dataclasses import dataclass
 
@@ -18,16 +18,16 @@ def embedding_std(embeddings: Tensor) -> Tensor:
 
 @dataclass
 class CollapseWatch:
-    """Tells when embeddings have been nearly equal for a twentieth of the budget, and again after each further one.
+    """Reports embeddings that have been nearly equal for a twentieth of the budget, and again after each further one.
 
     Attributes:
-        low_since: share of the budget since when they are, or since it was told; -1: they are not.
+        low_since: share of the budget since which they are, or since the last report; -1: they are not.
     """
 
     low_since: float = -1.0
 
     def since(self, t: float, spread: float) -> float | None:
-        """When they became nearly equal, if it is time to tell.
+        """When they became nearly equal, if a report is due.
 
         Args:
             t: share of the budget that is spent.

@@ -1,4 +1,4 @@
-"""Candidates of a search for a schedule, which of them each stage of the training takes, and what that gains.
+"""Candidates of a schedule search, the choice among them for each stage of the training, and its gain.
 
 The choice by cost-adjusted error is that of arXiv 2410.22364; grid, ties and pictures are ours.
 """
@@ -39,7 +39,7 @@ def grid(base: int, sizes: Sizes, key_keep: Callable[[float], float]) -> list[Co
 
 
 def named(found: list[Compression], base: int, sizes: Sizes) -> dict[str, Compression]:
-    """Compressions by name, one of each length of the sequences; the uncompressed one is there under `FULL`."""
+    """Compressions by name, one for each sequence length; the uncompressed one is called `FULL`."""
     full = Compression(base)
     distinct = {_lengths(c, sizes): c for c in reversed([full, *found])}  # rounding may give two the same length
     return {FULL: full, **{_name(c): c for c in reversed(distinct.values()) if c != full}}
@@ -100,14 +100,14 @@ def schedule_of(
 
 @dataclass(frozen=True)
 class Search:
-    """What a search found.
+    """Result of a search.
 
     Attributes:
         stages: errors of every strategy at each share of the training.
         candidates: the strategies by name.
         chosen: one for each share after the start.
-        overridden: shares where the order of costs overrode the least error.
-        schedule: that follows.
+        overridden: shares where rising costs overrode the lowest error.
+        schedule: the resulting schedule.
     """
 
     stages: Mapping[float, Estimates]
@@ -132,7 +132,7 @@ def conclude(
         candidates: the strategies by name.
         base: side of the patches without compression, px.
         final_full: share of the budget at the end that is not compressed.
-        keep_order: costs do not fall.
+        keep_order: whether costs must not fall.
     """
     chosen, overridden = choose(stages, keep_order=keep_order)
     return Search(stages, candidates, chosen, overridden, schedule_of(chosen, candidates, final_full, base))

@@ -12,7 +12,7 @@ def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, positives: Te
 
     With one positive per row and column it is CLIP's loss. With several, the target of a row is uniform over its
     positives, as in the supervised contrastive loss (Khosla et al., arXiv 2004.11362, eq. 2). A text without an image
-    in the batch has no row of its own but still is a negative for every image.
+    in the batch has no row of its own but is still a negative for every image.
 
     Args:
         images: (B, E), unit norm.

@@ -1,4 +1,4 @@
-"""What an image costs in a step of a method, in units of one uncompressed forward pass (arXiv 2410.22364, fig. 1)."""
+"""Cost of an image in a step of a method, in units of one uncompressed forward pass (arXiv 2410.22364, fig. 1)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
-"""Sides of the views under a size policy: the input stays as it is, or snaps to whole patches.
+"""Sides of the views under a size policy: the input size stays, or snaps to whole patches.
 
-Views whose patches grow are those of arXiv 2410.22364; the policies are ours.
+Views with larger patches are from arXiv 2410.22364; the policies are ours.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The units of a network that may go, what each saves, and the sets of them that may go together.
+"""The removable units of a network, what each saves, and the sets that may be removed together.
 
 Ours, around the units of arXiv 2312.16904.
 """
@@ -13,7 +13,7 @@ from .scoring_cost import PartMacs, cost_model
 from .targets import Saving
 from .unit import Unit
 
-SHOWN = 4  # paths of each reason
+SHOWN = 4  # paths shown for each reason
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Found:
     parts: PartMacs | None
 
     def as_many_as_can_go(self) -> list[Candidate]:
-        """The first candidates of each stage that it can lose."""
+        """The first candidates of each stage, as many as can be removed."""
         room, gone = dict(self.room), []
         for candidate in self.candidates:
             if room[candidate.unit.stage]:

@@ -72,8 +72,8 @@ def evaluating(network: nn.Module, *, buffers: bool = True) -> Iterator[None]:
     """Evaluation mode without gradients; afterwards each module is in the mode that it was in.
 
     Args:
-        network: what is looked at.
-        buffers: put back those that changed all the same (a module may count its calls); False to let them change.
+        network: to observe.
+        buffers: whether to restore buffers that changed (a module may count its calls); False lets them change.
     """
     modes = [(module, module.training) for module in network.modules()]
     live = list(network.buffers()) if buffers else []

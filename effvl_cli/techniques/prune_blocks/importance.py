@@ -1,4 +1,4 @@
-"""From what became of every image, or from one number for each candidate, to an order in which candidates go.
+"""From results for every image, or from one number for each candidate, to an order of removal.
 
 n candidates, each a unit or a set of units. Direct scores: arXiv 2312.16904; intervals and ties are ours.
 """
@@ -24,18 +24,18 @@ def measured(
     by_loss_ties: bool = False,
     savings: Sequence[float] | None = None,
 ) -> dict[str, Any]:
-    """Importance of every candidate that was really left out.
+    """Importance of candidates by direct scoring.
 
     Args:
         choices: the candidates.
         outcomes: of the network and of each candidate.
-        metric: what ranks; the other measure breaks ties.
-        by_loss_ties: candidates that top-1 does not tell from the first are ranked by loss.
+        metric: the ranking measure; the other one breaks ties.
+        by_loss_ties: whether candidates that top-1 cannot tell from the first are ranked by loss.
         savings: what impacts are divided by; None: nothing.
 
     Returns:
-        `rows`: a mapping for each candidate, as in the report. `order`: indices, the first to go first; those that a
-        race dropped last. `images`: how many scored. `images_needed`: to tell the first two apart.
+        `rows`: a mapping for each candidate, as in the report. `order`: indices, least important first; those that a
+        race dropped last. `images`: number scored. `images_needed`: number to tell the first two apart.
     """
     by_accuracy, by_loss = _impacts(outcomes)
     finite = [not bool(nan) for nan in outcomes.nan[1:]]
@@ -77,7 +77,7 @@ def measured(
 
 
 def estimated(choices: Sequence[Choice], values: Sequence[float], savings: Sequence[float] | None) -> dict[str, Any]:
-    """Importance by a proxy: one number for each candidate, the lowest to go first; the rest as of `measured`."""
+    """Importance by a proxy: one number for each candidate, the lowest removed first; the rest as in `measured`."""
     macs, params = [c.macs for c in choices], [c.params for c in choices]
     order = statistics.rank(values, [0.0] * len(values), macs, params, savings)
     unknown = dict.fromkeys(
@@ -113,7 +113,7 @@ def _images_needed(correct: Tensor, order: Sequence[int]) -> dict[str, int | Non
 
 
 def _impacts(outcomes: Outcomes) -> tuple[list[float], list[float]]:
-    """Of each candidate, on the images that it has seen."""
+    """Impacts of each candidate, on the images that it was scored on."""
     pairs = []
     for row in range(1, len(outcomes.used)):
         rows, used = torch.tensor([0, row]), int(outcomes.used[row])

@@ -1,4 +1,4 @@
-"""What became of every image without each candidate: the table that direct scoring fills (arXiv 2312.16904).
+"""Results for every image without each candidate: the table that direct scoring fills (arXiv 2312.16904).
 
 N images, n candidates. Row 0 of every table is the network itself, row 1 + k the network without the k-th candidate.
 """
@@ -35,7 +35,7 @@ class Outcomes:
 
     @classmethod
     def empty(cls, order: Tensor, rows: int) -> "Outcomes":
-        """Nothing scored yet."""
+        """A table without scores."""
         size = (rows, len(order))
         return cls(
             order,

@@ -23,7 +23,7 @@ def pareto_points(
         before: test top-1 of the original network.
         after: the same of the result.
         original: `params` and `macs` of the original network.
-        latencies: milliseconds by network and runtime; None stands where there is none.
+        latencies: milliseconds by network and runtime; missing ones become None.
         first: name of the original network in these.
     """
     rows: list[dict[str, Any]] = [{"step": 0, **original, "top1": before}]

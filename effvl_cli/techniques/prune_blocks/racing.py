@@ -122,7 +122,7 @@ class Race:
         candidates: n.
         picks: how many are removed in a step.
         clip: losses above this count as this, for the bound.
-        generator: orders the images; asked for only where there is a race.
+        generator: orders the images; used only in a race.
 
     Attributes:
         order: (N,) positions of the images in the split.

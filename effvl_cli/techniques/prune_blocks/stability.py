@@ -17,18 +17,18 @@ DRAWS = 100
 def ranking_stability(
     correct: Tensor, loss: Tensor, generator: torch.Generator, sizes: Sequence[int] = SIZES, draws: int = DRAWS
 ) -> list[dict[str, float]]:
-    """For each number of images below N: how well the candidates are ranked by so many.
+    """How well the candidates are ranked by fewer than N images.
 
     Args:
         correct: (1 + n, N) bool, the network itself first.
         loss: (1 + n, N), finite.
-        generator: draws the parts; on the CPU.
+        generator: draws the subsets; on the CPU.
         sizes: numbers of images.
-        draws: parts of each size.
+        draws: subsets of each size.
 
     Returns:
         Rows of `images`, and for each measure (`top1`, `loss`) `winner_...`, the share of draws with the same candidate
-        in front as with all images, and `tau_...`, the mean rank correlation with the ranking by all. Empty for fewer
+        first as with all images, and `tau_...`, the mean rank correlation with the ranking by all. Empty for fewer
         than two candidates.
     """
     if len(loss) < 3:

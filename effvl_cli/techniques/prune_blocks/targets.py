@@ -23,14 +23,14 @@ class Saving:
 
 @dataclass(frozen=True)
 class Targets:
-    """Goals; None: no such goal.
+    """Targets; None: no such target.
 
     Attributes:
         remove: number of units.
         params: share removed of the original network's parameters.
         macs: the same of its multiply-adds.
         latency: the same of its latency.
-        all_of_them: whether all goals count, or the first that is met.
+        all_of_them: whether all targets must be met, or any one.
     """
 
     remove: int | None
@@ -61,13 +61,13 @@ class Targets:
     def shortfall(
         self, original: Size, most: Size, count: int, latency_ratio: Callable[[], float]
     ) -> "Shortfall | None":
-        """The first goal that cannot be met; None where all can.
+        """The first target that cannot be met; None if all can.
 
         Args:
             original: network.
             most: total cost of all removable units.
             count: of them.
-            latency_ratio: of the network without them; asked for only where it is a goal.
+            latency_ratio: of the network without them; called only if latency is a target.
         """
         goals = (
             Shortfall("remove", self.remove, count, "units"),
@@ -80,11 +80,11 @@ class Targets:
 
 @dataclass(frozen=True)
 class Shortfall:
-    """A goal, and how far it can be met.
+    """A target, and how far it can be met.
 
     Attributes:
-        name: of the goal.
-        goal: what is asked for; None: nothing.
+        name: of the target.
+        goal: the requested value; None: no target.
         attainable: the most that can be removed.
         of: what these are shares or numbers of.
     """

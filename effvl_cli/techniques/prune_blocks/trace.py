@@ -100,7 +100,7 @@ class Call:
 def calls(network: nn.Module, units: Sequence[Unit], images: Tensor) -> list[Call]:
     """Run a network in evaluation mode on images (B, 3, H, W) and write down the calls of its parts, in order.
 
-    The network is left as it is.
+    The network is not changed.
     """
     found: list[Call] = []
 

@@ -13,7 +13,7 @@ from .scorers import ConfidenceScorer, FeatureScorer, LabelScorer, Scorer, Space
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """What scorers can know of the images that are ranked.
+    """What scorers may know about the ranked images.
 
     Attributes:
         labels: (B,) their classes.
@@ -35,10 +35,10 @@ class ScorerSpec:
     """Description of a scorer.
 
     Attributes:
-        make: the scorer, from what it can know of the images.
-        by_class: it reads the class weights.
-        by_label: it reads the labels.
-        by_gradients: scores are estimated from gradients in place of evaluated removals.
+        make: makes the scorer from what it may know about the images.
+        by_class: whether it reads the class weights.
+        by_label: whether it reads the labels.
+        by_gradients: whether scores are estimated from gradients instead of evaluated removals.
     """
 
     make: Callable[[Known], Scorer]

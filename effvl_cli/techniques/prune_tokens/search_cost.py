@@ -1,4 +1,4 @@
-"""What a golden search costs: candidates, and multiply-adds, of one image.
+"""Cost of a golden search: candidates and multiply-adds for one image.
 
 Ours, for the search of arXiv 2409.14607, phase I.
 """
@@ -21,7 +21,7 @@ def search_cost(
     shortlist: int,
     by_gradients: bool,
 ) -> tuple[int, int]:
-    """Candidates and multiply-adds of the search on one image; at most, where windows lose patches one by one.
+    """Candidates and multiply-adds of the search on one image; an upper bound where windows lose single patches.
 
     Args:
         shape: sizes of the tower.
@@ -29,10 +29,10 @@ def search_cost(
         layer: p.
         block: side of a window.
         block_stride: between windows.
-        group: patches that go in a round; 0: all at once.
+        group: patches removed in a round; 0: all at once.
         rank_until: see `golden_ranking`.
-        shortlist: candidates of a round by estimated scores, for each patch that goes; 0: all.
-        by_gradients: scores are estimated, and none evaluated.
+        shortlist: candidates of a round by estimated scores, for each removed patch; 0: all.
+        by_gradients: whether scores are estimated and none evaluated.
     """
     windows = removal_windows(grid, block, block_stride)
     alive, side = torch.ones(shape.num_patches, dtype=torch.bool), int(windows[0].sum())

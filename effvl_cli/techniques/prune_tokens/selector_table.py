@@ -25,7 +25,7 @@ from .tower import Selector, WrappedTower, num_keep
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tower is pruned, and by which predictor.
+    """Where a tower is pruned, and with which predictor.
 
     Attributes:
         shape: sizes of the tower.
@@ -105,7 +105,7 @@ SELECTORS: dict[str, SelectorSpec] = {
     ),
     "tome": SelectorSpec(
         merges=merges,
-        note="tome merges tokens in every block, at the multiply-adds that dropping to so many patches costs",
+        note="tome merges tokens in every block, at the same multiply-adds as dropping to that many patches",
     ),
     "random": SelectorSpec(make=lambda predictor, seed, previous: RandomSelector(seed)),
     "grid": SelectorSpec(make=lambda predictor, seed, previous: GridSelector()),
