@@ -58,8 +58,9 @@ def test_the_mathematics():
 
 def test_root_help_help_and_dry_run(effvl):
     assert "pixel-probe" in effvl("--help").out
-    shown = effvl("pixel-probe", "--help").out
-    assert "--keep" in shown and "--force" in shown
+    short, whole = (effvl("pixel-probe", words).out for words in ("--help", "--help-all"))
+    assert "--keep" in short and "--keep" in whole
+    assert "--force" in whole and "--force" not in short
     outcome = effvl(*FEW, "--dry-run")
     assert outcome.code == 0 and "keep: 0.5" in outcome.out and "what it does" in outcome.out
     outcome = effvl("pixel-probe", "--kep", 0.5)
