@@ -128,7 +128,7 @@ def test_a_class_of_test_alone_is_refused(tmp_path):
     [
         ("path,label\na.jpg,café\n".encode("latin-1"), "not UTF-8 text"),
         ("path,label\na.jpg,x\n".encode("utf-16"), "not UTF-8 text"),
-        (b"path,label\na.jpg," + b"x" * 200_000 + b"\n", "no table"),
+        (b"path,label\na.jpg," + b"x" * 200_000 + b"\n", "not a table"),
         (b"", "line 1 has columns none"),
     ],
 )
