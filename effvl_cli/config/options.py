@@ -55,7 +55,7 @@ class RunOptions:
     log: Annotated[
         tuple[Literal["tensorboard"], ...],
         VOLATILE,
-        Doc("log also written, besides metrics.jsonl and .csv: tensorboard (an extra)"),
+        Doc("log in addition to metrics.jsonl and .csv: tensorboard (an extra)"),
     ] = ()
     cache_dir: Annotated[str | None, VOLATILE, Doc("folder of the content-keyed cache (default: ~/.cache/effvl)")] = (
         None
@@ -97,9 +97,9 @@ class ModelOptions:
     weights: Annotated[
         str | None, ARTEFACT, Doc("run folder, file (safetensors, .pt state dict), pretrained tag, or none = random")
     ] = None
-    download: Annotated[bool, VOLATILE, Doc("allow the network: pretrained tags, public --data that are not here")] = (
-        False
-    )
+    download: Annotated[
+        bool, VOLATILE, Doc("allow downloads: pretrained tags that are not cached, public --data that are missing")
+    ] = False
     weights_key: Annotated[
         str | None, Doc("which network of a --weights file that holds several, e.g. teacher or model_ema")
     ] = None
@@ -138,7 +138,7 @@ class SaveOptions:
     panel: ClassVar[str] = "Training"
 
     save_every: Annotated[
-        Count, VOLATILE, Doc("steps between checkpoints; 0: so many that saving takes less than 2 % of the time")
+        Count, VOLATILE, Doc("steps between checkpoints; 0: chosen so that saving takes less than 2 % of the time")
     ] = 0
     log_every: Annotated[Positive, VOLATILE, Doc("steps between records in metrics.jsonl")] = 20
 

@@ -68,7 +68,7 @@ class LengthOptions:
     ] = None
     keep: Annotated[
         Fraction | None,
-        Doc("share of patches kept, in training only; a key view left whole (mocov3, dino) bounds the gain by 4x"),
+        Doc("share of patches kept, in training only; the whole key view (mocov3, dino) bounds the gain by 4x"),
     ] = None
     patch: Annotated[Positive | None, Doc("side of the patches while training, px: fewer tokens in all views")] = None
     baseline: Annotated[
@@ -116,7 +116,7 @@ class MethodOptions:
 
     method: Annotated[
         Literal[*METHODS],  # type: ignore[valid-type]  # the rows are the choices
-        Doc("simclr, mocov3, dino: from images alone, accelerated; clip: with texts; supervised: with labels"),
+        Doc("simclr, mocov3, dino: on images alone, accelerated; clip: on captions; supervised: on labels"),
     ] = "simclr"
     temperature: Annotated[
         float | None, Gt(0), Doc("temperature of the loss (default: 0.2; dino: 0.1, the student's)")
@@ -141,8 +141,12 @@ class MethodOptions:
     teacher_temperature: Annotated[
         float, Gt(0), Doc("dino: final temperature of the teacher, which starts at 0.04")
     ] = 0.04
-    teacher_warmup: Annotated[float, Ge(0), Le(1), Doc("dino: share of the budget over which it rises")] = 0.0
-    freeze_last: Annotated[float, Ge(0), Le(1), Doc("dino: share of the budget before the last layer learns")] = 0.01
+    teacher_warmup: Annotated[
+        float, Ge(0), Le(1), Doc("dino: share of the budget over which this temperature rises")
+    ] = 0.0
+    freeze_last: Annotated[
+        float, Ge(0), Le(1), Doc("dino: share of the budget during which the last layer is frozen")
+    ] = 0.01
     drop_path: Annotated[float, Ge(0), Lt(1), Doc("stochastic depth of the query view's last block")] = 0.0
     label_smoothing: Annotated[float, Ge(0), Lt(1), Doc("supervised: label smoothing")] = 0.0
     augment: Annotated[

@@ -1,4 +1,4 @@
-"""Checks every run of a sweep before the first is launched: a mistake in the last arm would appear only hours later."""
+"""Checks all runs of a sweep before the first one is launched: a mistake in the last arm would else appear late."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
