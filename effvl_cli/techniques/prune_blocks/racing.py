@@ -175,12 +175,14 @@ class Race:
         self._passed = seen
 
     def _halve(self, correct: Tensor, loss: Tensor) -> list[int]:
+        """Remaining candidates after a halving, from `correct` and `loss` (1 + n, N)."""
         by_accuracy, by_loss = impacts(correct, loss)
         both = (by_accuracy, by_loss) if self.metric == "top1" else (by_loss, by_accuracy)
         nothing = [0] * len(self.active)
         return halve(rank(*both, nothing, nothing), self.picks)
 
     def _bound(self, correct: Tensor, loss: Tensor) -> list[int]:
+        """Remaining candidates after a check of the bounds, from `correct` and `loss` (1 + n, N)."""
         top1 = self.metric == "top1"
         values = ~correct[1:] if top1 else loss[1:].clamp(max=self.clip)
         return bound(

@@ -101,6 +101,7 @@ def unwrapped(output: Any) -> Any:
 
 
 def _compare(noise: Tensor, output: Tensor) -> Shortcut:
+    """What turned `noise` into `output`, tensors of any equal shape."""
     if torch.equal(output, noise):
         return Shortcut("identity")
     if torch.equal(output, noise.relu()):
@@ -155,6 +156,7 @@ def _layers(unit: nn.Module) -> list[nn.Module]:
 
 
 def _noise_like(generator: torch.Generator, value: Tensor) -> Tensor:
+    """Normal noise with the type of `value`, of any shape."""
     return torch.randn(value.shape, generator=generator).to(value) if value.is_floating_point() else value
 
 
