@@ -269,7 +269,7 @@ def test_weights_of_other_classes_or_networks(effvl, trained, image_folder, repo
 
 
 def test_apply_refuses_what_is_no_block(effvl, trained):
-    wrong = {"": "names no block", "9": "'9'", "layer2.0": "no removable", "0,0": "a second time"}
+    wrong = {"": "names no block", "9": "'9'", "layer2.0": "not a removable", "0,0": "a second time"}
     for number, (units, part) in enumerate(wrong.items()):
         words = ("--units", units) if units else ()
         outcome = effvl("prune-blocks", "apply", trained, *words, "--out", f"r{number}")
