@@ -157,5 +157,5 @@ def test_every_kind_learns_and_nothing_else_does(kind, names, make_tower, images
 
 
 def test_prompts_of_neither_tower_are_refused():
-    with pytest.raises(ValueError, match="neither"):
+    with pytest.raises(ValueError, match="no prompts for either tower"):
         Prompts(None)
