@@ -32,7 +32,7 @@ def build(argument: str, split: str, *, root: Path | None = None, seed: int = 0)
     table = (root / argument) if root else Path(argument)
     if not argument or not table.is_file():
         raise DataError(f"no table at {table}", "Give --data csv:FILE with columns path and label and/or caption")
-    rows = _read(table)
+    rows = read_rows(table)
     classes = sorted({row["label"] for row in rows if "label" in row}, key=natural)
     chosen = [row for row in rows if _split(row) == split]
     if not chosen:
@@ -49,7 +49,12 @@ def build(argument: str, split: str, *, root: Path | None = None, seed: int = 0)
     )
 
 
-def _read(table: Path) -> list[Row]:
+def read_rows(table: Path) -> list[Row]:
+    """The rows of a table, each with path, and label, caption and split where there are such columns.
+
+    Raises:
+        DataError: a header or row that cannot be read; names the line.
+    """
     try:
         return _rows(table)
     except UnicodeDecodeError as error:
