@@ -13,7 +13,6 @@ from effvl_cli.core import seeds
 from effvl_cli.core.errors import DataError
 from effvl_cli.data.source import ImageSource
 
-
 VALIDATION_SHOTS = 4  # at most, of each class
 
 

@@ -71,9 +71,9 @@ def by_matrix(labels: Tensor, matrix: Tensor, generator: Generator) -> Tensor:
 def allocate(shares: Tensor, count: int) -> Tensor:
     """Whole numbers (K,) that sum to `count`, nearest to count * shares (K,): largest remainder, ties to the first."""
     exact = shares.double() * count
-    whole = (exact + 1e-9).floor()
+    whole = (exact + 1e-6).floor()
     missing = count - int(whole.sum())
-    largest = (exact - whole).round(decimals=9).argsort(descending=True, stable=True)
+    largest = (exact - whole).round(decimals=6).argsort(descending=True, stable=True)
     whole[largest[:missing]] += 1
     return whole.long()
 
