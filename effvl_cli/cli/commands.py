@@ -69,6 +69,10 @@ COMMANDS = (
             ("export", "ExportConfig", "Export RUN's network for use without effvl: ONNX, torch.export, rebuild.py."),
         ),
     ),
+    *rows_of(
+        "prompt-tune",
+        (("", "PromptTuneConfig", "Few-shot prompt tuning of a CLIP under label noise, beside its alternatives."),),
+    ),
 )
 
 

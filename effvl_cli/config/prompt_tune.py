@@ -179,18 +179,26 @@ class UnsupervisedOptions(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class KeptOptions:
+    """How image features are made and kept."""
+
+    panel: ClassVar[str] = "Features"
+
+    cache_dtype: Annotated[Literal["fp16", "fp32"], Doc("type of the kept features")] = "fp16"
+    eval_batch_size: Annotated[Positive, VOLATILE, Doc("images per step on each device, outside training")] = 128
+
+
+@dataclass(frozen=True, kw_only=True)
 class FeatureOptions:
-    """Image features, computed once and kept."""
+    """Features that training sees."""
 
     panel: ClassVar[str] = "Features"
 
     cache_features: Annotated[
-        Literal["off", "center", "views"],
-        Doc("training features: new random crops each epoch, the centre crop alone, or --num-views random crops"),
-    ] = "views"
+        Literal["off", "center", "views"] | None,
+        Doc("of new random crops each epoch, the centre, or --num-views random crops (default: views; tiny: center)"),
+    ] = None
     num_views: Annotated[Positive, Doc("random crops of each training image that are kept")] = 8
-    cache_dtype: Annotated[Literal["fp16", "fp32"], Doc("type of the kept features")] = "fp16"
-    eval_batch_size: Annotated[Positive, VOLATILE, Doc("images per step on each device, outside training")] = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,8 +259,13 @@ class ClipConfig(RunOptions, DataOptions, PromptOptions, ModelOptions, GuardOpti
 
 
 @dataclass(frozen=True, kw_only=True)
+class FeatureConfig(ClipConfig, KeptOptions):
+    """What a command with images needs."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LearningConfig(
-    ClipConfig, SetOptions, NoiseOptions, PromptTokenOptions, LossOptions, FeatureOptions, TuneOptions, FoldOptions
+    FeatureConfig, SetOptions, NoiseOptions, PromptTokenOptions, LossOptions, FeatureOptions, TuneOptions, FoldOptions
 ):
     """A command that trains prompts."""
 
@@ -275,7 +288,7 @@ class PromptTuneConfig(MethodOptions, UnsupervisedOptions, LearningConfig):
                 raise ValueError(f"--{name.replace('_', '-')} names the same thing twice. Name each once")
         if "rn50-ft" in self.method and self.cache_features != "off":
             raise ValueError(
-                f"--cache-features is {self.cache_features}, and rn50-ft trains the network that makes the features. "
+                "--method rn50-ft trains the network that makes the features, so none can be kept. "
                 "Give --cache-features off"
             )
         if self.unsupervised:
@@ -302,7 +315,7 @@ class SuspectsConfig(RunInput, LearningConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(RunInput, ClipConfig):
+class EvalConfig(RunInput, FeatureConfig):
     """Measure RUN's methods on other data or with other class names."""
 
     panel: ClassVar[str] = "Evaluation"
@@ -314,8 +327,6 @@ class EvalConfig(RunInput, ClipConfig):
     ensemble: Annotated[
         tuple[str, ...], Doc("further runs, comma separated: the logits of their methods and RUN's are averaged")
     ] = ()
-    eval_batch_size: Annotated[Positive, VOLATILE, Doc("images per step on each device")] = 128
-    cache_dtype: Annotated[Literal["fp16", "fp32"], Doc("type of the kept features")] = "fp16"
     save_logits: Annotated[bool, Doc("write the logits of every image, for each method")] = False
 
 

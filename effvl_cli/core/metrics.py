@@ -68,3 +68,30 @@ def mean_per_class(correct: Tensor, labels: Tensor) -> float:
     _, inverse, counts = labels.unique(return_inverse=True, return_counts=True)
     sums = counts.new_zeros(len(counts)).double().index_add(0, inverse, correct.double())
     return float((sums / counts).mean())
+
+
+def macro_f1(predicted: Tensor, labels: Tensor) -> float:
+    """Mean over the classes that occur in the labels of the harmonic mean of precision and recall.
+
+    Args:
+        predicted: (n,) int64.
+        labels: (n,) int64.
+    """
+    num_classes = int(max(predicted.max(), labels.max())) + 1
+    right = labels[predicted == labels].bincount(minlength=num_classes).double()
+    called, there = (values.bincount(minlength=num_classes).double() for values in (predicted, labels))
+    return float((2 * right / (called + there).clamp_min(1))[there > 0].mean())
+
+
+def calibration_error(probabilities: Tensor, labels: Tensor, bins: int) -> float:
+    """Expected calibration error with bins of equal width (Guo et al., arXiv 1706.04599, eq. 5).
+
+    Args:
+        probabilities: (n, C).
+        labels: (n,) int64.
+        bins: of the largest probability, each without its lower and with its upper end.
+    """
+    confidence, predicted = probabilities.double().max(1)
+    place = ((confidence * bins).ceil().long() - 1).clamp(0, bins - 1)
+    gap = (predicted == labels).double() - confidence
+    return float(gap.new_zeros(bins).index_add(0, place, gap).abs().sum() / len(labels))

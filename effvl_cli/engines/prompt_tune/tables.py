@@ -1,0 +1,48 @@
+"""The printed tables of prompt-tune, made from a report alone."""
+
+from typing import Any
+
+from effvl_cli.core.report import Report
+from effvl_cli.core.table import Cell, Table, percent, points
+
+COLUMNS = ("method", "noise", "top-1 %", "SE", "± zero-shot", "SE", "top-5 %", "macro %", "F1 %", "ECE %", "learned")
+
+
+def results(report: Report) -> Table:
+    """A row for each method and noise rate."""
+    rows = report.technique.get("results", [])
+    name = report.model.name if report.model else ""
+    data = report.data[0].name if report.data else ""
+    return Table(f"{report.command}: {name} on {data}", COLUMNS, tuple(_cells(row) for row in rows), _notes(rows))
+
+
+def _cells(row: dict[str, Any]) -> tuple[Cell, ...]:
+    is_reference = row["method"] == "zero-shot"
+    return (
+        title_of(row),
+        f"{row['rate']:g}",
+        percent(row["top1"]),
+        percent(row["se"], 2),
+        None if is_reference else points(row["delta"]),
+        None if is_reference else percent(row["delta_se"], 2),
+        percent(row["top5"]),
+        percent(row["macro_acc"]),
+        percent(row["macro_f1"]),
+        percent(row["ece15"]),
+        percent(row["memorisation"]["train_acc_given_on_flipped"]),
+    )
+
+
+def title_of(row: dict[str, Any]) -> str:
+    """A method as readers name it."""
+    return " + ".join(filter(None, (row["method"], row["loss"])))
+
+
+def _notes(rows: list[dict[str, Any]]) -> tuple[str, ...]:
+    notes = ["learned: training images with a wrong label that are predicted as they are labelled"]
+    worse = [
+        f"{title_of(row)} at {row['rate']:g}" for row in rows if row["method"] != "zero-shot" and row["delta"] <= 0
+    ]
+    if worse:
+        notes.append(f"no better than zero-shot: {', '.join(worse)}")
+    return tuple(notes)
