@@ -3,14 +3,20 @@
 Shapes: K classes, M context tokens, T tokens of a prompt, d width of the text tower, E embedding width.
 """
 
+from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .chunks import Chunk, auto_chunk, in_chunks
 from .pieces import Pieces, Position, flat_ids, layout
+from .prefix import run_prefix, run_tails
 from .text_tower import TextTower, encode
+
+INIT_STD = 0.02
+PrefixShare = Literal["auto", "on", "off"]
 
 
 class PromptLearner(nn.Module):
@@ -27,12 +33,13 @@ class PromptLearner(nn.Module):
         train_context: whether the context is trained; if not, it is a buffer.
         train_names: whether the tokens of the names are trained.
         name_rows: (tokens of all names, d) in place of their embeddings; None: those of the tower.
-        prefix_share: run what all prompts begin with once: "auto" where the tower allows it, "on", "off".
-        text_chunk: classes that pass the tower at once, "auto", or None for all.
+        prefix_share: run what all prompts begin with once; "auto" where the tower allows it and there is any context in
+            it, e.g. not with a context for each class.
+        text_chunk: classes that pass the tower at once.
         truncate: leave out the positions after the longest prompt, where the tower is causal.
 
     Raises:
-        ValueError: a context of another shape, or a name that does not fit beside it.
+        ValueError: a context of another shape, a name that does not fit beside it, or a prefix that cannot be shared.
     """
 
     context: Tensor
@@ -51,8 +58,8 @@ class PromptLearner(nn.Module):
         train_context: bool = True,
         train_names: bool = False,
         name_rows: Tensor | None = None,
-        prefix_share: Literal["auto", "on", "off"] = "auto",
-        text_chunk: int | Literal["auto"] | None = None,
+        prefix_share: PrefixShare = "auto",
+        text_chunk: Chunk = "auto",
         truncate: bool = True,
     ) -> None:
         super().__init__()
@@ -62,10 +69,9 @@ class PromptLearner(nn.Module):
             names = tower.embed(torch.tensor(flat_ids(pieces))) if name_rows is None else name_rows
         context = special.new_zeros(0, tower.width) if context is None else context
         self.num_context = _checked(context, len(pieces.names), tower.width)
-        _hold(self, "context", context, trained=train_context and self.num_context > 0)
+        _hold(self, "context", context.to(special.device), trained=train_context and self.num_context > 0)
         _hold(self, "name_tokens", names, trained=train_names)
         _hold(self, "special", special, trained=False)
-        self.text_chunk = text_chunk
         found = layout(
             pieces,
             self.num_context,
@@ -74,15 +80,54 @@ class PromptLearner(nn.Module):
             truncate=truncate and tower.causal and tower.reads_end,
             reads_end=tower.reads_end,
         )
-        self.layout = found
-        self.register_buffer("index", found.index, persistent=False)
-        self.register_buffer("read", found.read, persistent=False)
+        self.register_buffer("index", found.index.to(special.device), persistent=False)
+        self.register_buffer("read", found.read.to(special.device), persistent=False)
+        self.text_chunk = text_chunk
+        self.num_shared = _num_shared(tower, found.shared, prefix_share)
+
+    @property
+    def num_tail(self) -> int:
+        """Tokens of a prompt that are computed for each class."""
+        return self.index.shape[1] - self.num_shared
 
     def forward(self) -> Tensor:
         """(K, E) unit float32 class features."""
-        table = torch.cat([self.context.flatten(0, -2), self.name_tokens, self.special])
-        features = encode(self.tower, F.embedding(self.index, table), self.read)
+        if self.num_shared:
+            prefix = run_prefix(self.tower, self._rows(self.index[0, : self.num_shared]))
+            encoder, rows, read = partial(run_tails, self.tower, prefix), self._tails(), self.read - self.num_shared
+        else:
+            encoder, rows, read = partial(encode, self.tower), self._rows(self.index), self.read
+        features = in_chunks(encoder, rows, read, self.chunk)
         return F.normalize(features.float(), dim=-1)
+
+    @property
+    def chunk(self) -> int:
+        """Classes that pass the tower at once."""
+        if self.text_chunk != "auto":
+            return self.text_chunk or len(self.index)
+        kind = self.special.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.special.dtype
+        return auto_chunk(self.num_tail, self.tower.width, self.tower.depth, dtype.itemsize)
+
+    def _rows(self, index: Tensor) -> Tensor:
+        """Rows of the table of tokens, (...) to (..., d)."""
+        return F.embedding(index, torch.cat([self.context.flatten(0, -2), self.name_tokens, self.special]))
+
+    def _tails(self) -> Tensor:
+        """(K, t, d) what follows the shared tokens; no gradient runs through it where no context is in it."""
+        index = self.index[:, self.num_shared :]
+        first = self.context.flatten(0, -2).shape[0]
+        if index.min() >= first:
+            return F.embedding(index - first, torch.cat([self.name_tokens, self.special]))
+        return self._rows(index)
+
+
+def _num_shared(tower: TextTower, shared: int, prefix_share: PrefixShare) -> int:
+    """Leading tokens that are computed once."""
+    if prefix_share == "on" and not (tower.splits and shared):
+        raise ValueError("these prompts or this text tower do not allow to share a prefix")
+    use = prefix_share == "on" or (prefix_share == "auto" and tower.splits and shared > 1)
+    return shared if use else 0
 
 
 def _hold(module: nn.Module, name: str, value: Tensor, *, trained: bool) -> None:
@@ -106,6 +151,3 @@ def random_context(num_context: int, width: int, generator: torch.Generator, num
     """Context tokens from N(0, 0.02^2), (M, d), or (K, M, d) for each of K classes its own."""
     shape = (num_context, width) if num_classes is None else (num_classes, num_context, width)
     return INIT_STD * torch.randn(shape, generator=generator, device=generator.device)
-
-
-INIT_STD = 0.02
