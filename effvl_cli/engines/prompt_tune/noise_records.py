@@ -1,7 +1,6 @@
 """The training images of a run, with their true and their given labels: the same for every method."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -43,18 +42,6 @@ def noisy_shots(
         UsageError: a rate that `--noise-from` does not have, or options that contradict one another.
         DataError: a file that cannot be read, a class without images, or too few of other classes.
     """
-    found = _noisy_shots(config, source, rate, zero_shot_logits)
-    if rate and not found.flipped.any():
-        nothing = (
-            f"no label is wrong at --noise-rate {rate:g}, with {len(found)} images: give a higher rate or more shots"
-        )
-        found = replace(found, remark="; ".join(filter(None, (found.remark, nothing))))
-    return found
-
-
-def _noisy_shots(
-    config: LearningConfig, source: ImageSource, rate: float, zero_shot_logits: ZeroShotLogits | None
-) -> NoisyShots:
     if config.noise_from:
         return read_noise(Path(config.noise_from), source, rate)
     if config.labels:
