@@ -94,6 +94,10 @@ runs/data/cifar10-resnets: $(wildcard $(EFFVL_TEST_DATA)/weights/*.th)
 	cp $(EFFVL_TEST_DATA)/weights/*.th $@
 	touch $@
 
+# What pretrain/clip-cifar10 did not train on: a tenth of the training images, and the test images.
+runs/data/cifar10.csv: runs/data/cifar10
+	$(BIN)/python -m effvl_cli.data.held_out $<
+
 runs/data/cifar10: $(EFFVL_TEST_DATA)/cifar10_jpeg.tar.gz
 	mkdir -p $@
 	tar -xzf $< -C $@

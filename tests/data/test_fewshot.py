@@ -4,10 +4,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from effvl_cli.core.errors import DataError
 from effvl_cli.data import load
 from effvl_cli.data.fewshot import few_shot, few_shot_validation, listed_shots
+from effvl_cli.data.held_out import write_table
 
 
 class Source(SimpleNamespace):
@@ -74,3 +76,21 @@ def test_wrong_lists_are_named(source, tmp_path, content, expected):
     (tmp_path / "few.json").write_bytes(content)
     with pytest.raises(DataError, match=expected):
         listed_shots(tmp_path / "few.json", source, "train")
+
+
+def test_a_table_of_images_that_training_did_not_see(tmp_path):
+    for split, count in (("train", 300), ("test", 3)):
+        for name in ("red_cat", "dog"):
+            (tmp_path / "toy" / split / name).mkdir(parents=True)
+            for k in range(count):
+                Image.new("RGB", (2, 2)).save(tmp_path / "toy" / split / name / f"{k}.png")
+    table = write_table(tmp_path / "toy")
+    assert table == tmp_path / "toy.csv"
+    unseen, found = load(f"folder:{tmp_path}/toy", "val"), {}
+    for split in ("train", "val", "test"):
+        found[split] = load(f"csv:{table}", split)
+        assert found[split].classes == unseen.classes == ("dog", "red cat")
+        assert ["red_cat" in name for name in found[split].ids] == found[split].labels.astype(bool).tolist()
+    assert sorted(found["train"].ids + found["val"].ids) == sorted(f"toy/{name}" for name in unseen.ids)
+    assert 3.5 < len(found["train"]) / len(found["val"]) < 4.5 and len(found["test"]) == 6
+    assert found["train"].image(0).size == (2, 2)
