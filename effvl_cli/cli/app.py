@@ -14,7 +14,9 @@ from effvl_cli.cli import commands, flags, utilities
 from effvl_cli.cli.commands import Command
 from effvl_cli.cli.console import is_main
 from effvl_cli.config import recipes, schema
-from effvl_cli.config.resolve import Invocation, Recipe, dry_run_text, read_recipe, resolve, unknown_option
+from effvl_cli.config.recipe_file import Recipe, read_recipe
+from effvl_cli.config.resolve import Invocation, dry_run_text, resolve
+from effvl_cli.config.validate import unknown_option
 from effvl_cli.core.errors import EffvlError, ModelError, UsageError, as_user_error
 
 ABOUT = "Vision and vision-language models, cheaper to train, prune and run."

@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 from effvl_cli.cli import app, commands, flags
-from effvl_cli.config.resolve import Recipe, as_recipe, resolve
+from effvl_cli.config.recipe_file import Recipe
+from effvl_cli.config.resolve import as_recipe, resolve
 from effvl_cli.config.schema import options
 from effvl_cli.core.errors import ModelError, UsageError
 

@@ -48,7 +48,7 @@ def _registered(what: str, pattern: str) -> list[tuple[str, ...]]:
 def _recipes(pattern: str) -> list[tuple[str, str]]:
     """Recipes that come with effvl, by name, and those in the current folder's `recipes/`, by path."""
     from effvl_cli.config import recipes
-    from effvl_cli.config.resolve import read_recipe
+    from effvl_cli.config.recipe_file import read_recipe
 
     listed = dict(recipes.names())
     if RECIPES.is_dir() and RECIPES.resolve() != recipes.folder().resolve():

@@ -90,6 +90,7 @@ class ModelOptions:
     """Which network."""
 
     panel: ClassVar[str] = "Model"
+    alternatives: ClassVar[tuple[str, ...]] = ("normalise", "mean+std")
 
     model: Annotated[
         str | None, Doc("network, see `effvl list models` (default: the one of --weights, else the command's own)")

@@ -47,7 +47,7 @@ class KeepOptions:
     """How many patches stay."""
 
     panel: ClassVar[str] = "Pruning"
-    alternatives: ClassVar[tuple[str, str]] = ("keep", "num_keep")
+    alternatives: ClassVar[tuple[str, ...]] = ("keep", "num_keep")
 
     keep: Annotated[Fraction, Doc("share of the patch tokens to keep")] = 0.6
     num_keep: Annotated[Positive | None, Doc("number of patch tokens to keep, in place of --keep")] = None
@@ -58,7 +58,7 @@ class KeepListOptions:
     """How many patches stay: one arm for each number."""
 
     panel: ClassVar[str] = "Pruning"
-    alternatives: ClassVar[tuple[str, str]] = ("keep", "num_keep")
+    alternatives: ClassVar[tuple[str, ...]] = ("keep", "num_keep")
 
     keep: Annotated[tuple[Fraction, ...], Doc("shares of the patch tokens to keep, comma separated")] = (0.6,)
     num_keep: Annotated[

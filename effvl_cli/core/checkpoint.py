@@ -26,6 +26,7 @@ from effvl_cli.core.errors import ModelError
 from effvl_cli.core.files import atomic_folder, write_bytes, write_json
 
 FORMAT = 1
+MOST_CLASSES = 2**20  # of a network in a manifest
 WEIGHTS, STATE, MANIFEST = "model.safetensors", "state.pt", "manifest.json"
 CHECKPOINT, STEPS = "checkpoint.safetensors", "checkpoints"
 """The final model for users, and the folder of training states."""
@@ -100,8 +101,7 @@ def read_any(path: Path) -> Any:
             ) from error
         raise ModelError(
             f"{path} cannot be read as tensors: it holds an object of {refused[1]}, and reading it would run code",
-            "If you trust the file, save the state dict itself: "
-            "torch.save(torch.load(FILE, 'cpu', weights_only=False)['state_dict'], 'weights.pt')",
+            "Save the state dict itself with the program that wrote it: torch.save(model.state_dict(), 'weights.pt')",
         ) from error
 
 
@@ -225,6 +225,11 @@ def _check_fields(manifest: Mapping[str, Any], path: Path) -> None:
     if manifest.get("kind") == "model":
         kinds |= {"model": str, "preprocess": dict}
     wrong = [name for name, kind in kinds.items() if not isinstance(manifest.get(name), kind)]
+    classes, edits = manifest.get("num_classes"), manifest.get("edits", [])
+    if classes is not None and not (isinstance(classes, int) and 0 <= classes <= MOST_CLASSES):
+        wrong.append("num_classes")
+    if not isinstance(edits, list) or not all(isinstance(edit, dict) for edit in edits):
+        wrong.append("edits")
     if wrong:
         raise ModelError(f"{path} has no usable {' and '.join(wrong)}", "Copy it again, or repeat the run")
 
@@ -288,7 +293,7 @@ class StepFolders:
         folder = self._path(step)
         model, manifest = load_model(folder / WEIGHTS)
         path = folder / STATE
-        if not path.is_file() or sha256(path) != manifest["state_sha256"]:
+        if not path.is_file() or sha256(path) != manifest.get("state_sha256"):
             raise ModelError(f"{path} is damaged")
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)

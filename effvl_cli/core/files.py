@@ -141,7 +141,7 @@ def read_numbers(path: Path, names: Sequence[str], option: str, example: str) ->
         if not all(map(math.isfinite, values)):
             raise ValueError("a value is not finite")
         return values
-    except (OSError, UnicodeDecodeError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise DataError(f"{option} cannot be read: {error}", f"Write {example}, lower goes first") from error
     except KeyError as error:
         raise DataError(f"{option} has no value for {error}", "Give one for each unit") from error

@@ -26,8 +26,9 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from effvl_cli.config import resolve
+from effvl_cli.config.identity import differences, growable, identity, to_yaml_mapping
 from effvl_cli.config.options import ARTEFACT
+from effvl_cli.config.recipe_file import Recipe, dump_yaml, read_recipe
 from effvl_cli.core import distributed, errors, html_report, records, signals, tensorboard, used_data
 from effvl_cli.core.cache import Cache
 from effvl_cli.core.checkpoint import MANIFEST, sha256
@@ -218,10 +219,10 @@ def open_run(
     """
     config = request.config
     inputs = input_digests(config)
-    identity = resolve.identity(config)
+    key = identity(config)
     if inputs:
-        identity = hashlib.sha256((identity + json.dumps(inputs, sort_keys=True)).encode()).hexdigest()
-    folder = _folder(request.command, config, identity)
+        key = hashlib.sha256((key + json.dumps(inputs, sort_keys=True)).encode()).hexdigest()
+    folder = _folder(request.command, config, key)
     lock, answer = _agreed(lambda: _decide(folder, request, inputs, fingerprints, check, echo))
     if answer["finished"]:
         if lock:
@@ -231,18 +232,18 @@ def open_run(
         command=request.command,
         run_id=folder.name,
         seed=config.seed,
-        config_sha256=identity,
+        config_sha256=key,
         recipe=request.recipe,
         device=device,
     )
-    cache, lengths = Cache(config.cache_dir), resolve.growable(config)
+    cache, lengths = Cache(config.cache_dir), growable(config)
     run = Run(folder, request.command, device, cache, report, answer["attempt"], lengths, progress, echo)
     run.report.on_data = run.remember_data
     run.argv, run.table = request.argv, request.table
     if run.attempt > 1:
         run.report.resume(run.attempt - 1, 0)
     if distributed.is_main():
-        _prepare(run, request, inputs, identity)
+        _prepare(run, request, inputs, key)
         run._lock = lock
     distributed.barrier()
     return run
@@ -320,10 +321,10 @@ def unopened(command: str, config: Any) -> Run:
     return Run(Path(os.devnull), command, device, Cache(config.cache_dir), report)
 
 
-def _folder(command: str, config: Any, identity: str) -> Path:
+def _folder(command: str, config: Any, key: str) -> Path:
     if config.out:
         return Path(config.out)
-    return RUNS / command.replace(" ", "-") / (config.name or identity[:8])
+    return RUNS / command.replace(" ", "-") / (config.name or key[:8])
 
 
 def _take(folder: Path, request: RunRequest, inputs: Mapping[str, str]) -> tuple[IO[str], dict[str, Any]]:
@@ -358,14 +359,14 @@ def _take(folder: Path, request: RunRequest, inputs: Mapping[str, str]) -> tuple
     return lock, {"finished": False, "attempt": attempt + 1}
 
 
-def _read_config(folder: Path) -> resolve.Recipe:
+def _read_config(folder: Path) -> Recipe:
     """The options of the run in a folder.
 
     Raises:
         UsageError: the file is damaged: the digest that ends it is not there.
     """
     try:
-        old = resolve.read_recipe(folder / CONFIG)
+        old = read_recipe(folder / CONFIG)
     except UsageError as error:
         raise _damaged(folder) from error
     if not _DIGEST.fullmatch(str(old.run.get("identity"))):
@@ -380,7 +381,7 @@ def _damaged(folder: Path) -> UsageError:
 def _refuse_other_config(folder: Path, old: Any, request: RunRequest, inputs: Mapping[str, str]) -> None:
     if old.command != request.command:
         raise UsageError(f"{folder} holds a run of `effvl {old.command}`", "Give another --out or --name, or --fresh")
-    changed = resolve.differences(old.config, request.config)
+    changed = differences(old.config, request.config)
     before = dict(old.run.get("inputs") or {})
     changed += [f"the content of --{name} has changed" for name in inputs if before.get(name) != inputs[name]]
     if changed:
@@ -391,7 +392,7 @@ def _refuse_other_config(folder: Path, old: Any, request: RunRequest, inputs: Ma
 
 
 def _grown(old: Mapping[str, str], config: Any) -> bool:
-    return any(str(old.get(key)) != str(value) for key, value in resolve.growable(config).items())
+    return any(str(old.get(key)) != str(value) for key, value in growable(config).items())
 
 
 def _metadata(config: Any, name: str) -> tuple[Any, ...]:
@@ -399,7 +400,7 @@ def _metadata(config: Any, name: str) -> tuple[Any, ...]:
     return getattr(hints[name], "__metadata__", ())
 
 
-def _prepare(run: Run, request: RunRequest, inputs: Mapping[str, str], identity: str) -> None:
+def _prepare(run: Run, request: RunRequest, inputs: Mapping[str, str], key: str) -> None:
     """Write what describes the attempt, and open the records."""
     for name in (CONFIG, ENVIRONMENT, RECORDS, LOG):
         run.path(name)
@@ -407,15 +408,15 @@ def _prepare(run: Run, request: RunRequest, inputs: Mapping[str, str], identity:
         "effvl": 1,
         "command": request.command,
         "description": "resolved options of a run",
-        "config": resolve.to_yaml_mapping(request.config),
+        "config": to_yaml_mapping(request.config),
         "run": {
             "command_line": shlex.join(request.argv),
             "inputs": dict(inputs),
             **({"inherited": dict(request.inherited)} if request.inherited else {}),
-            "identity": identity,  # last: it marks the file as complete
+            "identity": key,  # last: it marks the file as complete
         },
     }
-    write_text(run.folder / CONFIG, resolve.dump_yaml(header))
+    write_text(run.folder / CONFIG, dump_yaml(header))
     write_json(run.folder / ENVIRONMENT, {"attempt": run.attempt, **environment(run.device)})
     logged = "tensorboard" in request.config.log
     writers = (EventFile(run.path(tensorboard.FOLDER)),) if logged else ()

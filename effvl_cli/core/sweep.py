@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from effvl_cli.config.resolve import Recipe, read_recipe
+from effvl_cli.config.recipe_file import Recipe, read_recipe
 from effvl_cli.core.errors import ModelError, UsageError
 from effvl_cli.core.files import file_or_folder, write_text
 from effvl_cli.core.table import Table

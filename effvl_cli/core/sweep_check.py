@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from effvl_cli.config.resolve import Recipe
+from effvl_cli.config.recipe_file import Recipe
 from effvl_cli.core import claims, sweep
 from effvl_cli.core.errors import EffvlError, UsageError
 

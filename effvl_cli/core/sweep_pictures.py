@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from effvl_cli.config.resolve import Recipe
+from effvl_cli.config.recipe_file import Recipe
 from effvl_cli.core import plots, records
 from effvl_cli.core.claims import mean_and_error
 from effvl_cli.core.errors import UsageError

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from effvl_cli.config.resolve import Recipe, read_recipe
+from effvl_cli.config.recipe_file import Recipe, read_recipe
 from effvl_cli.core import claims, html_report, sweep, sweep_pictures
 from effvl_cli.core.claims import mean_and_error
 from effvl_cli.core.errors import DataError, ModelError, UsageError

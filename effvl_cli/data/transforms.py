@@ -1,8 +1,9 @@
 """Images to network inputs: geometry on PIL images to uint8, normalisation in batches on the device."""
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torchvision.transforms import functional as tf
 
 Augment = Literal["none", "flip", "crop-flip", "pad-crop-flip", "rrc-flip"]
 Transform = Callable[[Image.Image], Tensor]
+LARGEST = 2**14  # side of a network's input, in px
 CROP_SCALE = {"crop-flip": (0.5, 1.0), "rrc-flip": (0.08, 1.0)}  # share of the area that a random crop keeps
 
 
@@ -67,9 +69,25 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> "Preprocess":
-        """From the JSON form."""
+        """From the JSON form.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is not that of a preprocessing.
+        """
         lists = {key: tuple(saved[key]) for key in ("size", "mean", "std")}
-        return cls(**{**saved, **lists})
+        found = cls(**{**saved, **lists})
+        numbers = (*found.mean, *found.std, found.crop_ratio)
+        if (
+            [len(found.size), len(found.mean), len(found.std)] != [2, 3, 3]
+            or not all(isinstance(side, int) and 0 < side <= LARGEST for side in found.size)
+            or not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
+            or min(*found.std, found.crop_ratio) <= 0
+        ):
+            raise ValueError("size, mean, std or crop_ratio is out of range")
+        for name in ("interpolation", "resize_mode"):
+            if getattr(found, name) not in get_args(get_type_hints(cls)[name]):
+                raise ValueError(f"{name} is {getattr(found, name)!r}")
+        return found
 
 
 def _resize_shortest(image: Image.Image, size: tuple[int, int], mode: InterpolationMode) -> Image.Image:

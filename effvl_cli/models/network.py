@@ -19,6 +19,7 @@ from effvl_cli.models.kinds import KINDS
 from effvl_cli.models.normalise import normalised
 
 CHECKPOINT = checkpoint.CHECKPOINT
+RANDOM_CLASSIFIER = "a backbone: its classifier is random (prune-blocks trains it first with --new-head)"
 
 
 def _no_text(texts: Sequence[str]) -> Tensor:
@@ -266,7 +267,7 @@ def preprocess_of(manifest: Mapping[str, Any], path: Path) -> Preprocess:
     """
     try:
         return Preprocess.from_dict(manifest["preprocess"])
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ModelError(
             f"{checkpoint.MANIFEST} beside {path} describes no preprocessing: {error}", "Copy it again"
         ) from error
@@ -293,7 +294,7 @@ def _with_classifier(network: Network, state: dict[str, Tensor]) -> dict[str, Te
     head = _head(network.module)
     if not network.manifest or network.manifest.get("num_classes") or any(key in state for key in head):
         return state
-    network.notes.append("a backbone: its classifier is random (prune-blocks trains it first with --new-head)")
+    network.notes.append(RANDOM_CLASSIFIER)
     return state | head
 
 

@@ -136,13 +136,25 @@ def read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ModelError: missing, damaged, or another technique's.
     """
     state, manifest = checkpoint.load_model(file)
-    if manifest.get("kind") != KIND:
-        raise ModelError(f"{file.parent} holds {manifest.get('kind')!r}, not a run of prune-tokens")
     _check(manifest, file.parent)
     return state, manifest
 
 
+def ranking_of(folder: Path) -> dict[str, Any]:
+    """Key of the rankings of a run of prune-tokens, whose tensors need not be there.
+
+    Raises:
+        ModelError: no manifest, a damaged one, or another technique's.
+    """
+    manifest = checkpoint.read_manifest(folder)
+    _check(manifest, folder)
+    found: dict[str, Any] = manifest["ranking"]
+    return found
+
+
 def _check(manifest: Mapping[str, Any], folder: Path) -> None:
+    if manifest.get("kind") != KIND:
+        raise ModelError(f"{folder} holds {manifest.get('kind')!r}, not a run of prune-tokens")
     for name, kinds in MANIFEST.items():
         outer, _, inner = name.partition(".")
         holder, key = (manifest[outer], inner) if inner else (manifest, outer)

@@ -13,7 +13,7 @@ from torch import Tensor
 from effvl_cli.core.errors import UsageError
 from effvl_cli.core.registry import nearest
 from effvl_cli.data.transforms import Preprocess
-from effvl_cli.models.network import Network
+from effvl_cli.models.network import RANDOM_CLASSIFIER, Network
 from effvl_cli.models.normalise import STATISTICS
 from effvl_cli.techniques.pretrain.patch import sincos_order
 from effvl_cli.techniques.pretrain.vit import VisionTransformer, ViTShape
@@ -97,7 +97,7 @@ def _parse(argument: str) -> _Spec:
 
 
 def _adapt(network: Network, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights without a head, or with one of other classes, get this module's own random one.
+    """A backbone leaves the file's head out; a classifier takes it, or its own random one where the file has none.
 
     MoCo-v3's ViT-S has 12 heads where the usual one has 6, which the shapes of its tensors do not show.
     """
@@ -105,9 +105,11 @@ def _adapt(network: Network, state: dict[str, Tensor]) -> dict[str, Tensor]:
         _set_heads(network, MOCO_HEADS)
     own: Mapping[str, Tensor] = network.module.state_dict()
     head = {key: own[key] for key in own if key.startswith("head.")}
-    fits = all(key in state and state[key].shape == value.shape for key, value in head.items())
+    theirs = {key: state[key] for key in head if key in state}
+    if head and not theirs:
+        network.notes.append(RANDOM_CLASSIFIER)
     body = {key: value for key, value in state.items() if not key.startswith("head.")}
-    return {**body, **({key: state[key] for key in head} if fits else head)}
+    return {**body, **(theirs or head)}
 
 
 def of_moco(state: Mapping[str, Tensor]) -> bool:

@@ -99,7 +99,7 @@ def test_recipes_are_read_strictly(effvl, workdir, text, parts):
 
 def test_an_empty_list_is_refused_where_the_default_has_items():
     from effvl_cli.config.prune_tokens import EvalConfig
-    from effvl_cli.config.resolve import validate
+    from effvl_cli.config.validate import validate
     from effvl_cli.core.errors import UsageError
 
     with pytest.raises(UsageError, match="--selector is empty"):

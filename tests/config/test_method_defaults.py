@@ -70,7 +70,8 @@ def test_heads_are_the_methods_where_the_backbone_is_as_large_as_theirs(method, 
 
 def test_a_stored_config_resolves_to_itself():
     """Also where a default became None: nothing is derived a second time."""
-    from effvl_cli.config.resolve import identity, to_yaml_mapping, validate
+    from effvl_cli.config.identity import identity, to_yaml_mapping
+    from effvl_cli.config.validate import validate
 
     for typed in ({"method": "dino"}, {"method": "dino", "weight_decay": "0.1"}, {"method": "mocov3"}):
         config = _resolved(**OWN, **typed).config

@@ -2,9 +2,12 @@
 
 import pytest
 
+from effvl_cli.config.identity import differences, identity, to_yaml_mapping
 from effvl_cli.config.prune_tokens import EvalConfig, PruneTokensConfig
-from effvl_cli.config.resolve import differences, dump_yaml, identity, read_recipe, resolve, to_yaml_mapping, validate
+from effvl_cli.config.recipe_file import dump_yaml, read_recipe
+from effvl_cli.config.resolve import resolve
 from effvl_cli.config.schema import options
+from effvl_cli.config.validate import validate
 from effvl_cli.core.errors import UsageError
 
 
@@ -29,6 +32,30 @@ def test_a_verb_starts_from_its_run_and_passes_over_what_it_does_not_know(tmp_pa
     assert resolved.config.keep == (0.3,)
     assert resolved.config.seed == 4
     assert resolved.config.out is None
+
+
+@pytest.mark.parametrize(
+    ("stored", "typed", "expected"),
+    [
+        ({"mean": "0.1,0.2,0.3", "std": "1,1,1"}, {"normalise": "half"}, ("half", (), ())),
+        ({"normalise": "half"}, {"mean": "0.1,0.2,0.3"}, (None, (0.1, 0.2, 0.3), ())),
+        ({"mean": "0.1,0.2,0.3", "std": "1,1,1"}, {"mean": "0,0,0"}, (None, (0, 0, 0), (1, 1, 1))),
+        ({"normalise": "half", "mean": ""}, {}, ("half", (), ())),
+    ],
+)
+def test_a_normalisation_overrides_the_other_way_to_give_one(tmp_path, stored, typed, expected):
+    """Also beside other options that exclude one another: a name of statistics, and their numbers."""
+    path = tmp_path / "config.yaml"
+    _recipe(path, num_keep="3", **stored)
+    found = resolve(EvalConfig, {**typed, "keep": "0.5"}, command="prune-tokens eval", base=read_recipe(path)).config
+    assert (found.normalise, found.mean, found.std) == expected
+    assert (found.keep, found.num_keep) == ((0.5,), None)
+
+
+def test_two_ways_to_give_a_normalisation_are_refused():
+    typed = {"normalise": "half", "mean": "0,0,0", "std": "1,1,1"}
+    with pytest.raises(UsageError, match="--normalise and --mean and --std set the same thing"):
+        resolve(EvalConfig, typed, command="prune-tokens eval")
 
 
 def test_lists_are_comma_separated_and_checked_item_by_item():

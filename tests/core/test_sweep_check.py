@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from effvl_cli.cli import utilities
-from effvl_cli.config.resolve import read_recipe
+from effvl_cli.config.recipe_file import read_recipe
 from effvl_cli.core.errors import UsageError
 
 HEAD = "effvl: 1\ncommand: prune-tokens\ndescription: d\nconfig: {shots: 2}\n"

@@ -17,6 +17,7 @@ from effvl_cli.data.view_maker import ViewMaker
 from effvl_cli.models import network as networks
 from effvl_cli.models.cifar_resnet import CifarResNet
 from effvl_cli.techniques.pretrain.view_sizes import Sizes
+from effvl_cli.techniques.prune_blocks import criteria
 from effvl_cli.techniques.prune_blocks.score import Scorer
 from effvl_cli.techniques.prune_blocks.unit import Unit
 
@@ -71,6 +72,23 @@ def test_scores_of_blocks_are_in_the_precision_asked_for(precision, effvl):
         logits = network.module.eval()(network.preprocess.normalise(images[stored["order"]]))
     loss = F.cross_entropy(logits.double(), images.labels[stored["order"]], reduction="none")
     assert torch.equal(stored["loss"][0], loss)
+
+
+@pytest.mark.parametrize("precision", TYPES)
+def test_sr_init_draws_are_answered_in_the_precision_asked_for(precision, effvl, monkeypatch):
+    line = ("prune-blocks", "score", "--weights", "none", "--model", "cifar-resnet:14,width=4", "--data", "digits")
+    real, types = criteria.sr_init, set()
+
+    def noted(*args, **more):
+        with evaluated() as found:
+            counts = real(*args, **more)
+        types.update(found)
+        return counts
+
+    monkeypatch.setattr(criteria, "sr_init", noted)
+    outcome = effvl(*line, "--force", "--criterion", "sr-init", "--precision", precision, "--out", "run")
+    assert outcome.code == 0, outcome.err
+    assert types == {TYPES[precision]}
 
 
 @pytest.mark.parametrize("sharing", ["off", "chain", "replay"])

@@ -1,8 +1,11 @@
 """Weights that do not know their classes, through the real command: no verb goes on with them without a word."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from effvl_cli.core.checkpoint import CHECKPOINT, save_model
 from effvl_cli.models import network as networks
 
 SHORT = ("--finetune-epochs", 0, "--final-epochs", 0, "--latency-batch-size", 1, "--score-size", 3)
@@ -29,6 +32,15 @@ def test_apply_goes_on_with_force_and_says_so(effvl, report, one_answer):
     outcome = effvl("prune-blocks", "apply", "--units", 0, *SHORT, *one_answer, "--force", "--out", "r")
     assert outcome.code == 0, outcome.err
     assert any("chance is 10.0%" in text for text in report("r").warnings)
+
+
+@pytest.mark.parametrize("verb", [("score", "--criterion", "l1"), ("--remove", 1, *SHORT)])
+def test_a_backbone_without_a_classifier_is_one_line_that_names_the_way(effvl, workdir, verb):
+    network = networks.build("vit:nano/8@24", seed=0)
+    save_model(Path("bb") / CHECKPOINT, network.module.state_dict(), {**network.describe(), "data": "digits"})
+    outcome = effvl("prune-blocks", *verb, "--weights", "bb", "--force", "--out", "r")
+    assert outcome.code == 4
+    assert outcome.error == "error: --weights bb have no classifier. `effvl prune-blocks --new-head` trains one first"
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Whatever stands in a recipe, a claim, a schedule or a report: it is read, or refused by an error of one line."""
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -11,11 +12,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from effvl_cli.config.pretrain import parse_budget
-from effvl_cli.config.resolve import read_recipe
+from effvl_cli.config.recipe_file import read_recipe
 from effvl_cli.core import claims, sweep_check
+from effvl_cli.core.checkpoint import MANIFEST, StepFolders, save_model
 from effvl_cli.core.errors import EffvlError, ModelError, UsageError
+from effvl_cli.core.files import read_numbers
 from effvl_cli.core.report import ReportBuilder, read_report
 from effvl_cli.core.sweep_table import tabulate
+from effvl_cli.models import edits, token_pruned_clip
+from effvl_cli.models import network as networks
 from effvl_cli.techniques.pretrain.schedule import is_written, schedule_from, stages_from
 
 FIGURES = {0: {"a-x": {"m": 0.5, "m.se": 0.1}, "b": {"m": 0.25}}, 1: {"b": {"m": 0.5}}}
@@ -122,22 +127,144 @@ def stored():
     return json.loads(builder.finish("completed").to_json())
 
 
+PLAIN = (
+    st.none()
+    | st.booleans()
+    | st.floats()
+    | st.integers()
+    | st.sampled_from([2**63, -(2**63), 10**400])
+    | st.text(max_size=5)
+)
+TREES = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner))
+
+
+def places(tree, above=()):
+    """Keys on the way to everything within JSON, the outermost first."""
+    inner = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in inner:
+        yield (*above, key)
+        yield from places(value, (*above, key))
+
+
+def changed(tree) -> st.SearchStrategy[str]:
+    """Good JSON with one of its values, at any depth, left out or replaced by any other."""
+    text = json.dumps(tree)
+
+    def change(where, value, left_out):
+        found = holder = json.loads(text)
+        for key in where[:-1]:
+            holder = holder[key]
+        if left_out:
+            del holder[where[-1]]
+        else:
+            holder[where[-1]] = value
+        return json.dumps(found)
+
+    return st.builds(change, st.sampled_from(list(places(tree))), TREES, st.booleans())
+
+
 @pytest.mark.parametrize("count", MANY)
 def test_reports(count, tmp_path, stored):
     """Any text, and a good report with one of its values replaced by any JSON."""
     path = tmp_path / "report.json"
-    plain = st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5)
-    trees = st.recursive(plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner))
-    changed = st.tuples(st.sampled_from(sorted(stored)), trees).map(
-        lambda pair: json.dumps({**stored, pair[0]: pair[1]})
-    )
 
     def check(text):
         path.write_bytes(text.encode("utf-8", "surrogatepass"))
         read_report(path)
         tabulate([path])
 
-    hold(count, texts("json") | changed, check)
+    hold(count, texts("json") | changed(stored), check)
+
+
+REMOVAL = {"step": 1, "original_path": "layer1.1", "path_at_step": "layer1.1", "mode": "delete"}
+
+
+@pytest.mark.parametrize("count", MANY)
+def test_manifests_of_networks(count, tmp_path):
+    """Any text, and a good manifest with one of its values changed, beside weights that it may still fit."""
+    network = networks.build("cifar-resnet:14,width=1", seed=0, num_classes=3)
+    network.edits = [{"kind": "blocks removed", "args": [REMOVAL]}]
+    edits.apply_edits(network.module, network.edits)
+    save_model(tmp_path / networks.CHECKPOINT, network.module.state_dict(), network.describe())
+    path, folder = tmp_path / MANIFEST, str(tmp_path)
+
+    def check(text):
+        path.write_bytes(text.encode("utf-8", "surrogatepass"))
+        found = networks.load(None, folder, default="cifar-resnet:14,width=1", kind="classifier")
+        assert found.module.fc.out_features == 3 and min(found.preprocess.size) > 0 and min(found.preprocess.std) > 0
+        assert isinstance(edits.in_words(found.edits), str)
+
+    good = json.loads(path.read_text())
+    check(json.dumps(good))
+    hold(count, texts("json") | changed(good), check)
+
+
+@pytest.mark.parametrize("count", MANY)
+def test_manifests_of_prune_tokens(count, tmp_path):
+    predictor = token_pruned_clip.make_predictor("linear", num_patches=4, num_prefix=1, dim=2, width=2)
+    state, manifest = token_pruned_clip.contents(
+        token_pruned_clip.Artefact(predictor, None, {"predictor": {"prompted": False}}),
+        fields={"model": "tiny:clip", "weights": "ab", "layer": 0, "patches": 4, "prefix": 1, "width": 2},
+        base={"weights": None, "weights_key": None, "seed": 0},
+        ranking={"data": "x"},
+        keep=0.5,
+        any_keep=False,
+        class_weights=torch.ones(2, 3),
+        about={"classes": ["a", "b", "c"], "templates": ["{}"], "preprocess": {"size": [8, 8]}},
+    )
+    file, path = tmp_path / networks.CHECKPOINT, tmp_path / MANIFEST
+    save_model(file, state, manifest)
+
+    def check(text):
+        path.write_bytes(text.encode("utf-8", "surrogatepass"))
+        state, manifest = token_pruned_clip.read(file)
+        parts = token_pruned_clip.Artefact(*token_pruned_clip.modules_of(state, manifest), manifest)
+        assert parts.prompted in (True, False) and parts.any_keep in (True, False)
+        assert parts.tuned_for([0.25, 1]) in ([], [0.25], [1], [0.25, 1])
+        assert isinstance(token_pruned_clip.ranking_of(tmp_path), dict)
+
+    good = json.loads(path.read_text())
+    check(json.dumps(good))
+    hold(count, texts("json") | changed(good), check)
+
+
+@pytest.mark.parametrize("count", MANY)
+def test_manifests_of_training_states(count, tmp_path):
+    """A damaged one is left out with a warning, and the step before it counts."""
+    steps = StepFolders(tmp_path)
+    for step in (1, 2):
+        steps.save(step, {"a": torch.full((2,), float(step))}, {"step": step}, best=None)
+    path, warnings = tmp_path / "step-00000002" / MANIFEST, []
+
+    def check(text):
+        path.write_bytes(text.encode("utf-8", "surrogatepass"))
+        warnings.clear()
+        found = steps.latest(warnings.append)
+        assert found is not None and found.step == 2 - len(warnings)
+        assert found.state == {"step": found.step} and torch.equal(
+            found.model["a"], torch.full((2,), float(found.step))
+        )
+
+    good = json.loads(path.read_text())
+    check(json.dumps(good))
+    assert not warnings
+    hold(count, texts("json") | changed(good), check)
+
+
+@pytest.mark.parametrize("count", MANY)
+def test_scores_from_files(count, tmp_path):
+    """SCORES.json of --criterion file:SCORES.json and the like: finite numbers, or refused."""
+    path, names = tmp_path / "scores.json", ["layer1.1", "a"]
+
+    def check(text):
+        path.write_bytes(text.encode("utf-8", "surrogatepass"))
+        found = read_numbers(path, names, f"--criterion file:{path}", "{}")
+        assert len(found) == 2 and all(math.isfinite(value) for value in found)
+
+    good = {"layer1.1": 0.02, "a": -1, "more": 2}
+    check(json.dumps(good))
+    entries = st.fixed_dictionaries({name: TREES for name in names}).map(json.dumps)
+    hold(count, texts("json") | changed(good) | entries, check)
 
 
 # --- what was found --------------------------------------------------------------------------------------------------

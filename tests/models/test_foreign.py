@@ -134,7 +134,7 @@ def test_objects_are_not_unpickled_and_the_message_is_ours(tmp_path, effvl, cont
     with pytest.raises(ModelError, match=words) as caught:
         foreign.read(tmp_path / "m.pt", STATE.keys())
     assert "weights_only" not in caught.value.message and "\x1b" not in str(caught.value)
-    assert "save the state dict itself" in caught.value.hint
+    assert "Save the state dict itself" in caught.value.hint and "weights_only" not in caught.value.hint
     outcome = effvl(
         *("prune-blocks", "--data", "digits", "--model", "cifar-resnet:8", "--weights", tmp_path / "m.pt"),
         *("--remove", 1, "--out", "x"),
@@ -399,6 +399,25 @@ def test_official_dino_vits_load_alone_and_as_teacher(tmp_path, patch, heads):
     assert torch.allclose(features(found.module.eval(), images), features(theirs, images), atol=1e-5)
     with pytest.raises(ModelError, match="2 networks: student, teacher"):
         load(full)
+
+
+def test_a_vit_takes_no_head_of_other_classes_and_says_where_its_own_is_random(tmp_path):
+    spec = "vit:nano/8@24"
+    ten = networks.build(spec, seed=1, num_classes=10).module.state_dict()
+    path = saved(tmp_path, ten)
+    for classes in (5, 12):
+        with pytest.raises(DataError, match=f"have 10 classes, and the data have {classes}"):
+            networks.load(spec, path, default="", kind="classifier", num_classes=classes)
+    fresh = networks.load(spec, path, default="", kind="classifier", num_classes=5, new_head=True)
+    assert torch.equal(fresh.module.blocks[0].attn.qkv.weight, ten["blocks.0.attn.qkv.weight"])
+    same, said = networks.load(spec, path, default="", kind="classifier", num_classes=10), []
+    assert torch.equal(same.module.head.weight, ten["head.weight"]) and not same.notes
+    body = {key: value for key, value in ten.items() if not key.startswith("head.")}
+    for head in ({}, {"head.mlp.0.weight": torch.ones(8, 64)}):  # of DINO
+        path = saved(tmp_path, body | head)
+        found = networks.load(spec, path, default="", kind="classifier", num_classes=10, log=said.append)
+        assert torch.equal(found.module.head.weight, networks.build(spec, seed=0, num_classes=10).module.head.weight)
+        assert "its classifier is random" in said.pop()
 
 
 def test_a_self_supervised_resnet_without_a_classifier_gets_a_new_one(tmp_path):

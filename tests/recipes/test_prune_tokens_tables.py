@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from effvl_cli.config import recipes
-from effvl_cli.config.resolve import read_recipe
+from effvl_cli.config.recipe_file import read_recipe
 from effvl_cli.core import sweep
 from effvl_cli.data import DATASETS
 

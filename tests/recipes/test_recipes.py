@@ -12,7 +12,8 @@ from torch import nn
 from effvl_cli.cli import commands
 from effvl_cli.cli.flags import config_class
 from effvl_cli.config import recipes
-from effvl_cli.config.resolve import read_recipe, resolve
+from effvl_cli.config.recipe_file import read_recipe
+from effvl_cli.config.resolve import resolve
 from effvl_cli.core import claims, sweep
 from effvl_cli.models.network import build
 

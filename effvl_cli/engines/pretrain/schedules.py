@@ -4,7 +4,7 @@ from pathlib import Path
 
 from effvl_cli.config.methods import METHODS
 from effvl_cli.config.pretrain import PretrainConfig
-from effvl_cli.config.resolve import read_yaml
+from effvl_cli.config.recipe_file import read_yaml
 from effvl_cli.core.errors import UsageError
 from effvl_cli.core.files import file_or_folder
 from effvl_cli.techniques.pretrain.schedule import (

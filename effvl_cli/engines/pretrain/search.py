@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from effvl_cli.config.pretrain import SearchConfig
-from effvl_cli.config.resolve import dump_yaml, read_yaml
+from effvl_cli.config.recipe_file import dump_yaml, read_yaml
 from effvl_cli.core import distributed, plots
 from effvl_cli.core.checkpoint import Step, StepFolders
 from effvl_cli.core.errors import DataError, ModelError, UsageError

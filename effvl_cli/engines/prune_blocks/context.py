@@ -18,7 +18,7 @@ from effvl_cli.config.prune_blocks import (
 )
 from effvl_cli.core import bench, seeds
 from effvl_cli.core.chance import refuse_chance
-from effvl_cli.core.errors import DataError, NumericalError, UsageError
+from effvl_cli.core.errors import DataError, ModelError, NumericalError, UsageError
 from effvl_cli.core.metrics import top_k
 from effvl_cli.core.run import Run
 from effvl_cli.data import load
@@ -227,6 +227,8 @@ def build_context(
         options=config,
         log=run.log,
     )
+    if networks.RANDOM_CLASSIFIER in network.notes and not new_head:
+        raise ModelError(f"--weights {weights} have no classifier", "`effvl prune-blocks --new-head` trains one first")
     network.module.to(run.device).eval()
     run.report.model(network.name, network.source, network.module)
     return Context(config, run, network, name)

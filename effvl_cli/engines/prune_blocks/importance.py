@@ -12,7 +12,7 @@ from effvl_cli.config.prune_blocks import CRITERIA, PruneBlocksConfig
 from effvl_cli.core import distributed, seeds
 from effvl_cli.core.errors import ModelError, UsageError
 from effvl_cli.core.files import read_numbers
-from effvl_cli.core.loop import autocast
+from effvl_cli.core.loop import PRECISIONS, autocast
 from effvl_cli.core.registry import nearest
 from effvl_cli.engines.prune_blocks import network_latency
 from effvl_cli.engines.prune_blocks.context import Scoring
@@ -148,5 +148,6 @@ def _sr_init(context: Scoring, module: nn.Module, units: Sequence[Unit], generat
             pixels, labels = (rows[start : start + size].to(context.run.device) for rows in (split, split.labels))
             yield context.network.preprocess.normalise(pixels), labels
 
-    right = distributed.all_reduce_sum(criteria.sr_init(module, units, batches, generator, draws=DRAWS))
+    cast = PRECISIONS[context.config.precision]
+    right = distributed.all_reduce_sum(criteria.sr_init(module, units, batches, generator, DRAWS, cast))
     return ((right[0] - right[1:]) / (DRAWS * len(split))).tolist()

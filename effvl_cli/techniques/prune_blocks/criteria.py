@@ -167,6 +167,7 @@ def sr_init(
     batches: Callable[[], Iterable[tuple[Tensor, Tensor]]],
     generator: torch.Generator,
     draws: int = 5,
+    autocast: torch.dtype | None = None,
 ) -> Tensor:
     """How many images are answered correctly when a unit's parameters are drawn anew (SR-init, arXiv 2303.07677).
 
@@ -179,6 +180,7 @@ def sr_init(
         batches: images (B, 3, H, W) and labels (B,); iterated once for each draw.
         generator: on the CPU.
         draws: per unit, at least 1.
+        autocast: type that the passes are cast to; None: no autocast.
 
     Returns:
         (1 + n,) int64 sums over all draws; row 0 is the unchanged network.
@@ -188,7 +190,7 @@ def sr_init(
     counts = torch.zeros(1 + len(units), dtype=torch.int64)
     for row in numbers:
         fresh = [_fresh(module, seed).forward for module, seed in zip(modules, row, strict=True)]
-        scorer = Scorer(network, units, stand_ins=fresh)
+        scorer = Scorer(network, units, stand_ins=fresh, autocast=autocast)
         for images, labels in batches():
             counts += scorer.batch(images, labels).correct.sum(1).cpu()
     return counts
