@@ -66,6 +66,7 @@ class Context(Generic[C_co]):
         return name_pieces(self.network, self.classes)
 
 
+AnyContext = Context[ClipConfig]
 Learning = Context[LearningConfig]
 
 

@@ -19,7 +19,8 @@ from effvl_cli.engines.prompt_tune.context import Learning, num_epochs
 from effvl_cli.engines.prompt_tune.features import AUGMENT, Features, encoder
 from effvl_cli.techniques.prompt_tune.robust_losses import Loss, make_loss
 
-LossOfName = Callable[[str], Loss]
+Watch = Callable[[nn.Module, int], None]
+"""Called with a module and the steps that have trained it."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,11 @@ def rate_of(epoch: int, epochs: int, lr: float, warmup_lr: float) -> float:
     return warmup_lr if epoch == 0 else lr * optim.half_cosine((epoch - 1) / epochs)
 
 
+def steps_per_epoch(context: Learning, count: int) -> int:
+    """Whole batches in an epoch of `count` images."""
+    return count // min(context.config.batch_size, count)
+
+
 def loss_of(context: Learning, name: str) -> Loss:
     """A loss with the constants of the options."""
     config = context.config
@@ -86,13 +92,11 @@ class ClassFeatureTask(loop.Task):
         context: scale, device.
         module: its forward gives unit class features (K, D); it holds what is trained and nothing else.
         loss: of each sample.
-        watch: figures of the module at an epoch, recorded with the evaluations.
+        watch: called with the module at the epochs that the caller asked for.
     """
 
-    def __init__(
-        self, context: Learning, module: nn.Module, loss: Loss, watch: Callable[[nn.Module], dict[str, float]] | None
-    ) -> None:
-        self.context, self.module, self.loss, self.figures_of = context, module, loss, watch
+    def __init__(self, context: Learning, module: nn.Module, loss: Loss, watch: Watch | None) -> None:
+        self.context, self.module, self.loss, self.watched, self.done = context, module, loss, watch, 0
 
     def train_step(self, batch: FeatureBatch, step: int) -> loop.StepOutput:
         """Mean loss of one process's images."""
@@ -105,9 +109,15 @@ class ClassFeatureTask(loop.Task):
         logs = {"top1_train": (logits.detach().argmax(1) == labels).float().mean()}
         return loop.StepOutput(losses.mean(), logs)
 
+    def after_step(self, step: int, *, counted: bool) -> None:
+        """Count the steps."""
+        self.done = step + 1
+
     def evaluate(self) -> dict[str, float]:
-        """Figures at the epochs that the caller asked for."""
-        return self.figures_of(self.module) if self.figures_of else {}
+        """Nothing is chosen on held-out images; the module is shown to whoever watches it."""
+        if self.watched:
+            self.watched(self.module, self.done)
+        return {}
 
 
 def train_module(
@@ -118,8 +128,8 @@ def train_module(
     lr: float,
     phase: str,
     *,
-    watch: Callable[[nn.Module], dict[str, float]] | None = None,
-    watched: Callable[[int], frozenset[int]] = lambda epochs: frozenset(),
+    watch: Watch | None = None,
+    watched: Callable[[int], frozenset[int]] | None = None,
 ) -> loop.FitResult:
     """Train a module in place, or load it where an earlier attempt has finished.
 
@@ -130,8 +140,8 @@ def train_module(
         loss: of each sample.
         lr: peak learning rate.
         phase: name, unique in the run.
-        watch: figures of the module.
-        watched: epochs, of so many, after which they are taken.
+        watch: called with the module and the steps done.
+        watched: epochs, of so many, after which it is called.
     """
     config, epochs = context.config, num_epochs(context)
     size = min(config.batch_size, len(train))
@@ -143,7 +153,7 @@ def train_module(
         rate=lambda step: rate_of(step // per_epoch, epochs, lr, config.warmup_lr) / lr,
         phase=phase,
         precision=config.precision,
-        eval_at=frozenset(epoch * per_epoch for epoch in watched(epochs)),
+        eval_at=frozenset(epoch * per_epoch for epoch in watched(epochs)) if watched else frozenset(),
         save_every=config.save_every,
         log_every=config.log_every,
     )

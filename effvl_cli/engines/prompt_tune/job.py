@@ -1,37 +1,71 @@
 """The whole job: features once, then every method on the same images at every noise rate."""
 
+import resource
+import time
+from typing import Any
+
 import numpy as np
+import torch
 from torch import Tensor
 
 from effvl_cli.config.prompt_tune import PromptTuneConfig
 from effvl_cli.core.chance import refuse_chance
+from effvl_cli.core.files import write_json, write_text
 from effvl_cli.core.run import Run
-from effvl_cli.engines.prompt_tune import tables
-from effvl_cli.engines.prompt_tune.arms import Bench, Comparing, Fitted, arms_of, fit_arm, zero_shot_head
-from effvl_cli.engines.prompt_tune.context import build_context
+from effvl_cli.data.source import ImageSource
+from effvl_cli.engines.prompt_tune import gradient_analysis, saved_arms, tables
+from effvl_cli.engines.prompt_tune.arms import Comparing, Fitted, Trial, arms_of
+from effvl_cli.engines.prompt_tune.context import build_context, cache_mode
 from effvl_cli.engines.prompt_tune.features import Features, features_of
-from effvl_cli.engines.prompt_tune.figures import figures, memorised, per_class
-from effvl_cli.engines.prompt_tune.label_sets import LabelSet, label_sets, training_features
+from effvl_cli.engines.prompt_tune.figures import area_under
+from effvl_cli.engines.prompt_tune.fit_arm import fit_arm, zero_shot_head
+from effvl_cli.engines.prompt_tune.label_sets import LabelSet, Training, label_sets, training_features
+from effvl_cli.engines.prompt_tune.measured_arm import record_arm
+from effvl_cli.engines.prompt_tune.noise_files import noise_document
+from effvl_cli.engines.prompt_tune.pseudo import pseudo_set
+from effvl_cli.engines.prompt_tune.saved_logits import save_logits
+from effvl_cli.engines.prompt_tune.suspect_ranking import rank_suspects, record_suspects
+
+NOISE = "noise.json"
+LARGEST_MATRIX = 100  # classes up to which the report has the transition matrix; noise.json always has
 
 table = tables.results
+
+Results = list[tuple[LabelSet, Fitted]]
 
 
 def run(config: PromptTuneConfig, run: Run) -> None:
     """Train and measure."""
     context = build_context(config, run)
     source = context.source("train")
-    sets = label_sets(context, source)
+    sets = [pseudo_set(context, source)] if config.unsupervised else label_sets(context, source)
+    _write_noise(context, source, sets)
     training = training_features(context, source, sets)
     test = _test_features(context)
+    began = time.monotonic()
+    results = _compare(context, training, sets, test)
+    _note(context, training, test, time.monotonic() - began)
+    _degradation(context, results)
+    if config.grad_analysis:
+        run.write(gradient_analysis.FILE, write_text, gradient_analysis.as_lines(gradient_analysis.gradient_rows(run)))
+    if config.save_logits:
+        save_logits(run, test, {f"{found.arm.name}{labels.suffix}": found.test for labels, found in results})
+    if config.num_folds and not config.unsupervised and (config.labels or sets[-1].shots.flipped.any()):
+        record_suspects(context, training, rank_suspects(context, training, sets[-1]))
+    saved_arms.save(context, results)
+
+
+def _compare(context: Comparing, training: Training, sets: list[LabelSet], test: Features) -> Results:
     reference = _known(context, test)
-    rows: list[tuple[LabelSet, Fitted]] = []
+    results: Results = []
     for labels in sets:
-        bench = Bench(context, training, labels, test)
-        for arm in arms_of(config):
-            fitted = fit_arm(bench, arm)
-            _record(bench, fitted, reference)
-            rows.append((labels, fitted))
-            run.check_stop()
+        trial = Trial(context, training, labels, test)
+        for arm in arms_of(context.config):
+            fitted = fit_arm(trial, arm)
+            record_arm(trial, fitted, reference)
+            results.append((labels, fitted))
+            context.run.check_stop()
+    return results
 
 
 def _test_features(context: Comparing) -> Features:
@@ -53,25 +87,62 @@ def _known(context: Comparing, test: Features) -> Tensor:
     return correct
 
 
-def _record(bench: Bench, fitted: Fitted, reference: Tensor) -> None:
-    """A row of the report, and the metrics of a method."""
-    report, labels = bench.context.run.report, bench.test.labels
-    found = figures(fitted.test, labels, reference)
-    suffix, about = bench.labels.suffix, {"split": "test", "n": len(labels)}
-    name = fitted.arm.name
-    report.metric(f"top1_{name}{suffix}", found["top1"], se=found["se"], **about)
-    for key in ("top5", "macro_acc", "macro_f1", "ece15"):
-        better = {"higher_is_better": False} if key == "ece15" else {}
-        report.metric(f"{key}_{name}{suffix}", found[key], **about, **better)
-    row = {
-        "method": fitted.arm.method,
-        "loss": fitted.arm.loss or None,
-        "name": name,
-        "rate": bench.labels.shots.rate,
-        **found,
-        "memorisation": memorised(fitted.train, bench.labels.shots),
-        "acc_per_class": per_class(fitted.test, labels, len(bench.context.classes)),
-        "steps": fitted.steps,
-        "seconds": fitted.seconds,
+def _write_noise(context: Comparing, source: ImageSource, sets: list[LabelSet]) -> None:
+    config, num_classes = context.config, len(context.classes)
+    shots = [labels.shots for labels in sets]
+    document = noise_document(source, shots, seed=config.seed, shots=config.shots)
+    context.run.write(NOISE, write_json, document)
+    context.run.report.technique["noise"] = [
+        {
+            "model": found.model,
+            "rate_requested": found.rate,
+            "rate_realised": found.rate_realised,
+            "images": len(found),
+            "flipped_ids": found.indices[found.flipped].tolist(),
+            "transition": found.transition(num_classes).tolist() if num_classes <= LARGEST_MATRIX else None,
+        }
+        for found in shots
+    ]
+
+
+def _note(context: Comparing, training: Training, test: Features, seconds: float) -> None:
+    technique = context.run.report.technique
+    made = {id(part): part for part in (training.centre, training.views, test) if part is not None}
+    technique["cache_mode"] = cache_mode(context)
+    technique["classes"] = list(context.classes)
+    technique["templates"] = list(context.templates)
+    technique["split"] = {
+        "digest": training.source.fingerprint(),
+        "comparable": not getattr(training.source, "remark", ""),
+        "counts": {"train": len(training.centre), "test": len(test)},
     }
-    report.technique.setdefault("results", []).append(row)
+    technique["timing"] = {
+        "cache_s": sum(part.seconds for part in made.values()),
+        "train_s": sum(row["seconds"] or 0.0 for row in _rows(technique)),
+        "methods_s": seconds,
+        "peak_mem_mb": _peak_memory(context),
+    }
+
+
+def _rows(technique: dict[str, Any]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = technique.get("results", [])
+    return found
+
+
+def _peak_memory(context: Comparing) -> float:
+    device = context.run.device
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def _degradation(context: Comparing, results: Results) -> None:
+    """Mean accuracy over the noise rates, for each method, where there are several."""
+    by_arm: dict[str, list[tuple[float, float]]] = {}
+    for labels, found in results:
+        top1 = context.run.report.metrics[f"top1_{found.arm.name}{labels.suffix}"].value
+        by_arm.setdefault(found.arm.name, []).append((labels.shots.rate, float(top1 or 0.0)))
+    for name, points in by_arm.items():
+        if len(points) > 1:
+            rates, values = zip(*points, strict=True)
+            context.run.report.metric(f"auc_{name}", area_under(rates, values), split="test")

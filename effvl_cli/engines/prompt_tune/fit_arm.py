@@ -1,0 +1,148 @@
+"""Training of one method, or what an earlier attempt of the run has trained."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from effvl_cli.config.prompt_tune import LEARNERS
+from effvl_cli.core import seeds
+from effvl_cli.core.phases import Phases
+from effvl_cli.data.fewshot import few_shot_validation, listed_shots
+from effvl_cli.engines.prompt_tune.arms import Arm, Comparing, Fitted, Trial
+from effvl_cli.engines.prompt_tune.backbone_finetuning import finetune_backbone
+from effvl_cli.engines.prompt_tune.context import prompt_rate
+from effvl_cli.engines.prompt_tune.features import Features, features_of
+from effvl_cli.engines.prompt_tune.gradient_analysis import GradientWatch, watched_epochs
+from effvl_cli.engines.prompt_tune.head_training import loss_of, steps_per_epoch, train_module
+from effvl_cli.engines.prompt_tune.learners import learner_of
+from effvl_cli.engines.prompt_tune.linear_probe import Probe, linear_probe, linear_probe_sweep
+from effvl_cli.techniques.prompt_tune.class_head import ClassHead
+from effvl_cli.techniques.prompt_tune.linear_classifiers import UnitClassifier, random_weight, tip_adapter
+
+MOST_SHOTS = 2**20  # of `--shots all`, for the validation images
+
+
+def fit_arm(trial: Trial, arm: Arm) -> Fitted:
+    """Train a method and apply it to the test images.
+
+    Raises:
+        UsageError: options that its method cannot work with.
+        DataError: no validation images for linear-probe-sweep.
+    """
+    return FITS[arm.method](trial, arm)
+
+
+def zero_shot_head(context: Comparing) -> ClassHead:
+    """The class features of the templates."""
+    return ClassHead(context.classifier.cpu(), scale=context.scale)
+
+
+def _zero_shot(trial: Trial, arm: Arm) -> Fitted:
+    return trial.applied(arm, zero_shot_head(trial.context))
+
+
+def _learner(trial: Trial, arm: Arm) -> Fitted:
+    config = trial.context.config
+    lr = config.tenc_lr if arm.method == "tenc-ft" else prompt_rate(trial.context)
+    return _trained(trial, arm, learner_of(trial.context, arm.method), lr)
+
+
+def _classifier(trial: Trial, arm: Arm) -> Fitted:
+    context = trial.context
+    weight = context.classifier
+    if arm.method == "classifier-r":
+        weight = random_weight(len(weight), weight.shape[1], seeds.generator(context.config.seed, "classifier"))
+    module = UnitClassifier(weight).to(context.run.device)
+    return _trained(trial, arm, module, context.config.classifier_lr)
+
+
+def _trained(trial: Trial, arm: Arm, module: nn.Module, lr: float) -> Fitted:
+    """Class features that are trained by SGD."""
+    context, train, phase = trial.context, trial.training.of(trial.labels), trial.phase(arm)
+    loss = loss_of(context, arm.loss)
+    watch = None
+    if context.config.grad_analysis and trial.labels.shots.clean is not None:
+        watch = GradientWatch(trial, arm, loss, steps_per_epoch(context, len(train)))
+        watch.before(module)
+    fitted = train_module(
+        context, module, train, loss, lr, phase, watch=watch, watched=watched_epochs if watch else None
+    )
+    with torch.no_grad():
+        head = ClassHead(module().float().cpu(), scale=context.scale)
+    learned = {name: value.detach().cpu() for name, value in module.state_dict().items()}
+    about = {
+        "steps": fitted.steps,
+        "seconds": fitted.seconds,
+        "lr": lr,
+        "params": sum(p.numel() for p in module.parameters() if p.requires_grad),
+    }
+    return trial.applied(arm, head, learned if arm.method in LEARNERS else {}, about)
+
+
+def _linear_probe(trial: Trial, arm: Arm) -> Fitted:
+    config = trial.context.config
+    return _probed(trial, arm, lambda x, y, k: linear_probe(x, y, k, config.probe_c))
+
+
+def _linear_probe_sweep(trial: Trial, arm: Arm) -> Fitted:
+    validation = _validation(trial)
+    known = validation.first, validation.labels
+    return _probed(trial, arm, lambda x, y, k: linear_probe_sweep(x, y, k, known)[0])
+
+
+def _probed(trial: Trial, arm: Arm, fit: Callable[[Tensor, Tensor, int], Probe]) -> Fitted:
+    context = trial.context
+
+    def make() -> dict[str, Tensor]:
+        found = asdict(fit(trial.centres, trial.labels.given, len(context.classes)))
+        return {name: torch.as_tensor(value) for name, value in found.items()}
+
+    found = Phases.of(context.run).tensors(trial.phase(arm), make)
+    head = ClassHead(found["weight"], found["bias"], normalize=False)
+    return trial.applied(arm, head, about={"c": float(found["c"]), "converged": bool(found["converged"])})
+
+
+def _validation(trial: Trial) -> Features:
+    """A few validation images of each class."""
+    config = trial.context.config
+    source = trial.context.source("val")
+    if config.fewshot_file:
+        indices = listed_shots(Path(config.fewshot_file), source, "val")
+    else:
+        shots = MOST_SHOTS if config.shots == "all" else config.shots
+        indices = few_shot_validation(source, shots, config.seed)
+    return features_of(trial.context.network, source, indices, config, trial.context.run)
+
+
+def _tip_adapter(trial: Trial, arm: Arm) -> Fitted:
+    context, keys = trial.context, F.normalize(trial.centres, dim=1)
+    zero_shot = zero_shot_head(context)
+
+    def logits(features: Tensor) -> Tensor:
+        config = context.config
+        return tip_adapter(
+            F.normalize(features, dim=1),
+            zero_shot(features),
+            keys,
+            trial.labels.given,
+            alpha=config.tip_alpha,
+            beta=config.tip_beta,
+        )
+
+    return Fitted(arm, logits(trial.test.first), logits(trial.centres))
+
+
+FITS: dict[str, Callable[[Trial, Arm], Fitted]] = {
+    "zero-shot": _zero_shot,
+    "linear-probe": _linear_probe,
+    "linear-probe-sweep": _linear_probe_sweep,
+    "classifier-r": _classifier,
+    "classifier-c": _classifier,
+    "tip-adapter": _tip_adapter,
+    "rn50-ft": finetune_backbone,
+    **dict.fromkeys(LEARNERS, _learner),
+}
