@@ -12,8 +12,10 @@ import torch
 from open_clip import transformer
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from open_clip.convert import convert_state_dict
+from open_clip.hf_model import HFTextEncoder
 from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
+from open_clip.timm_model import TimmModel
 from torch import Tensor, nn
 
 from effvl_cli.core.errors import MissingPackageError, ModelError, UsageError
@@ -50,14 +52,23 @@ def build(name: str, *, num_classes: int | None = None) -> Network:
     except (RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"open_clip cannot build {name}: {reason}", "It may need a text model") from error
+    notes: list[str] = []
+
+    def fetch(tag: str, download: bool) -> Path:
+        path = _fetch(name, tag, download)
+        if use_quick_gelu(module, bool(get_pretrained_cfg(name, tag).get("quick_gelu"))):
+            notes.append(f"activations changed to those that {name} {tag} was trained with")
+        return path
+
     return Network(
         name=f"openclip:{name}",
         kind="clip",
         module=module,
         preprocess=preprocess_of(module),
         tokenize=tokenize,
-        fetch=lambda tag, download: _fetch(name, tag, download),
+        fetch=fetch,
         adapt=adapt_weights,
+        notes=notes,
     )
 
 
@@ -120,12 +131,23 @@ def _same_patches(module: nn.Module, state: dict[str, Tensor]) -> bool:
     return all(key in state and state[key].shape == own[key].shape for key in keys)
 
 
-def use_quick_gelu(module: nn.Module) -> None:
-    """Replace every GELU inside by OpenAI's approximation x * sigmoid(1.702 x)."""
-    for part in module.modules():
-        for name, child in part.named_children():
-            if isinstance(child, nn.GELU):
-                setattr(part, name, transformer.QuickGELU())
+def use_quick_gelu(module: nn.Module, quick: bool = True) -> bool:
+    """Replace every GELU by OpenAI's approximation x * sigmoid(1.702 x), or the other way round.
+
+    Towers of timm and transformers have their own activations, whatever a tag says, as in open_clip.
+
+    Returns:
+        Whether there was anything to replace.
+    """
+    old, new = (nn.GELU, transformer.QuickGELU) if quick else (transformer.QuickGELU, nn.GELU)
+    changed = False
+    for name, child in module.named_children():
+        if isinstance(child, old):
+            setattr(module, name, new())
+            changed = True
+        elif not isinstance(child, TimmModel | HFTextEncoder):
+            changed |= use_quick_gelu(child, quick)
+    return changed
 
 
 def _fetch(name: str, tag: str, download: bool) -> Path:

@@ -32,6 +32,8 @@ class PromptTower:
         self.width: int = text.transformer.width
         self.depth = len(self.blocks_list)
         self.num_heads: int = self.blocks_list[0].attn.num_heads
+        self.mlp_width: int = self.blocks_list[0].mlp.c_fc.out_features
+        self.embed_dim = _embed_dim(text.text_projection, self.width)
         self.context_length: int = text.positional_embedding.shape[0]
         self.causal = _is_causal(text.attn_mask)
         self.reads_end = pool != "last"
@@ -77,6 +79,12 @@ class PromptTower:
         states = states + block.ls_1(block.attn.out_proj(attended.transpose(1, 2).flatten(2)))
         found: Tensor = states + block.ls_2(block.mlp(block.ln_2(states)))
         return found
+
+
+def _embed_dim(project: Any, width: int) -> int:
+    if project is None:
+        return width
+    return int(project.out_features if isinstance(project, nn.Linear) else project.shape[1])
 
 
 def _is_causal(mask: Tensor | None) -> bool:

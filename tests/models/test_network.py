@@ -6,11 +6,14 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from open_clip.pretrained import get_pretrained_cfg
 from PIL import Image
+from safetensors.torch import save_file
 
 from effvl_cli.core.checkpoint import MANIFEST, save_model
 from effvl_cli.core.errors import ModelError, UsageError
 from effvl_cli.models import network as networks
+from effvl_cli.models import openclip
 from effvl_cli.models.merges import learn, pack
 from effvl_cli.models.openclip import use_quick_gelu
 from effvl_cli.models.tiny import ASSETS, MERGES
@@ -40,6 +43,37 @@ def test_openai_files_are_read_with_quick_gelu(b32, tmp_path):
         ours, theirs = found.module.eval().encode_image(image), reference.eval().encode_image(image)
     assert torch.equal(ours, theirs)
     assert found.preprocess.mean == open_clip.OPENAI_DATASET_MEAN
+
+
+@pytest.mark.parametrize(
+    ("name", "tag"),
+    [("ViT-B-32", "openai"), ("ViT-B-32", "laion2b_s34b_b79k"), ("ViT-B-32-quickgelu", "laion2b_s34b_b79k")],
+)
+def test_a_tag_decides_the_activation(tmp_path, monkeypatch, name, tag):
+    """Whatever the name says: the file of a tag has no sign of it."""
+    vision = {"image_size": 16, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16}
+
+    def small(name, **more):
+        text = {"width": 32, "heads": 2, "layers": 1}
+        return open_clip.model.CLIP(16, vision, text, quick_gelu=name.endswith("quickgelu"))
+
+    save_file(small(name).state_dict(), tmp_path / "w.safetensors")
+    monkeypatch.setattr(open_clip, "create_model", small)
+    monkeypatch.setattr(openclip, "_fetch", lambda name, tag, download: tmp_path / "w.safetensors")
+    monkeypatch.setattr(openclip, "get_pretrained_cfg", lambda name, tag: get_pretrained_cfg("ViT-B-32", tag))
+    notes = []
+    found = load(name, tag, log=notes.append).module
+    kinds = {type(tower.resblocks[0].mlp.gelu) for tower in (found.transformer, found.visual.transformer)}
+    quick = tag == "openai"
+    assert kinds == {open_clip.transformer.QuickGELU if quick else torch.nn.GELU}
+    changed = quick != name.endswith("quickgelu")
+    assert notes == [f"--weights {tag}: activations changed to those that {name} {tag} was trained with"] * changed
+
+
+def test_towers_of_timm_keep_their_activation():
+    module = open_clip.timm_model.TimmModel("vit_tiny_patch16_224", 8, pretrained=False)
+    assert not use_quick_gelu(torch.nn.Sequential(module))
+    assert use_quick_gelu(module.trunk) and use_quick_gelu(module.trunk, quick=False)
 
 
 def test_other_files_keep_their_activation(b32, tmp_path):

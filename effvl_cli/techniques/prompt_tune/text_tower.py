@@ -16,6 +16,8 @@ class TextTower(Protocol):
         width: d.
         depth: number of blocks.
         num_heads: attention heads of a block.
+        mlp_width: hidden width of a block's MLP.
+        embed_dim: E.
         context_length: most tokens of a text.
         causal: a token sees itself and those before it, so that what follows the token that is read can be left out.
         reads_end: the embedding is read from the end token of a text, else from the last position.
@@ -25,6 +27,8 @@ class TextTower(Protocol):
     width: int
     depth: int
     num_heads: int
+    mlp_width: int
+    embed_dim: int
     context_length: int
     causal: bool
     reads_end: bool
