@@ -139,5 +139,6 @@ ucf101 = partial(
                 TESTS_ALONE,
             ),
         ),
+        videos="UCF-101",
     ),
 )

@@ -145,10 +145,14 @@ class FileImages:
         """One image."""
         return read_image(self._root / self.ids[index])
 
+    def files(self) -> Sequence[str]:
+        """What the images are read from, as paths from the root."""
+        return self.ids
+
     def fingerprint(self) -> str:
         """Digest of names, labels, captions, and of size and time of each file; no pixels are read."""
         if not self._fingerprint:
             labels = (str(int(label)) for label in self.labels)
-            states = file_states(self._root / name for name in self.ids)
+            states = file_states(self._root / name for name in self.files())
             self._fingerprint = digest([self.split, *self.classes, *self.ids, *labels, *(self.captions or ()), *states])
         return self._fingerprint

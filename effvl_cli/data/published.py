@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from effvl_cli.core.errors import DataError, UsageError
 from effvl_cli.data import SPLITS
 from effvl_cli.data.files import FileImages
 from effvl_cli.data.listings import Place, Splits, class_names, read_split_file
+from effvl_cli.data.video_frames import cached_middle_frame
 
 FEW = 3  # how many missing images an error names
 
@@ -48,6 +50,7 @@ class Published:
         counts: images of CoOp's train, val and test.
         split_file: CoOp's, or "" where the published lists are those that CoOp takes.
         others: other ways to divide the images, in order.
+        videos: folder of videos, below the data set's, whose middle frames serve where there are no images.
     """
 
     key: str
@@ -56,6 +59,7 @@ class Published:
     counts: tuple[int, int, int]
     split_file: str
     others: tuple[Lists, ...]
+    videos: str = ""
 
     @property
     def lists(self) -> tuple[Lists, ...]:
@@ -79,6 +83,24 @@ class PublishedImages(FileImages):
     expected: int | None = None
 
 
+class MiddleFrames(PublishedImages):
+    """One split of a public data set of which only the videos are there: A_Name/v_x.jpg is of AName/v_x.avi."""
+
+    def image(self, index: int) -> Image.Image:
+        """The middle frame of one video, from the cache after the first time."""
+        return cached_middle_frame(self._root, video_of(self.ids[index]))
+
+    def files(self) -> list[str]:
+        """The videos."""
+        return [video_of(name) for name in self.ids]
+
+
+def video_of(image: str) -> str:
+    """The video in the folders of UCF101 whose frame an image of CoOp's is."""
+    action, _, clip = image.rpartition("/")
+    return f"{action.replace('_', '')}/{clip.removesuffix('.jpg')}.avi"
+
+
 def build(dataset: Published, argument: str, split: str, *, root: Path | None = None, seed: int = 0) -> PublishedImages:
     """Registry builder.
 
@@ -94,7 +116,8 @@ def build(dataset: Published, argument: str, split: str, *, root: Path | None = 
     items = splits[split]
     if not items:
         raise DataError(f"{dataset.key} has no {split} image by {divided_by}", f"Looked in {place.folder}")
-    source = PublishedImages(
+    only_videos = bool(dataset.videos) and place.images == place.folder / dataset.videos
+    source = (MiddleFrames if only_videos else PublishedImages)(
         dataset.key,
         split,
         root=place.images,
@@ -103,10 +126,12 @@ def build(dataset: Published, argument: str, split: str, *, root: Path | None = 
         classes=classes,
         templates=(dataset.template,),
     )
-    refuse_absent(place.images, source.ids, f"{dataset.key} {split} by {divided_by}")
+    refuse_absent(place.images, source.files(), f"{dataset.key} {split} by {divided_by}")
     source.layout = f"{place.folder}, divided by {divided_by}"
     source.expected = dataset.counts[SPLITS.index(split)]
-    if split not in lists.same:
+    if only_videos:
+        source.remark = "frames taken from the videos here, not CoOp's: not comparable with published figures"
+    elif split not in lists.same:
         source.remark = f"not CoOp's division ({divided_by}): not comparable with published figures"
     elif len(items) != source.expected:
         source.remark = f"{len(items)} of {source.expected} images: not comparable with published figures"
@@ -135,8 +160,9 @@ def refuse_absent(root: Path, ids: Sequence[str], what: str) -> None:
 
 def _find(dataset: Published, root: Path) -> tuple[Place, Lists]:
     places = [Place(root / folder, root / folder / images) for folder, images in dataset.places]
+    videos = [Place(place.folder, place.folder / dataset.videos) for place in places if dataset.videos]
     for lists in dataset.lists:
-        for place in places:
+        for place in places + videos:
             if place.images.is_dir() and all((place.folder / name).is_file() for name in lists.needs):
                 return place, lists
     here = next((place for place in places if place.folder.is_dir()), places[0])
@@ -151,6 +177,6 @@ def _tree(dataset: Published, here: Place) -> str:
     """What was expected, in one line."""
     folders = " or ".join(f"{folder}/{images}".rstrip("/") for folder, images in dataset.places)
     lists = " or ".join(" and ".join(lists.needs) for lists in dataset.lists if lists.needs)
-    if dataset.key == "ucf101" and (here.folder / "UCF-101").is_dir():
-        return f"Only videos are there: fetch CoOp's UCF-101-midframes.zip, and {lists}"
+    if dataset.videos:
+        folders += f" (or videos in {here.folder.name}/{dataset.videos})"
     return f"Expected images in {folders} under --data-root, and beside them {lists}"

@@ -1,13 +1,15 @@
 """Public data sets in tiny copies of their true layouts."""
 
 import json
+import shutil
+import sys
 
 import numpy as np
 import pytest
 import torchvision.datasets as peers
 from torchvision.datasets import flowers102 as peer_flowers
 
-from effvl_cli.core.errors import DataError, UsageError
+from effvl_cli.core.errors import DataError, MissingPackageError, UsageError
 from effvl_cli.data import DATASETS, SPLITS, load
 from effvl_cli.data.fewshot import few_shot
 from effvl_cli.data.listings import held_out, portions
@@ -306,10 +308,46 @@ def test_textures_without_lists_are_divided(tmp_path):
     assert np.bincount(source.labels).tolist() == [6, 6, 6] and "its class folders" in source.remark
 
 
-def test_videos_alone_are_no_images(tmp_path):
-    layouts.ucf101(tmp_path / "ucf101")
-    (tmp_path / "ucf101" / "UCF-101-midframes").rename(tmp_path / "ucf101" / "UCF-101")
-    with pytest.raises(DataError, match=r"UCF-101-midframes, .* is missing. Only videos are there"):
+def _videos_alone(root):
+    """Videos of 7 frames for the first class; frame k is grey 30 k."""
+    av = pytest.importorskip("av")
+    layouts.ucf101(root / "ucf101")
+    shutil.rmtree(root / "ucf101" / "UCF-101-midframes")
+    for line in (root / "ucf101" / "ucfTrainTestlist" / "trainlist01.txt").read_text().splitlines():
+        path = root / "ucf101" / "UCF-101" / line.split()[0]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("mpeg4", rate=25)
+            stream.width, stream.height, stream.pix_fmt = 32, 16, "yuv420p"
+            for k in range(7):
+                grey = av.VideoFrame.from_ndarray(np.full((16, 32, 3), 30 * k, np.uint8), format="rgb24")
+                container.mux(stream.encode(grey))
+            container.mux(stream.encode())
+    return root / "ucf101" / "UCF-101"
+
+
+def test_middle_frames_of_videos_are_taken_once(tmp_path, monkeypatch):
+    videos = _videos_alone(tmp_path)
+    source = load("ucf101", "train", root=tmp_path)
+    before = source.fingerprint()
+    assert source.classes[0] == "Apply Eye Makeup" and "frames taken from the videos here" in source.remark
+    image = source.image(0)
+    assert image.size == (32, 16) and abs(np.asarray(image).mean() - 90) < 4  # frame 3 of 7
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "av", None)
+        assert source.image(0).tobytes() == image.tobytes() and source.fingerprint() == before
+        with pytest.raises(MissingPackageError, match=r"pip install 'effvl\[video\]'"):
+            source.image(1)
+    (videos / "ApplyEyeMakeup" / source.ids[0].rpartition("/")[2].replace("jpg", "avi")).write_bytes(b"no video")
+    with pytest.raises(DataError, match="cannot be read"):
+        source.image(0)
+    (videos / "YoYo").rename(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=r"8 of 24 images are not in .*UCF-101: YoYo/v_YoYo_g06_c01.avi"):
+        load("ucf101", "train", root=tmp_path)
+
+
+def test_videos_are_named_where_there_is_nothing(tmp_path):
+    with pytest.raises(DataError, match=r"ucf101/UCF-101-midframes \(or videos in ucf101/UCF-101\)"):
         load("ucf101", "train", root=tmp_path)
 
 
