@@ -104,7 +104,7 @@ def _adapt(network: Network, state: dict[str, Tensor]) -> dict[str, Tensor]:
         module.both, network.name = True, f"{network.name},pad=both"
     mean, std = STATISTICS["imagenet"]
     network.preprocess = replace(network.preprocess, mean=mean, std=std)
-    network.notes.append(f"{network.name}with ImageNet's normalisation, as networks whose last layer is `linear` need")
+    network.notes.append(f"{network.name} with ImageNet's normalisation, as networks whose last layer is `linear` need")
     return {f"fc{key.removeprefix('linear')}" if key.startswith("linear.") else key: v for key, v in state.items()}
 
 
