@@ -71,7 +71,10 @@ COMMANDS = (
     ),
     *rows_of(
         "prompt-tune",
-        (("", "PromptTuneConfig", "Few-shot prompt tuning of a CLIP under label noise, beside its alternatives."),),
+        (
+            ("", "PromptTuneConfig", "Few-shot prompt tuning of a CLIP under label noise, beside its alternatives."),
+            ("suspects", "SuspectsConfig", "Rank training images by how wrong their labels look; needs no RUN."),
+        ),
     ),
 )
 

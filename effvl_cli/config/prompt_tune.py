@@ -307,11 +307,13 @@ class SuspectsConfig(RunInput, LearningConfig):
 
     panel: ClassVar[str] = "Suspects"
     run_optional: ClassVar[bool] = True
-    own: ClassVar[tuple[str, ...]] = ("shots",)
+    own: ClassVar[tuple[str, ...]] = ("shots", "noise_rate")
 
     shots: Annotated[Shots, Doc("training images per class; of endless data all means 100")] = "all"
+    noise_rate: Annotated[
+        tuple[NoiseRate, ...], Doc("share of labels made wrong first (default: RUN's on its data, else none)")
+    ] = ()
     num_folds: Annotated[int, Ge(2), Doc("folds: each is judged by prompts tuned on the others")] = 5
-    top: Annotated[Positive, Doc("images of the contact sheet")] = 40
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -224,6 +224,21 @@ def image_grid(
     _write(figure, path)
 
 
+def captioned_images(
+    path: Path, images: NDArray[np.uint8], captions: Sequence[str], *, title: str, columns: int = 8
+) -> None:
+    """Pictures (N, H, W, 3) uint8, each under its own words, `columns` of them in a row."""
+    rows = -(-len(images) // columns)
+    figure, grid = _figure(1.25 * columns, 1.5 * rows + 0.4, nrows=rows, ncols=columns, squeeze=False)
+    figure.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, picture, words in zip(grid.flat, images, captions, strict=False):
+        axes.imshow(picture, interpolation="nearest")
+        axes.set_title(words, fontsize=6, fontweight="normal", loc="center")
+    _write(figure, path)
+
+
 def heat_maps(path: Path, maps: Mapping[str, NDArray[np.float64]], *, title: str, columns: int) -> None:
     """Shares on a grid, from 0 to 1 on one scale of colours; each map under its name, `columns` of them in a row."""
     rows = -(-len(maps) // columns)

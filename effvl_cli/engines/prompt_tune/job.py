@@ -10,26 +10,22 @@ from torch import Tensor
 
 from effvl_cli.config.prompt_tune import PromptTuneConfig
 from effvl_cli.core.chance import refuse_chance
-from effvl_cli.core.files import write_json, write_text
+from effvl_cli.core.files import write_text
 from effvl_cli.core.run import Run
-from effvl_cli.data.source import ImageSource
 from effvl_cli.engines.prompt_tune import gradient_analysis, saved_arms, tables
 from effvl_cli.engines.prompt_tune.arms import Comparing, Fitted, Trial, arms_of
 from effvl_cli.engines.prompt_tune.context import build_context, cache_mode
 from effvl_cli.engines.prompt_tune.features import Features, features_of
 from effvl_cli.engines.prompt_tune.figures import area_under
 from effvl_cli.engines.prompt_tune.fit_arm import fit_arm, zero_shot_head
-from effvl_cli.engines.prompt_tune.label_sets import LabelSet, Training, label_sets, training_features
+from effvl_cli.engines.prompt_tune.label_sets import LabelSet, Training, label_sets, training_features, write_noise
 from effvl_cli.engines.prompt_tune.measured_arm import record_arm
-from effvl_cli.engines.prompt_tune.noise_files import noise_document
+from effvl_cli.engines.prompt_tune.preview import preview_job
 from effvl_cli.engines.prompt_tune.pseudo import pseudo_set
 from effvl_cli.engines.prompt_tune.saved_logits import save_logits
 from effvl_cli.engines.prompt_tune.suspect_ranking import rank_suspects, record_suspects
 
-NOISE = "noise.json"
-LARGEST_MATRIX = 100  # classes up to which the report has the transition matrix; noise.json always has
-
-table = tables.results
+table, preview = tables.results, preview_job
 
 Results = list[tuple[LabelSet, Fitted]]
 
@@ -39,7 +35,7 @@ def run(config: PromptTuneConfig, run: Run) -> None:
     context = build_context(config, run)
     source = context.source("train")
     sets = [pseudo_set(context, source)] if config.unsupervised else label_sets(context, source)
-    _write_noise(context, source, sets)
+    write_noise(context, source, sets)
     training = training_features(context, source, sets)
     test = _test_features(context)
     began = time.monotonic()
@@ -85,24 +81,6 @@ def _known(context: Comparing, test: Features) -> Tensor:
         force=context.config.force or context.network.source == "random",  # asked for: --weights none
     )
     return correct
-
-
-def _write_noise(context: Comparing, source: ImageSource, sets: list[LabelSet]) -> None:
-    config, num_classes = context.config, len(context.classes)
-    shots = [labels.shots for labels in sets]
-    document = noise_document(source, shots, seed=config.seed, shots=config.shots)
-    context.run.write(NOISE, write_json, document)
-    context.run.report.technique["noise"] = [
-        {
-            "model": found.model,
-            "rate_requested": found.rate,
-            "rate_realised": found.rate_realised,
-            "images": len(found),
-            "flipped_ids": found.indices[found.flipped].tolist(),
-            "transition": found.transition(num_classes).tolist() if num_classes <= LARGEST_MATRIX else None,
-        }
-        for found in shots
-    ]
 
 
 def _note(context: Comparing, training: Training, test: Features, seconds: float) -> None:

@@ -11,13 +11,18 @@ from torch import Tensor
 
 from effvl_cli.config.prompt_tune import NoiseOptions, rates_of, suffix_of
 from effvl_cli.core.errors import UsageError
+from effvl_cli.core.files import write_json
 from effvl_cli.data.source import ImageSource
 from effvl_cli.engines.prompt_tune.context import Learning, cache_mode
 from effvl_cli.engines.prompt_tune.features import Features, features_of
 from effvl_cli.engines.prompt_tune.head_training import TrainingSet
+from effvl_cli.engines.prompt_tune.noise_files import noise_document
 from effvl_cli.engines.prompt_tune.noise_records import noisy_shots
 from effvl_cli.engines.prompt_tune.noisy_shots import NoisyShots
 from effvl_cli.techniques.prompt_tune.class_head import ClassHead
+
+NOISE = "noise.json"
+LARGEST_MATRIX = 100  # classes up to which the report has the transition matrix; noise.json always has
 
 
 @dataclass(frozen=True)
@@ -109,3 +114,22 @@ def training_features(context: Learning, source: ImageSource, sets: Sequence[Lab
     if cache_mode(context) == "views":
         views = features_of(context.network, source, indices, config, run, views=config.num_views, wanted=True)
     return Training(source, centre, None if cache_mode(context) == "off" else views)
+
+
+def write_noise(context: Learning, source: ImageSource, sets: Sequence[LabelSet]) -> None:
+    """Write `noise.json`, and what the report says about the labels."""
+    config, num_classes = context.config, len(context.classes)
+    shots = [labels.shots for labels in sets]
+    document = noise_document(source, shots, seed=config.seed, shots=config.shots)
+    context.run.write(NOISE, write_json, document)
+    context.run.report.technique["noise"] = [
+        {
+            "model": found.model,
+            "rate_requested": found.rate,
+            "rate_realised": found.rate_realised,
+            "images": len(found),
+            "flipped_ids": found.indices[found.flipped].tolist(),
+            "transition": found.transition(num_classes).tolist() if num_classes <= LARGEST_MATRIX else None,
+        }
+        for found in shots
+    ]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from effvl_cli.config.prompt_tune import FIXED_CONTEXT
 from effvl_cli.core import seeds
+from effvl_cli.core.errors import UsageError
 from effvl_cli.data.prompts import captions
 from effvl_cli.engines.prompt_tune.context import Learning, context_words, num_tokens
 from effvl_cli.models.openclip_prompts import check_room, word_ids
@@ -20,12 +21,16 @@ def learner_of(context: Learning, method: str) -> nn.Module:
     """A module whose forward gives unit class features (K, D), on the device; it holds what is trained and no more.
 
     Raises:
-        UsageError: class names do not fit beside the context.
+        UsageError: class names do not fit beside the context, or a prefix that the tower cannot share.
     """
     device = context.run.device
     if method == "tenc-ft":
         return _whole_tower(context).to(device)
     config = context.config
+    if config.prefix_share == "on" and not context.tower.splits:
+        raise UsageError(
+            f"--prefix-share is on, and the text tower of {context.network.name} does not allow it", "Give auto"
+        )
     return PromptLearner(
         context.tower,
         context.pieces,

@@ -1,14 +1,18 @@
 """Which training labels look wrong: every image is judged by prompts tuned on the other folds."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from effvl_cli.core import seeds
 from effvl_cli.core.files import write_csv
 from effvl_cli.core.phases import Phases
+from effvl_cli.core.plots import captioned_images
+from effvl_cli.engines.common.batches import decode
 from effvl_cli.engines.prompt_tune.context import Learning, prompt_rate
 from effvl_cli.engines.prompt_tune.head_training import loss_of, train_module
 from effvl_cli.engines.prompt_tune.label_sets import LabelSet, Training
@@ -25,6 +29,7 @@ from effvl_cli.techniques.prompt_tune.suspects import (
 )
 
 FILE = "suspects.csv"
+SHOWN = 40  # in the report and on the contact sheet
 LOSS = "gce"
 COLUMNS = (
     *("rank", "sample_id", "path", "given_label", "given", "suggested_label", "suggested"),
@@ -76,12 +81,14 @@ def rank_suspects(context: Learning, training: Training, labels: LabelSet) -> Ra
 def record_suspects(context: Learning, training: Training, ranking: Ranking) -> None:
     """Write `suspects.csv`, and where the wrong labels are known, how well they are found."""
     run = context.run
-    run.write(FILE, write_csv, COLUMNS, suspect_rows(context, training, ranking))
+    rows = suspect_rows(context, training, ranking)
+    run.write(FILE, write_csv, COLUMNS, rows)
     technique: dict[str, Any] = {
         "loss": LOSS,
         "folds": context.config.num_folds,
         "images": len(ranking.labels.given),
         "suspected": int((ranking.found.suspicion > 0).sum()),
+        "first": rows[:SHOWN],
     }
     flipped = ranking.flipped
     if flipped is not None:
@@ -92,6 +99,7 @@ def record_suspects(context: Learning, training: Training, ranking: Ranking) -> 
             run.report.metric(f"suspects_auroc{suffix}", auroc(found.suspicion, flipped), **about)
             run.report.metric(f"suspects_precision{suffix}", precision_at(found.order, flipped, count), **about)
     run.report.technique["suspects"] = technique
+    draw_suspects(context, training, rows[:SHOWN])
 
 
 def suspect_rows(context: Learning, training: Training, ranking: Ranking) -> list[dict[str, Any]]:
@@ -110,10 +118,24 @@ def suspect_rows(context: Learning, training: Training, ranking: Ranking) -> lis
                 "given": context.classes[given],
                 "suggested_label": suggested,
                 "suggested": context.classes[suggested],
-                "suggested_probability": f"{float(found.probability[row]):.6f}",
-                "given_probability": f"{float(found.given_probability[row]):.6f}",
-                "suspicion": f"{float(found.suspicion[row]):.6f}",
-                "flipped": int(shots.flipped[row]) if known else "",
+                "suggested_probability": round(float(found.probability[row]), 6),
+                "given_probability": round(float(found.given_probability[row]), 6),
+                "suspicion": round(float(found.suspicion[row]), 6),
+                "flipped": int(shots.flipped[row]) if known else None,
             }
         )
     return rows
+
+
+def draw_suspects(context: Learning, training: Training, rows: Sequence[Mapping[str, Any]]) -> None:
+    """`plots/suspects.png`: the most suspect images with their given and suggested labels."""
+    run, preprocess = context.run, context.network.preprocess
+    indices = np.array([row["sample_id"] for row in rows], dtype=np.int64)
+    images = decode(training.source, preprocess, indices, context.config, run, on_bad="error", noted=False)
+    run.plot(
+        "suspects",
+        captioned_images,
+        images.pixels.permute(0, 2, 3, 1).numpy(),
+        [f"{row['given']}\n→ {row['suggested']}" for row in rows],
+        title=f"The labels that look most wrong in {training.source.name}: given → suggested",
+    )

@@ -1,0 +1,89 @@
+"""`effvl prompt-tune suspects`: training images ranked by how wrong their labels look."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from effvl_cli.config.prompt_tune import SuspectsConfig
+from effvl_cli.config.recipe_file import read_recipe
+from effvl_cli.core.chance import refuse_chance
+from effvl_cli.core.report import Report
+from effvl_cli.core.run import CONFIG, Run
+from effvl_cli.core.table import Table, percent
+from effvl_cli.engines.prompt_tune.context import Context, build_context
+from effvl_cli.engines.prompt_tune.label_sets import LabelSet, Training, label_sets, training_features, write_noise
+from effvl_cli.engines.prompt_tune.preview import preview_suspects
+from effvl_cli.engines.prompt_tune.suspect_ranking import FILE, rank_suspects, record_suspects
+from effvl_cli.techniques.prompt_tune.class_head import ClassHead
+
+PRINTED = 10
+
+preview = preview_suspects
+
+
+def run(config: SuspectsConfig, run: Run) -> None:
+    """Rank the training images; wrong labels are made first only where a rate says so."""
+    context = build_context(with_rate(config), run)
+    source = context.source("train")
+    sets = label_sets(context, source)
+    write_noise(context, source, sets)
+    training = training_features(context, source, sets)
+    _refuse_chance(context, training, sets[-1])
+    record_suspects(context, training, rank_suspects(context, training, sets[-1]))
+
+
+def with_rate(config: SuspectsConfig) -> SuspectsConfig:
+    """The config with one noise rate: the highest given, else RUN's on the data of RUN, else 0.
+
+    With --labels, the labels of the file.
+    """
+    if config.noise_rate:
+        return dataclasses.replace(config, noise_rate=(max(config.noise_rate),))
+    rate = 0.5 if config.labels else 0.0
+    if config.run is not None and not config.labels:
+        earlier = read_recipe(Path(config.run) / CONFIG).config
+        if earlier.get("data") == config.data:
+            rate = max(map(float, earlier.get("noise-rate", "0").split(",")))
+    return dataclasses.replace(config, noise_rate=(rate,))
+
+
+def _refuse_chance(context: Context[SuspectsConfig], training: Training, labels: LabelSet) -> None:
+    """Zero-shot must agree with the given labels more often than by chance: half of them may well be wrong."""
+    head = ClassHead(context.classifier.cpu(), scale=context.scale)
+    agreeing = (head(training.centres(labels)).argmax(1) == labels.given).float()
+    refuse_chance(
+        context.run,
+        context.network.name,
+        float(torch.mean(agreeing)),
+        len(context.classes),
+        images=f"{len(agreeing)} training images with the given labels",
+        force=context.config.force or context.network.source == "random",  # asked for: --weights none
+    )
+
+
+def table(report: Report) -> Table:
+    """The most suspect images."""
+    found = report.technique["suspects"]
+    rows = tuple(
+        (
+            row["rank"],
+            row["path"],
+            row["given"],
+            row["suggested"],
+            percent(row["suggested_probability"]),
+            percent(row["given_probability"]),
+            None if row["flipped"] is None else ("yes" if row["flipped"] else "no"),
+        )
+        for row in found["first"][:PRINTED]
+    )
+    notes = [f"{found['suspected']} of {found['images']} labels look wrong; all are in {FILE}, the first in pictures"]
+    if "flipped" in found:
+        for name, words in (("", "tuned prompts"), ("_zero_shot", "zero-shot")):
+            auroc, precision = (report.metrics[f"suspects_{key}{name}"].value for key in ("auroc", "precision"))
+            notes.append(
+                f"{words}: AUROC {auroc:.3f}; of the first {found['flipped']}, "
+                f"as many as are wrong, {percent(precision)} % are"
+            )
+    columns = ("rank", "image", "given", "suggested", "suggested %", "given %", "known to be wrong")
+    return Table(report.command, columns, rows, tuple(notes))
