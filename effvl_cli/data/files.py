@@ -13,7 +13,7 @@ from effvl_cli.core.errors import DataError
 from effvl_cli.data.source import digest
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"))
-
+FEW = 3  # how many names a remark gives
 
 _WITHOUT_RGB = {"La": "LA", "RGBa": "RGBA"}  # premultiplied alpha, which Pillow turns into RGB only by way of these
 _TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
@@ -111,6 +111,19 @@ def readable(names: Sequence[str], where: Path) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _untaught_remark(split: str, labels: NDArray[np.int64], classes: tuple[str, ...]) -> str:
+    """Note on classes that no training image shows, so that nothing can be learned of them."""
+    if split != "train" or not classes:
+        return ""
+    missing = [classes[k] for k in np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)]
+    return f"no image of {some(missing)}, {len(missing)} of {len(classes)} classes" if missing else ""
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of some names, and how many there are besides."""
+    return ", ".join(names[:FEW]) + (f" and {len(names) - FEW} more" if len(names) > FEW else "")
+
+
 class FileImages:
     """Image files with labels or captions; an id is the file's path from `root`.
 
@@ -134,7 +147,7 @@ class FileImages:
     ) -> None:
         self.name, self.split, self.classes, self.templates = name, split, classes, templates
         self.ids, self.labels, self.captions = ids, labels, captions
-        self.remark = remark
+        self.remark = "; ".join(filter(None, (_untaught_remark(split, labels, classes), remark)))
         self._root = root
         self._fingerprint = ""
 

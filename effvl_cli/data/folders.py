@@ -15,12 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from effvl_cli.core.errors import DataError
-from effvl_cli.data.files import SUFFIXES, FileImages, natural, readable
+from effvl_cli.data.files import SUFFIXES, FileImages, natural, readable, some
 
 NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 LAYOUT = "Expected PATH/train/CLASS/*.jpg and PATH/test/CLASS/*.jpg, or PATH/CLASS/*.jpg"
 TENTHS = {"train": range(8), "val": range(8, 9), "test": range(9, 10)}
-FEW = 3  # how many entries a remark names
 TENTHS_OF_TRAIN = {"train": range(9), "val": range(9, 10)}
 
 
@@ -112,15 +111,28 @@ def _place(folder: Path, found: dict[str, Path | None], split: str) -> tuple[Pat
         if found["val"] or found["test"]:
             raise DataError(f"{folder} has no train folder", LAYOUT)
         return folder, TENTHS[split]
-    test = found["test"] or found["val"]
-    val = found["val"] if found["test"] else None  # choices are not made on the split that is reported
-    if test is None:
-        return train, TENTHS[split]
+    name, tenths = drawn_from(split, val=found["val"] is not None, test=found["test"] is not None)
+    return found[name] or train, tenths
+
+
+def drawn_from(split: str, *, val: bool, test: bool) -> tuple[str, range | None]:
+    """Which part of a data set holds a split, and which tenths of it (by hash of the name); None: all.
+
+    With only one of val and test, that one is reported, and a tenth of train is used for validation: choices are not
+    made on the split that is reported. With neither, train is split 80/10/10.
+
+    Args:
+        split: the split that is asked for.
+        val: whether there is a part of that name.
+        test: likewise.
+    """
+    if not (val or test):
+        return "train", TENTHS[split]
     if split == "test":
-        return test, None
-    if split == "val":
-        return (val, None) if val else (train, TENTHS_OF_TRAIN["val"])
-    return train, None if val else TENTHS_OF_TRAIN["train"]
+        return ("test" if test else "val"), None
+    if val and test:
+        return split, None
+    return "train", TENTHS_OF_TRAIN[split]
 
 
 def class_folders(folder: Path) -> list[str]:
@@ -202,8 +214,7 @@ def passed_over_remark(passed_over: list[str]) -> str:
     """Note for reports on the entries that were skipped; empty when there are none."""
     if not passed_over:
         return ""
-    first = ", ".join(passed_over[:FEW]) + (f" and {len(passed_over) - FEW} more" if len(passed_over) > FEW else "")
-    return f"skipped, as links back into the data set or not regular files: {first}"
+    return f"skipped, as links back into the data set or not regular files: {some(passed_over)}"
 
 
 def tenth(name: str) -> int:

@@ -1,17 +1,21 @@
 """`csv:FILE`: a table of image paths with labels, captions, or both.
 
 Columns: path (or image, filepath, file), label (or class) and/or caption (or text), and optionally split. Comma or tab
-separated; relative paths start from the table's folder. Rows without a split column are divided 80/10/10 by hash.
+separated; relative paths start from the table's folder. Rows without a split column are divided 80/10/10 by hash of the
+path; with only one of val and test, as `folder:` does.
 """
 
 import csv
-import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from effvl_cli.core.errors import DataError
-from effvl_cli.data.files import FileImages, natural, readable
+from effvl_cli.data.files import FileImages, natural, readable, some
+from effvl_cli.data.folders import drawn_from, tenth
 
 COLUMNS = {
     "path": ("path", "image", "filepath", "file"),
@@ -34,7 +38,7 @@ def build(argument: str, split: str, *, root: Path | None = None, seed: int = 0)
         raise DataError(f"no table at {table}", "Give --data csv:FILE with columns path and label and/or caption")
     rows = read_rows(table)
     classes = sorted({row["label"] for row in rows if "label" in row}, key=natural)
-    chosen = [row for row in rows if _split(row) == split]
+    chosen = _chosen(rows, split)
     if not chosen:
         raise DataError(f"{table} has no row for split {split}", "Add some, or leave the split column out")
     labels = [classes.index(row["label"]) if classes else 0 for row in chosen]
@@ -46,7 +50,39 @@ def build(argument: str, split: str, *, root: Path | None = None, seed: int = 0)
         labels=np.array(labels, dtype=np.int64),
         classes=readable(classes, table),
         captions=[row["caption"] for row in chosen] if "caption" in chosen[0] else None,
+        remark="; ".join(_remarks(table, rows, chosen)),
     )
+
+
+def _chosen(rows: list[Row], split: str) -> list[Row]:
+    parts = [SPLIT_WORDS[row.get("split", "train").lower()] for row in rows]
+    name, tenths = drawn_from(split, val="val" in parts, test="test" in parts)
+    if rows and "split" in rows[0] and set(parts) == {"train"}:  # all of it is meant for training
+        name, tenths = split, None
+    here = (row for row, part in zip(rows, parts, strict=True) if part == name)
+    return [row for row in here if tenths is None or tenth(row["path"]) in tenths]
+
+
+def _remarks(table: Path, rows: list[Row], chosen: list[Row]) -> Iterator[str]:
+    """Notes on the rows of a split: files that are missing, in several splits, of several classes, or listed twice."""
+    asked = Counter(_file(row) for row in chosen)
+    if missing := [name for name in asked if not (table.parent / name).exists()]:
+        yield f"{len(missing)} of {len(asked)} files are missing: {some(missing)}"
+    splits, labels = defaultdict[str, set[str]](set), defaultdict[str, set[str]](set)
+    for row in rows:
+        if (name := _file(row)) in asked:
+            splits[name].add(SPLIT_WORDS[row.get("split", "train").lower()])
+            labels[name].add(row.get("label", ""))
+    if shared := [name for name in asked if len(splits[name]) > 1]:
+        yield f"{len(shared)} of {len(asked)} files are in other splits too: {some(shared)}"
+    if unsure := [name for name in asked if len(labels[name]) > 1]:
+        yield f"{len(unsure)} of {len(asked)} files have several labels: {some(unsure)}"
+    if repeated := [] if "caption" in chosen[0] else [name for name, count in asked.items() if count > 1]:
+        yield f"{len(repeated)} of {len(asked)} files have several rows and count as often: {some(repeated)}"
+
+
+def _file(row: Row) -> str:
+    return os.path.normpath(row["path"])
 
 
 def read_rows(table: Path) -> list[Row]:
@@ -70,22 +106,34 @@ def _rows(table: Path) -> list[Row]:
         header = file.readline()
         file.seek(0)
         reader = csv.reader(file, delimiter="\t" if "\t" in header else ",")
-        columns = _columns(table, next(reader, []))
+        names = next(reader, [])
+        columns, width = _columns(table, names), len(names)
         rows = []
         for cells in reader:
             if cells:
+                _refuse_more(table, reader.line_num, width, cells)
                 rows.append(_row(table, reader.line_num, columns, cells))
     return rows
 
 
 def _columns(table: Path, header: list[str]) -> dict[str, int]:
     names = [name.strip().lower() for name in header]
+    twice = next((name for name in names if names.count(name) > 1 and any(name in w for w in COLUMNS.values())), None)
+    if twice:
+        raise DataError(f"{table} line 1 has two columns {twice}", "Rename or remove one")
     found = {meaning: names.index(word) for meaning, words in COLUMNS.items() for word in words[::-1] if word in names}
     if "path" not in found or not {"label", "caption"} & set(found):
         raise DataError(
             f"{table} line 1 has columns {', '.join(names) or 'none'}", "Needed: path, and label and/or caption"
         )
     return found
+
+
+def _refuse_more(table: Path, line: int, width: int, cells: list[str]) -> None:
+    if any(cell.strip() for cell in cells[width:]):  # the rest of a text that should have stood in quotes
+        raise DataError(
+            f"{table} line {line} has {len(cells)} cells, and the header {width}", 'Put texts with commas in "quotes"'
+        )
 
 
 def _row(table: Path, line: int, columns: dict[str, int], cells: list[str]) -> Row:
@@ -98,10 +146,3 @@ def _row(table: Path, line: int, columns: dict[str, int], cells: list[str]) -> R
     if "split" in row and row["split"].lower() not in SPLIT_WORDS:
         raise DataError(f"{table} line {line}: split is {row['split']!r}", "Give train, val or test")
     return row
-
-
-def _split(row: Row) -> str:
-    if "split" in row:
-        return SPLIT_WORDS[row["split"].lower()]
-    tenth = hashlib.blake2b(row["path"].encode(), digest_size=8).digest()[0] % 10
-    return "train" if tenth < 8 else "val" if tenth == 8 else "test"

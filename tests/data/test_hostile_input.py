@@ -336,3 +336,55 @@ def test_less_common_modes_become_rgb_too(mode):
 
 def _through(image, mode):
     return image.convert({"La": "LA", "PA": "P"}.get(mode, "RGBA")).convert(mode)
+
+
+def _table(tmp_path, text):
+    for name in "abcd":
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{name}.png")
+    (tmp_path / "t.csv").write_text(text)
+    return f"csv:{tmp_path / 't.csv'}"
+
+
+def test_an_unquoted_comma_does_not_cut_a_caption(tmp_path):
+    spec = _table(tmp_path, "path,caption\na.png,a cat, on a mat\n")
+    with pytest.raises(DataError, match=r"line 2 has 3 cells, and the header 2.*quotes"):
+        load(spec, "train")
+    blank = load(_table(tmp_path, "path,caption,split\na.png,a cat,train,,\n"), "train")  # as spreadsheets write
+    assert list(blank.captions) == ["a cat"]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    with pytest.raises(DataError, match="two columns label"):
+        load(_table(tmp_path, "path,label,Label\na.png,x,y\n"), "train")
+
+
+@pytest.mark.parametrize(
+    ("rows", "remark"),
+    [
+        (["a.png,x,train", "b.png,y,train", "./a.png,x,test"], "1 of 2 files are in other splits too: a.png"),
+        (["a.png,x,train", "b.png,y,train", "b.png,x,train"], "1 of 2 files have several labels: b.png"),
+        (["a.png,x,train", "b.png,y,train", "b.png,y,train"], "1 of 2 files have several rows"),
+        (["a.png,x,train", "b.png,y,train", "none.png,y,train"], "1 of 3 files are missing: none.png"),
+        (["a.png,x,train", "b.png,y,test", "c.png,x,test"], "no image of y, 1 of 2 classes"),
+        (["a.png,x,train", "b.png,y,train", "c.png,x,val", "d.png,y,test"], ""),
+    ],
+)
+def test_a_table_says_what_makes_its_figures_doubtful(tmp_path, rows, remark):
+    remarks = load(_table(tmp_path, "\n".join(["path,label,split", *rows])), "train").remark
+    assert remark in remarks if remark else remarks == ""
+
+
+def test_a_class_without_training_images_is_named(tmp_path):
+    folder = _classes(tmp_path / "d" / "train", "a", "b")
+    _classes(tmp_path / "d" / "test", "a", "b")
+    _classes(tmp_path / "d" / "val", "a", "b")
+    (folder / "train" / "empty_one").mkdir()
+    assert "no image of empty one, 1 of 3 classes" in load(f"folder:{folder}", "train").remark
+
+
+def test_a_table_without_validation_rows_draws_them_from_training(tmp_path):
+    rows = [f"{k}.png,x,{'train' if k < 50 else 'test'}" for k in range(60)]
+    spec = _table(tmp_path, "\n".join(["path,label,split", *rows]))
+    train, val, test = (set(load(spec, split).ids) for split in ("train", "val", "test"))
+    assert test == {f"{k}.png" for k in range(50, 60)}
+    assert val and not val & train and val | train == {f"{k}.png" for k in range(50)}
