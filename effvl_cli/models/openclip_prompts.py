@@ -39,6 +39,11 @@ class PromptTower:
         self.reads_end = pool != "last"
         self.splits = self.causal and all(type(block) is ResidualAttentionBlock for block in self.blocks_list)
 
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids."""
+        return len(self.text.token_embedding.weight)
+
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings without positions, (...) int64 to (..., d)."""
         found: Tensor = self.text.token_embedding(ids.to(self.text.token_embedding.weight.device))
@@ -101,12 +106,24 @@ def prompt_tower(network: Network) -> PromptTower:
         ModelError: its text tower is not open_clip's own, or reads its embedding in another way.
     """
     network.module.eval().requires_grad_(False)
-    model = network.module
+    return text_tower(network.module, network.name)
+
+
+def text_tower(model: nn.Module, name: str) -> PromptTower:
+    """The text tower of an open_clip model, which stays as it is.
+
+    Args:
+        model: the CLIP.
+        name: of the model, for the message.
+
+    Raises:
+        ModelError: see `prompt_tower`.
+    """
     text = model if hasattr(model, "token_embedding") else getattr(model, "text", None)
     reason = _objection(model, text)
     if reason:
         raise ModelError(
-            f"text tower {type(text).__name__} of {network.name} {reason}, which prompt-tune does not support",
+            f"text tower {type(text).__name__} of {name} {reason}, which prompt-tune does not support",
             f"Supported: {SUPPORTED}",
         )
     return PromptTower(text, _pool(text))

@@ -21,6 +21,7 @@ from effvl_cli.engines.prompt_tune.head_training import loss_of, steps_per_epoch
 from effvl_cli.engines.prompt_tune.learners import learner_of
 from effvl_cli.engines.prompt_tune.linear_probe import Probe, linear_probe, linear_probe_sweep
 from effvl_cli.techniques.prompt_tune.class_head import ClassHead
+from effvl_cli.techniques.prompt_tune.learner import PromptLearner
 from effvl_cli.techniques.prompt_tune.linear_classifiers import UnitClassifier, random_weight, tip_adapter
 
 MOST_SHOTS = 2**20  # of `--shots all`, for the validation images
@@ -73,14 +74,20 @@ def _trained(trial: Trial, arm: Arm, module: nn.Module, lr: float) -> Fitted:
     )
     with torch.no_grad():
         head = ClassHead(module().float().cpu(), scale=context.scale)
-    learned = {name: value.detach().cpu() for name, value in module.state_dict().items()}
     about = {
         "steps": fitted.steps,
         "seconds": fitted.seconds,
         "lr": lr,
         "params": sum(p.numel() for p in module.parameters() if p.requires_grad),
     }
-    return trial.applied(arm, head, learned if arm.method in LEARNERS else {}, about)
+    return trial.applied(arm, head, _learned(module) if arm.method in LEARNERS else {}, about)
+
+
+def _learned(module: nn.Module) -> dict[str, Tensor]:
+    """What was learned on the side of the text tower."""
+    if isinstance(module, PromptLearner):
+        return module.learned()
+    return {name: value.detach().cpu() for name, value in module.state_dict().items()}
 
 
 def _linear_probe(trial: Trial, arm: Arm) -> Fitted:

@@ -6,15 +6,17 @@ from typing import Any
 
 from torch import Tensor
 
+from effvl_cli.config.prompt_tune import LEARNERS
 from effvl_cli.core import checkpoint
 from effvl_cli.core.errors import ModelError
 from effvl_cli.engines.prompt_tune.arms import Comparing, Fitted
 from effvl_cli.engines.prompt_tune.context import AnyContext, num_tokens
 from effvl_cli.engines.prompt_tune.label_sets import LabelSet
 from effvl_cli.models.network import CHECKPOINT
+from effvl_cli.models.tuned_prompts import KIND, prompts_edit
 from effvl_cli.techniques.prompt_tune.class_head import ClassHead
 
-KIND = "prompt-tune"
+PROMPTED = tuple(method for method in LEARNERS if method != "tenc-ft")
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,17 @@ def save(context: Comparing, fitted: list[tuple[LabelSet, Fitted]]) -> None:
                 "scale": head.scale,
                 "bias": head.bias is not None,
                 "learned": sorted(found.learned),
+                "edit": _edit(context, found),
             }
         )
     context.run.save_model(state, {**describe(context), "arms": rows, "prompts": _prompts(context)})
+
+
+def _edit(context: Comparing, found: Fitted) -> dict[str, Any] | None:
+    """The edit that the tuned prompts of a method are; None for other methods."""
+    if found.arm.method not in PROMPTED:
+        return None
+    return prompts_edit(context.pieces, found.learned, context.config.class_position)
 
 
 def describe(context: AnyContext) -> dict[str, Any]:
@@ -82,6 +92,8 @@ def describe(context: AnyContext) -> dict[str, Any]:
         "kind": KIND,
         "model": context.network.name,
         "weights": config.weights,
+        "weights_key": config.weights_key,
+        "seed": config.seed,
         "weights_sha256": context.network.weights_sha256,
         "classes": list(context.classes),
         "templates": list(context.templates),

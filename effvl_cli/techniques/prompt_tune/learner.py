@@ -44,6 +44,7 @@ class PromptLearner(nn.Module):
 
     context: Tensor
     name_tokens: Tensor
+    name_ids: Tensor
     special: Tensor
     index: Tensor
     read: Tensor
@@ -64,14 +65,18 @@ class PromptLearner(nn.Module):
     ) -> None:
         super().__init__()
         self.tower, self.pieces, self.position = tower, pieces, position
+        ids, special = (torch.tensor(found) for found in (flat_ids(pieces), pieces.special))
         with torch.no_grad():
-            special = tower.embed(torch.tensor(pieces.special))
-            names = tower.embed(torch.tensor(flat_ids(pieces))) if name_rows is None else name_rows
-        context = special.new_zeros(0, tower.width) if context is None else context
+            names = tower.embed(ids) if name_rows is None else name_rows
+        device = names.device
+        context = names.new_zeros(0, tower.width) if context is None else context.to(device)
         self.num_context = _checked(context, len(pieces.names), tower.width)
-        _hold(self, "context", context.to(special.device), trained=train_context and self.num_context > 0)
-        _hold(self, "name_tokens", names, trained=train_names)
-        _hold(self, "special", special, trained=False)
+        self.other_names = train_names or name_rows is not None
+        _hold(self, "context", context, trained=train_context and self.num_context > 0)
+        if self.other_names:
+            _hold(self, "name_tokens", names, trained=train_names)
+        self.register_buffer("name_ids", ids.to(device), persistent=False)
+        self.register_buffer("special", special.to(device), persistent=False)
         found = layout(
             pieces,
             self.num_context,
@@ -80,10 +85,16 @@ class PromptLearner(nn.Module):
             truncate=truncate and tower.causal and tower.reads_end,
             reads_end=tower.reads_end,
         )
-        self.register_buffer("index", found.index.to(special.device), persistent=False)
-        self.register_buffer("read", found.read.to(special.device), persistent=False)
+        self.register_buffer("index", found.index.to(device), persistent=False)
+        self.register_buffer("read", found.read.to(device), persistent=False)
         self.text_chunk = text_chunk
         self.num_shared = _num_shared(tower, found.shared, prefix_share)
+        self.context_in_tail = bool((found.index[:, self.num_shared :] < context.flatten(0, -2).shape[0]).any())
+
+    def learned(self) -> dict[str, Tensor]:
+        """What rebuilds these prompts, copied: the context, and tokens of the names that are not the tower's."""
+        own = ("context",) * (self.num_context > 0) + ("name_tokens",) * self.other_names
+        return {name: getattr(self, name).detach().cpu().clone() for name in own}
 
     @property
     def num_tail(self) -> int:
@@ -105,21 +116,27 @@ class PromptLearner(nn.Module):
         """Classes that pass the tower at once."""
         if self.text_chunk != "auto":
             return self.text_chunk or len(self.index)
-        kind = self.special.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.special.dtype
+        kind = self.context.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.context.dtype
         return auto_chunk(self.num_tail, self.tower.width, self.tower.depth, dtype.itemsize)
+
+    def _fixed(self) -> Tensor:
+        """(tokens of all names and `Pieces.special`, d), of the tower as it is now: its weights may be loaded late."""
+        with torch.no_grad():
+            special = self.tower.embed(self.special)
+            names = None if self.other_names else self.tower.embed(self.name_ids)
+        return torch.cat([self.name_tokens if names is None else names, special])
 
     def _rows(self, index: Tensor) -> Tensor:
         """Rows of the table of tokens, (...) to (..., d)."""
-        return F.embedding(index, torch.cat([self.context.flatten(0, -2), self.name_tokens, self.special]))
+        return F.embedding(index, torch.cat([self.context.flatten(0, -2), self._fixed()]))
 
     def _tails(self) -> Tensor:
         """(K, t, d) what follows the shared tokens; no gradient runs through it where no context is in it."""
         index = self.index[:, self.num_shared :]
-        first = self.context.flatten(0, -2).shape[0]
-        if index.min() >= first:
-            return F.embedding(index - first, torch.cat([self.name_tokens, self.special]))
-        return self._rows(index)
+        if self.context_in_tail:
+            return self._rows(index)
+        return F.embedding(index - self.context.flatten(0, -2).shape[0], self._fixed())
 
 
 def _num_shared(tower: TextTower, shared: int, prefix_share: PrefixShare) -> int:
