@@ -22,7 +22,9 @@ from effvl_cli.core.records import Records
 MOST = 200
 BY_CONTENT = re.compile(r"phases\.json|metrics\.jsonl|.*\.safetensors|.*/step-\d+")
 """Files that are written again and again; of the others the first time counts."""
-TIMED = re.compile(r".*(seconds|_s|_ms)|speedup.*|.*speedup|.*latency.*|bench|images_per_s.*|data_wait.*|searched_now")
+TIMED = re.compile(
+    r".*(seconds|_s|_ms)|speedup.*|.*speedup|.*latency.*|bench|images_per_s.*|data_wait.*|peak_mem.*|searched_now"
+)
 
 
 class KilledError(BaseException):

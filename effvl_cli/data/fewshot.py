@@ -31,8 +31,11 @@ def few_shot(source: ImageSource, shots: int, seed: int, *, allow_empty: bool = 
 
 
 def few_shot_validation(source: ImageSource, shots: int, seed: int) -> NDArray[np.int64]:
-    """As `few_shot`, of a validation split: at most 4 images of each class, as CoOp takes them (arXiv 2109.01134)."""
-    return few_shot(source, min(shots, VALIDATION_SHOTS), seed)
+    """As `few_shot`, of a validation split: at most 4 images of each class, as CoOp takes them (arXiv 2109.01134).
+
+    A class may have none.
+    """
+    return few_shot(source, min(shots, VALIDATION_SHOTS), seed, allow_empty=True)
 
 
 def candidates(source: ImageSource, shots: int) -> NDArray[np.int64]:

@@ -26,6 +26,12 @@ TOKENS = (
     *("--tune-epochs", 1, "--tune-batch-size", 8, "--save-every", 2),
 )
 
+PROMPTS = (
+    *("prompt-tune", "--shots", 1, "--epochs", 2, "--batch-size", 15, "--num-folds", 2, "--save-every", 1),
+    *("--method", "linear-probe,prompt", "--loss", "gce", "--noise-rate", "0.5", "--noise", "pair", "--log-every", 1),
+    *("--grad-analysis", "--num-grad-samples", 1),
+)
+
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
@@ -37,7 +43,7 @@ def small(monkeypatch):
 
 SLOW = {
     name: pytest.param(line, id=name, marks=pytest.mark.slow)
-    for name, line in (("simclr", SIMCLR), ("blocks", BLOCKS), ("tokens", TOKENS))
+    for name, line in (("simclr", SIMCLR), ("blocks", BLOCKS), ("tokens", TOKENS), ("prompts", PROMPTS))
 }
 
 

@@ -77,3 +77,29 @@ def ranked_run(shared) -> Path:
 def copy_of(run: Path, to: str | Path) -> Path:
     """A finished run in this test's own folder, for tests that write into it or look for the newest run."""
     return Path(shutil.copytree(run, to))
+
+
+PROMPT_METHODS = (
+    *("zero-shot", "linear-probe", "linear-probe-sweep", "classifier-r", "classifier-c", "tenc-ft", "prompt"),
+    *("full-prompt", "cls-tuning", "cls-random", "tip-adapter", "rn50-ft"),
+)
+FEW_PROMPTS = ("--shots", 2, "--epochs", 2, "--batch-size", 30, "--num-folds", 2)
+
+
+@pytest.fixture(scope="session")
+def prompts_run(shared) -> Path:
+    """A run of prompt-tune: the default methods on few images, with wrong labels and their ranking."""
+    line = ("prompt-tune", *FEW_PROMPTS, "--grad-analysis", "--num-grad-samples", 3, "--save-logits")
+    return shared.run("prompts", *line, prepare=keep_few_images)
+
+
+@pytest.fixture(scope="session")
+def all_prompts_run(shared) -> Path:
+    """Every method of prompt-tune, each for one epoch with one loss."""
+    return shared.run(
+        "all-prompts",
+        *("prompt-tune", "--shots", 1, "--epochs", 1, "--batch-size", 30, "--num-folds", 0, "--noise", "symmetric"),
+        *("--method", ",".join(PROMPT_METHODS), "--loss", "phuber", "--noise-rate", 0, "--cache-features", "off"),
+        *("--rn50-model", "tiny:resnet", "--rn50-weights", "none"),
+        prepare=keep_few_images,
+    )

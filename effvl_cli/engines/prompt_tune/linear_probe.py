@@ -48,7 +48,6 @@ def linear_probe(features: Tensor, labels: Tensor, num_classes: int, c: float = 
         num_classes: K.
         c: inverse strength of the penalty.
     """
-    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     present = labels.unique()
@@ -58,7 +57,7 @@ def linear_probe(features: Tensor, labels: Tensor, num_classes: int, c: float = 
         return Probe(weight, bias, c, True)
     model = LogisticRegression(C=c, max_iter=MAX_ITERATIONS, tol=TOLERANCE)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # `converged` says so
+        warnings.simplefilter("ignore", UserWarning)  # of convergence, which `converged` tells, and of few samples
         model.fit(features.double().numpy(), labels.numpy())
     coefficients, intercept = (torch.from_numpy(np.asarray(part)).float() for part in (model.coef_, model.intercept_))
     if len(present) == 2:  # one row for the difference of the two

@@ -1,0 +1,200 @@
+"""The job of prompt-tune through the real command, on few images."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file
+from sklearn.metrics import roc_auc_score
+
+from effvl_cli.core.checkpoint import load_model
+from effvl_cli.core.records import Records
+from effvl_cli.data import load
+from effvl_cli.models.network import load as load_network
+from tests.conftest import keep_few_images
+from tests.engines.conftest import FEW_PROMPTS, PROMPT_METHODS
+from tests.kills import KilledError, assert_same_result
+
+ARMS = ("zero_shot", "linear_probe", "prompt_ce", "prompt_gce")
+FIGURES = ("top1", "top5", "macro_acc", "macro_f1", "ece15")
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    keep_few_images(monkeypatch)
+
+
+@pytest.fixture
+def tune(effvl, shared_cache):
+    def run(*more):
+        return effvl("prompt-tune", *FEW_PROMPTS, *more)
+
+    return run
+
+
+def test_every_method_has_its_figures_at_both_noise_rates(prompts_run, report):
+    done = report(prompts_run)
+    names = {f"{figure}_{arm}{suffix}" for figure in FIGURES for arm in ARMS for suffix in ("", "_clean")}
+    suspects = {f"suspects_{figure}{end}" for figure in ("auroc", "precision") for end in ("", "_zero_shot")}
+    assert set(done.metrics) == names | suspects | {f"auc_{arm}" for arm in ARMS}
+    assert all(done.metrics[f"top1_{arm}"].n == 48 for arm in ARMS)
+    rows = done.technique["results"]
+    assert [row["key"] for row in rows] == [f"{arm}{end}" for end in ("_clean", "") for arm in ARMS]
+    for arm in ARMS:  # a straight line between two rates: their mean
+        two = [done.metrics[f"top1_{arm}{end}"].value for end in ("", "_clean")]
+        assert done.metrics[f"auc_{arm}"].value == pytest.approx(sum(two) / 2)
+
+
+def test_zero_shot_is_what_open_clip_computes(prompts_run, report):
+    network, source = load_network("tiny:clip", None, default="", kind="clip"), load("shape-captions:sketch", "test")
+    module = network.module.eval()
+    pixels = torch.stack([network.preprocess.to_uint8(source.image(place)) for place in range(48)])
+    with torch.no_grad():
+        texts = open_clip.build_zero_shot_classifier(module, network.tokenize, source.classes, source.templates)
+        logits = module.encode_image(network.preprocess.normalise(pixels), normalize=True) @ texts
+    right = (logits.argmax(1) == torch.as_tensor(source.labels[np.arange(48)])).float().mean()
+    assert report(prompts_run).metrics["top1_zero_shot"].value == pytest.approx(float(right))
+    stored = load_file(prompts_run / "logits.safetensors")["zero_shot"]
+    assert torch.allclose(stored, module.logit_scale.exp() * logits, atol=0.02)  # features kept in half precision
+
+
+def _predicted(split, places):
+    """What zero-shot by open_clip's own means says."""
+    network, source = load_network("tiny:clip", None, default="", kind="clip"), load("shape-captions:sketch", split)
+    module = network.module.eval()
+    pixels = torch.stack([network.preprocess.to_uint8(source.image(place)) for place in places])
+    with torch.no_grad():
+        texts = open_clip.build_zero_shot_classifier(module, network.tokenize, source.classes, source.templates)
+        logits = module.encode_image(network.preprocess.normalise(pixels), normalize=True) @ texts
+    return logits.argmax(1).tolist()
+
+
+def test_both_rates_and_all_methods_share_one_noise_json(prompts_run, report):
+    noise = json.loads((prompts_run / "noise.json").read_text())
+    clean, noisy = noise["sets"]
+    assert (clean["rate"], noisy["rate"], noisy["rate_realised"]) == (0.0, 0.5, 0.5)
+    assert not any(row["flipped"] for row in clean["records"])
+    assert sum(row["flipped"] for row in noisy["records"]) == 30  # one of two in each of 30 classes
+    told = report(prompts_run).technique["noise"][1]
+    assert told["flipped_ids"] == [row["sample_id"] for row in noisy["records"] if row["flipped"]]
+
+
+def test_suspects_are_ranked_and_the_figures_follow_from_the_table(prompts_run, report):
+    rows = list(csv.DictReader((prompts_run / "suspects.csv").open()))
+    suspicion = [float(row["suspicion"]) for row in rows]
+    flipped = [int(row["flipped"]) for row in rows]
+    assert suspicion == sorted(suspicion, reverse=True) and [int(row["rank"]) for row in rows] == [*range(1, 61)]
+    metrics = report(prompts_run).metrics
+    assert metrics["suspects_auroc"].value == pytest.approx(roc_auc_score(flipped, suspicion), abs=1e-3)
+    assert metrics["suspects_precision"].value == pytest.approx(sum(flipped[:30]) / 30)
+    assert metrics["suspects_auroc"].value > 0.8
+    wrong = next(row for row in rows if row["flipped"] == "1")
+    assert wrong["given"] != wrong["suggested"] or wrong["given_label"] == wrong["suggested_label"]
+    assert (prompts_run / "plots" / "suspects.png").stat().st_size > 5000
+
+
+def test_gradients_are_recorded_at_the_first_and_last_epochs(prompts_run):
+    rows = [json.loads(line) for line in (prompts_run / "grads.jsonl").read_text().splitlines()]
+    assert {(row["method"], row["rate"]) for row in rows} == {
+        (arm, rate) for arm in ("prompt_ce", "prompt_gce") for rate in (0.0, 0.5)
+    }
+    noisy = [row for row in rows if row["rate"] == 0.5 and row["method"] == "prompt_ce"]
+    assert [row["epoch"] for row in noisy] == [0] * 4 + [1] * 4 + [2] * 4
+    for clean, wrong in zip(noisy[::2], noisy[1::2], strict=True):
+        assert (clean["group"], wrong["group"], clean["n"], wrong["n"]) == ("clean", "noisy", 30, 30)
+        assert (clean["alignment"] + wrong["alignment"]) / 2 == pytest.approx(1, abs=1e-3)
+
+
+def test_the_checkpoint_holds_class_weights_and_what_made_them(prompts_run):
+    state, manifest = load_model(prompts_run / "checkpoint.safetensors")
+    arms = {row["key"]: row for row in manifest["arms"]}
+    assert set(arms) == {f"{arm}{end}" for arm in ARMS for end in ("", "_clean")}
+    assert arms["prompt_gce"]["learned"] == ["context"] and state["prompt_gce.learned.context"].shape == (4, 64)
+    assert state["prompt_gce.weight"].norm(dim=1) == pytest.approx(torch.ones(30), abs=1e-5)
+    assert not arms["linear_probe"]["normalize"] and state["linear_probe.bias"].shape == (30,)
+    assert not torch.equal(state["prompt_ce.weight"], state["prompt_ce_clean.weight"])
+
+
+def test_every_method_is_trained_and_measured(all_prompts_run, report):
+    rows = {row["method"]: row for row in report(all_prompts_run).technique["results"]}
+    assert tuple(rows) == PROMPT_METHODS
+    assert all(0 <= row["top1"] <= 1 for row in rows.values())
+    trained = {"classifier-c": 30 * 64, "classifier-r": 30 * 64, "prompt": 4 * 64}
+    assert {method: rows[method]["about"]["params"] for method in trained} == trained
+    assert rows["full-prompt"]["about"]["params"] == 4 * 64 + rows["cls-tuning"]["about"]["params"]
+    assert rows["cls-random"]["about"]["params"] == 4 * 64
+    assert rows["tenc-ft"]["about"]["params"] > 50_000
+    # one epoch at a rate of 1e-5 leaves them where they started
+    assert rows["classifier-c"]["top1"] == rows["tenc-ft"]["top1"] == rows["zero-shot"]["top1"]
+
+
+def test_a_run_killed_within_a_training_ends_with_the_same_bits(tune, own_cache, monkeypatch):
+    line = ("--method", "linear-probe,prompt", "--loss", "gce", "--save-every", 1, "--log-every", 1)
+    assert tune(*line, "--out", "whole").code == 0
+    write = Records.write
+
+    def dies(self, event, fields):
+        write(self, event, fields)
+        if fields.get("phase") == "prompt_gce" and fields.get("step") == 3:
+            raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Records, "write", dies)
+        with pytest.raises(KilledError):
+            tune(*line, "--out", "cut")
+    assert tune(*line, "--out", "cut").code == 0
+    resume = json.loads(Path("cut/report.json").read_text())["resume"]
+    assert resume["count"] == 1 and resume["steps_done_before"] >= 6
+    assert_same_result(Path("whole"), Path("cut"))
+
+
+def test_unsupervised_training_takes_the_predictions_for_labels(effvl, shared_cache, report, monkeypatch):
+    line = ("prompt-tune", "--unsupervised", "--num-select", 2, "--epochs", 1, "--batch-size", 30, "--method", "prompt")
+    monkeypatch.setattr("effvl_cli.engines.prompt_tune.pseudo.ENDLESS_SHOTS", 4)
+    assert effvl(*line, "--loss", "gce", "--select", "topk", "--out", "a").code == 0
+    found = report("a").technique["pseudo"]
+    assert found["n"] <= 60 and sum(row["n"] for row in found["per_class"]) == found["n"]
+    assert found["acc"] == pytest.approx(report("a").metrics["top1_pseudo_labels"].value)
+    assert max(row["n"] for row in found["per_class"]) == 2
+    [chosen] = json.loads(Path("a/noise.json").read_text())["sets"]
+    places = [row["sample_id"] for row in chosen["records"]]
+    assert [row["given_label"] for row in chosen["records"]] == _predicted("train", places)
+    assert effvl(*line, "--loss", "gce", "--select", "random", "--out", "b").code == 0
+    assert json.loads(Path("b/noise.json").read_text())["sets"][0]["model"] == "pseudo-random"
+    assert "suspects_auroc" not in report("a").metrics
+
+
+def test_what_cannot_be_done_is_refused(tune, effvl, image_folder, tmp_path):
+    for line, code, words in (
+        (("--noise-rate", "1"), 2, "--noise-rate"),
+        (("--num-context", "12"), 2, "Give at most"),
+        (("--context-init", "a photo of a", "--num-context", "3"), 2, "has 4 tokens"),
+        (("--prefix-share", "on", "--csc"), 2, "--prefix-share on with --csc"),
+        (("--data", "folder:nothing-here"), 3, "nothing-here"),
+        (("--noise-rate", "0.2,0.4", "--noise", "matrix", "--noise-matrix", "m.csv"), 2, "holds one set"),
+        (("--method", "rn50-ft", "--cache-features", "off"), 2, "--rn50-weights"),
+        (("--unsupervised", "--labels", "x.csv"), 2, "reads no labels"),
+        (("--weights", "none", "--model", "tiny:resnet"), 4, "a clip is needed"),
+    ):
+        outcome = tune(*line, "--out", str(tmp_path / "r"), "--fresh")
+        assert outcome.code == code and words in outcome.error, (line, outcome.err)
+
+
+def test_real_labels_from_a_table(effvl, image_folder, report):
+    names = sorted(path.relative_to(image_folder / "train") for path in (image_folder / "train").glob("*/*.jpg"))
+    with Path("labels.csv").open("w") as file:
+        file.write("path,label\n")
+        for place, name in enumerate(names):
+            right = name.parts[0].replace("_", " ")
+            wrong = {"red thing": "blue thing", "blue thing": "red thing"}[right]
+            file.write(f"train/{name},{wrong if place % 6 == 0 else right}\n")
+    line = ("prompt-tune", "--data", f"folder:{image_folder}", "--labels", "labels.csv", "--force", "--epochs", 2)
+    outcome = effvl(*line, "--shots", "all", "--method", "zero-shot,prompt", "--loss", "gce", "--out", "r")
+    assert outcome.code == 0, outcome.err
+    noise = json.loads(Path("r/noise.json").read_text())["sets"][-1]
+    assert noise["model"] == "file" and sum(row["flipped"] for row in noise["records"]) == 4
+    assert {"top1_prompt_gce", "top1_prompt_gce_clean", "suspects_auroc"} <= set(report("r").metrics)
