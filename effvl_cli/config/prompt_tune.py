@@ -45,7 +45,7 @@ Method = Literal[
     "tip-adapter",
     "rn50-ft",
 ]
-Loss = Literal["ce", "gce", "mae", "sce", "phuber", "ls"]
+Loss = Literal["ce", "gce", "mae", "sce", "phuber", "ls", "double-softmax"]
 
 UNTRAINED = ("zero-shot", "linear-probe", "linear-probe-sweep", "tip-adapter")
 """Methods without a training by SGD, so without a --loss."""

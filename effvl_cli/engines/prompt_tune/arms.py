@@ -24,7 +24,7 @@ class Arm:
     @property
     def name(self) -> str:
         """In metrics and files, e.g. "prompt_gce"."""
-        return "_".join(filter(None, (self.method.replace("-", "_"), self.loss)))
+        return "_".join(filter(None, (self.method, self.loss))).replace("-", "_")
 
 
 @dataclass(frozen=True, eq=False)

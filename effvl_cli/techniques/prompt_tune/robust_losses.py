@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LossName = Literal["ce", "gce", "mae", "sce", "phuber", "ls"]
+LossName = Literal["ce", "gce", "mae", "sce", "phuber", "ls", "double-softmax"]
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(logits (B, K), labels (B,)) to (B,)."""
 
@@ -59,6 +59,14 @@ def label_smoothing(logits: Tensor, labels: Tensor, epsilon: float) -> Tensor:
     return (1 - epsilon) * cross_entropy(logits, labels) - epsilon / (logits.shape[1] - 1) * _of_others(log_p, labels)
 
 
+def double_softmax(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy of the probabilities taken as logits: between log(1 + (K - 1) / e) and log(e + K - 1).
+
+    As in DSPT, which tunes prompts under label noise with it.
+    """
+    return cross_entropy(_wide(logits).softmax(1), labels)
+
+
 def make_loss(
     name: LossName,
     *,
@@ -85,6 +93,7 @@ def make_loss(
         "sce": lambda logits, labels: symmetric_cross_entropy(logits, labels, sce_alpha, sce_beta),
         "phuber": lambda logits, labels: partially_huberised(logits, labels, phuber_tau),
         "ls": lambda logits, labels: label_smoothing(logits, labels, ls_eps),
+        "double-softmax": double_softmax,
     }
     return losses[name]
 

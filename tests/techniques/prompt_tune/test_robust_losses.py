@@ -7,7 +7,7 @@ import torch
 
 from effvl_cli.techniques.prompt_tune.robust_losses import make_loss
 
-NAMES = ("ce", "gce", "mae", "sce", "phuber", "ls")
+NAMES = ("ce", "gce", "mae", "sce", "phuber", "ls", "double-softmax")
 
 
 @pytest.fixture
@@ -59,6 +59,7 @@ def test_the_others_by_their_formulas(batch):
         "sce": -0.3 * own + 2 * reverse,
         "phuber": torch.where(own.exp() > 0.1, -own, tangent),
         "ls": -(target * log_p).sum(1),
+        "double-softmax": log_p.exp().exp().sum(1).log() - own.exp(),
     }
     assert 0 < (own.exp() > 0.1).sum() < 32  # both parts of the huberised one
     for name, value in expected.items():
@@ -81,3 +82,11 @@ def test_half_precision_is_widened(name, batch):
     losses = make_loss(name)(logits.bfloat16(), labels)
     assert losses.dtype == torch.float32
     torch.testing.assert_close(losses, make_loss(name)(logits.bfloat16().float(), labels))
+
+
+def test_a_double_softmax_is_bounded():
+    """The surest right prediction, and the surest wrong one, of five classes."""
+    logits = torch.zeros(2, 5)
+    logits[:, 0] = 1e4
+    losses = make_loss("double-softmax")(logits, torch.tensor([0, 1]))
+    assert losses.tolist() == pytest.approx([math.log(1 + 4 / math.e), math.log(math.e + 4)])
