@@ -57,6 +57,7 @@ mini-%: recipes/mini/%.yaml $(READY)
 mini-pretrain mini-prune-blocks mini-prune-blocks-published mini-prune-tokens-cifar table-pretrain-cifar10: \
 	runs/data/cifar10
 mini-prune-blocks-published: runs/data/cifar10-resnets
+mini-prompt-tune-cifar: runs/data/cifar10.csv
 
 # Sweeps for the tables of the papers, for clusters: run as above, on your own data.
 table-%: recipes/tables/%.yaml $(READY)

@@ -38,7 +38,14 @@ SMALL = {
 TABLES = sorted((ROOT / "recipes" / "tables").glob("pretrain-*.yaml"))
 LENGTHS = {"budget", "epochs", "batch-size"}
 
+METHODS = ("prompt", "classifier_r", "classifier_c", "full_prompt", "cls_tuning", "tenc_ft", "rn50_ft")
+RATES = ("", "_clean", "_noise12_5", "_noise25", "_noise37_5", "_noise50", "_noise62_5")
+ARMS_OF_NOISE = ("zero_shot", "linear_probe", *(f"{method}_{loss}" for method in METHODS for loss in ("ce", "gce")))
 METRICS = {
+    "prompt-tune": (
+        *(f"{kind}_{arm}{rate}" for kind in ("top1", "grad_ratio") for arm in ARMS_OF_NOISE for rate in RATES),
+        *(f"auc_{arm}" for arm in ARMS_OF_NOISE),
+    ),
     "prune-tokens": (
         *("top1_dense", "top1_predictor", "top1_predictor_tuned", "top1_cls_attn", "top1_random"),
         *("gain_over_random", "gain_over_cls_attn"),
@@ -130,6 +137,8 @@ def test_a_sweeps_arms_resolve_and_its_claims_can_be_judged(path, workdir):
                     recipe_file = value
                 else:
                     options[key.replace("-", "_")] = value
+            elif word.startswith("--") and word not in ("--seed", "--out"):
+                options[word[2:].removeprefix("no-").replace("-", "_")] = str(not word.startswith("--no-")).lower()
         resolve(config_class(command.config), options, command=command.title, recipe=recipe_file)
     metrics = METRICS[recipe.command]
     figures = {arm: {m: 0.5 for m in metrics} | {f"{m}.se": 0.1 for m in metrics} for arm in recipe.arms}

@@ -1,6 +1,7 @@
 """How much of the gradient comes from wrong labels while a method is trained (`--grad-analysis`)."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from effvl_cli.core import records, seeds
+from effvl_cli.core.files import write_text
 from effvl_cli.core.phases import Phases
 from effvl_cli.core.run import Run
 from effvl_cli.engines.prompt_tune.arms import Arm, Trial
@@ -22,6 +24,7 @@ from effvl_cli.techniques.prompt_tune.linear_classifiers import UnitClassifier
 from effvl_cli.techniques.prompt_tune.robust_losses import Loss
 
 FILE, EVENT = "grads.jsonl", "gradients"
+EARLY = 5  # epoch up to which the ratios of the report's metrics are taken
 
 Row = dict[str, Any]
 
@@ -83,6 +86,26 @@ class GradientWatch:
             generator=seeds.generator(config.seed, "gradients"),
         )
         return own, common
+
+
+def record_gradients(run: Run, suffixes: Mapping[float, str]) -> None:
+    """Write `grads.jsonl`, and the ratio of wrong to right labels' gradients in the class features, early on.
+
+    Args:
+        run: whose records.
+        suffixes: ends of the names of metrics, by noise rate.
+    """
+    rows = gradient_rows(run)
+    run.write(FILE, write_text, as_lines(rows))
+    early = {(row["method"], row["rate"]): row["ratio"] for row in rows if _is_early(row)}
+    for (method, rate), ratio in early.items():
+        run.report.metric(
+            f"grad_ratio_{method}{suffixes[rate]}", ratio, unit="ratio", split="train", higher_is_better=False
+        )
+
+
+def _is_early(row: Row) -> bool:
+    return bool(row["space"] == "common" and row["rate"] and row["ratio"] is not None and row["epoch"] <= EARLY)
 
 
 def gradient_rows(run: Run) -> list[Row]:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from effvl_cli.config.prompt_tune import PromptTuneConfig
 from effvl_cli.core.chance import refuse_chance
-from effvl_cli.core.files import write_text
 from effvl_cli.core.run import Run
 from effvl_cli.engines.prompt_tune import gradient_analysis, saved_arms, tables
 from effvl_cli.engines.prompt_tune.arms import Comparing, Fitted, Trial, arms_of
@@ -43,7 +42,7 @@ def run(config: PromptTuneConfig, run: Run) -> None:
     _note(context, training, test, time.monotonic() - began)
     _degradation(context, results)
     if config.grad_analysis:
-        run.write(gradient_analysis.FILE, write_text, gradient_analysis.as_lines(gradient_analysis.gradient_rows(run)))
+        gradient_analysis.record_gradients(run, {labels.shots.rate: labels.suffix for labels in sets})
     if config.save_logits:
         save_logits(run, test, {f"{found.arm.name}{labels.suffix}": found.test for labels, found in results})
     if config.num_folds and not config.unsupervised and (config.labels or sets[-1].shots.flipped.any()):

@@ -20,6 +20,8 @@ def record_arm(trial: Trial, fitted: Fitted, reference: Tensor) -> None:
     found = figures(fitted.test, labels, reference)
     key, n = f"{fitted.arm.name}{trial.labels.suffix}", len(labels)
     report.metric(f"top1_{key}", found["top1"], se=found["se"], split="test", n=n)
+    if fitted.arm.method != "zero-shot":
+        report.metric(f"gain_{key}", found["delta"], se=found["delta_se"], split="test", n=n)
     for name in SECONDARY:
         better = name != "ece15"
         report.metric(f"{name}_{key}", found[name], split="test", n=n, higher_is_better=better)
