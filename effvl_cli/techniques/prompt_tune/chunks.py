@@ -1,4 +1,7 @@
-"""Many prompts a chunk at a time, each recomputed in the backward pass, so that memory grows with the chunk alone."""
+"""Many prompts a chunk at a time, each recomputed in the backward pass, so that memory grows with the chunk alone.
+
+The recomputation is that of Chen et al., arXiv 1604.06174.
+"""
 
 from collections.abc import Callable
 from typing import Literal

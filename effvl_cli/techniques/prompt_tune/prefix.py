@@ -4,6 +4,8 @@ Under a causal mask the states of the start token and of context tokens before t
 Their keys and values are computed once, and only the tail of each prompt (name, period, end) runs against them. In the
 last block only the row that is read is computed. The result is that of `text_tower.encode` up to rounding.
 
+Ours; language models keep keys and values of a shared beginning in the same way.
+
 Shapes: K prompts, P tokens that they share, t tokens of a tail, d width, H heads, E embedding width.
 """
 

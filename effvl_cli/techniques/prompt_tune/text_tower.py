@@ -1,6 +1,7 @@
 """What a prompt needs of a text tower, and the plain way through it.
 
-Shapes: B texts, T tokens of each, d width of the tower, E embedding width.
+The tower is CLIP's (Radford et al., arXiv 2103.00020), with learned rows among its token embeddings as in CoOp (Zhou et
+al., arXiv 2109.01134). Shapes: B texts, T tokens of each, d width of the tower, E embedding width.
 """
 
 from typing import Protocol
