@@ -36,6 +36,7 @@ from effvl_cli.models.openclip_tower import OpenClipTower, tower_of
 from effvl_cli.techniques.pretrain.cost import forward_macs, units_per_sample
 from effvl_cli.techniques.pretrain.simclr import SimCLR
 from effvl_cli.techniques.pretrain.vit import VisionTransformer, ViTShape
+from effvl_cli.techniques.prompt_tune.text_cost import text_cost
 from effvl_cli.techniques.prune_blocks.discover import discover
 from effvl_cli.techniques.prune_blocks.score import BatchScores, Scorer
 from effvl_cli.techniques.prune_blocks.scoring_cost import cost_model, measure_costs
@@ -43,6 +44,7 @@ from effvl_cli.techniques.prune_tokens.macs import TowerShape
 from effvl_cli.techniques.prune_tokens.predictor import MixerPredictor
 from effvl_cli.techniques.prune_tokens.ranking import alive_until, golden_ranking
 from effvl_cli.techniques.prune_tokens.tower import PrunedVision, num_keep
+from tests.bench import bench_prompt_tune
 from tests.bench.bench_pretrain import BASE, step_of
 
 PEAK_TFLOPS = {"H200": (989, 67), "H100": (989, 67), "A100": (312, 19.5)}  # dense: bfloat16, float32 without TF32
@@ -61,6 +63,7 @@ class Scale:
     vit: ViTShape = BASE
     resnet: str = "cifar-resnet:56"
     batch: int = 256
+    prompted: tuple[int, int, int] = (1000, 16, 32)  # classes, context tokens, images of a step
     ranked: int = 2
     seconds: float = 8.0
     compiler: str = "inductor"
@@ -76,6 +79,7 @@ MINIATURE = Scale(
     vit=ViTShape(32, 2, 2, 16, 64),
     resnet="cifar-resnet:8,width=4",
     batch=2,
+    prompted=(5, 4, 2),
     ranked=1,
     seconds=0.0,
     compiler="eager",
@@ -278,6 +282,21 @@ def scoring(bench: Bench) -> Iterator[Row]:
     yield Row(f"scoring {bench.scale.resnet}, bits equal", float(equal), "", 1.0, 1.0)
 
 
+def prompts(bench: Bench) -> Iterator[Row]:
+    """A training step of learned prompts in bfloat16, image features at hand."""
+    classes, context, batch = bench.scale.prompted
+    network = networks.build(bench.scale.clip, seed=0)
+    network.module.to(bench.device)
+    learner = bench_prompt_tune.learner_of(network, classes, context, bench.device)
+    features = F.normalize(bench.noise(batch, learner.tower.embed_dim), dim=-1)
+    labels = torch.arange(batch, device=bench.device) % classes
+    step = _in_bf16(bench, bench_prompt_tune.step_of(learner, lambda: features, labels))
+    rate = per_second(bench.milliseconds({"step": step})["step"], batch)
+    bound = at_peak(bench.peaks[0], text_cost(learner).step / batch)
+    yield Row(f"{bench.scale.clip} prompt step bf16, {classes} classes", rate, "images/s", bound,
+              note=utilisation(rate, bound))  # fmt: skip
+
+
 @contextlib.contextmanager
 def _deterministic() -> Iterator[None]:
     before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
@@ -411,7 +430,7 @@ def commands(bench: Bench) -> str:
     return f"{len(bench.scale.commands)} run"
 
 
-PARTS: tuple[Callable[[Bench], Iterator[Row]], ...] = (towers, search, steps, scoring)
+PARTS: tuple[Callable[[Bench], Iterator[Row]], ...] = (towers, search, steps, scoring, prompts)
 CHECKS: tuple[Callable[[Bench], str], ...] = (bf16, memory, pinned, collectives, compiled, commands)
 
 

@@ -14,11 +14,11 @@ def test_every_row_and_check_runs(workdir, few_images, monkeypatch):
     assert found["left_out"] == [] and set(found["checks"]) == {check.__name__ for check in bench_gpu.CHECKS}
     assert all(text.startswith("PASS") for text in found["checks"].values()), found["checks"]
     names = [row["name"] for row in found["rows"]]
-    assert len(names) == len(set(names)) == 2 * 3 + 2 + 2 * 3 + 3
+    assert len(names) == len(set(names)) == 2 * 3 + 2 + 2 * 3 + 3 + 1
     assert all(row["value"] > 0 for row in found["rows"])
     gains = [row for row in found["rows"] if row["unit"] == "x"]
     assert len(gains) == 6 and all(0 < row["asked"] < row["bound"] for row in gains)
-    assert sum(row["asked"] is None for row in found["rows"]) == 4 + 1 + 4 + 1
+    assert sum(row["asked"] is None for row in found["rows"]) == 4 + 1 + 4 + 1 + 1
 
 
 def test_without_time_it_says_what_is_left_out(workdir, capsys):

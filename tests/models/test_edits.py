@@ -105,8 +105,8 @@ GOOD = {"original_path": "layer3.1", "path_at_step": "layer3.1", "mode": "delete
         ([{"kind": "blocks removed", "args": [{**GOOD, "step": "1"}]}], "step"),
         ([{"kind": "blocks removed", "args": [{"path_at_step": "layer3.1"}]}], "original_path"),
         ([{"kind": "blocks removed", "args": [GOOD, GOOD, GOOD]}], "layer3.1"),
-        (["blocks removed"], "cannot be repeated"),
-        (7, "cannot be repeated"),
+        (["blocks removed"], "no usable edits"),
+        (7, "no usable edits"),
     ],
 )
 def test_edits_that_cannot_be_repeated_are_refused(edits, message, tmp_path):

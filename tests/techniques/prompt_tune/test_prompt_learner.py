@@ -1,5 +1,7 @@
 """Prompts put together from pieces give what the tower's own `encode_text` gives, by every way through the tower."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from effvl_cli.models.openclip_prompts import name_pieces, prompt_tower, word_id
 from effvl_cli.techniques.prompt_tune import chunks
 from effvl_cli.techniques.prompt_tune.learner import PromptLearner, random_context
 from effvl_cli.techniques.prompt_tune.pieces import flat_ids, layout
+from tests.bench import bench_prompt_tune
 
 KINDS = ("CLIP ViT", "CLIP RN", "CustomTextCLIP ViT", "CustomTextCLIP RN")
 PLAIN = ("red ring", "blue square", "a striped green cross")  # the pieces of these names are the joined text's
@@ -188,3 +191,58 @@ def test_random_context_is_drawn_from_its_generator():
     one, again = (random_context(50, 64, torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(one, again) and abs(float(one.std()) - 0.02) < 1e-3
     assert random_context(2, 8, torch.Generator().manual_seed(3), num_classes=5).shape == (5, 2, 8)
+
+
+def test_trained_with_cached_features_and_short_cuts_as_without(make_network):
+    """20 steps in float32: the benchmark's plain step runs the image encoder and all positions, ours neither."""
+    network = make_network()
+    network.preprocess = replace(network.preprocess, size=(16, 16))
+    both = bench_prompt_tune.arms(network, 4, 6, 5)
+    plain, ours = both["plain"].learner, both["ours"].learner
+    assert torch.equal(plain.context, ours.context) and (plain.num_shared, ours.num_shared) == (0, 6)
+    start = ours.context.detach().clone()
+    for arm in both.values():
+        for _ in range(20):
+            arm.step()
+    assert (ours.context - start).abs().max() > 1e-2
+    assert (plain.context - ours.context).abs().max() < 1e-3
+
+
+def test_half_precision_points_where_full_precision_does(make_network, make_learner):
+    learner = make_learner(make_network())
+    with torch.no_grad():
+        exact = learner()
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = learner()
+    assert rounded.dtype == torch.float32 and not torch.equal(exact, rounded)
+    assert F.cosine_similarity(exact, rounded).min() > 0.999
+
+
+@pytest.mark.parametrize(
+    ("options", "trained"),
+    [
+        ({}, {"context"}),
+        ({"train_names": True}, {"context", "name_tokens"}),
+        ({"train_context": False, "train_names": True}, {"name_tokens"}),
+        ({"name_rows": True}, {"context"}),
+    ],
+)
+def test_what_is_trained_and_what_is_kept(make_network, make_learner, options, trained):
+    """prompt, full-prompt, cls-tuning and cls-random of the spec: only the first can do without tokens of the names."""
+    network = make_network()
+    if "name_rows" in options:
+        count = len(flat_ids(name_pieces(network, PLAIN)))
+        options = {"name_rows": random_context(count, 32, torch.Generator().manual_seed(0))}
+    learner = make_learner(network, names=PLAIN, **options)
+    assert {name for name, _ in learner.named_parameters()} == set(learner.state_dict()) == trained
+    before = learner.learned()
+    assert set(before) == ({"context"} if not options else {"context", "name_tokens"})
+    (learner() ** 3).sum().backward()
+    with torch.no_grad():
+        for parameter in learner.parameters():
+            assert parameter.grad.abs().max() > 0
+            parameter -= 0.1 * parameter.grad
+    after = learner.learned()
+    assert {name for name in before if not torch.equal(before[name], after[name])} == trained
+    if "name_rows" in options:
+        assert torch.equal(after["name_tokens"], options["name_rows"])
