@@ -134,6 +134,22 @@ def check_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, w
         raise ModelError(f"{what} do not fit: {'; '.join(parts)}", hint)
 
 
+def check_settings(
+    what: str,
+    saved: Mapping[str, Any],
+    ours: Mapping[str, Any],
+    hint: str = "Leave those options out, or repeat the run",
+) -> None:
+    """Compare what something was made with and what it is to be used with.
+
+    Raises:
+        ModelError: some of ours differ; every one is listed.
+    """
+    differing = [f"{key}: {saved.get(key)!r} there, {own!r} here" for key, own in ours.items() if saved.get(key) != own]
+    if differing:
+        raise ModelError(f"{what} other settings ({'; '.join(differing)})", hint)
+
+
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 

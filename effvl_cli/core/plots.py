@@ -3,7 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -172,8 +172,14 @@ def intervals(
     _write(figure, path)
 
 
-Costed = tuple[float, float, str, float]
-"""Cost, accuracy, name, and standard error of the accuracy."""
+class Costed(NamedTuple):
+    """Cost, accuracy, name, standard error of the accuracy, and both ends of the interval of the cost."""
+
+    cost: float
+    value: float
+    name: str
+    error: float
+    span: tuple[float, float]
 
 
 def fronts(path: Path, points: Mapping[str, Sequence[Costed]], *, title: str, ylabel: str) -> None:
@@ -186,8 +192,10 @@ def fronts(path: Path, points: Mapping[str, Sequence[Costed]], *, title: str, yl
         for point in row:
             fill = COLOURS[0] if point in best else "white"
             style = {"marker": "o", "markersize": 5, "markerfacecolor": fill, "color": COLOURS[0]}
-            axes.errorbar(*point[:2], yerr=point[3], capsize=2, linewidth=1, linestyle="none", **style)
-            axes.annotate(point[2], point[:2], fontsize=7, textcoords="offset points", xytext=(4, 4))
+            low, high = (max(0.0, point.cost - point.span[0]), max(0.0, point.span[1] - point.cost))
+            bars = {"yerr": point.error, "xerr": [[low], [high]]}
+            axes.errorbar(*point[:2], **bars, capsize=2, linewidth=1, linestyle="none", **style)
+            axes.annotate(point.name, point[:2], fontsize=7, textcoords="offset points", xytext=(4, 4))
         axes.set(xlabel=xlabel)
     grid[0][0].set_ylabel(ylabel)
     _write(figure, path)

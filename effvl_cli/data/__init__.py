@@ -66,6 +66,21 @@ def load(spec: str, split: str, *, root: str | Path | None = None, seed: int = 0
     return cast("ImageSource", open_source(spec, split, kind=IMAGES, root=root, seed=seed))
 
 
+def any_split(spec: str, *, root: str | Path | None = None) -> "ImageSource":
+    """The training images, or where there are none the test images, which have the same classes.
+
+    Raises:
+        UsageError: unknown name, or samples of another kind.
+        DataError: neither.
+    """
+    try:
+        return load(spec, "train", root=root)
+    except DataError:
+        with suppress(DataError):
+            return load(spec, "test", root=root)
+        raise
+
+
 def open_source(spec: str, split: str, *, kind: str | None, root: str | Path | None = None, seed: int = 0) -> "Source":
     """One split of a data set of the kind that a command works on; None: whatever it is.
 

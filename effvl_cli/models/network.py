@@ -103,7 +103,6 @@ def load(
     kind: str,
     seed: int = 0,
     num_classes: int | None = None,
-    download: bool = False,
     new_head: bool = False,
     options: ModelOptions | None = None,
     log: Callable[[str], None] | None = None,
@@ -117,9 +116,8 @@ def load(
         kind: the kind that the caller can use.
         seed: of the random initialisation.
         num_classes: outputs of a classifier.
-        download: whether a pretrained tag may reach the network.
         new_head: keep the random weights of the last linear layer, whatever the classes of the loaded ones.
-        options: which network of a file, and its normalisation; None: their defaults.
+        options: which network of a file, its normalisation, and whether a tag may reach the network; None: defaults.
         log: receives the changes made to foreign weights.
 
     Raises:
@@ -146,7 +144,7 @@ def load(
     network.edits = manifest.get("edits", [])
     apply_edits(network.module, network.edits)
     if weights != "none":
-        state = _read_weights(network, weights, path, manifest, download, options.weights_key)
+        state = _read_weights(network, weights, path, manifest, options)
         _load_state(network, state, weights, num_classes, new_head=new_head)
     network.preprocess = normalised(network.preprocess, options)
     network.weights_sha256 = checkpoint.digest(network.module.state_dict())
@@ -233,8 +231,7 @@ def _read_weights(
     weights: str | None,
     path: Path | None,
     manifest: dict[str, Any],
-    download: bool,
-    key: str | None,
+    options: ModelOptions,
 ) -> dict[str, Tensor]:
     """State dict for the network, whose `source` is set."""
     if manifest and path is not None:
@@ -243,7 +240,7 @@ def _read_weights(
         network.source = str(path.parent)
     elif path is not None:
         network.source = str(path)
-        state = _foreign(network, path, key)
+        state = _foreign(network, path, options.weights_key)
     elif weights is None and network.shipped:
         state, network.manifest = checkpoint.load_model(network.shipped)
         network.source = "package"
@@ -253,7 +250,7 @@ def _read_weights(
         )
     elif network.fetch:
         network.source = weights
-        state = _foreign(network, network.fetch(weights, download), key)
+        state = _foreign(network, network.fetch(weights, options.download), options.weights_key)
     else:
         raise ModelError(f"no weights at --weights {weights}", "Give a run folder or a file")
     return state

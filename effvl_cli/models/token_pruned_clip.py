@@ -116,8 +116,7 @@ def _base(manifest: Mapping[str, Any], weights: str | None, *, download: bool) -
         default="",
         kind="clip",
         seed=base["seed"],
-        download=download,
-        options=ModelOptions(weights_key=base.get("weights_key")),  # older runs do not have it
+        options=ModelOptions(weights_key=base.get("weights_key"), download=download),  # older runs have no key
     )
 
 

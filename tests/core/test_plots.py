@@ -3,7 +3,7 @@
 import matplotlib.pyplot as plt
 import pytest
 
-from effvl_cli.core.plots import _draw_curves, fronts
+from effvl_cli.core.plots import Costed, _draw_curves, fronts
 
 
 @pytest.fixture
@@ -40,7 +40,8 @@ def test_curves_that_only_cross_are_drawn_alike(axes):
 def test_points_of_a_front_have_error_bars(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr("effvl_cli.core.plots._write", lambda figure, path: drawn.append(figure))
-    fronts(tmp_path / "x.png", {"cost": [(1.0, 90.0, "a", 0.5), (2.0, 95.0, "b", 0.25)]}, title="", ylabel="")
+    points = [Costed(1.0, 90.0, "a", 0.5, (0.5, 3.0)), Costed(2.0, 95.0, "b", 0.25, (2.0, 2.0))]
+    fronts(tmp_path / "x.png", {"cost": points}, title="", ylabel="")
     [axes] = drawn[0].axes
-    bars = [container.lines[2][0].get_segments()[0][:, 1].tolist() for container in axes.containers]
-    assert bars == [[89.5, 90.5], [94.75, 95.25]]
+    across, along = ([c.lines[2][k].get_segments()[0][:, k].tolist() for c in axes.containers] for k in (0, 1))
+    assert across == [[0.5, 3.0], [2.0, 2.0]] and along == [[89.5, 90.5], [94.75, 95.25]]

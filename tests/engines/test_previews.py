@@ -7,6 +7,7 @@ import pytest
 
 from effvl_cli.config.prune_tokens import RankConfig
 from effvl_cli.core.run import unopened
+from effvl_cli.engines.common.cost_table import timings
 from effvl_cli.engines.prune_tokens.context import build_context
 from effvl_cli.engines.prune_tokens.preview import candidates_of
 
@@ -36,6 +37,9 @@ OF_RUNS = {
         "predict": ["ranking", "predictor"],
         "tune": ["prompts", "evaluation"],
         "eval --selector predictor,golden --keep 0.5,0.3": ["golden ranking", "evaluation"],
+        "bench --selector predictor,random --batch-size 1,8": ["latency"],
+        "export --format state,onnx": ["files"],
+        "viz --selector golden,random": ["golden ranking", "pictures"],
     },
     "pretrain --method supervised --data digits --steps 1 --batch-size 8 --model cifar-resnet:14,width=4": {},
     "pretrain --data digits --budget 30 --batch-size 4 --num-bank 20 --no-baseline": {
@@ -57,6 +61,25 @@ def test_verbs_tell_what_they_will_do_with_a_run(line, effvl):
             outcome = effvl(technique, name, "run", *options, "--dry-run")
         assert outcome.code == 0, outcome.err
         assert _parts(outcome.out) == expected
+
+
+@pytest.mark.parametrize(
+    ("verb", "expected"),
+    [("bench", ["latency", "in onnxruntime"]), ("bench --no-onnx", ["latency"]), ("export", ["files"])],
+)
+def test_verbs_on_a_pruned_network_tell_what_they_cost(blocks_run, verb, expected, effvl):
+    name, *options = verb.split()
+    outcome = effvl("prune-blocks", name, blocks_run, *options, "--dry-run")
+    assert outcome.code == 0, outcome.err
+    assert _parts(outcome.out) == expected
+
+
+def test_latencies_take_as_many_passes_as_the_protocol_by_hand():
+    """Two arms of 1 and 0.5 G, batch 2, at 1 G a second: 3 s a turn, 7 turns until 10 s an arm, 2 to warm up."""
+    found = timings([1e9, 5e8], [2], 1e9, seconds=10)
+    assert (found.macs, found.seconds) == (27e9, 27)
+    assert timings([1e9], [1], 1e9, seconds=1).seconds == 2 + 5  # never fewer than five
+    assert timings([1e6], [1], 1e9, seconds=1).seconds == pytest.approx(52e-3)  # never more than fifty
 
 
 def _parts(text):

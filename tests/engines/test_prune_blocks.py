@@ -159,7 +159,12 @@ def test_bench_and_export_work_on_a_run(job, smallest_run, report, programs):
     assert {row["runtime"] for row in done.technique["bench"]} == {"torch", "onnxruntime"}
     assert set(done.metrics) == {"mac_ratio", "latency_ratio_b1", "onnx_latency_ratio_b1"}
     assert done.metrics["mac_ratio"].value == pytest.approx(1 - report(smallest_run).metrics["macs_removed"].value)
-    assert Path("b/pareto.csv").read_text().startswith("step,params,macs,top1,latency_torch,latency_ort\n0,")
+    assert Path("b/pareto.csv").read_text().startswith("step,params,macs,top1,latency_torch,latency_ort,latency_torch_")
+    for runtime, short in (("torch", "torch"), ("onnxruntime", "ort")):
+        first, row = (row for row in done.technique["bench"] if row["runtime"] == runtime)
+        point = done.technique["pareto"][-1]
+        span = [point[f"latency_{short}_low"], point[f"latency_{short}_high"]]
+        assert span == pytest.approx([first["median_ms"] * end for end in row["ratio_ci95"]])
     job(smallest_run, "--out", "e", verb=("export",))
     assert {path.name for path in Path("e").iterdir()} >= {"model.onnx", "model.pt2", "rebuild.py"}
     one, other = (load_model(folder / "checkpoint.safetensors")[0] for folder in (smallest_run, Path("e")))

@@ -7,6 +7,7 @@ import pytest
 from effvl_cli.engines.prune_blocks import pictures as block_pictures
 from effvl_cli.engines.prune_blocks import tables as blocks
 from effvl_cli.engines.prune_tokens import tables as tokens
+from effvl_cli.techniques.prune_blocks.step_row import StepRow
 
 STEP = {
     **{"k": 1, "removed": [{"original_path": "layer1.1"}], "params": 900, "params_removed": 0.1},
@@ -72,7 +73,9 @@ def test_steps_show_their_intervals():
 def test_accuracy_along_the_steps_has_error_bars():
     drawn = {}
     run = SimpleNamespace(plot=lambda name, draw, series, **about: drawn.update(series))
-    block_pictures.along_steps(run, [STEP | {"treatment": "recalibrated"}], 0.9, 0.8, 401)
+    unknown = dict.fromkeys(("top1_score_before_ft", "top1_score_after_bn_recal", "flops", "ft", "checkpoint"))
+    step = StepRow(**STEP | unknown | {"treatment": "recalibrated"})
+    block_pictures.along_steps(run, [step], 0.9, 0.8, 401)
     assert list(drawn) == ["recalibrated", "just removed"]
     assert drawn["recalibrated"] == [(0, 90.0, pytest.approx(1.5)), (1, 80.0, pytest.approx(2.0))]
 

@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from timm.data import create_transform, resolve_data_config
 
+from effvl_cli.config.options import ModelOptions
 from effvl_cli.core.errors import ModelError, UsageError
 from effvl_cli.models import network as networks
 
@@ -161,5 +162,5 @@ def test_what_goes_wrong_in_a_download_is_one_line(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
     with pytest.raises(ModelError, match="cannot download timm:test_resnet r160_in1k: no route") as caught:
-        load("timm:test_resnet", "r160_in1k", download=True)
+        load("timm:test_resnet", "r160_in1k", options=ModelOptions(download=True))
     assert "\n" not in str(caught.value)

@@ -1,5 +1,6 @@
 """What a run will do and cost, before it does it: the table behind the options that `--dry-run` prints."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,12 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from effvl_cli.core import bench
 from effvl_cli.core.loop import autocast
+from effvl_cli.core.measure import count_parameters
 from effvl_cli.core.modes import as_found
-from effvl_cli.core.probe import seconds_for
+from effvl_cli.core.probe import seconds_for, training_bytes
 from effvl_cli.core.table import Cell, Table
 
 TRAINING = 3  # multiply-adds of a forward and a backward pass, over those of the forward pass
+COMPARED = 64  # images, at most, on which an exported file and its network are compared
 STATES = {"sgd": 3, "adam": 4, "adamw": 4, "muon": 4}  # copies of the parameters: weights, gradients, moments
 
 
@@ -31,6 +35,34 @@ class Part:
     work: str
     macs: float
     seconds: float
+
+
+def part(name: str, work: str, macs: float, speed: float) -> Part:
+    """A part whose multiply-adds are done at this number a second."""
+    return Part(name, work, macs, macs / speed)
+
+
+def timings(macs: Sequence[float], batches: Sequence[int], speed: float, seconds: float = bench.SECONDS) -> Part:
+    """Latencies as `core.bench` measures them.
+
+    Args:
+        macs: of one image through each arm.
+        batches: batch sizes.
+        speed: multiply-adds a second.
+        seconds: limit for each arm and batch size.
+    """
+    total = 0.0
+    for batch in batches:
+        turn = batch * sum(macs)  # a pass of each arm
+        passes = min(bench.MAX_PASSES, max(bench.MIN_PASSES, math.ceil(seconds * len(macs) * speed / turn)))
+        total += (bench.WARM_UPS + passes) * turn
+    return part("latency", f"{len(macs)} networks in turn, batches of {', '.join(map(str, batches))}", total, speed)
+
+
+def written(formats: Sequence[str], macs: float, speed: float) -> Part:
+    """Files that are read back and compared with a network on images of noise; `macs` are of one image."""
+    work = f"{', '.join(formats)}: each read back and compared, besides the time of tracing"
+    return part("files", work, 2 * COMPARED * len(formats) * macs, speed)
 
 
 def cost_table(title: str, parts: Sequence[Part], device: torch.device, *, memory: int, notes: Sequence[str]) -> Table:
@@ -55,6 +87,20 @@ def note_of(device: torch.device, memory: int) -> str:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     threads = f" with {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     return f"times from a short probe on {name}{threads}, without decoding; memory about {memory / 2**20:,.0f} MiB"
+
+
+def training_memory(module: nn.Module, optimizer: str, loss: Callable[[int], Any], count: int) -> int:
+    """Bytes of weights, gradients and moments, and of what the backward pass needs.
+
+    Args:
+        module: in training mode meanwhile.
+        optimizer: its name.
+        loss: of a number of samples.
+        count: samples of a step on this process.
+    """
+    with as_found(module, training=True):
+        activations = training_bytes(loss, count)
+    return int(4 * STATES[optimizer] * count_parameters(module) + activations)
 
 
 def duration(seconds: float) -> str:

@@ -22,9 +22,9 @@ from effvl_cli.data.loader import Batch
 from effvl_cli.data.view_maker import ViewMaker
 from effvl_cli.data.views import WorkerCrops
 from effvl_cli.engines.common.plans import optimizers_of, plan_of
-from effvl_cli.engines.pretrain.costs import check_patches, sizes_of
+from effvl_cli.engines.pretrain.costs import clock_of
 from effvl_cli.engines.pretrain.images import TrainImages
-from effvl_cli.engines.pretrain.methods import build_method, build_network
+from effvl_cli.engines.pretrain.methods import build_parts
 from effvl_cli.engines.pretrain.probes import Probe
 from effvl_cli.engines.pretrain.task import InvarianceTask
 from effvl_cli.models.network import Network
@@ -51,12 +51,7 @@ class ArmTrainer:
     @classmethod
     def build(cls, config: PretrainConfig | SearchConfig, run: Run, images: TrainImages) -> "ArmTrainer":
         """Fresh networks on the device."""
-        network = build_network(config, log=run.log)
-        shape = network.module.shape
-        method = build_method(config, network.module, len(images)).to(run.device)
-        sizes = sizes_of(config, shape)
-        maker = ViewMaker.of(config, sizes, network.preprocess, shape.depth)
-        return cls(config, run, images, network, Costs(shape, method, sizes), maker)
+        return cls(config, run, images, *build_parts(config, len(images), run.device, run.log))
 
     def stream_of(self, clock: Clock) -> Callable[[int], Iterator[Batch]]:
         """Training batches from any step on."""
@@ -84,15 +79,10 @@ class Trained:
 
 def make_clock(trainer: ArmTrainer, schedule: Schedule, budget: float) -> Clock:
     """Steps of a schedule; units are multiply-adds, or with `--cost-model time` measured seconds."""
-    config, costs = trainer.config, trainer.costs
-    compressions = [stage.compression for stage in schedule.stages]
-    samples = [costs.sample(c) for c in compressions]
+    config, samples = trainer.config, None
     if isinstance(config, PretrainConfig) and config.cost_model == "time":
-        samples = _measured(trainer, compressions)
-    check_patches(trainer.costs.sizes, schedule)
-    return Clock(
-        schedule, [config.batch_size * units for units in samples], budget if schedule.unit != "steps" else None
-    )
+        samples = _measured(trainer, [stage.compression for stage in schedule.stages])
+    return clock_of(config, trainer.costs, schedule, budget, samples)
 
 
 def _measured(trainer: ArmTrainer, compressions: list[Compression]) -> list[float]:

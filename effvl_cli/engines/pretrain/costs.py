@@ -1,8 +1,10 @@
 """The budget of a training, and the sides of its views, as the options say."""
 
+from collections.abc import Sequence
+
 from effvl_cli.config.pretrain import PretrainConfig, SearchConfig
 from effvl_cli.core.errors import UsageError
-from effvl_cli.techniques.pretrain.schedule import Schedule, near_divisors
+from effvl_cli.techniques.pretrain.schedule import Clock, Schedule, near_divisors
 from effvl_cli.techniques.pretrain.step_cost import Costs
 from effvl_cli.techniques.pretrain.view_sizes import Sizes
 from effvl_cli.techniques.pretrain.vit import ViTShape
@@ -30,6 +32,20 @@ def check_patches(sizes: Sizes, schedule: Schedule) -> None:
                 f"stage {index}: patch {patch} does not divide views of {sizes.image_size} px",
                 f"Nearest divisors: {near}; or give --size-policy snap, or another --image-size",
             )
+
+
+def clock_of(
+    config: PretrainConfig | SearchConfig,
+    costs: Costs,
+    schedule: Schedule,
+    budget: float,
+    samples: Sequence[float] | None = None,
+) -> Clock:
+    """Steps of a schedule; `samples` are the units of an image in each stage, by default its multiply-adds."""
+    check_patches(costs.sizes, schedule)
+    samples = samples or [costs.sample(stage.compression) for stage in schedule.stages]
+    units = [config.batch_size * each for each in samples]
+    return Clock(schedule, units, budget if schedule.unit != "steps" else None)
 
 
 def budget_of(config: PretrainConfig, costs: Costs, num_images: int) -> float:

@@ -54,7 +54,6 @@ def open_objective(config: PretrainConfig, run: Run) -> Objective:
         kind=kind.kind,
         seed=config.seed,
         num_classes=len(source.classes),
-        download=config.download,
         options=config,
         log=run.log,
     )

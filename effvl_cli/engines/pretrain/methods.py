@@ -3,14 +3,19 @@
 import importlib
 from collections.abc import Callable
 
+import torch
+
 from effvl_cli.config.methods import METHODS, VIEW_METHODS
 from effvl_cli.config.pretrain import PretrainConfig, SearchConfig
 from effvl_cli.core import seeds
 from effvl_cli.core.errors import UsageError
+from effvl_cli.data.view_maker import ViewMaker
 from effvl_cli.engines.common.batches import check_divides
+from effvl_cli.engines.pretrain.costs import sizes_of
 from effvl_cli.models import network as networks
 from effvl_cli.models import vit
 from effvl_cli.techniques.pretrain.method import Method
+from effvl_cli.techniques.pretrain.step_cost import Costs
 from effvl_cli.techniques.pretrain.vit import VisionTransformer
 
 DEFAULT_MODEL = "vit:nano/4@24,mean"
@@ -31,14 +36,7 @@ def build_network(
     if config.image_size:
         name = vit.with_image_size(name or DEFAULT_MODEL, config.image_size)
     network = networks.load(
-        name,
-        config.weights or "none",
-        default=DEFAULT_MODEL,
-        kind="backbone",
-        seed=seed,
-        download=config.download,
-        options=config,
-        log=log,
+        name, config.weights or "none", default=DEFAULT_MODEL, kind="backbone", seed=seed, options=config, log=log
     )
     if not isinstance(network.module, VisionTransformer):
         raise UsageError(f"--method {config.method} compresses Vision Transformers, not {name}", "Give --model vit:..")
@@ -60,6 +58,17 @@ def build_method(config: Config, backbone: VisionTransformer, num_images: int) -
     networks_of: type[Method] = getattr(importlib.import_module(module), name)
     with seeds.global_stream(config.seed, "heads"):
         return networks_of(backbone, **spec.arguments(config, backbone.shape.width, num_images))
+
+
+def build_parts(
+    config: Config, num_images: int, device: torch.device, log: Callable[[str], None] | None = None
+) -> tuple[networks.Network, Costs, ViewMaker]:
+    """A fresh backbone, its method with the costs, and the views that it is shown, on the device."""
+    network = build_network(config, log=log)
+    shape = network.module.shape
+    method = build_method(config, network.module, num_images).to(device)
+    sizes = sizes_of(config, shape)
+    return network, Costs(shape, method, sizes), ViewMaker.of(config, sizes, network.preprocess, shape.depth)
 
 
 def check_batch(config: Config) -> None:

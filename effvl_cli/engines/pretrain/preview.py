@@ -10,25 +10,22 @@ from effvl_cli.config.pretrain import EvalConfig, PretrainConfig, SearchConfig
 from effvl_cli.core import distributed
 from effvl_cli.core.devices import resolve_device
 from effvl_cli.core.errors import DataError
-from effvl_cli.core.loop import Task, autocast
+from effvl_cli.core.loop import autocast
 from effvl_cli.core.measure import count_macs, count_parameters
 from effvl_cli.core.modes import as_found
-from effvl_cli.core.probe import seconds_for, training_bytes
+from effvl_cli.core.probe import seconds_for
 from effvl_cli.core.run import unopened
 from effvl_cli.core.table import Cell, Table, times
-from effvl_cli.data.loader import Batch, noise_batch
-from effvl_cli.data.view_maker import ViewMaker
-from effvl_cli.engines.common.cost_table import STATES, TRAINING, Part, cost_table, speed_of
+from effvl_cli.data.loader import noise_batch
+from effvl_cli.engines.common.cost_table import TRAINING, Part, cost_table, part, speed_of, training_memory
 from effvl_cli.engines.pretrain import labelled
-from effvl_cli.engines.pretrain.costs import DEFAULT_BUDGET, budget_of, check_patches, sizes_of
+from effvl_cli.engines.pretrain.costs import DEFAULT_BUDGET, budget_of, clock_of
 from effvl_cli.engines.pretrain.images import open_split
-from effvl_cli.engines.pretrain.methods import build_method, build_network, check_batch
+from effvl_cli.engines.pretrain.methods import build_parts, check_batch
 from effvl_cli.engines.pretrain.probes import MAX_VALIDATION
 from effvl_cli.engines.pretrain.schedules import build_schedule, parse_schedule
 from effvl_cli.models.network import Network
-from effvl_cli.techniques.pretrain.method import Method
 from effvl_cli.techniques.pretrain.schedule import Clock, Compression, Schedule
-from effvl_cli.techniques.pretrain.step_cost import Costs
 
 EVALUATIONS = 2  # of the features during the training of an arm
 SMALLEST = 2  # samples that a probe of a step takes
@@ -48,17 +45,12 @@ class Trainee:
     def __init__(self, config: PretrainConfig | SearchConfig, num_images: int) -> None:
         check_batch(config)
         self.config, self.device = config, resolve_device(config.device)
-        self.network = build_network(config)
-        shape = self.network.module.shape
-        self.method: Method = build_method(config, self.network.module, num_images).to(self.device)
-        self.costs = Costs(shape, self.method, sizes_of(config, shape))
-        self.maker = ViewMaker.of(config, self.costs.sizes, self.network.preprocess, shape.depth)
+        self.network, self.costs, self.maker = build_parts(config, num_images, self.device)
+        self.method = self.costs.method
 
     def clock(self, schedule: Schedule, budget: float) -> Clock:
         """Steps of a schedule."""
-        check_patches(self.costs.sizes, schedule)
-        units = [self.config.batch_size * self.costs.sample(stage.compression) for stage in schedule.stages]
-        return Clock(schedule, units, budget if schedule.unit != "steps" else None)
+        return clock_of(self.config, self.costs, schedule, budget)
 
     def step(self, compression: Compression) -> Callable[[int], None]:
         """Loss and gradient of a number of noise images, augmentation included."""
@@ -83,10 +75,8 @@ class Trainee:
 
     def memory(self, compression: Compression) -> int:
         """Weights, gradients, moments, and what the backward pass of a share needs."""
-        with as_found(self.method, training=True):
-            share = self.config.batch_size // distributed.world().size
-            activations = training_bytes(partial(self.loss, compression), share, SMALLEST)
-        return int(4 * STATES[self.config.optimizer] * count_parameters(self.method) + activations)
+        share = self.config.batch_size // distributed.world().size
+        return training_memory(self.method, self.config.optimizer, partial(self.loss, compression), share)
 
 
 def _of_views(config: PretrainConfig) -> list[Table]:
@@ -135,7 +125,6 @@ def _judged(config: PretrainConfig, arms: int) -> int:
 
 def _forward(trainee: Trainee, images: int, size: int) -> Part:
     pictures = noise_batch(trainee.network.preprocess.size, size, trainee.device).images
-    macs = images * trainee.costs.unit_macs
     speed = speed_of(
         lambda few: trainee.method.result(trainee.network.preprocess.normalise(few)),
         trainee.method.result,
@@ -143,7 +132,8 @@ def _forward(trainee: Trainee, images: int, size: int) -> Part:
         trainee.costs.unit_macs,
         trainee.config.precision,
     )
-    return Part("features", f"{images:,} images, without k-NN and linear probe", macs, macs / speed)
+    macs = images * trainee.costs.unit_macs
+    return part("features", f"{images:,} images, without k-NN and linear probe", macs, speed)
 
 
 def _stages(title: str, trainee: Trainee, clock: Clock) -> Table:
@@ -192,14 +182,11 @@ def features_table(network: Network, config: EvalConfig) -> Table:
     images = noise_batch(network.preprocess.size, config.eval_batch_size, device).images
     macs = count_macs(module, network.preprocess.normalise(images[:1]))
     speed = speed_of(lambda few: module(network.preprocess.normalise(few)), module, images, macs, config.precision)
-    each = macs / speed
     count = min(config.num_bank, len(train)) + len(test)
-    parts = [Part("features", f"{count:,} images, without k-NN and linear probe", count * macs, count * each)]
+    parts = [part("features", f"{count:,} images, without k-NN and linear probe", count * macs, speed)]
     if config.sgd_epochs:
         seen = config.sgd_epochs * len(train)
-        parts.append(
-            Part("SGD probe", f"{config.sgd_epochs} epochs of {len(train):,} images", seen * macs, seen * each)
-        )
+        parts.append(part("SGD probe", f"{config.sgd_epochs} epochs of {len(train):,} images", seen * macs, speed))
     memory = 4 * count_parameters(module)
     return cost_table(f"features of {network.name} on {config.data}", parts, device, memory=memory, notes=())
 
@@ -217,30 +204,22 @@ def _of_labels(config: PretrainConfig) -> Table:
     macs = count_macs(network.image_module, image)
     task = objective.probe()
 
+    def loss(count: int) -> torch.Tensor:
+        with autocast(device, config.precision):
+            return task.train_step(noise_batch(network.preprocess.size, count, device), 0).loss
+
     def step(count: int) -> None:
         with as_found(task.module, training=True):
-            _loss(task, noise_batch(network.preprocess.size, count, device), config).backward()
+            loss(count).backward()
         network.module.zero_grad(set_to_none=True)
 
     images = steps * config.batch_size
     seconds = steps * config.accumulate * seconds_for(step, size, device)
-    parts = [
-        Part("train", f"{steps} steps of {config.batch_size} images", TRAINING * images * macs, seconds),
-    ]
+    parts = [Part("train", f"{steps} steps of {config.batch_size} images", TRAINING * images * macs, seconds)]
     test = len(objective.open("test"))
     each = seconds / images / TRAINING
     parts.append(Part("evaluate", f"{test:,} test images", test * macs, test * each))
-    with as_found(task.module, training=True):
-        activations = training_bytes(
-            lambda count: _loss(task, noise_batch(network.preprocess.size, count, device), config), size, SMALLEST
-        )
-    memory = 4 * STATES[config.optimizer] * count_parameters(network.module) + activations
+    memory = training_memory(task.module, config.optimizer, loss, size)
     title = f"{config.method}: {network.name} on {config.data}"
-    alone = network.image_module is not network.module
-    notes = ("multiply-adds of the image network alone",) if alone else ()
-    return cost_table(title, parts, device, memory=int(memory), notes=notes)
-
-
-def _loss(task: Task, batch: Batch, config: PretrainConfig) -> torch.Tensor:
-    with autocast(batch.images.device, config.precision):
-        return task.train_step(batch, 0).loss
+    notes = () if network.image_module is network.module else ("multiply-adds of the image network alone",)
+    return cost_table(title, parts, device, memory=memory, notes=notes)

@@ -1,6 +1,5 @@
 """What every part of prompt-tune works with: the network, the data, the class names and their zero-shot weights."""
 
-import contextlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,9 +9,9 @@ from torch import Tensor
 
 from effvl_cli.config.prompt_tune import DEFAULT_TOKENS, SMALL, ClipConfig, LearningConfig
 from effvl_cli.core import checkpoint
-from effvl_cli.core.errors import DataError, UsageError
+from effvl_cli.core.errors import UsageError
 from effvl_cli.core.run import Run
-from effvl_cli.data import load
+from effvl_cli.data import any_split, load
 from effvl_cli.data.prompts import choose_templates
 from effvl_cli.data.source import ImageSource
 from effvl_cli.models import network as networks
@@ -84,7 +83,7 @@ def build_context(config: C, run: Run, classes: tuple[str, ...] | None = None) -
     """
     network = load_clip(config, run)
     network.module.to(run.device).eval().requires_grad_(False)
-    source = _any_split(config)
+    source = any_split(config.data, root=config.data_root)
     names = tuple(name.replace("_", " ") for name in classes or source.classes)
     if len(names) < 2:
         raise UsageError(f"--data {config.data} has {len(names)} classes", "Give labelled data of two or more")
@@ -112,14 +111,7 @@ def load_clip(config: ClipConfig, run: Run) -> networks.Network:
 
 def _network(config: ClipConfig, run: Run, model: str | None, weights: str | None) -> networks.Network:
     return networks.load(
-        model,
-        weights,
-        default="tiny:clip",
-        kind="clip",
-        seed=config.seed,
-        download=config.download,
-        options=config,
-        log=run.log,
+        model, weights, default="tiny:clip", kind="clip", seed=config.seed, options=config, log=run.log
     )
 
 
@@ -135,16 +127,6 @@ def _pruned(config: ClipConfig, run: Run, folder: Path) -> networks.Network:
     if (manifest.get("prompts") or {}).get("text"):
         run.warn(f"the text prompts of {folder} are left out: class features come from its templates or tuned tokens")
     return network
-
-
-def _any_split(config: ClipConfig) -> ImageSource:
-    """The training images, or where there are none the test images, which have the same classes."""
-    try:
-        return load(config.data, "train", root=config.data_root, seed=0)
-    except DataError:
-        with contextlib.suppress(DataError):
-            return load(config.data, "test", root=config.data_root, seed=0)
-        raise
 
 
 def _is_small(context: Learning) -> bool:

@@ -11,7 +11,7 @@ from effvl_cli.core.table import Table
 from effvl_cli.engines.prune_blocks import candidates, load_run, measurements, result, surgery, tables, training
 from effvl_cli.engines.prune_blocks.context import note_leaks
 from effvl_cli.engines.prune_blocks.preview import preview_apply
-from effvl_cli.engines.prune_blocks.removal_step import UNCHOSEN, figures, finetune, original_figures, settle, size_of
+from effvl_cli.engines.prune_blocks.removal_step import figures, finetune, original_figures, settle, size_of
 from effvl_cli.engines.prune_blocks.training import Recipe
 from effvl_cli.techniques.prune_blocks.choices import Candidate, Found, describe
 
@@ -37,12 +37,12 @@ def run(config: ApplyConfig, run: Run) -> None:
     before = original_figures(context, phases)
     number = 1 + max((removal.step for removal in start.removals), default=0)
     state = surgery.cut(context, start, picked, step=number)
-    steps = [UNCHOSEN | settle(context, phases, state, k=1, count=len(picked), original=original)]
+    steps = [settle(context, phases, state, k=1, count=len(picked), original=original)]
     finetune(
         context, phases, state.module, "final", Recipe(config.final_epochs, config.final_lr, config.finetune_batch_size)
     )
     final = phases.once("final", lambda: figures(context, state.module))
-    run.report.technique.update(steps=steps, stopped="target_reached")
+    run.report.technique.update(steps=[row.to_dict() for row in steps], stopped="target_reached")
     measurements.record(context, before, final, steps, *measurements.sizes(context, state))
     result.write_table(context, steps)
     measurements.draw(context, before, final, steps, original, measurements.time(context, start, state, phases))

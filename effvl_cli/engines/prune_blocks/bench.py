@@ -2,7 +2,7 @@
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -15,15 +15,16 @@ from effvl_cli.core.find_run import find_run
 from effvl_cli.core.run import Run
 from effvl_cli.engines.prune_blocks import load_run, network_latency, pictures
 from effvl_cli.engines.prune_blocks.context import NetworkContext
+from effvl_cli.engines.prune_blocks.preview import preview_bench
 from effvl_cli.engines.prune_blocks.removal_step import size_of
 from effvl_cli.models import onnx
 from effvl_cli.models.program import INPUT
 from effvl_cli.models.pruned_network import build
 from effvl_cli.models.removed_blocks import REMOVED, removals_of
-from effvl_cli.techniques.prune_blocks.pareto import pareto_points
+from effvl_cli.techniques.prune_blocks.pareto import with_latencies
 from effvl_cli.techniques.prune_blocks.surgery import ORIGINAL, along_steps
 
-table = bench.table
+table, preview = bench.table, preview_bench
 PARETO = "pareto.csv"
 CPU = torch.device("cpu")
 
@@ -49,7 +50,7 @@ def run(config: BenchConfig, run: Run) -> None:
         if row.arm == last:
             short = "latency" if row.runtime == bench.TORCH else "onnx_latency"
             report.metric(f"{short}_ratio_b{row.batch}", row.ratio, unit="ratio", higher_is_better=False)
-    _pareto(context, find_run(load_run.TECHNIQUE, config.run), rows)
+    _pareto(context, find_run(load_run.TECHNIQUE, config.run), arms, rows)
 
 
 def _in_onnxruntime(context: NetworkContext[BenchConfig], built: Mapping[str, nn.Module]) -> list[bench.Row]:
@@ -79,16 +80,14 @@ def _passes(path: Path, images: Callable[[int], Tensor]) -> Callable[[int], benc
     return prepare
 
 
-def _pareto(context: NetworkContext[BenchConfig], folder: Path, rows: Sequence[bench.Row]) -> None:
+def _pareto(context: NetworkContext[BenchConfig], folder: Path, arms: Collection[str], rows: list[bench.Row]) -> None:
     """Cost and accuracy of the run's steps, with these latencies."""
-    report = load_run.report_of(folder)
-    technique = report.technique
-    first, last = technique["pareto"][0], technique["pareto"][-1]
-    size = {"params": first["params"], "macs": first["macs"]}
-    steps = technique["steps"]
-    before = min((removal["step"] for step in steps for removal in step["removed"]), default=1) - 1
+    stored, images = load_run.points_of(folder)
+    steps = [point.step for point in stored if isinstance(point.step, int) and point.step]
+    before = min(steps, default=len(arms)) - 1
     start = f"step {before}" if before else ORIGINAL  # RUN may have started from a pruned network
-    points = pareto_points(steps, first["top1"], last["top1"], size, network_latency.by_network(rows), start)
-    context.run.report.technique["pareto"] = points
-    pictures.pareto(context.run, points, report.metrics["top1_baseline"].n)
-    context.run.write(PARETO, write_csv, list(points[0]), points)
+    points = with_latencies(stored, network_latency.by_network(rows), start)
+    found = [point.to_dict() for point in points]
+    context.run.report.technique["pareto"] = found
+    pictures.pareto(context.run, points, images)
+    context.run.write(PARETO, write_csv, list(found[0]), found)

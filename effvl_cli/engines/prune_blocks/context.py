@@ -222,7 +222,6 @@ def build_context(
         kind="classifier",
         seed=config.seed,
         num_classes=len(source.classes),
-        download=config.download,
         new_head=new_head,
         options=config,
         log=run.log,

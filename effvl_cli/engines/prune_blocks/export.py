@@ -8,6 +8,9 @@ from effvl_cli.core.run import Run
 from effvl_cli.core.table import Table
 from effvl_cli.engines.common.verified_files import write_code, write_onnx, write_program
 from effvl_cli.engines.prune_blocks import load_run
+from effvl_cli.engines.prune_blocks.preview import preview_export
+
+preview = preview_export
 
 
 def run(config: ExportConfig, run: Run) -> None:

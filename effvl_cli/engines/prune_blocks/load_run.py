@@ -12,6 +12,7 @@ from effvl_cli.core.run import REPORT, Run
 from effvl_cli.engines.prune_blocks.context import Context, NetworkContext, build_context
 from effvl_cli.models import network as networks
 from effvl_cli.models.edits import reported
+from effvl_cli.techniques.prune_blocks.pareto import ParetoPoint
 
 TECHNIQUE = "prune-blocks"
 NC = TypeVar("NC", ScoreConfig, ApplyConfig)
@@ -41,6 +42,20 @@ def report_of(folder: Path) -> Report:
         raise ModelError(f"{folder} holds a run of `effvl {report.command}`", f"Give one of `effvl {TECHNIQUE}`")
     checkpoint.read_manifest(folder)
     return report
+
+
+def points_of(folder: Path) -> tuple[list[ParetoPoint], int | None]:
+    """Cost and accuracy of a run's steps, and the number of test images.
+
+    Raises:
+        ModelError: its report holds none.
+    """
+    report = report_of(folder)
+    try:
+        points = [ParetoPoint(**row) for row in report.technique["pareto"]]
+        return points, report.metrics["top1_baseline"].n
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"{folder / REPORT} names no accuracy of its steps", "Copy it again") from error
 
 
 def open_run_network(config: RC, run: Run) -> NetworkContext[RC]:

@@ -9,7 +9,8 @@ from effvl_cli.engines.prune_blocks import network_latency, pictures
 from effvl_cli.engines.prune_blocks.context import Tuning
 from effvl_cli.engines.prune_blocks.removal_step import size_of
 from effvl_cli.models.pruned_network import State
-from effvl_cli.techniques.prune_blocks.pareto import pareto_points
+from effvl_cli.techniques.prune_blocks.pareto import pareto_points, with_latencies
+from effvl_cli.techniques.prune_blocks.step_row import StepRow
 from effvl_cli.techniques.prune_blocks.surgery import ORIGINAL, along_steps
 from effvl_cli.techniques.prune_blocks.targets import Size
 
@@ -17,7 +18,7 @@ Figures = dict[str, dict[str, float]]
 
 
 def record(
-    context: Tuning, before: Figures, final: Figures, steps: Sequence[dict[str, Any]], original: Size, now: Size
+    context: Tuning, before: Figures, final: Figures, steps: Sequence[StepRow], original: Size, now: Size
 ) -> None:
     """Figures of the network before and after, on the test split."""
     report, n = context.run.report, len(context.test)
@@ -25,9 +26,9 @@ def record(
         about = {"split": "test", "n": n} | ({"unit": "nats", "higher_is_better": False} if name == "loss" else {})
         report.metric(f"{name}_baseline", before["test"][name], **about)
         report.metric(f"{name}_pruned", final["test"][name], **about)
-    kept = [step for step in steps if not step.get("rejected")]
+    kept = [step for step in steps if not step.rejected]
     for key in ("before_ft", "after_ft"):
-        values = [step[f"top1_test_{key}"] for step in kept]
+        values: list[float] = [getattr(step, f"top1_test_{key}") for step in kept]
         report.metric(f"top1_{key}", values[-1] if values else None, split="test", n=n)
         report.metric(f"top1_{key}_mean", sum(values) / len(values) if values else None, split="test", n=n)
     report.metric("params_pruned", now.params, unit="parameters", higher_is_better=False)
@@ -59,16 +60,15 @@ def draw(
     context: Tuning,
     before: Figures,
     final: Figures,
-    steps: Sequence[dict[str, Any]],
+    steps: Sequence[StepRow],
     original: Size,
     rows: Sequence[bench.Row],
 ) -> None:
     """Draw accuracy along the steps, and against the cost of the network."""
     ends = before["test"]["top1"], final["test"]["top1"]
     pictures.along_steps(context.run, steps, *ends, len(context.test))
-    size = {"params": original.params, "macs": original.macs}
-    points = pareto_points(steps, *ends, size, network_latency.by_network(rows))
-    context.run.report.technique["pareto"] = points
+    points = with_latencies(pareto_points(steps, *ends, original), network_latency.by_network(rows))
+    context.run.report.technique["pareto"] = [point.to_dict() for point in points]
     pictures.pareto(context.run, points, len(context.test))
 
 

@@ -75,6 +75,10 @@ def share_of(context: NetworkContext[RunOptions], module: nn.Module) -> float:
     return rows[-1].ratio
 
 
-def by_network(rows: Sequence[bench.Row]) -> dict[tuple[str, str], float]:
-    """Milliseconds of one image, by network and runtime."""
-    return {(row.arm, row.runtime): row.median_ms for row in reversed(rows) if row.batch == 1}
+def by_network(rows: Sequence[bench.Row]) -> dict[tuple[str, str], tuple[float, float, float]]:
+    """Milliseconds of one image and both ends of their interval, that of the ratio, by network and runtime."""
+    found = {}
+    for row in (row for row in reversed(rows) if row.batch == 1):
+        low, high = (row.median_ms / row.ratio * end for end in row.ratio_ci95)
+        found[row.arm, row.runtime] = (row.median_ms, low, high)
+    return found

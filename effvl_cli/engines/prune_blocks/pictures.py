@@ -6,7 +6,8 @@ from typing import Any
 from effvl_cli.core import plots
 from effvl_cli.core.metrics import binomial_error
 from effvl_cli.core.run import Run
-from effvl_cli.engines.prune_blocks.tables import treatment_of
+from effvl_cli.techniques.prune_blocks.pareto import ParetoPoint
+from effvl_cli.techniques.prune_blocks.step_row import StepRow, treatment_of
 
 MOST_SHOWN = 60  # units
 
@@ -34,7 +35,7 @@ def importance(run: Run, rows: Sequence[Mapping[str, Any]], criterion: str, mark
     )
 
 
-def along_steps(run: Run, steps: Sequence[Mapping[str, Any]], before: float, after: float, n: int) -> None:
+def along_steps(run: Run, steps: Sequence[StepRow], before: float, after: float, n: int) -> None:
     """Draw test top-1 on n images before and after the treatment of each step, from original network to result."""
     if not steps:
         return
@@ -42,39 +43,37 @@ def along_steps(run: Run, steps: Sequence[Mapping[str, Any]], before: float, aft
     def point(k: float, top1: float) -> plots.Point:
         return float(k), 100 * top1, 100 * (binomial_error(top1, n) or 0.0)
 
-    treatment = treatment_of(steps)
-    shown = {treatment: "top1_test_after_ft"} if treatment else {}
-    series = {
-        name: [point(0, before), *(point(row["k"], row[key]) for row in steps)]
-        for name, key in (shown | {"just removed": "top1_test_before_ft"}).items()
-    }
-    kept = [row for row in steps if not row.get("rejected")]
-    if kept and after != kept[-1]["top1_test_after_ft"]:
-        series["after the final fine-tuning"] = [point(kept[-1]["k"], after)]
+    treatment = treatment_of([row.treatment for row in steps])
+    start, series = point(0, before), {}
+    if treatment:
+        series[treatment] = [start, *(point(row.k, row.top1_test_after_ft) for row in steps)]
+    series["just removed"] = [start, *(point(row.k, row.top1_test_before_ft) for row in steps)]
+    kept = [row for row in steps if not row.rejected]
+    if kept and after != kept[-1].top1_test_after_ft:
+        series["after the final fine-tuning"] = [point(kept[-1].k, after)]
     ylabel = f"test top-1 %  (bars: SE, {n} images)"
     run.plot("accuracy", plots.curves, series, title="Accuracy along the steps", xlabel="step", ylabel=ylabel)
 
 
-def pareto(run: Run, rows: Sequence[Mapping[str, Any]], n: int | None) -> None:
-    """Accuracy on n images against parameters, multiply-adds and latency."""
-    costs = {
-        "million parameters": ("params", 1e6),
-        "million multiply-adds": ("macs", 1e6),
-        "ms at batch 1, torch": ("latency_torch", 1.0),
-        "ms at batch 1, onnxruntime": ("latency_ort", 1.0),
+def pareto(run: Run, points: Sequence[ParetoPoint], n: int | None) -> None:
+    """Accuracy on n images against parameters, multiply-adds and latency, with the intervals of both."""
+    costs: dict[str, list[tuple[float | None, ...]]] = {
+        "million parameters": [(point.params / 1e6,) * 3 for point in points],
+        "million multiply-adds": [(point.macs / 1e6,) * 3 for point in points],
+        "ms at batch 1, torch": [(p.latency_torch, p.latency_torch_low, p.latency_torch_high) for p in points],
+        "ms at batch 1, onnxruntime": [(p.latency_ort, p.latency_ort_low, p.latency_ort_high) for p in points],
     }
-    points = {
-        label: [
-            (row[key] / unit, 100 * row["top1"], str(row["step"]), 100 * (binomial_error(row["top1"], n) or 0.0))
-            for row in rows
-            if row[key] is not None
-        ]
-        for label, (key, unit) in costs.items()
-    }
+    panels: dict[str, list[plots.Costed]] = {}
+    for label, places in costs.items():
+        for point, (cost, low, high) in zip(points, places, strict=True):
+            if cost is not None and low is not None and high is not None:
+                error = 100 * (binomial_error(point.top1, n) or 0.0)
+                found = plots.Costed(cost, 100 * point.top1, str(point.step), error, (low, high))
+                panels.setdefault(label, []).append(found)
     run.plot(
         "pareto",
         plots.fronts,
-        {label: found for label, found in points.items() if found},
+        panels,
         title="Cost and accuracy of each step (0: the original network; final: after further training)",
         ylabel=f"test top-1 %  (bars: SE, {n} images)" if n else "test top-1 %",
     )

@@ -1,23 +1,34 @@
 """What scoring and removing blocks will cost, for `--dry-run`."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
-from effvl_cli.config.prune_blocks import ApplyConfig, PruneBlocksConfig, ScoreConfig
+from effvl_cli.config.options import RunOptions
+from effvl_cli.config.prune_blocks import ApplyConfig, BenchConfig, ExportConfig, PruneBlocksConfig
 from effvl_cli.core import distributed
 from effvl_cli.core.measure import count_macs, count_parameters
-from effvl_cli.core.modes import as_found
-from effvl_cli.core.probe import saved_bytes
+from effvl_cli.core.run import unopened
 from effvl_cli.core.table import Table
-from effvl_cli.engines.common.cost_table import STATES, TRAINING, Part, cost_table, speed_of
+from effvl_cli.engines.common.cost_table import (
+    TRAINING,
+    Part,
+    cost_table,
+    part,
+    speed_of,
+    timings,
+    training_memory,
+    written,
+)
 from effvl_cli.engines.prune_blocks import baseline, candidates, surgery, tables
-from effvl_cli.engines.prune_blocks.context import Context, Scoring, Tuning
+from effvl_cli.engines.prune_blocks.context import Context, NetworkContext, Scoring, Tuning
+from effvl_cli.engines.prune_blocks.load_run import open_run_network
+from effvl_cli.engines.prune_blocks.network_latency import PER_ARM_SECONDS
 from effvl_cli.engines.prune_blocks.pruning import EMBEDDED_REMOVED
+from effvl_cli.models.removed_blocks import removals_of
 from effvl_cli.techniques.prune_blocks.choices import Found, describe, pairs
 
 PROBED = 64  # images at a time
 UNKNOWN = "removals continue until a target is met: one is counted here"
-AnyBlocks = Context[PruneBlocksConfig | ScoreConfig | ApplyConfig]
 
 
 def preview_score(context: Scoring) -> list[Table]:
@@ -43,18 +54,13 @@ def preview_job(context: Context[PruneBlocksConfig]) -> list[Table]:
     if baseline.wanted(config):
         trainings = {"original": (1, baseline.epochs_of(context) * train), **trainings}
     parts = [
-        Part(
-            name,
-            f"{times} x {images:,} images",
-            TRAINING * times * images * macs,
-            TRAINING * times * images * macs / speed,
-        )
+        part(name, f"{times} x {images:,} images", TRAINING * times * images * macs, speed)
         for name, (times, images) in trainings.items()
         if images
     ]
     parts[-1:-1] = _scoring(context, found, turns, speed)
     judged = (2 * turns + 2) * (context.count("score") + test)
-    parts.append(Part("evaluation", f"{judged:,} images", judged * macs, judged * macs / speed))
+    parts.append(part("evaluation", f"{judged:,} images", judged * macs, speed))
     return [units, _table(context, parts, _training_memory(context), () if known else (UNKNOWN,))]
 
 
@@ -63,13 +69,28 @@ def preview_apply(context: Context[ApplyConfig]) -> list[Table]:
     config, speed, macs = context.config, _speed(context), count_macs(context.module, context.noise(1))
     tuned = config.finetune_steps * config.finetune_batch_size if config.finetune_steps else 0
     tuned = tuned or config.finetune_epochs * len(context.train)
-    parts = []
-    for name, images in (("fine-tuning", tuned), ("at the end", config.final_epochs * len(context.train))):
-        if images:
-            parts.append(Part(name, f"{images:,} images", TRAINING * images * macs, TRAINING * images * macs / speed))
+    trainings = {"fine-tuning": tuned, "at the end": config.final_epochs * len(context.train)}
+    parts = [part(k, f"{n:,} images", TRAINING * n * macs, speed) for k, n in trainings.items() if n]
     judged = 4 * (context.count("score") + context.count("test"))
-    parts.append(Part("evaluation", f"{judged:,} images", judged * macs, judged * macs / speed))
+    parts.append(part("evaluation", f"{judged:,} images", judged * macs, speed))
     return [_table(context, parts, _training_memory(context), ())]
+
+
+def preview_bench(config: BenchConfig) -> list[Table]:
+    """Latencies of the original network and the one after each step."""
+    context = open_run_network(config, unopened("prune-blocks bench", config))
+    steps = {removal.step for removal in removals_of(context.network.edits)}
+    macs = [count_macs(context.module, context.noise(1))] * (1 + len(steps))
+    latency = timings(macs, config.batch_size, _speed(context), PER_ARM_SECONDS)
+    parts = [latency, *([replace(latency, name="in onnxruntime")] if config.onnx else [])]
+    return [_table(context, parts, 4 * count_parameters(context.module), ("each network is taken for the pruned one",))]
+
+
+def preview_export(config: ExportConfig) -> list[Table]:
+    """The files."""
+    context = open_run_network(config, unopened("prune-blocks export", config))
+    parts = [written(config.format, count_macs(context.module, context.noise(1)), _speed(context))]
+    return [_table(context, parts, 4 * count_parameters(context.module), ())]
 
 
 def _units(context: Scoring, search: str) -> tuple[Found, Table]:
@@ -91,10 +112,10 @@ def _scoring(context: Scoring, found: Found, turns: int, speed: float) -> list[P
     images = context.count("score")
     macs = turns * images * (cost["naive_macs"] if config.sharing == "off" else cost["cached_macs"])
     work = f"{turns} x {len(found.candidates)} units on {images:,} images"
-    return [Part("scoring", work, macs, macs / speed / distributed.world().size)]
+    return [part("scoring", work, macs, speed * distributed.world().size)]
 
 
-def _speed(context: AnyBlocks) -> float:
+def _speed(context: NetworkContext[RunOptions]) -> float:
     """Multiply-adds a second of the network."""
     images = context.noise(PROBED)
     macs = count_macs(context.module, images[:1])
@@ -102,18 +123,10 @@ def _speed(context: AnyBlocks) -> float:
 
 
 def _training_memory(context: Tuning) -> int:
-    """Weights, gradients, momentum, and what the backward pass of a fine-tuning step needs."""
-    images = context.noise(2)
-
-    def forward() -> Any:
-        with as_found(context.module, training=True):
-            return context.module(images)
-
-    context.module.requires_grad_(True)
-    activations = saved_bytes(forward) * context.config.finetune_batch_size // len(images)
-    return 4 * STATES["sgd"] * count_parameters(context.module) + activations
+    module, size = context.module.requires_grad_(True), context.config.finetune_batch_size
+    return training_memory(module, "sgd", lambda count: module(context.noise(count)), size)
 
 
-def _table(context: AnyBlocks, parts: Sequence[Part], memory: int, notes: Sequence[str]) -> Table:
-    title = f"cost of {context.network.name} on {context.data}"
+def _table(context: NetworkContext[RunOptions], parts: Sequence[Part], memory: int, notes: Sequence[str]) -> Table:
+    title = f"cost of {context.network.name}" + (f" on {context.data}" if isinstance(context, Context) else "")
     return cost_table(title, parts, context.run.device, memory=memory, notes=notes)

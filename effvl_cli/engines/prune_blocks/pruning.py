@@ -1,6 +1,6 @@
 """Score, remove, verify, fine-tune: until a target is met or nothing more can be removed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from effvl_cli.config.prune_blocks import EMBEDDED, Lookahead, PruneBlocksConfig
@@ -15,6 +15,7 @@ from effvl_cli.engines.prune_blocks.training import Recipe
 from effvl_cli.models.pruned_network import State
 from effvl_cli.techniques.prune_blocks.choices import Candidate, Found, describe
 from effvl_cli.techniques.prune_blocks.score import STACKED
+from effvl_cli.techniques.prune_blocks.step_row import StepRow
 from effvl_cli.techniques.prune_blocks.targets import Targets, largest_removal, spread_over_stages
 
 EMBEDDED_REMOVED = 2
@@ -31,12 +32,12 @@ class Result:
 
     Attributes:
         state: the pruned network.
-        steps: a mapping for each step, as in the report.
+        steps: a row for each step.
         stopped: why.
     """
 
     state: State
-    steps: list[dict[str, Any]]
+    steps: list[StepRow]
     stopped: Stopped
 
 
@@ -55,7 +56,7 @@ class Pruning:
         self.targets = _targets_of(context.config, context.data)
         self.lookahead = Lookahead.of(context.config)
         self.ranking: list[str] = []  # original paths by the first scoring, for --rescore once
-        self.steps: list[dict[str, Any]] = []
+        self.steps: list[StepRow] = []
 
     def check(self) -> None:
         """Refuse impossible requests before anything is trained or scored.
@@ -93,8 +94,8 @@ class Pruning:
             pruned, row = self._step(state, found)
             self.steps.append(row)
             if self._fell_too_far(row):
-                context.run.log(f"step {row['k']} is undone: it costs more than --max-drop")
-                row["rejected"] = True
+                context.run.log(f"step {row.k} is undone: it costs more than --max-drop")
+                self.steps[-1] = replace(row, rejected=True)
                 stopped = "max_drop"
                 break
             state = pruned
@@ -129,11 +130,11 @@ class Pruning:
             self.phases.timed(f"latency without {names}", lambda: network_latency.share_of(self.here, state.module))
         )
 
-    def _fell_too_far(self, row: dict[str, Any]) -> bool:
+    def _fell_too_far(self, row: StepRow) -> bool:
         limit = self.here.config.max_drop
-        return limit is not None and self.baseline["score"]["top1"] - row["top1_score_after_ft"] > limit
+        return limit is not None and self.baseline["score"]["top1"] - row.top1_score_after_ft > limit
 
-    def _step(self, state: State, found: Found) -> tuple[State, dict[str, Any]]:
+    def _step(self, state: State, found: Found) -> tuple[State, StepRow]:
         """One round; finished parts of an earlier attempt are reused."""
         k, context, config = len(self.steps) + 1, self.here, self.here.config
         number = k + max((removal.step for removal in self.start.removals), default=0)
@@ -151,21 +152,21 @@ class Pruning:
         tuned = next((trial.load() for trial in tried if trial.candidate in picked), None)
         row = settle(context, self.phases, pruned, k=k, count=len(picked), original=self.original, tuned=tuned)
         direct = config.criterion == "direct"
-        row |= {
-            "importance": scored["rows"],
-            "criterion": config.criterion,
-            "metric": config.metric,
-            "sharing": scored["sharing"],
-            "score_bn": config.score_bn if direct else None,
-            "bit_exact": int(config.race == "none" and scored["sharing"] != STACKED) if direct else None,
-            "cost_model": scored.get("cost_model"),  # runs started by an older version have neither
-            "images_needed": scored.get("images_needed"),
-            "score_seconds": scored["seconds"],
-            "score_images": scored["images"],
-            "lookahead": [trial.row() for trial in tried],
-            "latency": self._latency(pruned) if self.targets.latency is not None else None,
-        }
-        return pruned, row
+        return pruned, replace(
+            row,
+            importance=scored["rows"],
+            criterion=config.criterion,
+            metric=config.metric,
+            sharing=scored["sharing"],
+            score_bn=config.score_bn if direct else None,
+            bit_exact=int(config.race == "none" and scored["sharing"] != STACKED) if direct else None,
+            cost_model=scored.get("cost_model"),  # runs started by an older version have neither
+            images_needed=scored.get("images_needed"),
+            score_seconds=scored["seconds"],
+            score_images=scored["images"],
+            lookahead=[trial.row() for trial in tried],
+            latency=self._latency(pruned) if self.targets.latency is not None else None,
+        )
 
     def _score(self, state: State, found: Found, k: int, count: int) -> dict[str, Any]:
         if self.here.config.rescore == "once" and k > 1:

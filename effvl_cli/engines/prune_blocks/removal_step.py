@@ -14,15 +14,8 @@ from effvl_cli.engines.prune_blocks.context import NetworkContext, Tuning
 from effvl_cli.engines.prune_blocks.training import Recipe
 from effvl_cli.models.pruned_network import State
 from effvl_cli.techniques.prune_blocks.recalibrate import recalibrate
+from effvl_cli.techniques.prune_blocks.step_row import StepRow
 from effvl_cli.techniques.prune_blocks.targets import Size
-
-UNCHOSEN: dict[str, Any] = dict.fromkeys(
-    (
-        *("importance", "criterion", "metric", "sharing", "score_bn", "bit_exact", "cost_model", "images_needed"),
-        *("score_seconds", "score_images", "lookahead", "latency"),
-    )
-)
-"""Row entries that are unknown where units were named."""
 
 
 def size_of(context: NetworkContext[RunOptions], module: nn.Module) -> Size:
@@ -55,7 +48,7 @@ def settle(
     count: int,
     original: Size,
     tuned: Mapping[str, torch.Tensor] | None = None,
-) -> dict[str, Any]:
+) -> StepRow:
     """Re-estimate statistics, fine-tune in place and measure, in one step.
 
     Args:
@@ -71,7 +64,6 @@ def settle(
         The step's row of the report, without what chose the units.
     """
     config = context.config
-    removed = pruned.removals[-count:]
     before = phases.once(f"step {k} before", lambda: figures(context, pruned.module))
     recalibrated = _recalibrate(context, phases, pruned.module, k)
     if tuned is not None:
@@ -80,27 +72,27 @@ def settle(
     trained = finetune(context, phases, pruned.module, f"step-{k}", recipe)
     after = phases.once(f"step {k} after", lambda: figures(context, pruned.module))
     size = size_of(context, pruned.module)
-    names = [removal.original_path for removal in removed]
-    phases.once(
-        f"step {k} recorded", lambda: context.run.record("step", k=k, removed=names, before=before, after=after)
+    row = StepRow(
+        k=k,
+        removed=pruned.removals[-count:],
+        top1_score_before_ft=before["score"]["top1"],
+        top1_score_after_bn_recal=recalibrated,
+        top1_score_after_ft=after["score"]["top1"],
+        top1_test_before_ft=before["test"]["top1"],
+        top1_test_after_ft=after["test"]["top1"],
+        params=size.params,
+        macs=size.macs,
+        flops=2 * size.macs,
+        params_removed=1 - size.params / original.params,
+        macs_removed=1 - size.macs / original.macs,
+        ft=trained,
+        treatment="fine-tuned" if trained or tuned is not None else "recalibrated" if config.bn_recal else "",
+        checkpoint=f"checkpoints/step-{k}" if trained else None,
     )
-    return {
-        "k": k,
-        "removed": [removal.to_dict() for removal in removed],
-        "top1_score_before_ft": before["score"]["top1"],
-        "top1_score_after_bn_recal": recalibrated,
-        "top1_score_after_ft": after["score"]["top1"],
-        "top1_test_before_ft": before["test"]["top1"],
-        "top1_test_after_ft": after["test"]["top1"],
-        "params": size.params,
-        "macs": size.macs,
-        "flops": 2 * size.macs,
-        "params_removed": 1 - size.params / original.params,
-        "macs_removed": 1 - size.macs / original.macs,
-        "ft": trained,
-        "treatment": "fine-tuned" if trained or tuned is not None else "recalibrated" if config.bn_recal else "",
-        "checkpoint": f"checkpoints/step-{k}" if trained else None,
-    }
+    phases.once(
+        f"step {k} recorded", lambda: context.run.record("step", k=k, removed=row.names, before=before, after=after)
+    )
+    return row
 
 
 def finetune(context: Tuning, phases: Phases, module: nn.Module, phase: str, recipe: Recipe) -> dict[str, Any] | None:

@@ -1,8 +1,7 @@
 """The files of a run of prune-blocks: weights and edits, a torch.export program, rebuild.py, a table."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from effvl_cli.core.files import write_csv
 from effvl_cli.engines.common.verified_files import write_code, write_program
@@ -10,6 +9,7 @@ from effvl_cli.engines.prune_blocks.context import Tuning
 from effvl_cli.models import network as networks
 from effvl_cli.models.edits import reported
 from effvl_cli.models.pruned_network import State, edits_of
+from effvl_cli.techniques.prune_blocks.step_row import StepRow
 
 COLUMNS = (
     "k",
@@ -45,10 +45,8 @@ def save(context: Tuning, state: State) -> None:
     write_code(run, network)
 
 
-def write_table(context: Tuning, steps: Sequence[Mapping[str, Any]]) -> None:
+def write_table(context: Tuning, steps: Sequence[StepRow]) -> None:
     """`table.csv`, a row for each step; what was not measured is empty."""
     leak = int(context.config.score_split == "test")
-    rows = [
-        {**step, "leak": leak, "removed": " ".join(row["original_path"] for row in step["removed"])} for step in steps
-    ]
+    rows = [{**step.to_dict(), "leak": leak, "removed": " ".join(step.names)} for step in steps]
     context.run.write("table.csv", write_csv, COLUMNS, rows)

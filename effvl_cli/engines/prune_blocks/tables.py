@@ -7,6 +7,7 @@ from effvl_cli.core import bench
 from effvl_cli.core.metrics import binomial_error
 from effvl_cli.core.report import Report
 from effvl_cli.core.table import Cell, Table, percent, points, times
+from effvl_cli.techniques.prune_blocks.step_row import treatment_of
 
 STEPS = ("step", "removed", "params", "- %", "MMACs", "- %", "test top-1 %", "± SE", "scoring top-1 %")
 TREATED = STEPS.index("± SE")  # position of the accuracy after a treatment, if there was one
@@ -17,7 +18,10 @@ SCORES = ("index", "unit", "importance", "95 %", "loss", "95 %", "tied", "images
 def steps(report: Report) -> Table:
     """A row for the original network and for each step."""
     technique, metrics = report.technique, report.metrics
-    treatment, n = treatment_of(technique["steps"]), metrics["top1_baseline"].n
+    treatment, n = (
+        treatment_of([row.get("treatment", "fine-tuned") for row in technique["steps"]]),
+        metrics["top1_baseline"].n,
+    )
     columns = (*STEPS[:TREATED], *([treatment] if treatment else []), *STEPS[TREATED:])
     rows: list[tuple[Cell, ...]] = []
     for row in technique["steps"]:
@@ -48,12 +52,6 @@ def steps(report: Report) -> Table:
         f"stopped: {technique['stopped'].replace('_', ' ')}",
     ]
     return Table(title, columns, tuple(rows), tuple(note for note in notes if note))
-
-
-def treatment_of(steps: Sequence[Mapping[str, Any]]) -> str:
-    """What the second accuracy of each step is measured after: fine-tuning, new statistics alone, or nothing."""
-    found = [row.get("treatment", "fine-tuned") for row in steps]
-    return "fine-tuned" if "fine-tuned" in found else next(iter(found), "")
 
 
 def _with_error(value: float | None, n: int | None) -> str:

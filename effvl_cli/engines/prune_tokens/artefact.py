@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from effvl_cli.config.prune_tokens import KeepOptions
-from effvl_cli.engines.prune_tokens.context import AnyContext, artefact_fields, refuse_other
+from effvl_cli.core.checkpoint import check_settings
+from effvl_cli.engines.prune_tokens.context import AnyContext, artefact_fields
 from effvl_cli.engines.prune_tokens.texts import with_prompts
 from effvl_cli.models import token_pruned_clip
 from effvl_cli.models.network import CHECKPOINT
@@ -70,9 +71,9 @@ def load(context: AnyContext, folder: Path) -> Artefact:
         ModelError: none there, damaged, or of another tower; the message lists the differing fields.
     """
     state, manifest = read(folder / CHECKPOINT)
-    what = f"the predictor of {folder}"
-    refuse_other(what, manifest["fields"], artefact_fields(context))
-    refuse_other(what, manifest["preprocess"], context.network.preprocess.to_dict())
+    what = f"the predictor of {folder} has"
+    check_settings(what, manifest["fields"], artefact_fields(context))
+    check_settings(what, manifest["preprocess"], context.network.preprocess.to_dict())
     predictor, prompts = modules_of(state, manifest)
     for module in (predictor, prompts):
         if module is not None:

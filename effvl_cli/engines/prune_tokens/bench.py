@@ -8,9 +8,10 @@ from effvl_cli.core import bench
 from effvl_cli.core.run import Run
 from effvl_cli.engines.prune_tokens import artefact, tower_latency
 from effvl_cli.engines.prune_tokens.context import build_context, tower_summary
+from effvl_cli.engines.prune_tokens.preview import preview_bench
 from effvl_cli.engines.prune_tokens.selectors import arms, asked_for, refuse_missing
 
-table = bench.table
+table, preview = bench.table, preview_bench
 
 
 def run(config: BenchConfig, run: Run) -> None:

@@ -1,6 +1,5 @@
 """What every phase of prune-tokens works with: the network, its tower, the data and the class weights."""
 
-import contextlib
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -24,13 +23,12 @@ from effvl_cli.config.prune_tokens import (
     layer_of,
 )
 from effvl_cli.core import seeds
-from effvl_cli.core.errors import DataError, ModelError, UsageError
+from effvl_cli.core.errors import DataError, UsageError
 from effvl_cli.core.run import Run
-from effvl_cli.data import load
+from effvl_cli.data import any_split, load
 from effvl_cli.data.decoded import Decoded
 from effvl_cli.data.fewshot import few_shot
 from effvl_cli.data.prompts import choose_templates
-from effvl_cli.data.source import ImageSource
 from effvl_cli.engines.common.batches import decode
 from effvl_cli.models import network as networks
 from effvl_cli.models.openclip import logit_scale_value
@@ -130,14 +128,7 @@ def build_context(config: C, run: Run) -> Context[C]:
         DataError: the data set has no class names.
     """
     network = networks.load(
-        config.model,
-        config.weights,
-        default="tiny:clip",
-        kind="clip",
-        seed=config.seed,
-        download=config.download,
-        options=config,
-        log=run.log,
+        config.model, config.weights, default="tiny:clip", kind="clip", seed=config.seed, options=config, log=run.log
     )
     if network.manifest.get("classes"):
         run.log(f"weights trained on {network.manifest.get('data')}")
@@ -149,7 +140,7 @@ def build_context(config: C, run: Run) -> Context[C]:
         check_window(config.block, tower.grid)
     if tower.pools_mean:
         run.warn(f"{network.name} averages its patches: the scale of its features changes when some are dropped")
-    source = _any_split(config)
+    source = any_split(config.data, root=config.data_root)
     if not source.classes:
         raise UsageError(
             f"--data {config.data} has no class labels", "prune-tokens measures classification: give labels"
@@ -171,16 +162,6 @@ def build_context(config: C, run: Run) -> Context[C]:
     )
 
 
-def _any_split(config: TowerConfig) -> ImageSource:
-    """The training images, or where there are none the test images, which have the same classes."""
-    try:
-        return load(config.data, "train", root=config.data_root, seed=0)
-    except DataError:
-        with contextlib.suppress(DataError):
-            return load(config.data, "test", root=config.data_root, seed=0)
-        raise
-
-
 def tower_summary(context: AnyContext) -> dict[str, Any]:
     """Sizes of the tower."""
     shape = context.shape
@@ -197,21 +178,3 @@ def artefact_fields(context: AnyContext) -> dict[str, Any]:
         "prefix": context.shape.num_prefix,
         "width": context.shape.width,
     }
-
-
-def differences(saved: dict[str, Any], ours: dict[str, Any]) -> list[str]:
-    """Every field of ours that is another in what was saved."""
-    return [f"{name}: {saved.get(name)!r} there, {own!r} here" for name, own in ours.items() if saved.get(name) != own]
-
-
-def refuse_other(what: str, saved: dict[str, Any], ours: dict[str, Any]) -> None:
-    """Compare an artefact's settings with the run's.
-
-    Raises:
-        ModelError: they differ; every differing field is listed.
-    """
-    differing = differences(saved, ours)
-    if differing:
-        raise ModelError(
-            f"{what} has other settings ({'; '.join(differing)})", "Leave those options out, or repeat the run"
-        )

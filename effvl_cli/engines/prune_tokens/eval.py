@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from effvl_cli.config.prune_tokens import EvalConfig
 from effvl_cli.core.errors import UsageError
@@ -24,6 +23,7 @@ from effvl_cli.engines.prune_tokens.preview import preview_eval
 from effvl_cli.engines.prune_tokens.rankings import refuse_other_ranking
 from effvl_cli.engines.prune_tokens.selectors import asked_for, prune, rates, refuse_missing, selector_of, tower_with
 from effvl_cli.models.token_pruned_clip import Artefact
+from effvl_cli.techniques.prune_tokens.arm_result import ArmResult
 from effvl_cli.techniques.prune_tokens.tower import WrappedTower
 
 table, preview = tables.results, preview_eval
@@ -42,7 +42,7 @@ def run(config: EvalConfig, run: Run) -> None:
     dense = embed_dense(context, test)
     record(context, result(context, "dense", 1.0, test, dense, dense))
     searched = golden(context, test, dense) if "golden" in names else None
-    rows: list[dict[str, Any]] = []
+    rows: list[ArmResult] = []
     arms = [(name, keep) for name in names for keep in rates(context, name, keeps)]
     with run.progress("selectors", len(arms)) as progress:
         for name, keep in arms:

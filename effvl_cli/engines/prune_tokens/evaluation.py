@@ -13,6 +13,7 @@ from effvl_cli.data.decoded import Decoded
 from effvl_cli.engines.inference import over_images
 from effvl_cli.engines.prune_tokens.context import AnyContext, Judged, Learning
 from effvl_cli.engines.prune_tokens.texts import with_prompts
+from effvl_cli.techniques.prune_tokens.arm_result import ArmResult
 from effvl_cli.techniques.prune_tokens.prompts import Prompts
 from effvl_cli.techniques.prune_tokens.selector_table import macs_of, spec_of
 from effvl_cli.techniques.prune_tokens.tower import NonFiniteError, WrappedTower, num_keep
@@ -96,7 +97,7 @@ def result(
     embedding: Tensor,
     dense: Tensor,
     prompts: Prompts | None = None,
-) -> dict[str, Any]:
+) -> ArmResult:
     """One row of the results: accuracy and its paired difference to the dense tower on the same images.
 
     Text prompts in `prompts` make the class weights of the row; the dense tower keeps the untuned ones.
@@ -107,36 +108,36 @@ def result(
     macs = macs_of(context.place, name, keep, prompts)
     merged = None if name == "dense" else spec_of(name).merges
     same = tuned.predictions(embedding) == context.predictions(dense)
-    row = {
-        "selector": name,
-        "keep": keep,
-        "K": num_keep(keep, context.shape.num_patches),
-        "oracle": name != "dense" and spec_of(name).oracle,
-        "n": len(images),
-        "templates": len(context.templates),
-        "top1": float(correct.mean()),
-        "top5": float(top_k(embedding @ tuned.classifier.cpu(), labels, 5).mean()),
-        "top1_per_class": mean_per_class(correct, labels),
-        "se": standard_error(correct) if name == "dense" else spread,
-        "delta": difference,
-        "ci95": list(wilson(int(correct.sum()), len(images))),
-        "mcnemar": list(mcnemar(correct, reference)),
-        "agreement": float(same.float().mean()),
-        "cosine": float((embedding * dense).sum(1).mean()),
-        "macs": macs,
-        "flops": 2 * macs,
-    }
-    return row | {"merges": list(merged(context.place, keep))} if merged else row
+    return ArmResult(
+        selector=name,
+        keep=keep,
+        K=num_keep(keep, context.shape.num_patches),
+        oracle=name != "dense" and spec_of(name).oracle,
+        n=len(images),
+        templates=len(context.templates),
+        top1=float(correct.mean()),
+        top5=float(top_k(embedding @ tuned.classifier.cpu(), labels, 5).mean()),
+        top1_per_class=mean_per_class(correct, labels),
+        se=standard_error(correct) if name == "dense" else spread,
+        delta=difference,
+        ci95=wilson(int(correct.sum()), len(images)),
+        mcnemar=mcnemar(correct, reference),
+        agreement=float(same.float().mean()),
+        cosine=float((embedding * dense).sum(1).mean()),
+        macs=macs,
+        flops=2 * macs,
+        merges=merged(context.place, keep) if merged else None,
+    )
 
 
-def record(context: AnyContext, row: dict[str, Any], metric: str | None = None) -> None:
+def record(context: AnyContext, row: ArmResult, metric: str | None = None) -> None:
     """Put a row into the report and its accuracy among the metrics."""
     technique = context.run.report.technique
-    technique.setdefault("results", []).append(row)
-    name = metric or f"top1_{row['selector'].replace('-', '_').replace('+', '_')}"
-    context.run.report.metric(name, row["top1"], split="test", n=row["n"], se=row["se"])
+    technique.setdefault("results", []).append(row.to_dict())
+    name = metric or f"top1_{row.selector.replace('-', '_').replace('+', '_')}"
+    context.run.report.metric(name, row.top1, split="test", n=row.n, se=row.se)
     if context.config.data in PER_CLASS:
-        context.run.report.metric(f"{name}_per_class", row["top1_per_class"], split="test", n=row["n"])
+        context.run.report.metric(f"{name}_per_class", row.top1_per_class, split="test", n=row.n)
 
 
 def record_mac_ratio(context: AnyContext, name: str, keep: float, prompts: Prompts | None = None) -> None:

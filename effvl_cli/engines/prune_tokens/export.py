@@ -14,6 +14,7 @@ from effvl_cli.core.table import Table
 from effvl_cli.engines.common.verified_files import ONNX, write_verified
 from effvl_cli.engines.prune_tokens import artefact
 from effvl_cli.engines.prune_tokens.context import Context, build_context, tower_summary
+from effvl_cli.engines.prune_tokens.preview import preview_export
 from effvl_cli.engines.prune_tokens.selectors import prune
 from effvl_cli.models.network import CHECKPOINT
 from effvl_cli.models.onnx import export_onnx
@@ -22,6 +23,7 @@ from effvl_cli.models.token_parity import Embedder, Parity
 from effvl_cli.models.token_pruned_clip import Artefact, load_pruned
 
 NUM_IMAGES = 8
+preview = preview_export
 
 
 def run(config: ExportConfig, run: Run) -> None:

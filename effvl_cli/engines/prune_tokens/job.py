@@ -118,7 +118,7 @@ def _draw(context: Context[PruneTokensConfig], predictor: Predictor, test: Decod
                 rows.append(measure(context, name, keep, validation, dense, tower).row)
             progress.update(done)
     context.run.report.technique["curve"] = [
-        {k: row[k] for k in ("selector", "keep", "K", "n", "top1", "se")} for row in rows
+        {k: getattr(row, k) for k in ("selector", "keep", "K", "n", "top1", "se")} for row in rows
     ]
     accuracy = float(context.accuracy(dense, validation.labels).mean())
     pictures.accuracy_curve(context, rows, accuracy, f"{len(validation)} validation images")

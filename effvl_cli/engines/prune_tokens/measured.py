@@ -13,6 +13,7 @@ from effvl_cli.data.decoded import Decoded
 from effvl_cli.engines.prune_tokens.context import Judged
 from effvl_cli.engines.prune_tokens.evaluation import embed, result
 from effvl_cli.engines.prune_tokens.texts import with_prompts
+from effvl_cli.techniques.prune_tokens.arm_result import ArmResult
 from effvl_cli.techniques.prune_tokens.prompts import Prompts
 from effvl_cli.techniques.prune_tokens.tower import WrappedTower
 
@@ -21,7 +22,7 @@ from effvl_cli.techniques.prune_tokens.tower import WrappedTower
 class Measured:
     """A row of the results, and which images are classified correctly."""
 
-    row: dict[str, Any]
+    row: ArmResult
     correct: Tensor
     """(M,) float 0/1."""
 
@@ -51,8 +52,8 @@ def measure(
         embedding = embed(context, images, tower())
         correct = with_prompts(context, prompts).accuracy(embedding, images.labels)
         row = result(context, name, keep, images, embedding, dense, prompts)
-        return {"row": row, "correct": np.packbits(correct.bool().numpy()).tobytes().hex()}
+        return {"row": row.to_dict(), "correct": np.packbits(correct.bool().numpy()).tobytes().hex()}
 
     found = Phases.of(context.run).once(f"{name} at keep {keep:g} on {images.source.split}", make)
     bits = np.unpackbits(np.frombuffer(bytes.fromhex(found["correct"]), np.uint8), count=len(images))
-    return Measured(found["row"], torch.from_numpy(bits).float())
+    return Measured(ArmResult(**found["row"]), torch.from_numpy(bits).float())

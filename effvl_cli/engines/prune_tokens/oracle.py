@@ -1,5 +1,7 @@
 """The golden oracle on test images: an upper reference that no deployable selector can reach."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,6 @@ def golden(
     order = torch.randperm(len(test), generator=seeds.generator(0, "golden"))[: context.config.num_golden].sort().values
     some, reference = test.take(order), dense[order]
     ranked = rank_images(context, some, "golden ranking of test images")
-    row = result(context, "dense", 1.0, some, reference, reference) | {"selector": "dense-golden"}
-    record(context, row, "top1_dense_golden")
+    row = result(context, "dense", 1.0, some, reference, reference)
+    record(context, replace(row, selector="dense-golden"), "top1_dense_golden")
     return some, GoldenSelector(some.keys, ranked.rank), reference

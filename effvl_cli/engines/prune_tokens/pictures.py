@@ -1,7 +1,6 @@
 """Pictures of a run: kept patches, accuracy against keep rate, latency beside multiply-adds."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from effvl_cli.core.plots import Point, curves, heat_maps, image_grid
 from effvl_cli.data.decoded import Decoded
 from effvl_cli.engines.inference import over_batches
 from effvl_cli.engines.prune_tokens.context import AnyContext
+from effvl_cli.techniques.prune_tokens.arm_result import ArmResult
 from effvl_cli.techniques.prune_tokens.selector_table import Arm, spec_of
 from effvl_cli.techniques.prune_tokens.tome import MergedVision
 from effvl_cli.techniques.prune_tokens.tower import WrappedTower
@@ -47,12 +47,12 @@ def _seen(
     return [dropped(picture, own, grid) for picture, own in zip(pixels, kept, strict=True)]
 
 
-def accuracy_curve(context: AnyContext, rows: Sequence[Mapping[str, Any]], dense: float, note: str) -> None:
+def accuracy_curve(context: AnyContext, rows: Sequence[ArmResult], dense: float, note: str) -> None:
     """`plots/accuracy.png`: top-1 against the kept share, a line for each selector."""
     context.run.plot(
         "accuracy",
         curves,
-        _series(rows, lambda row: row["keep"]),
+        _series(rows, lambda row: row.keep),
         title=f"Zero-shot accuracy of {context.network.name} ({note})",
         xlabel="share of the patch tokens that is kept",
         ylabel="top-1 %  (bars: paired SE to dense)",
@@ -60,7 +60,7 @@ def accuracy_curve(context: AnyContext, rows: Sequence[Mapping[str, Any]], dense
     )
 
 
-def cost_curve(context: AnyContext, rows: Sequence[Mapping[str, Any]], dense: float, note: str) -> None:
+def cost_curve(context: AnyContext, rows: Sequence[ArmResult], dense: float, note: str) -> None:
     """`plots/cost.png`: top-1 against multiply-adds, the selector's own included.
 
     Arms that cannot save anything are left out: the oracle, whose search is not counted, and `taylor`.
@@ -71,7 +71,7 @@ def cost_curve(context: AnyContext, rows: Sequence[Mapping[str, Any]], dense: fl
     context.run.plot(
         "cost",
         curves,
-        _series(shown, lambda row: row["macs"] / context.shape.dense()),
+        _series(shown, lambda row: row.macs / context.shape.dense()),
         title=f"Accuracy against cost of {context.network.name} ({note})",
         xlabel="multiply-adds of an image, share of the dense tower's",
         ylabel="top-1 %  (bars: paired SE to dense)",
@@ -79,17 +79,17 @@ def cost_curve(context: AnyContext, rows: Sequence[Mapping[str, Any]], dense: fl
     )
 
 
-def _series(rows: Sequence[Mapping[str, Any]], place: Callable[[Mapping[str, Any]], float]) -> dict[str, list[Point]]:
+def _series(rows: Sequence[ArmResult], place: Callable[[ArmResult], float]) -> dict[str, list[Point]]:
     """Top-1 in percent at each row's place, a line for each selector; references last, for the same colours without."""
     series: dict[str, list[Point]] = {}
     for row in sorted(rows, key=_is_reference):
-        name = row["selector"] + (" (oracle)" if row["oracle"] else "")
-        series.setdefault(name, []).append((place(row), 100 * row["top1"], 100 * row["se"]))
+        name = row.selector + (" (oracle)" if row.oracle else "")
+        series.setdefault(name, []).append((place(row), 100 * row.top1, 100 * row.se))
     return series
 
 
-def _is_reference(row: Mapping[str, Any]) -> bool:
-    return row["oracle"] or spec_of(row["selector"]).offline
+def _is_reference(row: ArmResult) -> bool:
+    return row.oracle or spec_of(row.selector).offline
 
 
 def keep_maps(context: AnyContext, images: Decoded, arms: Sequence[Arm]) -> None:

@@ -5,12 +5,15 @@ from collections.abc import Sequence
 import torch
 
 from effvl_cli.config.prune_tokens import (
+    BenchConfig,
     EvalConfig,
+    ExportConfig,
     PredictConfig,
     PruneTokensConfig,
     RankConfig,
     TowerConfig,
     TuneConfig,
+    VizConfig,
 )
 from effvl_cli.core import distributed, sweep
 from effvl_cli.core.measure import count_parameters
@@ -18,7 +21,7 @@ from effvl_cli.core.run import unopened
 from effvl_cli.core.table import Table
 from effvl_cli.data import load
 from effvl_cli.data.fewshot import few_shot
-from effvl_cli.engines.common.cost_table import TRAINING, Part, cost_table, speed_of
+from effvl_cli.engines.common.cost_table import TRAINING, Part, cost_table, part, speed_of, timings, written
 from effvl_cli.engines.prune_tokens.context import Context, Searching, Tuning, build_context
 from effvl_cli.techniques.prune_tokens.scorer_table import SCORERS
 from effvl_cli.techniques.prune_tokens.search_cost import search_cost
@@ -26,6 +29,7 @@ from effvl_cli.techniques.prune_tokens.tower import num_keep
 
 BATCH = 32  # largest number of images in a probe
 TUNING = 2  # multiply-adds of a forward pass and its gradient to prompts, over those of the forward pass
+MAPPED = 512  # test images over which `viz` averages kept patches
 ARMS = 8  # largest number of selectors that the job compares
 
 
@@ -90,25 +94,51 @@ def preview_eval(config: EvalConfig) -> list[Table]:
     return [_table(context, [*parts, _evaluation(context, keeps, len(config.selector), test, speed)])]
 
 
+def preview_bench(config: BenchConfig) -> list[Table]:
+    """Of latencies."""
+    context = build_context(config, unopened("prune-tokens bench", config))
+    pruned = [_pruned(context, keep) for keep in dict.fromkeys(context.config.keep)]
+    macs = [context.shape.dense(), *(pruned * len(config.selector))]
+    return [_table(context, [timings(macs, config.batch_size, _speed(context))])]
+
+
+def preview_export(config: ExportConfig) -> list[Table]:
+    """Of files."""
+    context = build_context(config, unopened("prune-tokens export", config))
+    return [_table(context, [written(config.format, _pruned(context, context.config.keep), _speed(context))])]
+
+
+def preview_viz(config: VizConfig) -> list[Table]:
+    """Of pictures."""
+    context = build_context(config, unopened("prune-tokens viz", config))
+    speed, images = _speed(context), min(_tested(context), max(MAPPED, config.num_images))
+    parts = [_search(context, "golden ranking", config.num_images, speed)] if "golden" in config.selector else []
+    macs = images * len(config.selector) * sum(_pruned(context, keep) for keep in dict.fromkeys(context.config.keep))
+    work = f"{len(config.selector)} selectors on {images:,} images"
+    return [_table(context, [*parts, part("pictures", work, macs, speed)])]
+
+
 def _predictor(context: Context[PruneTokensConfig | PredictConfig], images: int, speed: float) -> Part:
     config = context.config
     macs = TRAINING * config.predictor_epochs * images * context.shape.mixer(config.predictor_width)
-    return _part("predictor", f"{config.predictor_epochs} epochs of {images:,} images", macs, speed)
+    return part("predictor", f"{config.predictor_epochs} epochs of {images:,} images", macs, speed)
 
 
 def _prompts(context: Tuning, images: int, speed: float) -> Part:
-    config, shape = context.config, context.shape
-    pruned = shape.pruned(num_keep(config.keep, shape.num_patches), context.layer)
-    macs = TUNING * config.tune_epochs * images * pruned
-    return _part("prompts", f"{config.tune_epochs} epochs of {images:,} images", macs, speed)
+    config = context.config
+    macs = TUNING * config.tune_epochs * images * _pruned(context, config.keep)
+    return part("prompts", f"{config.tune_epochs} epochs of {images:,} images", macs, speed)
 
 
 def _evaluation(context: Context[TowerConfig], keeps: Sequence[float], selectors: int, test: int, speed: float) -> Part:
-    shape = context.shape
-    pruned = sum(shape.pruned(num_keep(keep, shape.num_patches), context.layer) for keep in keeps)
+    pruned = sum(_pruned(context, keep) for keep in keeps)
     rates = f" at {len(keeps)} keep rates" if len(keeps) > 1 else ""
     work = f"the tower and {selectors} selectors{rates} on {test:,} images"
-    return _part("evaluation", work, test * (shape.dense() + selectors * pruned), speed)
+    return part("evaluation", work, test * (context.shape.dense() + selectors * pruned), speed)
+
+
+def _pruned(context: Context[TowerConfig], keep: float) -> int:
+    return context.shape.pruned(num_keep(keep, context.shape.num_patches), context.layer)
 
 
 def _search(context: Searching, name: str, images: int, speed: float) -> Part:
@@ -116,10 +146,6 @@ def _search(context: Searching, name: str, images: int, speed: float) -> Part:
     share = distributed.world().size
     work = f"{images:,} images, {passes:,} candidates each" + (f", over {share} processes" if share > 1 else "")
     return Part(name, work, images * macs, images * macs / speed / share)
-
-
-def _part(name: str, work: str, macs: float, speed: float) -> Part:
-    return Part(name, work, macs, macs / speed)
 
 
 def _ranked(context: Context[PruneTokensConfig | RankConfig | PredictConfig | TuneConfig]) -> int:

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from effvl_cli.core import distributed
 from effvl_cli.core.cache import Rows
+from effvl_cli.core.checkpoint import check_settings
 from effvl_cli.core.errors import ModelError, NumericalError
 from effvl_cli.core.report import physical_memory
 from effvl_cli.data.decoded import Decoded
-from effvl_cli.engines.prune_tokens.context import Searching, differences
+from effvl_cli.engines.prune_tokens.context import Searching
 from effvl_cli.techniques.prune_tokens.candidates import auto_candidate_tokens
 from effvl_cli.techniques.prune_tokens.ranking import Ranking, golden_ranking
 from effvl_cli.techniques.prune_tokens.scorer_table import SCORERS, Known
@@ -212,9 +213,5 @@ def refuse_other_ranking(context: Searching, saved: dict[str, Any], *, of_other_
     ours = key_of(context, "train")
     if of_other_data:
         ours = {name: value for name, value in ours.items() if name not in ("data", "classifier")}
-    differing = differences(saved, ours)
-    if differing:
-        raise ModelError(
-            f"the rankings of that run have other settings ({'; '.join(differing)})",
-            "Leave those options out, or rank again with `effvl prune-tokens rank`",
-        )
+    hint = "Leave those options out, or rank again with `effvl prune-tokens rank`"
+    check_settings("the rankings of that run have", saved, ours, hint)

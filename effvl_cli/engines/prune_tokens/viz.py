@@ -11,12 +11,13 @@ from effvl_cli.data.decoded import Decoded
 from effvl_cli.data.fewshot import spread
 from effvl_cli.engines.prune_tokens import artefact, pictures
 from effvl_cli.engines.prune_tokens.context import Context, build_context
+from effvl_cli.engines.prune_tokens.preview import MAPPED, preview_viz
 from effvl_cli.engines.prune_tokens.rankings import rank_images, refuse_other_ranking
 from effvl_cli.engines.prune_tokens.selectors import arms, asked_for, prune, rates, refuse_missing
 from effvl_cli.techniques.prune_tokens.selector_table import SELECTORS, Arm
 from effvl_cli.techniques.prune_tokens.selectors import GoldenSelector
 
-MAPPED = 512  # test images over which kept patches are averaged
+preview = preview_viz
 
 
 def run(config: VizConfig, run: Run) -> None:

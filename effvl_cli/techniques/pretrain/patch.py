@@ -27,7 +27,7 @@ def resize_matrix(old: int, new: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 def pseudo_inverse(old: int, new: int) -> Tensor:
-    """pinv(R^T), so that `w_new = pseudo_inverse(old, new) @ w_old` (arXiv 2212.08013, eq. 4).
+    """pinv(R^T), so that `w_new = pseudo_inverse(old, new) @ w_old` (arXiv 2212.08013).
 
     Returns:
         (new^2, old^2) float64.

@@ -1,6 +1,6 @@
 """Dropping the patches that CLS attends to least, with one token in place of all that is dropped.
 
-Liang et al., "Not All Patches are What You Need", ICLR 2022, arXiv 2202.07800, section 3.2, at one depth and without
+Liang et al., "Not All Patches are What You Need", ICLR 2022, arXiv 2202.07800, at one depth and without
 training. Shapes: B images, N patches, K kept, D width.
 """
 

@@ -1,5 +1,5 @@
-"""Learnable visual tokens: shallow and deep prompts (Jia et al., arXiv 2203.12119, eqs. 4 and 6), independent or
-mapped from text prompts (MaPLe: Khattak et al., arXiv 2210.03117, sec. 3.2).
+"""Learnable visual tokens: shallow and deep prompts (Jia et al., arXiv 2203.12119, sec. 3.2), independent or
+mapped from text prompts (MaPLe: Khattak et al., arXiv 2210.03117).
 
 Shapes: B images, n tokens, D width, v visual prompt tokens, Dt width of the text tower.
 """

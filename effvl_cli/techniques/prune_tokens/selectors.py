@@ -2,7 +2,7 @@
 
 Every selector maps token states (B, P+N, D) at depth p to scores (B, N) float32, higher = keep.
 
-Golden ranking: arXiv 2409.14607, phase I. CLS attention: the score of EViT, arXiv 2202.07800, sec. 3.2. The others
+Golden ranking: arXiv 2409.14607, phase I. CLS attention: the score of EViT, arXiv 2202.07800. The others
 are controls.
 """
 

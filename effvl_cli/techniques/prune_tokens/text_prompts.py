@@ -1,5 +1,5 @@
 """Learnable tokens in place of the words before a class name (Zhou et al., arXiv 2109.01134; in several blocks:
-Khattak et al., arXiv 2210.03117, sec. 3.2).
+Khattak et al., arXiv 2210.03117).
 
 Shapes: C texts, T their tokens, t text prompt tokens, Dt width of the text tower, E embedding width.
 """
