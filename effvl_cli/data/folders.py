@@ -10,6 +10,7 @@ Images outside class folders have no labels: `folder:PATH` takes them where ther
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,14 +50,21 @@ def build(argument: str, split: str, *, root: Path | None = None, seed: int = 0)
     ids, labels = list_images(place, classes, tenths, folder, passed_over)
     if not ids:
         raise _empty(place, split, tenths)
+    remark = "; ".join(filter(None, (_beside_remark(place, beside), passed_over_remark(passed_over))))
+    return _images(folder, split, ids, labels, classes=readable(classes, place), remark=remark)
+
+
+def _images(
+    folder: Path, split: str, ids: list[str], labels: Sequence[int], *, classes: tuple[str, ...], remark: str
+) -> FileImages:
     return FileImages(
         f"folder:{folder.name or folder.resolve().name}",
         split,
         root=folder,
         ids=ids,
         labels=np.array(labels, dtype=np.int64),
-        classes=readable(classes, place),
-        remark="; ".join(filter(None, (_beside_remark(place, beside), passed_over_remark(passed_over)))),
+        classes=classes,
+        remark=remark,
     )
 
 
@@ -85,15 +93,7 @@ def _unlabelled(folder: Path, place: Path, tenths: range | None, split: str) -> 
     ids = [name for name in ids if tenths is None or tenth(name) in tenths]
     if not ids:
         raise _empty(place, split, tenths)
-    return FileImages(
-        f"folder:{folder.name or folder.resolve().name}",
-        split,
-        root=folder,
-        ids=ids,
-        labels=np.zeros(len(ids), dtype=np.int64),
-        classes=(),
-        remark=passed_over_remark(passed_over),
-    )
+    return _images(folder, split, ids, [0] * len(ids), classes=(), remark=passed_over_remark(passed_over))
 
 
 def _beside_remark(place: Path, count: int) -> str:

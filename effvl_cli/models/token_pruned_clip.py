@@ -33,6 +33,9 @@ MANIFEST: dict[str, tuple[type, ...]] = {
     **{f"fields.{name}": (int,) for name in _SIZES},
     **{"base.weights": (str, _NONE), "base.seed": (int,)},
 }
+VISUAL = ("num_tokens", "depth", "start", "pre_norm")
+TEXT = ("num_tokens", "depth", "width", "first", "template")
+"""What a manifest says about the prompts of each tower."""
 
 
 @dataclass(frozen=True)
@@ -244,23 +247,8 @@ def describe_prompts(prompts: Prompts, *, any_keep: bool) -> dict[str, Any]:
     """What a manifest says about prompts, and whether they were tuned for any keep rate."""
     visual, text = prompts.visual, prompts.text
     return {
-        "visual": {
-            "num_tokens": visual.num_tokens,
-            "depth": visual.depth,
-            "start": visual.start,
-            "pre_norm": visual.pre_norm,
-        }
-        if visual
-        else None,
-        "text": {
-            "num_tokens": text.num_tokens,
-            "depth": text.depth,
-            "width": text.width,
-            "first": text.first,
-            "template": text.template,
-        }
-        if text
-        else None,
+        "visual": {name: getattr(visual, name) for name in VISUAL} if visual else None,
+        "text": {name: getattr(text, name) for name in TEXT} if text else None,
         "coupled": isinstance(visual, CoupledPrompts),
         "any_keep": any_keep,
     }
