@@ -103,6 +103,7 @@ def load(
     kind: str,
     seed: int = 0,
     num_classes: int | None = None,
+    download: bool = False,
     new_head: bool = False,
     options: ModelOptions | None = None,
     log: Callable[[str], None] | None = None,
@@ -116,6 +117,7 @@ def load(
         kind: the kind that the caller can use.
         seed: of the random initialisation.
         num_classes: outputs of a classifier.
+        download: whether a tag may reach the network, where no options are given.
         new_head: keep the random weights of the last linear layer, whatever the classes of the loaded ones.
         options: which network of a file, its normalisation, and whether a tag may reach the network; None: defaults.
         log: receives the changes made to foreign weights.
@@ -126,7 +128,7 @@ def load(
         ModelError: weights that are missing, damaged or another network's, edits that do not fit it, or a network of
             another kind.
     """
-    options = options or ModelOptions()
+    options = options or ModelOptions(download=download)
     path = _checkpoint_file(weights)
     manifest = manifest_of(weights)
     name = spec or manifest.get("model") or default
