@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from effvl_cli.config.prune_tokens import RankConfig
+from effvl_cli.core import bench
 from effvl_cli.core.run import unopened
 from effvl_cli.engines.common.cost_table import timings
 from effvl_cli.engines.prune_tokens.context import build_context
@@ -74,8 +75,10 @@ def test_verbs_on_a_pruned_network_tell_what_they_cost(blocks_run, verb, expecte
     assert _parts(outcome.out) == expected
 
 
-def test_latencies_take_as_many_passes_as_the_protocol_by_hand():
+def test_latencies_take_as_many_passes_as_the_protocol_by_hand(monkeypatch):
     """Two arms of 1 and 0.5 G, batch 2, at 1 G a second: 3 s a turn, 7 turns until 10 s an arm, 2 to warm up."""
+    for name, value in (("MIN_PASSES", 5), ("MAX_PASSES", 50), ("WARM_UPS", 2)):  # those of the protocol
+        monkeypatch.setattr(bench, name, value)
     found = timings([1e9, 5e8], [2], 1e9, seconds=10)
     assert (found.macs, found.seconds) == (27e9, 27)
     assert timings([1e9], [1], 1e9, seconds=1).seconds == 2 + 5  # never fewer than five
