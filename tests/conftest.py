@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -113,6 +113,36 @@ def workdir(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(work)
     signals.clear()
     return work
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_syncing() -> Iterator[None]:
+    """Nothing here outlives a power cut; a write that fails is tested where `os.fsync` is replaced again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
+@pytest.fixture
+def drawn() -> None:
+    """Pictures are drawn: see `_undrawn`."""
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(request, monkeypatch):
+    """Figures are put together, and one grey pixel is written for each: drawing would be a third of a small job."""
+    if "drawn" not in request.fixturenames:
+        from effvl_cli.core import plots
+
+        monkeypatch.setattr(plots, "_write", _close)
+
+
+def _close(figure: Any, path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    plt.close(figure)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (1, 1), 128).save(path, "png")
 
 
 @pytest.fixture

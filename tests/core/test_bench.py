@@ -136,7 +136,7 @@ def test_a_stop_request_is_heard_between_two_batches(opened, canned, monkeypatch
     assert batches == [1]
 
 
-def test_table_and_picture(opened, canned):
+def test_table_and_picture(opened, canned, drawn):
     arms = [arm("dense", 4.0), arm("pruned", 2.0, macs=0.4, about={"patches": 38})]
     bench.record(opened, bench.compare(arms, [1, 2], opened))
     table = bench.table(finished(opened))

@@ -51,7 +51,7 @@ def test_streams_are_derived_and_independent():
         assert torch.equal(torch.rand(3), first)
 
 
-def test_pictures_are_written_whole(tmp_path):
+def test_pictures_are_written_whole(tmp_path, drawn):
     plots.curves(
         tmp_path / "c.png", {"a": [(1, 2, 0.1), (0, 1, 0.2)]}, title="t", xlabel="x", ylabel="y", reference=("r", 1.5)
     )

@@ -211,7 +211,7 @@ def bench(effvl, made, *more):
     return effvl("prune-tokens", "bench", made / "predictor", *more)
 
 
-def test_bench_times_every_arm_beside_the_dense_tower(made, effvl, report, quick_figures):
+def test_bench_times_every_arm_beside_the_dense_tower(made, effvl, report, quick_figures, drawn):
     outcome = bench(effvl, made, "--selector", "predictor,tome,random", "--keep", "0.6,0.3", "--batch-size", "1,4")
     assert outcome.code == 0, outcome.err
     [folder] = Path("runs/prune-tokens-bench").iterdir()

@@ -125,7 +125,7 @@ def test_verbs_follow_one_another_and_equal_the_job(job, tokens_run, report, min
     assert manifest["fields"]["layer"] == 0
 
 
-def test_eval_takes_the_newest_run_and_lists(tokens_run, effvl, few_images, shared_cache, report):
+def test_eval_takes_the_newest_run_and_lists(tokens_run, effvl, few_images, shared_cache, report, drawn):
     copy_of(tokens_run, "runs/prune-tokens/a")
     outcome = effvl(
         *("prune-tokens", "eval", "--keep", "0.9,0.6,0.3", "--selector", "predictor,golden,random", "--name", "e")

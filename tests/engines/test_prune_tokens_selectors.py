@@ -257,7 +257,7 @@ def test_shown_images_are_of_many_classes_however_they_are_ordered():
     assert sorted(spread(np.array([1, 0, 1]), 8).tolist()) == [0, 1, 2]
 
 
-def test_pictures_are_drawn(trained, effvl):
+def test_pictures_are_drawn(trained, effvl, drawn):
     assert effvl("prune-tokens", "eval", "run", "--keep", "0.9,0.3", "--out", "e").code == 0
     assert effvl("prune-tokens", "viz", "run", "--keep", "0.9,0.3", "--num-images", 2, "--out", "v").code == 0
     for path in ("e/plots/accuracy.png", "e/plots/cost.png", "v/plots/keep.png", "v/plots/patches.png"):

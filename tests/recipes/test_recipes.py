@@ -14,7 +14,8 @@ from effvl_cli.cli.flags import config_class
 from effvl_cli.config import recipes
 from effvl_cli.config.recipe_file import read_recipe
 from effvl_cli.config.resolve import resolve
-from effvl_cli.core import claims, sweep
+from effvl_cli.core import claims, probe, sweep
+from effvl_cli.models import torchvision
 from effvl_cli.models.network import build
 
 ROOT = Path(__file__).parents[2]
@@ -100,14 +101,21 @@ def test_networks_of_recipes_are_built(model):
     assert [layer.out_features for layer in module.modules() if isinstance(layer, nn.Linear)] == [7]
 
 
+@pytest.fixture
+def small_pictures(monkeypatch):
+    """Networks of ImageNet see pictures of 64 px."""
+    whole = torchvision._preprocess
+    monkeypatch.setattr(torchvision, "_preprocess", lambda name: dataclasses.replace(whole(name), size=(64, 64)))
+
+
 @pytest.mark.parametrize("path", kinds(), ids=name)
-def test_a_recipe_runs_in_miniature(effvl, few_images, quick_figures, image_folder, report, path):
+def test_a_recipe_runs_in_miniature(effvl, few_images, quick_figures, small_pictures, image_folder, report, path):
     recipe = read_recipe(path)
     more = list(SMALL[recipe.command])
     if recipe.command == "pretrain":
         more += ["--steps", 3] if "steps" in recipe.config else ["--epochs", 1]
     foreign = recipe.config.get("weights") == "openai" or recipe.command.startswith("prune-blocks")
-    if "folder:" in recipe.config.get("data", "") or foreign:
+    if "folder:" in recipe.config.get("data", "") or foreign or recipe.config.get("method") == "supervised":
         more += ["--data", f"folder:{image_folder}"]
     if recipe.config.get("weights") == "openai":
         more += ["--model", "tiny:clip", "--weights", "none"]
@@ -145,12 +153,15 @@ def test_a_sweeps_arms_resolve_and_its_claims_can_be_judged(path, workdir):
     assert all(claims.judge(text, {0: figures, 1: figures}).seeds == 2 for text in recipe.claims)
 
 
-def few_of_each(recipe, data, candidates):
-    """Arms that differ in their length alone are one; networks, data and lengths are tiny."""
+def few_of_each(recipe, data, candidates=""):
+    """Arms that differ in their length alone are one; networks, data and lengths are tiny.
+
+    With `candidates` pictures are small too, of as few patches as fit the patches of the arms.
+    """
     arms, twins = {}, {}
     for arm, options in recipe.arms.items():
         kept = {key: value for key, value in options.items() if key not in LENGTHS}
-        twins[arm] = next((other for other in arms if _same(kept, arms[other])), arm)
+        twins[arm] = next((other for other in arms if _same(kept, recipe.arms[other])), arm)
         if twins[arm] != arm:
             continue
         if "run" in kept:
@@ -158,12 +169,16 @@ def few_of_each(recipe, data, candidates):
             kept["run"] = f"{{out}}/{twins[name]}-seed{{seed}}"
             kept |= {"num-grad-batches": "4", "candidates": candidates}
         else:
-            kept |= {"budget": "200", **{key: "64" for key in ("prototypes", "head-hidden") if key in kept}}
+            heads = ("prototypes", "head-hidden") if kept.get("method") == "dino" else ("head-hidden",)
+            kept |= {"budget": "200", **dict.fromkeys(heads, "64")}
         arms[arm] = kept
     model = re.sub(r"vit:\w+", "vit:nano", recipe.config["model"])
+    if candidates:
+        model = re.sub(r"/16@2\d\d", "/15@60", model).replace("@32", "@16")
     config = {key: value for key, value in recipe.config.items() if key not in LENGTHS}
     config |= {"head-hidden": "64"} if "head-hidden" in config else {}
-    config |= {"data": data, "batch-size": "8", "compile": "false", "model": model}
+    config |= {"data": data, "batch-size": "8", "model": model}
+    config |= {"compile": "false", "precision": "fp32"}  # a CPU without bf16 takes long for them; tested elsewhere
     return dataclasses.replace(recipe, config=config, arms=arms)
 
 
@@ -177,10 +192,11 @@ def twin_of(path):
     return next(other for other in TABLES if list(sweep.read_sweep(other).arms) == arms)
 
 
-@pytest.mark.parametrize("path", [path for path in TABLES if twin_of(path) != path], ids=name)
-def test_a_tables_arms_at_another_size_are_previewed(effvl, image_folder, path):
-    """Sizes and patches fit; arms that read what an earlier one wrote are run with their twins."""
-    recipe = few_of_each(sweep.read_sweep(path), f"folder:{image_folder}", "candidates.yaml")
+@pytest.mark.parametrize("path", TABLES, ids=name)
+def test_a_tables_arms_are_previewed_at_their_size(effvl, image_folder, path, monkeypatch):
+    """Sizes and patches fit; arms that read what an earlier one wrote are run below, on smaller pictures."""
+    monkeypatch.setattr(probe, "SHORTEST", 0.0)
+    recipe = few_of_each(sweep.read_sweep(path), f"folder:{image_folder}")
     runs = [run for run in sweep.plan(recipe, Path("out")) if "search" not in run.arm]
     assert len(runs) >= 3
     for run in runs:
@@ -190,7 +206,7 @@ def test_a_tables_arms_at_another_size_are_previewed(effvl, image_folder, path):
 
 @pytest.mark.parametrize("path", [path for path in TABLES if twin_of(path) == path], ids=name)
 def test_a_tables_arms_run_in_miniature(effvl, image_folder, report, path, workdir):
-    (workdir / "candidates.yaml").write_text("- {patch: 16, keep_q: 0.5}\n- {patch: 20, keep_q: 1}\n")
+    (workdir / "candidates.yaml").write_text("- {patch: 15, keep_q: 0.5}\n- {patch: 20, keep_q: 1}\n")
     if "@32" in path.read_text():
         (workdir / "candidates.yaml").write_text("- {patch: 8, keep_q: 0.5}\n")
     recipe = few_of_each(sweep.read_sweep(path), f"folder:{image_folder}", "candidates.yaml")
