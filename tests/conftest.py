@@ -21,6 +21,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--cpu-times", action="store_true", help="CPU seconds of tests, files and techniques")
 
 
+LONGEST = ("test_recipes.py", "test_prune_blocks.py", "test_invariance.py", "test_prune_tokens_export.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest begin first, so that no process waits for one at the end."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--cpu-times"):
         from tests.cpu_times import CpuTimes

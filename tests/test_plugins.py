@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 
+from effvl_cli.core import registry
 from effvl_cli.models import network as networks
 
 DATA = '''
@@ -108,6 +109,12 @@ def test_a_plugged_in_network_of_no_known_kind_is_one_line(distribution, effvl):
     outcome = effvl("prune-tokens", "--model", "odd", "--weights", "none")
     assert outcome.code == 4
     assert "model odd has the unknown kind 'detector'" in outcome.error and "clip, classifier" in outcome.error
+
+
+def test_plug_ins_are_not_looked_up_for_a_name_that_is_known(monkeypatch):
+    """Reading what every installed distribution declares takes longer than building a small network."""
+    monkeypatch.setattr(registry, "entry_points", lambda group: pytest.fail(f"{group} was looked up"))
+    assert networks.build("cifar-resnet:8", seed=0, num_classes=3).name == "cifar-resnet:8"
 
 
 def test_a_broken_plug_in_is_one_line(distribution, effvl):

@@ -60,7 +60,8 @@ class Registry:
         Raises:
             UsageError: nothing has that name.
         """
-        for rows in (self._rows, {row.name: row for row in self._plugin_rows()}):
+        for known in (self._rows.values, self._plugin_rows):
+            rows = {row.name: row for row in known()}
             if spec in rows:
                 return rows[spec], ""
             for name in sorted(rows, key=len, reverse=True):

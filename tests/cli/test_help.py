@@ -1,5 +1,6 @@
 """Help: complete, quick, and free of heavy imports."""
 
+import json
 import os
 import resource
 import subprocess
@@ -14,26 +15,32 @@ HEAVY = ("torch", "numpy", "yaml", "matplotlib", "sklearn", "open_clip", "PIL")
 LINES = [(), *((name,) for name in commands.names()), *((c.name, c.verb) for c in commands.COMMANDS if c.verb)]
 
 
-@pytest.mark.parametrize("words", LINES, ids=" ".join)
-def test_help_imports_nothing_heavy(words):
-    code = (
-        "import sys; from effvl_cli.cli.app import main; "
-        f"code = main([*{list(words)!r}, '--help']); "
-        f"print(code, [m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr.strip().splitlines()[-1] == "0 []"
-    assert "Usage: effvl" in done.stdout
+EACH = """
+import json, sys
+from effvl_cli.cli.app import main
+for words in json.loads(sys.argv[1]):
+    code = main(words)
+    print(code, [name for name in json.loads(sys.argv[2]) if name in sys.modules], words, file=sys.stderr)
+"""
 
 
-@pytest.mark.parametrize("line", ["list models", "list datasets"])
-def test_what_needs_no_torch_imports_none(line):
-    code = (
-        "import sys; from effvl_cli.cli.app import main; "
-        f"code = main({line.split()!r}); print(code, 'torch' in sys.modules, file=sys.stderr)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr.strip().splitlines()[-1] == "0 False"
+def run_each(lines, heavy):
+    """Command lines one after another in one process: output, and codes with the modules loaded so far."""
+    words = (json.dumps([list(line) for line in lines]), json.dumps(heavy))
+    done = subprocess.run([sys.executable, "-c", EACH, *words], capture_output=True, text=True, check=True)
+    return done.stdout, done.stderr.splitlines()
+
+
+def test_help_imports_nothing_heavy():
+    lines = [[*words, "--help"] for words in LINES]
+    shown, loaded = run_each(lines, HEAVY)
+    assert loaded == [f"0 [] {words}" for words in lines]
+    assert shown.count("Usage: effvl") == len(LINES) > 10
+
+
+def test_what_needs_no_torch_imports_none():
+    lines = [["list", "models"], ["list", "datasets"]]
+    assert run_each(lines, ["torch"])[1] == [f"0 [] {words}" for words in lines]
 
 
 @pytest.mark.parametrize("command", commands.COMMANDS, ids=lambda c: c.title)

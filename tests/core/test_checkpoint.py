@@ -95,7 +95,8 @@ def test_a_pickle_in_the_state_falls_back_to_the_checkpoint_before(tmp_path):
         folders.save(step, STATE, {"value": step}, best=None)
     state = tmp_path / "step-00000002" / "state.pt"
     manifest = state.with_name("manifest.json")
-    for content in (pickle.dumps({"value": print}), pickle.dumps([1])):
+    for value in ({"value": print}, [1]):
+        content = pickle.dumps(value, protocol=2)  # that of torch.save
         state.write_bytes(content)
         about = json.loads(manifest.read_text()) | {"state_sha256": hashlib.sha256(content).hexdigest()}
         manifest.write_text(json.dumps(about))

@@ -89,11 +89,12 @@ def test_dry_run_shows_the_stages_and_runs_nothing(effvl, workdir):
     assert "MiB" in shown and not list(workdir.iterdir())
 
 
-def test_epochs_are_a_budget_of_uncompressed_ones(effvl, report):
-    line = (*SMALL, "--data", "digits", "--model", "vit:nano/4@24", "--keep", 0.25)
+def test_epochs_are_a_budget_of_uncompressed_ones(effvl, image_folder, report):
+    line = (*SMALL, "--data", f"folder:{image_folder}", "--model", "vit:nano/4@24", "--keep", 0.25)
     assert effvl(*line, "--epochs", 1, "--out", "run").code == 0
     arm = report("run").technique["arms"]["train"]
     pictures = report("run").data[0].num_samples
+    assert pictures == 24
     assert arm["budget"]["units_planned"] == pictures * 6
     assert arm["samples"] > 3 * pictures  # keep 0.25 is nearly four times cheaper
 
@@ -228,21 +229,10 @@ def test_a_snapshot_is_measured_without_being_changed(effvl, monkeypatch):
         return found
 
     monkeypatch.setattr(search, "measure", watched)
-    line = (
-        "pretrain",
-        "search",
-        "--method",
-        "dino",
-        "--prototypes",
-        16,
-        "--head-hidden",
-        32,
-        "--num-images",
-        64,
-        "--batch-size",
-        8,
-    )
-    done = effvl(*line, "--num-grad-batches", 4, "--budget", "3k", "--out", "search")
+    Path("c.yaml").write_text("- {patch: 8}\n- {patch: 4, keep_q: 0.5}\n")
+    line = ("pretrain", "search", "--method", "dino", "--prototypes", 16, "--head-hidden", 32, "--num-images", 64)
+    few = ("--batch-size", 8, "--num-grad-batches", 4, "--budget", "3k", "--candidates", "c.yaml")
+    done = effvl(*line, *few, "--out", "search")
     assert done.code == 0, done.err
     assert seen == [True] * len(seen) and len(seen) >= 4
 

@@ -22,6 +22,8 @@ METRICS = {
 }
 MODEL = ("--model", "cifar-resnet:20,width=4", "--latency-batch-size", 2)
 
+pytestmark = pytest.mark.usefixtures("shared_cache")  # the same network is trained once for all jobs here
+
 
 @pytest.fixture
 def job(effvl):

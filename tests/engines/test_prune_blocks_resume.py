@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from effvl_cli.core.checkpoint import load_model
 from effvl_cli.data import digits
 from effvl_cli.engines.prune_blocks import pruning, removals
+from tests.engines.conftest import little_beside, no_programs
 from tests.processes import KILL, TERM, environment, run_each, some, stop_when
 
 LINE = (
@@ -40,17 +41,24 @@ def dying(monkeypatch, owner, name, *, calls):
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def finished(line, root):
+    """The folder of a run of this line, with a cache of its own beside it."""
     from effvl_cli.cli.app import main
 
-    root = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setenv("EFFVL_CACHE", str(root / "cache"))
         patch.setattr(removals, "SAVE_EVERY", 2)
-        assert main([str(a) for a in (*LINE, "--out", root / "run")]) == 0
+        little_beside(patch)
+        no_programs(patch)
+        assert main([str(a) for a in (*line, "--out", root / "run")]) == 0
     return root / "run"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What an uninterrupted run of `LINE` leaves."""
+    return finished(LINE, tmp_path_factory.mktemp("whole"))
 
 
 @pytest.mark.parametrize("place", ["scoring", "surgery", "fine-tuning"])
@@ -88,29 +96,34 @@ LOOK = (
 )
 
 
-def test_two_processes_share_the_candidates_of_a_lookahead_and_find_the_same(workdir, here, report):
-    here(*LOOK, "--out", "one")
+@pytest.fixture(scope="module")
+def look(tmp_path_factory):
+    """What an uninterrupted run of `LOOK` leaves; the trained network lies in the cache beside it."""
+    return finished(LOOK, tmp_path_factory.mktemp("look"))
+
+
+def test_two_processes_share_the_candidates_of_a_lookahead_and_find_the_same(look, workdir, report, monkeypatch):
+    monkeypatch.setenv("EFFVL_CACHE", str(look.parent / "cache"))
     run_each([(*LOOK, "--out", "two")], processes=2)
-    steps = [report(name).technique["steps"][0] for name in ("one", "two")]
+    steps = [report(folder).technique["steps"][0] for folder in (look, "two")]
     assert len(steps[0]["lookahead"]) == 3 and steps[0]["lookahead"] == steps[1]["lookahead"]
-    one, two = (load_model(Path(name) / "checkpoint.safetensors")[0] for name in ("one", "two"))
+    one, two = (load_model(Path(folder) / "checkpoint.safetensors")[0] for folder in (look, "two"))
     assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
     trained = {path.name for path in Path("two/checkpoints").glob("step-1-without-*")}
     assert trained == {f"step-1-without-{row['path_original']}" for row in steps[1]["lookahead"]}
 
 
-def test_a_lookahead_that_was_killed_goes_on_where_it_was(workdir, here, report, monkeypatch):
-    here(*LOOK, "--out", "one")
-    monkeypatch.setenv("EFFVL_CACHE", str(workdir / "other"))  # where the baseline is not, so that both train it
-    begun = sorted(Path("one/checkpoints").glob("step-1-without-*"), key=lambda path: path.stat().st_mtime)
+def test_a_lookahead_that_was_killed_goes_on_where_it_was(look, workdir, here, report):
+    """The cache of this test does not hold the baseline, so that both train it."""
+    begun = sorted((look / "checkpoints").glob("step-1-without-*"), key=lambda path: path.stat().st_mtime)
     folder = Path("two/checkpoints") / begun[1].name  # of the second candidate
     code, _ = stop_when(some(folder, "step-*"), KILL, *LOOK, "--out", "two")
     assert code == -KILL
     here(*LOOK, "--out", "two")
-    one, two = (load_model(Path(name) / "checkpoint.safetensors")[0] for name in ("one", "two"))
+    one, two = (load_model(Path(folder) / "checkpoint.safetensors")[0] for folder in (look, "two"))
     assert all(torch.equal(one[key], two[key]) for key in one)
-    assert report("one").technique["steps"][0]["lookahead"] == report("two").technique["steps"][0]["lookahead"]
-    assert Path("one/metrics.jsonl").read_bytes() == Path("two/metrics.jsonl").read_bytes()
+    assert report(look).technique["steps"][0]["lookahead"] == report("two").technique["steps"][0]["lookahead"]
+    assert (look / "metrics.jsonl").read_bytes() == Path("two/metrics.jsonl").read_bytes()
     assert report("two").resume.count == 1
 
 
@@ -137,11 +150,11 @@ def test_scoring_that_was_killed_goes_on_with_the_next_batch(whole, workdir, her
     assert report("one").technique["importance"] == report("two").technique["importance"]
 
 
-def test_two_processes_stop_together_and_one_goes_on(workdir, here, report):
+def test_two_processes_stop_together_and_one_goes_on(look, workdir, here, report, monkeypatch):
     """The first process's candidate keeps its records; those of the second's, which it did not write, are not known."""
     line = (*LOOK, "--log-every", 1)
-    for name in ("zero", "one"):  # the second takes the baseline from the cache, as the next run does
-        here(*line, "--out", name)
+    monkeypatch.setenv("EFFVL_CACHE", str(look.parent / "cache"))  # both take the baseline from there
+    here(*line, "--out", "one")
     folder = Path("two/checkpoints")
     begun = some(folder, "step-1-without-*/step-*", 2)
     code, output = stop_when(begun, TERM, *line, "--out", "two", processes=2)

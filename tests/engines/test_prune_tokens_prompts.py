@@ -17,6 +17,7 @@ KINDS = {
 }
 # All 60 images in every step: the losses of a run are of one fixed batch.
 WHOLE = ("--shots", 2, "--tune-batch-size", 60, "--tune-epochs", 8, "--log-every", 1)
+ONCE = ("--shots", 2, "--tune-batch-size", 60, "--tune-epochs", 1)  # where nothing is asked of what was learned
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_every_kind_is_tuned_saved_and_evaluated(base, effvl, report, records):
 
 def test_text_prompts_change_nothing_before_they_learn(base, effvl, report):
     options = ("--templates", "a photo of a {}.", "--prompts", "text", "--tune-lr", 1e-12)
-    outcome = effvl("prune-tokens", "tune", base, *WHOLE, *options, "--out", "still")
+    outcome = effvl("prune-tokens", "tune", base, *ONCE, *options, "--out", "still")
     assert outcome.code == 0, outcome.err
     before, after = report("still").technique["results"][1:]
     assert (before["selector"], after["selector"]) == ("predictor", "predictor+tuned")
@@ -68,7 +69,7 @@ def test_text_prompts_change_nothing_before_they_learn(base, effvl, report):
 
 def test_mixed_keep_rates_serve_every_rate(base, effvl, report):
     tuned = ("--prompts", "visual", "--tune-keeps", "mix", "--out", "mixed")
-    assert effvl("prune-tokens", "tune", base, *WHOLE, *tuned).code == 0
+    assert effvl("prune-tokens", "tune", base, *ONCE, *tuned).code == 0
     assert read_manifest(Path("mixed"))["prompts"]["any_keep"]
     options = ("--selector", "predictor", "--keep", "0.8,0.3", "--num-golden", 0, "--out", "rates")
     assert effvl("prune-tokens", "eval", "mixed", *options).code == 0
@@ -77,7 +78,7 @@ def test_mixed_keep_rates_serve_every_rate(base, effvl, report):
 
 def test_prompts_from_another_block(base, effvl, report):
     options = ("--prompt-start", 2, "--prompts", "independent", "--num-text-tokens", 5, "--out", "late")
-    outcome = effvl("prune-tokens", "tune", base, *WHOLE, *options)
+    outcome = effvl("prune-tokens", "tune", base, *ONCE, *options)
     assert outcome.code == 0, outcome.err
     about = read_manifest(Path("late"))["prompts"]
     assert about["visual"] == {"num_tokens": 2, "depth": 2, "start": 2, "pre_norm": False}
@@ -93,7 +94,7 @@ def test_prompts_before_the_pruning(effvl, few_images, report):
     few = ("--shots", 2, "--layer", 2, "--predictor-epochs", 3, "--predictor-batch-size", 8)
     assert effvl("prune-tokens", "rank", *few[:4], "--out", "ranked").code == 0
     assert effvl("prune-tokens", "predict", "ranked", *few, "--out", "base").code == 0
-    outcome = effvl("prune-tokens", "tune", "base", *WHOLE, "--layer", 2, "--prompt-start", 1, "--out", "early")
+    outcome = effvl("prune-tokens", "tune", "base", *ONCE, "--layer", 2, "--prompt-start", 1, "--out", "early")
     assert outcome.code == 0, outcome.err
     assert read_manifest(Path("early"))["prompts"]["visual"]["start"] == 1
     assert any("prompts from block 1 on" in text for text in report("early").warnings)
@@ -130,14 +131,14 @@ def test_a_job_with_prompts_from_block_0_trains_the_predictor_on_what_they_make(
 
 
 def test_prompts_belong_to_a_number_of_patches_and_cost_nothing_else_where_all_are_kept(base, effvl, report):
-    assert effvl("prune-tokens", "tune", base, *WHOLE, "--prompts", "visual", "--keep", 0.6, "--out", "tuned").code == 0
+    assert effvl("prune-tokens", "tune", base, *ONCE, "--prompts", "visual", "--keep", 0.6, "--out", "tuned").code == 0
     options = ("--selector", "predictor", "--num-golden", 0)
     assert effvl("prune-tokens", "eval", "tuned", *options, "--num-keep", 38, "--out", "same").code == 0
     assert "top1_predictor_tuned" in report("same").metrics  # 0.6 * 64 patches are 38
     assert effvl("prune-tokens", "eval", "tuned", *options, "--num-keep", 39, "--out", "other").code == 0
     assert "top1_predictor_tuned" not in report("other").metrics
     mixed = ("--prompts", "visual", "--tune-keeps", "mix", "--keep", 1.0, "--out", "whole")
-    assert effvl("prune-tokens", "tune", base, *WHOLE, *mixed).code == 0
+    assert effvl("prune-tokens", "tune", base, *ONCE, *mixed).code == 0
     rows = {row["selector"]: row for row in report("whole").technique["results"]}
     assert rows["predictor"]["macs"] == rows["dense"]["macs"]  # none runs
     assert rows["predictor+tuned"]["macs"] == 64 * 192 * 64 + 4 * (67 * 32_768 + 2 * 67**2 * 64) + 64 * 64
@@ -147,7 +148,7 @@ def test_text_prompts_that_leave_no_room_for_the_names_are_refused(base, effvl):
     outcome = effvl("prune-tokens", "tune", base, "--prompts", "text", "--num-text-tokens", 13, "--out", "r")
     assert outcome.code == 2 and "--num-text-tokens 13 leave no room for" in outcome.error
     assert outcome.error.endswith("Give 1 to 10")  # 16 - start, end and the four tokens of "yellow triangle"
-    assert effvl("prune-tokens", "tune", base, *WHOLE, "--prompts", "text", "--num-text-tokens", 10).code == 0
+    assert effvl("prune-tokens", "tune", base, *ONCE, "--prompts", "text", "--num-text-tokens", 10).code == 0
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,7 @@ def test_damaged_files_and_other_pickles(tmp_path):
         foreign.read(tmp_path / "none.pt", STATE.keys())
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_torchscript_is_refused_with_the_way_out(tmp_path):
     torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "m.pt")
     with pytest.raises(ModelError, match="TorchScript") as caught:

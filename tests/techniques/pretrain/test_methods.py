@@ -133,10 +133,10 @@ def test_mocos_loss_is_scaled_and_its_symmetric_form_adds_both_directions():
     both.load_state_dict(one.state_dict())
     a, b = view(1), view(2)
     losses = [one.loss(Views([x], [y]), alone, 0.0).loss.item() for x, y in ((a, b), (b, a))]
-    assert float(both.loss(Views([a, b], [b, a]), alone, 0.0).loss) == pytest.approx(sum(losses), rel=1e-5)
+    assert both.loss(Views([a, b], [b, a]), alone, 0.0).loss.item() == pytest.approx(sum(losses), rel=1e-5)
     plain = MoCoV3(backbone(), hidden=24, out=8, loss_scale=1.0)
     plain.load_state_dict(one.state_dict())
-    assert losses[0] == pytest.approx(2 * 0.2 * float(plain.loss(Views([a], [b]), alone, 0.0).loss), rel=1e-5)
+    assert losses[0] == pytest.approx(2 * 0.2 * plain.loss(Views([a], [b]), alone, 0.0).loss.item(), rel=1e-5)
 
 
 def test_mocos_keys_have_no_gradient_and_follow_before_the_step():
