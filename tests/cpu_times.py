@@ -12,7 +12,7 @@ import pytest
 
 CEILINGS = {"pretrain": 120, "prune_blocks": 150, "prune_tokens": 150, "": 300}
 """CPU seconds of the tests of a technique; of all the others."""
-SHOWN = 60
+SHOWN = 25
 KEY = "cpu_seconds"
 
 
