@@ -30,6 +30,17 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def slow_precision(device: torch.device, precision: str) -> str:
+    """Why a precision costs time instead of saving it on this device, or "" where it does not.
+
+    A processor without instructions for a type converts every number: convolutions then take tens of times as long.
+    """
+    if device.type != "cpu" or precision == "fp32":
+        return ""
+    known = getattr(torch.ops.mkldnn, f"_is_mkldnn_{precision}_supported", lambda: True)
+    return "" if known() else f"--precision {precision} is slower than fp32 here: this processor has no {precision}"
+
+
 def _own_gpu() -> torch.device:
     """This process's GPU: the only one that it sees (`srun --gpus-per-task=1`), else the one of its local rank."""
     return torch.device("cuda", 0 if torch.cuda.device_count() == 1 else distributed.world().local_rank)

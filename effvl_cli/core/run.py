@@ -32,7 +32,7 @@ from effvl_cli.config.recipe_file import Recipe, dump_yaml, read_recipe
 from effvl_cli.core import distributed, errors, html_report, records, signals, tensorboard, used_data
 from effvl_cli.core.cache import Cache
 from effvl_cli.core.checkpoint import MANIFEST, sha256
-from effvl_cli.core.devices import resolve_device
+from effvl_cli.core.devices import resolve_device, slow_precision
 from effvl_cli.core.errors import EffvlError, Interrupted, Preempted, StorageError, UsageError
 from effvl_cli.core.files import file_or_folder, is_full, write_json, write_text
 from effvl_cli.core.records import RECORDS, RECORDS_TABLE, Records
@@ -240,6 +240,9 @@ def open_run(
     run = Run(folder, request.command, device, cache, report, answer["attempt"], lengths, progress, echo)
     run.report.on_data = run.remember_data
     run.argv, run.table = request.argv, request.table
+    slow = slow_precision(device, config.precision)
+    if slow:
+        run.warn(slow)
     if run.attempt > 1:
         run.report.resume(run.attempt - 1, 0)
     if distributed.is_main():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from effvl_cli.core.devices import resolve_device
+from effvl_cli.core.devices import resolve_device, slow_precision
 
 
 @pytest.mark.parametrize(("visible", "index"), [(1, 0), (4, 3)])
@@ -14,3 +14,20 @@ def test_a_task_takes_the_gpu_that_it_alone_sees_or_that_of_its_place(monkeypatc
     for key, value in (("SLURM_NTASKS", "4"), ("SLURM_PROCID", "3"), ("SLURM_LOCALID", "3")):
         monkeypatch.setenv(key, value)
     assert resolve_device(name) == torch.device("cuda", index)
+
+
+def test_a_precision_that_the_processor_lacks_is_said(monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False, raising=False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: True, raising=False)
+    cpu = torch.device("cpu")
+    assert "--precision bf16 is slower than fp32" in slow_precision(cpu, "bf16")
+    assert not slow_precision(cpu, "fp16") and not slow_precision(cpu, "fp32")
+    assert not slow_precision(torch.device("cuda", 0), "bf16")
+
+
+def test_a_run_warns_of_it(effvl, report, monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False, raising=False)
+    line = ("pretrain", "--method", "supervised", "--data", "digits", "--model", "tiny:resnet", "--steps", 1)
+    for precision, said in (("bf16", True), ("fp32", False)):
+        assert effvl(*line, "--batch-size", 8, "--precision", precision, "--out", precision).code == 0
+        assert any("slower than fp32" in text for text in report(precision).warnings) == said
