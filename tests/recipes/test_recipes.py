@@ -29,6 +29,7 @@ SMALL = {
         *("--predictor-batch-size", 8),
     ),
     "pretrain": ("--batch-size", 8),
+    "prompt-tune": ("--shots", 2, "--epochs", 1, "--batch-size", 8, "--num-context", 2, "--precision", "fp32"),
     "prune-blocks apply": (
         *("--weights", "none", "--finetune-epochs", 1, "--final-epochs", 0, "--finetune-batch-size", 8),
         *("--latency-batch-size", 1, "--force"),
@@ -44,7 +45,7 @@ RATES = ("", "_clean", "_noise12_5", "_noise25", "_noise37_5", "_noise50", "_noi
 ARMS_OF_NOISE = ("zero_shot", "linear_probe", *(f"{method}_{loss}" for method in METHODS for loss in ("ce", "gce")))
 METRICS = {
     "prompt-tune": (
-        *(f"{kind}_{arm}{rate}" for kind in ("top1", "grad_ratio") for arm in ARMS_OF_NOISE for rate in RATES),
+        *(f"{kind}_{arm}{rate}" for kind in ("top1", "gain", "grad_ratio") for arm in ARMS_OF_NOISE for rate in RATES),
         *(f"auc_{arm}" for arm in ARMS_OF_NOISE),
     ),
     "prune-tokens": (
@@ -253,6 +254,40 @@ def test_arms_of_block_removal_run_in_miniature(effvl, image_folder, report, pat
         assert outcome.code == 0, outcome.err
     figures = report("out/" + first + "-seed0").metrics
     assert figures["params_removed"].value >= float(recipe.arms[first].get("target-params", 0))
+
+
+LITTLE = {
+    **{"model": "tiny:clip", "weights": "none", "shots": "2", "epochs": "1", "batch-size": "8", "num-context": "2"},
+    **{"rn50-model": "tiny:resnet", "rn50-weights": "none", "download": "false", "noise-rate": "0.5"},
+    **{"pseudo-models": "tiny:clip", "precision": "fp32"},  # processors are slow at bfloat16
+}
+
+
+def kinds_of_prompt_tuning():
+    """An arm of each table that does not differ in data, network and lengths alone from one of another table."""
+    seen = {}
+    for path in SWEEPS:
+        if path.name.startswith("prompt-tune") and path.parent.name == "tables":
+            recipe = sweep.read_sweep(path)
+            for arm in recipe.arms:
+                options = sweep.options_of(recipe, recipe.arms[arm])
+                other = {key: options[key] for key in options if key not in ("data", "noise", "select", *LITTLE)}
+                seen.setdefault(str(sorted(other.items())), (path, arm))
+    return list(seen.values())
+
+
+@pytest.mark.parametrize(("path", "arm"), kinds_of_prompt_tuning(), ids=lambda value: getattr(value, "stem", value))
+def test_an_arm_of_prompt_tuning_runs_in_miniature(effvl, image_folder, report, path, arm):
+    recipe = sweep.read_sweep(path)
+    options = sweep.options_of(recipe, recipe.arms[arm])
+    little = {key: value for key, value in LITTLE.items() if key in options or key == "model"}
+    little |= {"data": f"folder:{image_folder}"}
+    small = dataclasses.replace(recipe, arms={arm: {**recipe.arms[arm], **little}}, arm_seeds={}, seeds=(0,))
+    (run,) = sweep.plan(small, Path("out"))
+    outcome = effvl(*run.arguments)
+    assert outcome.code == 0, outcome.err
+    methods = {row["method"] for row in report(run.folder).technique["results"]}
+    assert methods == set(options["method"].split(","))
 
 
 def test_an_arm_on_published_weights_runs_in_miniature(effvl, image_folder, report):
