@@ -95,6 +95,10 @@ class LossOptions:
     sce_beta: Annotated[float, Ge(0), Doc("sce: weight of the reverse cross entropy")] = 1.0
     phuber_tau: Annotated[float, Gt(1), Doc("phuber: linear below a probability of 1/tau")] = 10.0
     ls_eps: Annotated[float, Ge(0), Lt(1), Doc("ls: share of the label spread over the other classes")] = 0.1
+    split: Annotated[
+        Literal["none", "ot"],
+        Doc("ot: --loss only where optimal transport of zero-shot predictions agrees with the label, elsewhere mae"),
+    ] = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,6 +295,8 @@ class PromptTuneConfig(MethodOptions, UnsupervisedOptions, LearningConfig):
                 "--method rn50-ft trains the network that makes the features, so none can be kept. "
                 "Give --cache-features off"
             )
+        if self.split != "none" and "rn50-ft" in self.method:
+            raise ValueError(f"--split is {self.split}, and rn50-ft has no zero-shot predictions. Leave one out")
         if self.unsupervised:
             self._check_unsupervised()
 

@@ -177,6 +177,11 @@ def test_what_cannot_be_done_is_refused(tune, effvl, image_folder, tmp_path):
         (("--data", "folder:nothing-here"), 3, "nothing-here"),
         (("--noise-rate", "0.2,0.4", "--noise", "matrix", "--noise-matrix", "m.csv"), 2, "holds one set"),
         (("--method", "rn50-ft", "--cache-features", "off"), 2, "--rn50-weights"),
+        (
+            ("--method", "rn50-ft", "--cache-features", "off", "--split", "ot"),
+            2,
+            "rn50-ft has no zero-shot predictions",
+        ),
         (("--unsupervised", "--labels", "x.csv"), 2, "reads no labels"),
         (("--weights", "none", "--model", "tiny:resnet"), 4, "a clip is needed"),
     ):

@@ -16,6 +16,7 @@ from effvl_cli.engines.prompt_tune.features import Features, features_of
 from effvl_cli.engines.prompt_tune.head_training import ClassFeatureTask, TrainingSet, batches_of, loss_of, rate_of
 from effvl_cli.engines.prompt_tune.learners import learner_of
 from effvl_cli.engines.prompt_tune.suspects import with_rate
+from effvl_cli.techniques.prompt_tune.linear_classifiers import UnitClassifier
 
 
 @pytest.fixture
@@ -75,6 +76,18 @@ def test_kept_features_and_features_made_anew_give_the_same_prompts_and_leave_th
     after = context.network.module.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert all(p.grad is None for p in context.network.module.parameters())
+
+
+def test_labels_that_are_not_trusted_have_the_absolute_error(context_of):
+    context = context_of()
+    features, given = context.classifier.cpu()[:4], torch.tensor([0, 1, 5, 6])
+    batch = head_training.FeatureBatch(features, given, torch.tensor([7, 2, 4, 0]))
+    trusted = torch.tensor([False, True, True, True, False, True, True, True])  # so: yes, yes, no, no
+    task = ClassFeatureTask(context, UnitClassifier(context.classifier), loss_of(context, "ce"), trusted=trusted)
+    log_p = (context.scale * features.double() @ context.classifier.cpu().double().T).log_softmax(1)
+    own = log_p[torch.arange(4), given]
+    expected = torch.cat([-own[:2], 2 - 2 * own[2:].exp()]).mean()
+    assert task.train_step(batch, 0).loss.item() == pytest.approx(float(expected), abs=1e-5)
 
 
 def test_features_are_kept_by_what_they_depend_on(context_of, monkeypatch):

@@ -23,6 +23,8 @@ from effvl_cli.engines.prompt_tune.linear_probe import Probe, linear_probe, line
 from effvl_cli.techniques.prompt_tune.class_head import ClassHead
 from effvl_cli.techniques.prompt_tune.learner import PromptLearner
 from effvl_cli.techniques.prompt_tune.linear_classifiers import UnitClassifier, random_weight, tip_adapter
+from effvl_cli.techniques.prompt_tune.robust_losses import mean_absolute_error
+from effvl_cli.techniques.prompt_tune.transport import split_loss, trusted_labels
 
 MOST_SHOTS = 2**20  # of `--shots all`, for the validation images
 
@@ -64,14 +66,14 @@ def _classifier(trial: Trial, arm: Arm) -> Fitted:
 def _trained(trial: Trial, arm: Arm, module: nn.Module, lr: float) -> Fitted:
     """Class features that are trained by SGD."""
     context, train, phase = trial.context, trial.training.of(trial.labels), trial.phase(arm)
-    loss = loss_of(context, arm.loss)
+    loss, trusted = loss_of(context, arm.loss), _trusted(trial)
     watch = None
     if context.config.grad_analysis and trial.labels.shots.clean is not None:
-        watch = GradientWatch(trial, arm, loss, steps_per_epoch(context, len(train)))
+        of_all = loss if trusted is None else split_loss(loss, mean_absolute_error, trusted.to(context.run.device))
+        watch = GradientWatch(trial, arm, of_all, steps_per_epoch(context, len(train)))
         watch.before(module)
-    fitted = train_module(
-        context, module, train, loss, lr, phase, watch=watch, watched=watched_epochs if watch else None
-    )
+    watched = watched_epochs if watch else None
+    fitted = train_module(context, module, train, loss, lr, phase, watch=watch, watched=watched, trusted=trusted)
     with torch.no_grad():
         head = ClassHead(module().float().cpu(), scale=context.scale)
     about = {
@@ -80,7 +82,16 @@ def _trained(trial: Trial, arm: Arm, module: nn.Module, lr: float) -> Fitted:
         "lr": lr,
         "params": sum(p.numel() for p in module.parameters() if p.requires_grad),
     }
+    if trusted is not None:
+        about["trusted"] = int(trusted.sum())
     return trial.applied(arm, head, _learned(module) if arm.method in LEARNERS else {}, about)
+
+
+def _trusted(trial: Trial) -> Tensor | None:
+    """(N,) which labels `--split` trusts; None: all."""
+    if trial.context.config.split == "none":
+        return None
+    return trusted_labels(zero_shot_head(trial.context)(trial.centres), trial.labels.given)
 
 
 def _learned(module: nn.Module) -> dict[str, Tensor]:

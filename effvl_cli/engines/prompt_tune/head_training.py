@@ -17,7 +17,8 @@ from effvl_cli.data.transforms import augment
 from effvl_cli.engines.common.batches import Stream, check_divides, loaded
 from effvl_cli.engines.prompt_tune.context import Learning, num_epochs
 from effvl_cli.engines.prompt_tune.features import AUGMENT, Features, encoder
-from effvl_cli.techniques.prompt_tune.robust_losses import Loss, make_loss
+from effvl_cli.techniques.prompt_tune.robust_losses import Loss, make_loss, mean_absolute_error
+from effvl_cli.techniques.prompt_tune.transport import split_loss
 
 Watch = Callable[[nn.Module, int], None]
 """Called with a module and the steps that have trained it."""
@@ -93,10 +94,19 @@ class ClassFeatureTask(loop.Task):
         module: its forward gives unit class features (K, D); it holds what is trained and nothing else.
         loss: of each sample.
         watch: called with the module at the epochs that the caller asked for.
+        trusted: (N,) bool; the others have the mean absolute error for a loss.
     """
 
-    def __init__(self, context: Learning, module: nn.Module, loss: Loss, watch: Watch | None) -> None:
+    def __init__(
+        self,
+        context: Learning,
+        module: nn.Module,
+        loss: Loss,
+        watch: Watch | None = None,
+        trusted: Tensor | None = None,
+    ) -> None:
         self.context, self.module, self.loss, self.watched, self.done = context, module, loss, watch, 0
+        self.trusted = trusted
 
     def train_step(self, batch: FeatureBatch, step: int) -> loop.StepOutput:
         """Mean loss of one process's images."""
@@ -105,9 +115,15 @@ class ClassFeatureTask(loop.Task):
         classes = self.module()
         with torch.autocast(device.type, enabled=False):  # logits and loss in float32
             logits = self.context.scale * F.normalize(features.float(), dim=-1) @ classes.float().T
-            losses = self.loss(logits, labels)
+            losses = self._loss_of(batch.indices)(logits, labels)
         logs = {"top1_train": (logits.detach().argmax(1) == labels).float().mean()}
         return loop.StepOutput(losses.mean(), logs)
+
+    def _loss_of(self, indices: Tensor) -> Loss:
+        """The loss of some of the training images."""
+        if self.trusted is None:
+            return self.loss
+        return split_loss(self.loss, mean_absolute_error, self.trusted[indices].to(self.context.run.device))
 
     def after_step(self, step: int, *, counted: bool) -> None:
         """Count the steps."""
@@ -130,6 +146,7 @@ def train_module(
     *,
     watch: Watch | None = None,
     watched: Callable[[int], frozenset[int]] | None = None,
+    trusted: Tensor | None = None,
 ) -> loop.FitResult:
     """Train a module in place, or load it where an earlier attempt has finished.
 
@@ -142,6 +159,7 @@ def train_module(
         phase: name, unique in the run.
         watch: called with the module and the steps done.
         watched: epochs, of so many, after which it is called.
+        trusted: (N,) bool; the others are trained with the mean absolute error; None: all.
     """
     config, epochs = context.config, num_epochs(context)
     size = min(config.batch_size, len(train))
@@ -165,7 +183,7 @@ def train_module(
         momentum=config.momentum,
         decays=optim.everything,
     )
-    task = ClassFeatureTask(context, module, loss, watch)
+    task = ClassFeatureTask(context, module, loss, watch, trusted)
     batches = batches_of(context, train, sampler)
     return Phases.of(context.run).train(phase, module, lambda: loop.fit(task, optimizers, batches, context.run, plan))
 
