@@ -45,6 +45,7 @@ Method = Literal[
     "tip-adapter",
     "rn50-ft",
 ]
+NoiseModel = Literal["fp", "symmetric", "pair", "confusion", "matrix", "global-symmetric", "global-pair"]
 Loss = Literal["ce", "gce", "mae", "sce", "phuber", "ls", "double-softmax"]
 
 UNTRAINED = ("zero-shot", "linear-probe", "linear-probe-sweep", "tip-adapter")
@@ -108,7 +109,7 @@ class NoiseOptions(Checked):
     panel: ClassVar[str] = "Label noise"
 
     noise: Annotated[
-        Literal["fp", "symmetric", "pair", "confusion", "matrix", "global-symmetric", "global-pair"],
+        NoiseModel,
         Doc("model; fp: images of other classes take the place of some, as in the official code"),
     ] = "fp"
     noise_rate: Annotated[tuple[NoiseRate, ...], Doc("shares of wrong labels, comma separated")] = (0.0, 0.5)
@@ -131,7 +132,7 @@ class NoiseOptions(Checked):
         given = [name for name in ("noise_from", "labels") if getattr(self, name)]
         if len(given) > 1:
             raise ValueError("--noise-from and --labels both give the labels. Leave one out")
-        if self.noise != "fp" and given:
+        if given and self.noise not in ("fp", type(self).noise):
             option = given[0].replace("_", "-")
             raise ValueError(f"--noise is {self.noise}, and --{option} gives the labels. Leave --noise out")
         if (self.noise == "matrix") != (self.noise_matrix is not None):
@@ -316,6 +317,7 @@ class SuspectsConfig(RunInput, LearningConfig):
     own: ClassVar[tuple[str, ...]] = ("shots", "noise_rate")
 
     shots: Annotated[Shots, Doc("training images per class; of endless data all means 100")] = "all"
+    noise: Annotated[NoiseModel, Doc("model of wrong labels, see `effvl prompt-tune --help-all`")] = "symmetric"
     noise_rate: Annotated[
         tuple[NoiseRate, ...], Doc("share of labels made wrong first (default: RUN's on its data, else none)")
     ] = ()

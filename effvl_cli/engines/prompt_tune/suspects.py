@@ -36,7 +36,7 @@ def run(config: SuspectsConfig, run: Run) -> None:
 def with_rate(config: SuspectsConfig) -> SuspectsConfig:
     """The config with one noise rate: the highest given, else RUN's on the data of RUN, else 0.
 
-    With --labels, the labels of the file.
+    At 0 all images are ranked with the labels that they have; with --labels, with those of the file.
     """
     if config.noise_rate:
         return dataclasses.replace(config, noise_rate=(max(config.noise_rate),))
@@ -45,6 +45,8 @@ def with_rate(config: SuspectsConfig) -> SuspectsConfig:
         earlier = read_recipe(Path(config.run) / CONFIG).config
         if earlier.get("data") == config.data:
             rate = max(map(float, earlier.get("noise-rate", "0").split(",")))
+    if rate == 0 and not config.noise_from:  # `fp` would leave out the images that it takes donors from
+        config = dataclasses.replace(config, noise="symmetric", noise_matrix=None, confusion_pick="random")
     return dataclasses.replace(config, noise_rate=(rate,))
 
 

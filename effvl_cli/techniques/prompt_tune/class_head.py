@@ -1,4 +1,4 @@
-"""A linear map from image features to logits of classes: what every method but a key-value cache ends as.
+"""A linear map from image features to logits of classes: what every method but a key-value cache ends as. Ours.
 
 Cosines with class features are CLIP's (Radford et al., arXiv 2103.00020); weights with a bias are a linear probe's.
 Shapes: B images, K classes, D feature width.

@@ -2,7 +2,7 @@
 
 Under a causal mask the states of the start token and of context tokens before the name are the same for every class.
 Their keys and values are computed once, and only the tail of each prompt (name, period, end) runs against them. In the
-last block only the row that is read is computed. The result is that of `text_tower.encode` up to rounding.
+last block only the row that is read is computed. The result is that of `text_tower.encode` up to rounding. Ours.
 
 Ours; language models keep keys and values of a shared beginning in the same way.
 

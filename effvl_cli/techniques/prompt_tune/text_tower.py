@@ -1,4 +1,4 @@
-"""What a prompt needs of a text tower, and the plain way through it.
+"""What a prompt needs of a text tower, and the plain way through it (Zhou et al., arXiv 2109.01134).
 
 The tower is CLIP's (Radford et al., arXiv 2103.00020), with learned rows among its token embeddings as in CoOp (Zhou et
 al., arXiv 2109.01134). Shapes: B texts, T tokens of each, d width of the tower, E embedding width.
