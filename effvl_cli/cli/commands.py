@@ -74,6 +74,7 @@ COMMANDS = (
         (
             ("", "PromptTuneConfig", "Few-shot prompt tuning of a CLIP under label noise, beside its alternatives."),
             ("suspects", "SuspectsConfig", "Rank training images by how wrong their labels look; needs no RUN."),
+            ("export", "ExportConfig", "Export RUN's methods as class weights for open_clip."),
         ),
     ),
 )

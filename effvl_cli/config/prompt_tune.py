@@ -341,7 +341,7 @@ class EvalConfig(RunInput, FeatureConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig(RunInput, ClipConfig):
+class ExportConfig(RunInput, RunOptions):
     """Export RUN's methods as class weights for open_clip."""
 
     panel: ClassVar[str] = "Export"

@@ -280,7 +280,7 @@ def kinds_of_prompt_tuning():
 def test_an_arm_of_prompt_tuning_runs_in_miniature(effvl, image_folder, report, path, arm):
     recipe = sweep.read_sweep(path)
     options = sweep.options_of(recipe, recipe.arms[arm])
-    little = {key: value for key, value in LITTLE.items() if key in options or key == "model"}
+    little = {key: value for key, value in LITTLE.items() if key in options or key in ("model", "rn50-model")}
     little |= {"data": f"folder:{image_folder}"}
     small = dataclasses.replace(recipe, arms={arm: {**recipe.arms[arm], **little}}, arm_seeds={}, seeds=(0,))
     (run,) = sweep.plan(small, Path("out"))
