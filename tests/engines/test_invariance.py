@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from effvl_cli.core import loop
+from effvl_cli.core import bench, loop
 from effvl_cli.core.checkpoint import load_model
 from effvl_cli.engines.pretrain import arm_training
 from effvl_cli.models import network as networks
@@ -129,12 +129,18 @@ def test_times_of_another_network_or_batch_are_not_believed(effvl, report, monke
     assert len(calls) == 5
 
 
-def test_times_of_a_step_are_measured(effvl, report):
+def test_times_of_a_step_are_measured_beside_a_forward_pass(effvl, report, monkeypatch):
+    def canned(arms, device, seconds):
+        for work in arms.values():
+            work()
+        return {name: bench.Latency((2.0, 2.0) if name == "forward" else (6.0, 6.0)) for name in arms}
+
+    monkeypatch.setattr(bench, "timed", canned)
     done = effvl(*SMALL, "--keep", 0.25, "--budget", 100, "--no-baseline", "--cost-model", "time", "--out", "run")
     assert done.code == 0, done.err
     costs = json.loads(Path("run/costs.json").read_text())
-    times = costs[0]["times"]
-    assert len(costs) == len(times) == 1 and 0.3 < next(iter(times.values())) < 30
+    assert len(costs) == 1 and list(costs[0]["times"].values()) == [3.0]
+    assert report("run").technique["arms"]["train"]["steps"] == 5  # 100 / (3 * 8), rounded up
 
 
 def test_workers_crop_alike_however_many_there_are(effvl, image_folder):

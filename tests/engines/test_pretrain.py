@@ -109,8 +109,10 @@ def test_supervised_learns_the_digits(effvl, report):
             "supervised",
             "--data",
             "digits",
+            "--model",
+            "cifar-resnet:8",
             "--epochs",
-            2,
+            4,
             "--lr",
             2e-3,
             "--weight-decay",
@@ -121,7 +123,7 @@ def test_supervised_learns_the_digits(effvl, report):
     assert done.code == 0, done.err
     figures = report("run").metrics
     assert figures["top1"].value > 0.85 and figures["top1"].n > 400
-    assert network.load(None, "run", default="tiny:clip", kind="classifier").name == "tiny:resnet"
+    assert network.load(None, "run", default="tiny:clip", kind="classifier").name == "cifar-resnet:8"
 
 
 def test_an_exploding_run_ends_with_a_line(effvl, few_images, monkeypatch):
