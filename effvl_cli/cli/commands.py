@@ -73,6 +73,7 @@ COMMANDS = (
         "prompt-tune",
         (
             ("", "PromptTuneConfig", "Few-shot prompt tuning of a CLIP under label noise, beside its alternatives."),
+            ("eval", "EvalConfig", "Measure RUN's methods on other data or with other class names; average runs."),
             ("suspects", "SuspectsConfig", "Rank training images by how wrong their labels look; needs no RUN."),
             ("export", "ExportConfig", "Export RUN's methods as class weights for open_clip."),
         ),

@@ -330,12 +330,18 @@ class EvalConfig(RunInput, FeatureConfig):
 
     panel: ClassVar[str] = "Evaluation"
 
-    split: Annotated[Literal["test", "val", "train"], Doc("images")] = "test"
+    own: ClassVar[tuple[str, ...]] = ("save_logits",)
+
+    eval_split: Annotated[Literal["test", "val", "train"], Doc("images")] = "test"
     classes: Annotated[
-        str | None, Doc("class names in order, separated by '|', or a file with one per line (default: the data's)")
+        str | None,
+        ARTEFACT,
+        Doc("class names in order, separated by '|', or a file with one per line (default: the data's)"),
     ] = None
     ensemble: Annotated[
-        tuple[str, ...], Doc("further runs, comma separated: the logits of their methods and RUN's are averaged")
+        tuple[str, ...],
+        ARTEFACT,
+        Doc("further runs, comma separated: the logits of their methods and RUN's are averaged"),
     ] = ()
     save_logits: Annotated[bool, Doc("write the logits of every image, for each method")] = False
 

@@ -432,9 +432,15 @@ def input_digests(config: Any) -> dict[str, str]:
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
         if value and ARTEFACT in _metadata(config, item.name):
-            path, there = Path(value), file_or_folder(value)  # a schedule given as text may be longer than a path
-            if there == "folder" and (path / MANIFEST).is_file():
-                digests[item.name] = sha256(path / MANIFEST)[:16]
-            elif there == "file":
-                digests[item.name] = sha256(path)[:16]
+            found = [_digest_of(name) for name in (value if isinstance(value, tuple) else (value,))]
+            if any(found):
+                digests[item.name] = "+".join(found)
     return digests
+
+
+def _digest_of(name: str) -> str:
+    """Of a file, or of what the manifest of a folder says; "" for anything else."""
+    path, there = Path(name), file_or_folder(name)  # a schedule given as text may be longer than a path
+    if there == "folder" and (path / MANIFEST).is_file():
+        return sha256(path / MANIFEST)[:16]
+    return sha256(path)[:16] if there == "file" else ""

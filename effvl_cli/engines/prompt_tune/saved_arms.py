@@ -10,7 +10,7 @@ from effvl_cli.config.prompt_tune import LEARNERS
 from effvl_cli.core import checkpoint
 from effvl_cli.core.errors import ModelError
 from effvl_cli.engines.prompt_tune.arms import Comparing, Fitted
-from effvl_cli.engines.prompt_tune.context import AnyContext, num_tokens
+from effvl_cli.engines.prompt_tune.context import AnyContext
 from effvl_cli.engines.prompt_tune.label_sets import LabelSet
 from effvl_cli.models.network import CHECKPOINT
 from effvl_cli.models.tuned_prompts import KIND, prompts_edit
@@ -75,7 +75,7 @@ def save(context: Comparing, fitted: list[tuple[LabelSet, Fitted]]) -> None:
                 "edit": _edit(context, found),
             }
         )
-    context.run.save_model(state, {**describe(context), "arms": rows, "prompts": _prompts(context)})
+    context.run.save_model(state, {**describe(context), "arms": rows})
 
 
 def _edit(context: Comparing, found: Fitted) -> dict[str, Any] | None:
@@ -99,17 +99,6 @@ def describe(context: AnyContext) -> dict[str, Any]:
         "templates": list(context.templates),
         "preprocess": context.network.preprocess.to_dict(),
         "logit_scale": context.scale,
-    }
-
-
-def _prompts(context: Comparing) -> dict[str, Any]:
-    config = context.config
-    return {
-        "position": config.class_position,
-        "csc": config.csc,
-        "num_context": num_tokens(context),
-        "context_init": config.context_init,
-        "ids": [list(ids) for ids in context.pieces.ids],
     }
 
 
