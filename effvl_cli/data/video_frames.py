@@ -33,8 +33,7 @@ def middle_frame(video: Path) -> Image.Image:
             container.seek(0)
             for number, frame in enumerate(container.decode(stream)):
                 if number == count // 2:
-                    found: Image.Image = frame.to_image()
-                    return found
+                    return Image.fromarray(frame.to_ndarray(format="rgb24"))
     except (av.error.FFmpegError, OSError, IndexError) as error:
         raise DataError(f"{video} cannot be read: {error}", "Extract it again") from error
     raise DataError(f"{video} ends before its middle", "Extract it again")
