@@ -16,6 +16,7 @@ BLOCKS = [block for text in TEXTS for language, block in FENCED.findall(text) if
 LINES = [line.partition("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
 LINES += [line for line in re.findall(r"\| `(effvl .*?)` \|", TEXTS[0])]
 COMMANDS = [shlex.split(line)[1:] for line in dict.fromkeys(LINES) if line.startswith("effvl ")]
+STORED = ("prune-tokens eval", "pretrain eval", "pretrain search", "prompt-tune eval", "prompt-tune export")
 PYTHON = (ROOT / "recipes" / "PYTHON.md").read_text()
 EXAMPLES = dict(re.findall(r"^## .*?\(`(\w+)`\).*?^```python\n(.*?)^```", PYTHON, re.M | re.S))
 
@@ -25,7 +26,7 @@ def test_a_command_resolves(effvl, workdir, monkeypatch, words):
     monkeypatch.setattr(execute, "preview", lambda command, config: None)  # it opens data, which a reader has
     (workdir / "recipes").symlink_to(ROOT / "recipes")
     technique, verb = words[0], words[1] if len(words) > 1 else ""
-    if technique in ("prune-tokens", "pretrain") and verb in ("eval", "search"):  # a stored run: options alone
+    if f"{technique} {verb}" in STORED:  # a stored run: options alone
         run = workdir / "runs" / technique / "flowers"
         run.mkdir(parents=True)
         (run / "config.yaml").write_text(f"effvl: 1\ncommand: {technique}\nconfig: {{}}\n")
