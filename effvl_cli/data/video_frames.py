@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -31,7 +32,8 @@ def middle_frame(video: Path) -> Image.Image:
             # Not every container knows how many frames it has.
             count = stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
             container.seek(0)
-            for number, frame in enumerate(container.decode(stream)):
+            frames: Any = container.decode(stream)
+            for number, frame in enumerate(frames):
                 if number == count // 2:
                     return Image.fromarray(frame.to_ndarray(format="rgb24"))
     except (av.error.FFmpegError, OSError, IndexError) as error:
