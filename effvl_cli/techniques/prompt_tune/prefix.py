@@ -16,7 +16,7 @@ from torch import Tensor
 from .text_tower import TextTower
 
 KeysValues = tuple[Tensor, Tensor]
-"""Keys and values of the shared tokens in one block, each (1, H, P, d / H)."""
+"""Keys and values of some tokens in one block."""
 
 
 def run_prefix(tower: TextTower, rows: Tensor) -> list[KeysValues]:
@@ -27,16 +27,16 @@ def run_prefix(tower: TextTower, rows: Tensor) -> list[KeysValues]:
         rows: (P, d) token embeddings without positions.
 
     Returns:
-        A pair for each block.
+        A pair for each block, each (H, P, d / H).
     """
     states = (rows + tower.positions(0, len(rows)))[None]
     found = []
     for index in range(tower.depth - 1):
         query, keys, values = tower.qkv(index, states)
-        found.append((keys, values))
+        found.append((keys[0], values[0]))
         states = tower.attend(index, states, F.scaled_dot_product_attention(query, keys, values, is_causal=True))
     keys, values = tower.qkv(tower.depth - 1, states, "kv")
-    return [*found, (keys, values)]
+    return [*found, (keys[0], values[0])]
 
 
 def run_tails(tower: TextTower, shared: list[KeysValues], rows: Tensor, read: Tensor) -> Tensor:
@@ -51,37 +51,43 @@ def run_tails(tower: TextTower, shared: list[KeysValues], rows: Tensor, read: Te
     Returns:
         (K, E), not normalised.
     """
-    length, first = rows.shape[1], shared[0][0].shape[2]
+    length, first = rows.shape[1], shared[0][0].shape[1]
     states = rows + tower.positions(first, first + length)
-    seen = _after(first, torch.ones(length, length, dtype=torch.bool, device=rows.device).tril())
+    seen = torch.ones(length, length, dtype=torch.bool, device=rows.device).tril()
     for index in range(tower.depth - 1):
         query, keys, values = tower.qkv(index, states)
         states = tower.attend(index, states, _attention(query, (keys, values), shared[index], seen))
     keys, values = tower.qkv(tower.depth - 1, states, "kv")
     last = states[torch.arange(len(states), device=states.device), read][:, None]
     (query,) = tower.qkv(tower.depth - 1, last, "q")
-    seen = _after(first, torch.arange(length, device=read.device) <= read[:, None])
+    seen = torch.arange(length, device=read.device) <= read[:, None]
     attended = _attention(query, (keys, values), shared[-1], seen[:, None, None])
     return tower.head(tower.attend(tower.depth - 1, last, attended)[:, 0])
 
 
-def _after(count: int, seen: Tensor) -> Tensor:
-    """(..., t) to (..., P + t): all shared tokens are seen, and these of the tail."""
-    return F.pad(seen, (count, 0), value=True)
-
-
 def _attention(query: Tensor, own: KeysValues, shared: KeysValues, seen: Tensor) -> Tensor:
-    """Attention of tails to the shared tokens and to their own.
+    """Attention of tails to the shared tokens and to their own, without a copy of the shared ones for each prompt.
 
     Args:
         query: (K, H, q, d / H).
         own: (K, H, t, d / H) each.
-        shared: (1, H, P, d / H) each.
-        seen: True where a token is seen, broadcast to (K, H, q, P + t).
+        shared: (H, P, d / H) each.
+        seen: True where a token of the tail is seen, broadcast to (K, H, q, t).
 
     Returns:
         (K, H, q, d / H).
     """
-    count = len(query)
-    keys, values = (torch.cat([a.expand(count, -1, -1, -1), b], 2) for a, b in zip(shared, own, strict=True))
-    return F.scaled_dot_product_attention(query, keys, values, attn_mask=seen)
+    query = query * query.shape[-1] ** -0.5
+    far = _by_head(query, shared[0].transpose(1, 2))
+    near = (query @ own[0].transpose(2, 3)).masked_fill(~seen, float("-inf"))
+    weights = torch.cat([far, near], -1).softmax(-1).to(query.dtype)
+    far, near = weights.split([far.shape[-1], near.shape[-1]], -1)
+    found: Tensor = _by_head(far, shared[1]) + near @ own[1]
+    return found
+
+
+def _by_head(rows: Tensor, matrices: Tensor) -> Tensor:
+    """(K, H, q, a) times (H, a, b), as one product for each head: (K, H, q, b)."""
+    product = rows.transpose(0, 1).flatten(1, 2) @ matrices
+    found: Tensor = product.unflatten(1, (rows.shape[0], rows.shape[2])).transpose(0, 1)
+    return found
