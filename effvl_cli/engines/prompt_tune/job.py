@@ -11,7 +11,7 @@ from torch import Tensor
 from effvl_cli.config.prompt_tune import PromptTuneConfig
 from effvl_cli.core.chance import refuse_chance
 from effvl_cli.core.run import Run
-from effvl_cli.engines.prompt_tune import gradient_analysis, saved_arms, tables
+from effvl_cli.engines.prompt_tune import gradient_analysis, pictures, saved_arms, tables
 from effvl_cli.engines.prompt_tune.arms import Comparing, Fitted, Trial, arms_of
 from effvl_cli.engines.prompt_tune.context import build_context, cache_mode
 from effvl_cli.engines.prompt_tune.features import Features, features_of
@@ -38,20 +38,24 @@ def run(config: PromptTuneConfig, run: Run) -> None:
     training = training_features(context, source, sets)
     test = _test_features(context)
     began = time.monotonic()
-    results = _compare(context, training, sets, test)
+    reference = _known(context, test)
+    results = _compare(context, training, sets, test, reference)
     _note(context, training, test, time.monotonic() - began)
     _degradation(context, results)
     if config.grad_analysis:
         gradient_analysis.record_gradients(run, {labels.shots.rate: labels.suffix for labels in sets})
+        pictures.gradients(run, gradient_analysis.gradient_rows(run))
     if config.save_logits:
         save_logits(run, test, {f"{found.arm.name}{labels.suffix}": found.test for labels, found in results})
     if config.num_folds and not config.unsupervised and (config.labels or sets[-1].shots.flipped.any()):
         record_suspects(context, training, rank_suspects(context, training, sets[-1]))
     saved_arms.save(context, results)
+    pictures.draw(context, results, test.labels, reference)
 
 
-def _compare(context: Comparing, training: Training, sets: list[LabelSet], test: Features) -> Results:
-    reference = _known(context, test)
+def _compare(
+    context: Comparing, training: Training, sets: list[LabelSet], test: Features, reference: Tensor
+) -> Results:
     results: Results = []
     for labels in sets:
         trial = Trial(context, training, labels, test)
