@@ -75,7 +75,7 @@ def _per_class(context: Comparing, last: tuple[LabelSet, Fitted], labels: Tensor
     most = sorted(rows, key=lambda name: -abs(rows[name][0]))[:SHOWN]
     shown = {name: rows[name] for name in sorted(most, key=lambda name: -rows[name][0])}
     about = f"{fitted.arm.name.replace('_', ' ')} at noise {found.shots.rate:g}"
-    of_all = f", the {len(shown)} of {len(rows)} classes that change most" if len(shown) < len(rows) else ""
+    of_all = f",\nthe {len(shown)} of {len(rows)} classes that change most" if len(shown) < len(rows) else ""
     context.run.plot(
         "classes",
         intervals,
