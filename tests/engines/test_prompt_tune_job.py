@@ -15,6 +15,7 @@ from effvl_cli.core.checkpoint import load_model
 from effvl_cli.core.records import Records
 from effvl_cli.data import load
 from effvl_cli.models.network import load as load_network
+from effvl_cli.models.tuned_prompts import load_tuned
 from tests.conftest import keep_few_images
 from tests.engines.conftest import FEW_PROMPTS, PROMPT_METHODS
 from tests.kills import KilledError, assert_same_result
@@ -137,6 +138,15 @@ def test_every_method_is_trained_and_measured(all_prompts_run, report):
     assert rows["tenc-ft"]["about"]["params"] > 50_000
     # one epoch at a rate of 1e-5 leaves them where they started
     assert rows["classifier-c"]["top1"] == rows["tenc-ft"]["top1"] == rows["zero-shot"]["top1"]
+
+
+def test_tuned_prompts_come_back_as_a_part_of_the_clip(all_prompts_run):
+    state, manifest = load_model(all_prompts_run / "checkpoint.safetensors")
+    prompted = {row["method"]: row["key"] for row in manifest["arms"] if row["edit"]}
+    assert set(prompted) == {"prompt", "full-prompt", "cls-tuning", "cls-random"}
+    for key in prompted.values():
+        weight = load_tuned(all_prompts_run, key).prompts()
+        assert (weight - state[f"{key}.weight"]).abs().max() < 1e-5
 
 
 def test_a_run_killed_within_a_training_ends_with_the_same_bits(tune, own_cache, monkeypatch):
