@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         check_words(arguments)
         words = ["--help" if word == HELP_ALL else word for word in arguments or ["--help"]]
-        result = _app(arguments)(words, prog_name="effvl", standalone_mode=False, obj=("effvl", *arguments))
+        result = _called(arguments, words)
         sys.stdout.flush()  # a closed pipe is noticed here, not while Python shuts down
         return int(result or 0)
     except typer.Exit as leaving:
@@ -61,6 +61,20 @@ def main(argv: list[str] | None = None) -> int:
         if known := as_user_error(error):
             return _fail(str(known), known.exit_code)
         return _fail(f"internal error: {type(error).__name__}: {error}. Give --debug for the traceback", 1)
+
+
+def _called(arguments: list[str], words: list[str]) -> Any:
+    """What the command returns.
+
+    Raises:
+        BrokenPipeError: the reader of our output has left; Click makes exit code 1 of it.
+    """
+    try:
+        return _app(arguments)(words, prog_name="effvl", standalone_mode=False, obj=("effvl", *arguments))
+    except SystemExit as leaving:
+        if isinstance(leaving.__context__, BrokenPipeError):
+            raise leaving.__context__ from None
+        raise
 
 
 def _fail(text: str, code: int) -> int:

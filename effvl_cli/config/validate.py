@@ -111,6 +111,6 @@ def _readable(
         guess = f"; did you mean {near[0]}?" if near else ""
         return UsageError(where, f"It is one of {', '.join(option.choices)}{guess}")
     wanted = {int: "a whole number", float: "a number", bool: "true or false"}.get(option.kind, "a text")
-    listed = f"{wanted}s, comma separated" if option.is_list else wanted
+    listed = f"{wanted.removeprefix('a ')}s, comma separated" if option.is_list else wanted
     words = "".join(f", or {word}" for word in option.words)
     return UsageError(where, f"It must be {listed}{', ' + option.bounds if option.bounds else ''}{words}")

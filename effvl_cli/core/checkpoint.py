@@ -78,7 +78,7 @@ def read_any(path: Path) -> Any:
     Raises:
         ModelError: missing, corrupt, a TorchScript archive, or with objects that only their code can read.
     """
-    if path.suffix == ".safetensors" or not path.is_file():
+    if not path.is_file() or _is_safetensors(path):
         return read_state_dict(path)
     if _is_torchscript(path):
         raise ModelError(
@@ -88,9 +88,9 @@ def read_any(path: Path) -> Any:
             f"s.save_file({{k: v.contiguous() for k, v in m.state_dict().items()}}, '{path.stem}.safetensors')",
         )
     try:
-        with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
+        with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)  # of a path torch goes by its suffix
     except Exception as error:  # torch raises half a dozen kinds for a damaged or unsafe file
         # torch's own message is a page long, with terminal colours.
         refused = _REFUSED.search(str(error))
@@ -103,6 +103,15 @@ def read_any(path: Path) -> Any:
             f"{path} cannot be read as tensors: it holds an object of {refused[1]}, and reading it would run code",
             "Save the state dict itself with the program that wrote it: torch.save(model.state_dict(), 'weights.pt')",
         ) from error
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file is one by its first bytes, whatever it is called; a damaged one keeps what its name says."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    if head[8:] == b"{":  # behind the length of the header
+        return True
+    return path.suffix == ".safetensors" and not head.startswith((b"PK", b"\x80\x02"))  # as torch.save begins
 
 
 def _is_torchscript(path: Path) -> bool:

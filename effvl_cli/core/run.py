@@ -320,6 +320,7 @@ def _stored(folder: Path, echo: Callable[[str], None]) -> Report:
 def unopened(command: str, config: Any) -> Run:
     """A run without a folder, for previews, which only look at options and data."""
     device = resolve_device(config.device)
+    _folder(command, config, "")  # refuses a wrong --name
     report = ReportBuilder(command=command, run_id="", seed=config.seed, config_sha256="", recipe=None, device=device)
     return Run(Path(os.devnull), command, device, Cache(config.cache_dir), report)
 
@@ -327,6 +328,8 @@ def unopened(command: str, config: Any) -> Run:
 def _folder(command: str, config: Any, key: str) -> Path:
     if config.out:
         return Path(config.out)
+    if config.name and (".." in Path(config.name).parts or Path(config.name).is_absolute()):
+        raise UsageError(f"--name {config.name} leads out of {RUNS}/", "Give a plain name, or the whole path as --out")
     return RUNS / command.replace(" ", "-") / (config.name or key[:8])
 
 
@@ -338,9 +341,11 @@ def _take(folder: Path, request: RunRequest, inputs: Mapping[str, str]) -> tuple
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK).open("w")
     except OSError as error:
-        if is_full(error):
-            raise StorageError(f"cannot write the run folder {folder}: {error.strerror}", "Free some space") from error
-        raise UsageError(f"cannot write the run folder {folder}: {error.strerror}", "Give another --out") from error
+        text = f"cannot write the run folder {folder}: {error.strerror}"
+        if isinstance(error, FileExistsError | NotADirectoryError):  # a file stands where the folder should
+            raise UsageError(text, "Give another --out") from error
+        hint = "Free some space" if is_full(error) else "Give another --out"
+        raise StorageError(text, hint) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -103,10 +103,12 @@ def load(
     kind: str,
     seed: int = 0,
     num_classes: int | None = None,
+    classes: Sequence[str] = (),
     download: bool = False,
     new_head: bool = False,
     options: ModelOptions | None = None,
     log: Callable[[str], None] | None = None,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> Network:
     """Build a network by name, repeat the edits of its checkpoint and load its weights.
 
@@ -117,18 +119,21 @@ def load(
         kind: the kind that the caller can use.
         seed: of the random initialisation.
         num_classes: outputs of a classifier.
+        classes: their names in the data, in the order of the labels, instead of a number.
         download: whether a tag may reach the network, where no options are given.
         new_head: keep the random weights of the last linear layer, whatever the classes of the loaded ones.
         options: which network of a file, its normalisation, and whether a tag may reach the network; None: defaults.
         log: receives the changes made to foreign weights.
+        warn: receives a doubt about the classes.
 
     Raises:
         UsageError: unknown name, or an invalid normalisation.
-        DataError: weights of a classifier with another number of classes.
+        DataError: weights of a classifier with another number of classes, or with the same ones in another order.
         ModelError: weights that are missing, damaged or another network's, edits that do not fit it, or a network of
             another kind.
     """
     options = options or ModelOptions(download=download)
+    num_classes = num_classes or len(classes) or None
     path = _checkpoint_file(weights)
     manifest = manifest_of(weights)
     name = spec or manifest.get("model") or default
@@ -145,6 +150,8 @@ def load(
         )
     network.edits = manifest.get("edits", [])
     apply_edits(network.module, network.edits)
+    if manifest.get("num_classes") and kind == "classifier" and not new_head:
+        _compare_classes(manifest.get("classes"), classes, weights, warn)
     if weights != "none":
         state = _read_weights(network, weights, path, manifest, options)
         _load_state(network, state, weights, num_classes, new_head=new_head)
@@ -306,6 +313,17 @@ def _check_classes(network: Network, state: Mapping[str, Tensor], num_classes: i
                 f"the weights of {network.name} have {len(theirs)} classes, and the data have {num_classes}",
                 "Give data of the same classes, or --new-head to prune-blocks",
             )
+
+
+def _compare_classes(theirs: Any, ours: Sequence[str], weights: str | None, warn: Callable[[str], None]) -> None:
+    """Refuse weights whose outputs are the data's classes in another order; warn of other classes."""
+    if not ours or not isinstance(theirs, list) or len(theirs) != len(ours) or theirs == list(ours):
+        return
+    place = next(k for k, name in enumerate(ours) if theirs[k] != name)
+    text = f"output {place} of --weights {weights} is {theirs[place]!r}, and class {place} of the data {ours[place]!r}"
+    if set(map(str, theirs)) == set(ours):
+        raise DataError(text, "Give the classes in the order of the weights, or --new-head to prune-blocks")
+    warn(f"{text}: accuracies mean something only if these are two names of one class")
 
 
 def _suggest(state: Mapping[str, Tensor]) -> str:

@@ -10,6 +10,11 @@ from PIL import Image
         ("prune-tokens --keep 0", 2, ["--keep is 0", "above 0"]),
         ("prune-tokens --keep 1.5", 2, ["--keep is 1.5", "at most 1"]),
         ("prune-tokens --keep half", 2, ["--keep is half", "a number"]),
+        (
+            "prune-tokens --predictor-keeps 0.5,half",
+            2,
+            ["--predictor-keeps is half", "It must be numbers, comma separated"],
+        ),
         ("prune-tokens --keep=-1", 2, ["--keep is -1", "above 0"]),
         ("prune-tokens --keep 0.5 eval", 2, ["--keep comes before 'eval'", "Put --keep after 'eval'"]),
         ("prune-tokens --keep 0.5 --keep 0.6", 2, ["--keep is given twice"]),

@@ -105,3 +105,13 @@ def test_a_pickle_in_the_state_falls_back_to_the_checkpoint_before(tmp_path):
         assert len(warnings) == 1 and "going back to the checkpoint before it" in warnings[0]
     manifest.write_text("[]")
     assert folders.latest(warnings.append).step == 1
+
+
+def test_a_file_is_what_its_first_bytes_say_whatever_it_is_called(tmp_path):
+    save_model(tmp_path / "w.safetensors", STATE, {})
+    (tmp_path / "renamed.pt").write_bytes((tmp_path / "w.safetensors").read_bytes())
+    torch.save(STATE, tmp_path / "renamed.safetensors")
+    torch.save(STATE, tmp_path / "old.safetensors", _use_new_zipfile_serialization=False)
+    for name in ("renamed.pt", "renamed.safetensors", "old.safetensors"):
+        found = checkpoint.read_any(tmp_path / name)
+        assert found.keys() == STATE.keys() and all(torch.equal(found[key], STATE[key]) for key in STATE)

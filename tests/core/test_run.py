@@ -182,3 +182,23 @@ def test_a_folder_that_does_not_say_what_is_the_runs_is_not_cleared(effvl, line)
     outcome = effvl(*line, "--fresh")
     assert outcome.code == 2 and "does not list the files of its run" in outcome.error
     assert UsageError.exit_code == 2
+
+
+@pytest.mark.parametrize("extra", [(), ("--dry-run",)])
+def test_a_name_does_not_lead_out_of_the_runs(effvl, image_folder, tmp_path, extra):
+    outcome = effvl(*LINE, "--data", f"folder:{image_folder}", "--name", "../../esc", *extra)
+    assert outcome.code == 2 and "--name ../../esc leads out of runs/" in outcome.error
+    assert not Path("../esc").exists() and not Path("esc").exists()
+
+
+def test_a_run_folder_that_cannot_be_written_has_the_code_of_the_disk(effvl, line, monkeypatch):
+    def refused(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.mkdir", refused)
+        outcome = effvl(*line)
+    assert outcome.code == 9 and "run folder run: Permission denied" in outcome.error and "--out" in outcome.error
+    Path("run").touch()
+    outcome = effvl(*line)
+    assert outcome.code == 2 and "--out" in outcome.error

@@ -10,8 +10,9 @@ from open_clip.pretrained import get_pretrained_cfg
 from PIL import Image
 from safetensors.torch import save_file
 
+from effvl_cli.core import checkpoint
 from effvl_cli.core.checkpoint import MANIFEST, save_model
-from effvl_cli.core.errors import ModelError, UsageError
+from effvl_cli.core.errors import DataError, ModelError, UsageError
 from effvl_cli.models import network as networks
 from effvl_cli.models import openclip
 from effvl_cli.models.merges import learn, pack
@@ -192,3 +193,25 @@ def test_names_of_torchvision_and_timm_are_found(effvl):
     out = effvl("list", "models", "resnet18").out
     assert all(name in out for name in ("torchvision:resnet18", "timm:resnet18", "timm:skresnet18"))
     assert "openclip:RN50" in effvl("list", "models", "RN50").out
+
+
+def _of_run(folder, classes):
+    network = networks.build("cifar-resnet:8", seed=0, num_classes=3)
+    manifest = {**network.describe(), "classes": classes}
+    checkpoint.save_model(folder / checkpoint.CHECKPOINT, network.module.state_dict(), manifest)
+    return str(folder)
+
+
+def test_classes_of_the_data_are_compared_with_those_of_the_weights(tmp_path):
+    weights, said = _of_run(tmp_path, ["cat", "dog", "emu"]), []
+
+    def load(*classes, **options):
+        return networks.load(None, weights, default="", kind="classifier", classes=classes, warn=said.append, **options)
+
+    assert load("cat", "dog", "emu").source == weights and not said
+    with pytest.raises(DataError, match=r"output 1 of --weights .* is 'dog', and class 1 of the data 'emu'"):
+        load("cat", "emu", "dog")
+    load("cat", "emu", "dog", new_head=True)
+    assert not said
+    load("cat", "hound", "emu")
+    assert len(said) == 1 and "'dog', and class 1 of the data 'hound'" in said[0]

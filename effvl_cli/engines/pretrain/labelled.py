@@ -53,9 +53,10 @@ def open_objective(config: PretrainConfig, run: Run) -> Objective:
         default=kind.default_model,
         kind=kind.kind,
         seed=config.seed,
-        num_classes=len(source.classes),
+        classes=source.classes,
         options=config,
         log=run.log,
+        warn=run.warn,
     )
     network.module.to(run.device)
     return kind(config, run, source, network, choose_templates(config.templates, source.templates))

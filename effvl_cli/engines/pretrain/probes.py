@@ -81,6 +81,8 @@ class Probe:
         return F.normalize(rows, dim=1)
 
     def _judged(self, bank: Tensor, asked: Tensor, *, linear: bool) -> Judged:
+        if len(bank) < max(NEIGHBOURS):
+            self.run.warn(f"k-NN sees {len(bank)} pictures: where k is larger, all of them vote")
         truth = self.asked.labels
         found = {f"knn{k}": p.eq(truth).float() for k, p in knn(bank, self.bank.labels, asked, NEIGHBOURS).items()}
         if linear:

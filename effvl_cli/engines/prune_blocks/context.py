@@ -221,10 +221,11 @@ def build_context(
         default=EMBEDDED_MODEL if name == EMBEDDED else "",
         kind="classifier",
         seed=config.seed,
-        num_classes=len(source.classes),
+        classes=source.classes,
         new_head=new_head,
         options=config,
         log=run.log,
+        warn=run.warn,
     )
     if networks.RANDOM_CLASSIFIER in network.notes and not new_head:
         raise ModelError(f"--weights {weights} have no classifier", "`effvl prune-blocks --new-head` trains one first")
