@@ -7,7 +7,6 @@ import numpy as np
 from torch import Tensor, nn
 
 from effvl_cli.core import loop, optim
-from effvl_cli.core.errors import UsageError
 from effvl_cli.core.phases import Phases
 from effvl_cli.data.loader import Batch
 from effvl_cli.data.sampler import EpochSampler
@@ -23,16 +22,8 @@ from effvl_cli.models import network as networks
 
 
 def finetune_backbone(trial: Trial, arm: Arm) -> Fitted:
-    """Train a network with a new head on the same images and labels; it reads no class names.
-
-    Raises:
-        UsageError: no --rn50-weights.
-    """
+    """Train a network with a new head on the same images and labels; it reads no class names."""
     context, config = trial.context, trial.context.config
-    if config.rn50_weights is None:
-        raise UsageError(
-            f"rn50-ft fine-tunes {config.rn50_model}, and there is no --rn50-weights", "Give a file, or none"
-        )
     network = networks.load(
         config.rn50_model,
         config.rn50_weights,

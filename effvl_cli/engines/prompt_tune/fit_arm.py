@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from effvl_cli.config.prompt_tune import LEARNERS
 from effvl_cli.core import seeds
+from effvl_cli.core.errors import UsageError
 from effvl_cli.core.phases import Phases
 from effvl_cli.data.fewshot import few_shot_validation, listed_shots
 from effvl_cli.engines.prompt_tune.arms import Arm, Comparing, Fitted, Trial
 from effvl_cli.engines.prompt_tune.backbone_finetuning import finetune_backbone
-from effvl_cli.engines.prompt_tune.context import prompt_rate
+from effvl_cli.engines.prompt_tune.context import num_tokens, prompt_rate
 from effvl_cli.engines.prompt_tune.features import Features, features_of
 from effvl_cli.engines.prompt_tune.gradient_analysis import GradientWatch, watched_epochs
 from effvl_cli.engines.prompt_tune.head_training import loss_of, steps_per_epoch, train_module
@@ -37,6 +38,23 @@ def fit_arm(trial: Trial, arm: Arm) -> Fitted:
         DataError: no validation images for linear-probe-sweep.
     """
     return FITS[arm.method](trial, arm)
+
+
+def check_arms(context: Comparing) -> None:
+    """Refuse what cannot be trained before any image is read.
+
+    Raises:
+        UsageError: class names that do not fit beside the learned tokens, or rn50-ft without --rn50-weights.
+        ModelError: a text tower that takes no learned tokens.
+    """
+    config = context.config
+    if any(method in LEARNERS and method != "tenc-ft" for method in config.method):
+        num_tokens(context)
+        assert context.tower
+    if "rn50-ft" in config.method and config.rn50_weights is None:
+        raise UsageError(
+            f"rn50-ft fine-tunes {config.rn50_model}, and there is no --rn50-weights", "Give a file, or none"
+        )
 
 
 def zero_shot_head(context: Comparing) -> ClassHead:

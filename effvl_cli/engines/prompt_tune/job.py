@@ -16,7 +16,7 @@ from effvl_cli.engines.prompt_tune.arms import Comparing, Fitted, Trial, arms_of
 from effvl_cli.engines.prompt_tune.context import build_context, cache_mode
 from effvl_cli.engines.prompt_tune.features import Features, features_of
 from effvl_cli.engines.prompt_tune.figures import area_under
-from effvl_cli.engines.prompt_tune.fit_arm import fit_arm, zero_shot_head
+from effvl_cli.engines.prompt_tune.fit_arm import check_arms, fit_arm, zero_shot_head
 from effvl_cli.engines.prompt_tune.label_sets import LabelSet, Training, label_sets, training_features, write_noise
 from effvl_cli.engines.prompt_tune.measured_arm import record_arm
 from effvl_cli.engines.prompt_tune.preview import preview_job
@@ -32,6 +32,7 @@ Results = list[tuple[LabelSet, Fitted]]
 def run(config: PromptTuneConfig, run: Run) -> None:
     """Train and measure."""
     context = build_context(config, run)
+    check_arms(context)
     source = context.source("train")
     sets = [pseudo_set(context, source)] if config.unsupervised else label_sets(context, source)
     write_noise(context, source, sets)
