@@ -24,7 +24,7 @@ test: $(READY)
 test-slow: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
-# Malformed input in large numbers (10,000 examples per parser): about 5 minutes on one core.
+# Malformed input in large numbers (10,000 examples per parser): about 7 minutes on one core.
 test-faults: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m faults
 
@@ -71,7 +71,7 @@ tables: $(patsubst recipes/tables/%.yaml,table-%,$(wildcard recipes/tables/*.yam
 # One thread unless told otherwise: on cores shared with other programs, two threads wait for each other.
 bench-%: export OMP_NUM_THREADS ?= 1
 bench-%: $(READY)
-	$(BIN)/python tests/bench/bench_$(subst -,_,$*).py
+	$(BIN)/python tests/bench/bench_$(subst -,_,$*).py $(ARGS)
 
 # All figures that need a GPU, in at most eight minutes on one; rows and checklist in runs/bench-gpu.json.
 bench-gpu: $(READY)

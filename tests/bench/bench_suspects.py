@@ -1,7 +1,7 @@
-"""Our ranking of suspect labels beside cleanlab's from the same probabilities: `make bench-suspects`.
+"""Our ranking of suspect labels beside cleanlab's from the same probabilities: `make bench-suspects [ARGS=OPTIONS]`.
 
-`effvl prompt-tune` on its embedded default with a fifth of the labels wrong, three seeds; the logits of its folds go
-through cleanlab's three scores too. AUROC by scikit-learn; precision among as many images as there are wrong labels.
+`effvl prompt-tune OPTIONS` (none: its embedded default) with a fifth of the labels wrong, three seeds; the logits of its
+folds go through cleanlab's three scores too. AUROC by scikit-learn; precision among as many images as are wrong.
 Exits 1 if our AUROC is more than 0.005 below the best of cleanlab's, or is not scikit-learn's. A minute on one core.
 """
 
@@ -30,18 +30,8 @@ Numbers = NDArray[np.float64]
 
 def judged(seed: int, folder: Path) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (N, K) of the folds, given labels (N,), and which of them are wrong (N,)."""
-    options = (
-        "--method",
-        "zero-shot",
-        "--noise",
-        "symmetric",
-        "--noise-rate",
-        str(RATE),
-        "--seed",
-        str(seed),
-        "--quiet",
-    )
-    if effvl(["prompt-tune", *options, "--out", str(folder)]):
+    options = f"--method zero-shot --noise symmetric --noise-rate {RATE} --seed {seed} --quiet".split()
+    if effvl(["prompt-tune", *options, *sys.argv[1:], "--out", str(folder)]):
         raise SystemExit("prompt-tune failed")
     (kept,) = folder.glob("checkpoints/suspects-*.safetensors")
     records = json.loads((folder / "noise.json").read_bytes())["sets"][-1]["records"]
