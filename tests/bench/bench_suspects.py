@@ -1,7 +1,7 @@
 """Our ranking of suspect labels beside cleanlab's from the same probabilities: `make bench-suspects [ARGS=OPTIONS]`.
 
-`effvl prompt-tune OPTIONS` (none: its embedded default) with a fifth of the labels wrong, three seeds; the logits of its
-folds go through cleanlab's three scores too. AUROC by scikit-learn; precision among as many images as are wrong.
+`effvl prompt-tune OPTIONS` (none: its embedded default) with a fifth of the labels wrong, three seeds; the logits of
+its folds go through cleanlab's three scores too. AUROC by scikit-learn; precision among as many images as are wrong.
 Exits 1 if our AUROC is more than 0.005 below the best of cleanlab's, or is not scikit-learn's. A minute on one core.
 """
 
