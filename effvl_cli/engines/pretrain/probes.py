@@ -67,8 +67,7 @@ class Probe:
 
     def features(self, encode: Encoder) -> tuple[Tensor, Tensor]:
         """Unit features (M, D) of the bank and of the pictures to classify."""
-        bank, asked = (self._embed(encode, part) for part in (self.bank, self.asked))
-        return bank, asked
+        return self._embed(encode, self.bank), self._embed(encode, self.asked)
 
     def _embed(self, encode: Encoder, images: Decoded) -> Tensor:
         rows = over_images(
