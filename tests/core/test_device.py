@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from effvl_cli.core import run
 from effvl_cli.core.devices import resolve_device, slow_precision
 
 
@@ -26,8 +27,7 @@ def test_a_precision_that_the_processor_lacks_is_said(monkeypatch):
 
 
 def test_a_run_warns_of_it(effvl, report, monkeypatch):
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False, raising=False)
+    monkeypatch.setattr(run, "slow_precision", lambda device, precision: f"{precision} is slow on a {device.type}")
     line = ("pretrain", "--method", "supervised", "--data", "digits", "--model", "tiny:resnet", "--steps", 1)
-    for precision, said in (("bf16", True), ("fp32", False)):
-        assert effvl(*line, "--batch-size", 8, "--precision", precision, "--out", precision).code == 0
-        assert any("slower than fp32" in text for text in report(precision).warnings) == said
+    assert effvl(*line, "--batch-size", 8, "--out", "r").code == 0
+    assert "fp32 is slow on a cpu" in report("r").warnings
