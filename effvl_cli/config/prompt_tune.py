@@ -86,12 +86,20 @@ class PromptTokenOptions(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossOptions:
-    """Constants of the losses."""
+class GceOptions:
+    """The loss of the search for wrong labels."""
 
     panel: ClassVar[str] = "Losses"
 
     gce_q: Annotated[Share, Doc("q of gce: 0 is cross entropy, 1 half of mae")] = 0.7
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossOptions:
+    """Constants of the other losses."""
+
+    panel: ClassVar[str] = "Losses"
+
     sce_alpha: Annotated[float, Ge(0), Doc("sce: weight of the cross entropy")] = 0.1
     sce_beta: Annotated[float, Ge(0), Doc("sce: weight of the reverse cross entropy")] = 1.0
     phuber_tau: Annotated[float, Gt(1), Doc("phuber: linear below a probability of 1/tau")] = 10.0
@@ -270,13 +278,13 @@ class FeatureConfig(ClipConfig, KeptOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class LearningConfig(
-    FeatureConfig, SetOptions, NoiseOptions, PromptTokenOptions, LossOptions, FeatureOptions, TuneOptions, FoldOptions
+    FeatureConfig, SetOptions, NoiseOptions, PromptTokenOptions, GceOptions, FeatureOptions, TuneOptions, FoldOptions
 ):
     """A command that trains prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptTuneConfig(MethodOptions, UnsupervisedOptions, LearningConfig):
+class PromptTuneConfig(MethodOptions, LossOptions, UnsupervisedOptions, LearningConfig):
     """Few-shot tuning of a CLIP under label noise, several methods side by side."""
 
     common: ClassVar[tuple[str, ...]] = (
@@ -322,6 +330,13 @@ class SuspectsConfig(RunInput, LearningConfig):
         tuple[NoiseRate, ...], Doc("share of labels made wrong first (default: RUN's on its data, else none)")
     ] = ()
     num_folds: Annotated[int, Ge(2), Doc("folds: each is judged by prompts tuned on the others")] = 5
+
+    def __post_init__(self) -> None:
+        """Check the options against one another."""
+        super().__post_init__()
+        if len(self.noise_rate) > 1:
+            rates = ",".join(f"{rate:g}" for rate in self.noise_rate)
+            raise ValueError(f"--noise-rate is {rates}, and one set of labels is ranked. Give one rate")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,7 @@ _STYLE: dict[Any, Any] = {
 }
 
 Point = tuple[float, float, float]
+WIDEST = 3  # equal curves that each stay visible below the others: more would cover the rest
 
 
 def _figure(width: float, height: float, **grid: Any) -> tuple[Any, Any]:
@@ -105,6 +106,7 @@ def _draw_curves(axes: Any, series: Mapping[str, Sequence[Point]]) -> None:
         style = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
         style["linestyle"] = DASHES[place // len(COLOURS) % len(DASHES)]
         above = sum(_coincide(points, later, 0.01 * span) for _, later in shown[place + 1 :])
+        above = min(above, WIDEST)
         sizes = {"markersize": 4 + 3.5 * above, "linewidth": 1.4 + 2.2 * above, "capsize": 2 + 2 * above}
         axes.errorbar(x, y, yerr=error, label=name, elinewidth=1.4, **sizes, **style)
     if all(float(point[0]).is_integer() for points in series.values() for point in points):

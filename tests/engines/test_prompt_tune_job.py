@@ -200,6 +200,7 @@ def test_what_cannot_be_done_is_refused(tune, effvl, image_folder, tmp_path):
             "rn50-ft has no zero-shot predictions",
         ),
         (("--unsupervised", "--labels", "x.csv"), 2, "reads no labels"),
+        (("--noise-from", str(tmp_path)), 3, "noise.json cannot be read: No such file"),
         (("--weights", "none", "--model", "tiny:resnet"), 4, "a clip is needed"),
     ):
         outcome = tune(*line, "--out", str(tmp_path / "r"), "--fresh")
@@ -220,3 +221,28 @@ def test_real_labels_from_a_table(effvl, image_folder, report):
     noise = json.loads(Path("r/noise.json").read_text())["sets"][-1]
     assert noise["model"] == "file" and sum(row["flipped"] for row in noise["records"]) == 4
     assert {"top1_prompt_gce", "top1_prompt_gce_clean", "suspects_auroc"} <= set(report("r").metrics)
+    assert [row["rate"] for row in report("r").technique["results"]] == [0, 0, 4 / 24, 4 / 24]
+
+
+def test_labels_like_those_of_the_data_are_compared_with_nothing(effvl, image_folder, report):
+    names = sorted(path.relative_to(image_folder / "train") for path in (image_folder / "train").glob("*/*.jpg"))
+    rows = [f"train/{name},{name.parts[0].replace('_', ' ')}" for name in names]
+    Path("labels.csv").write_text("\n".join(["path,label", *rows]))
+    line = ("prompt-tune", "--data", f"folder:{image_folder}", "--labels", "labels.csv", "--force", "--epochs", 1)
+    outcome = effvl(*line, "--shots", "all", "--method", "zero-shot", "--num-folds", 0, "--out", "r")
+    assert outcome.code == 0, outcome.err
+    done = report("r")
+    assert [row["rate"] for row in done.technique["results"]] == [0] and "top1_zero_shot_clean" not in done.metrics
+    assert not any("no label is wrong" in text for text in done.warnings) and "learned:" not in outcome.out
+
+
+def test_a_sweep_of_probes_asks_for_validation_images_before_anything_is_trained(effvl, image_folder):
+    table = Path("few.csv")
+    images = sorted((image_folder / "train").glob("*/*.jpg"))
+    rows = [f"{path},{path.parent.name},{'test' if place % 2 else 'train'}" for place, path in enumerate(images[:2])]
+    rows += [f"{path},{path.parent.name},{'test' if place % 2 else 'train'}" for place, path in enumerate(images[-2:])]
+    table.write_text("\n".join(["path,label,split", *rows]))
+    line = ("prompt-tune", "--data", "csv:few.csv", "--force", "--noise-rate", 0, "--shots", 1)
+    outcome = effvl(*line, "--method", "prompt,linear-probe-sweep", "--loss", "ce", "--epochs", 1, "--out", "r")
+    assert outcome.code == 3 and "val" in outcome.error, outcome.err
+    assert not list(Path("r").glob("checkpoints/prompt*"))

@@ -208,6 +208,7 @@ def test_real_labels_from_a_table(source, tmp_path):
     assert [(2, 1, 0)[place % 3] for place in shots.indices.tolist()] == shots.given.tolist()
     assert np.array_equal(shots.clean, source.labels[shots.indices]) and shots.flipped.any()
     assert shots.remark == "1 of 241 images of --labels are not in train"
+    assert shots.rate == float((shots.given != source.labels[shots.indices]).mean())  # nobody gave one
     right = noisy_shots(options(labels=str(table), shots=5), source, 0)
     assert np.array_equal(right.indices, shots.indices) and not right.flipped.any()
 
@@ -236,3 +237,4 @@ def test_fewshot_files_and_false_positives_exclude_one_another(source, tmp_path)
     assert shots.indices.tolist() == list(range(30))
     with pytest.raises(UsageError, match="--noise fp draws its own images"):
         noisy_shots(options(fewshot_file=str(path)), source, 0.5)
+    assert noisy_shots(options(fewshot_file=str(path)), source, 0).indices.tolist() == list(range(30))

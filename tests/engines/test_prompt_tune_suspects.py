@@ -38,6 +38,17 @@ def test_labels_as_they_are_are_ranked_without_a_run(effvl, image_folder, report
     assert not report("s").metrics  # nothing is known to be wrong
 
 
+def test_one_rate_and_only_the_options_that_are_read(effvl):
+    outcome = effvl("prompt-tune", "suspects", "--noise-rate", "0.25,0.5")
+    assert outcome.code == 2 and "Give one rate" in outcome.error
+    shown = effvl("prompt-tune", "suspects", "--help-all").out
+    assert "--gce-q" in shown
+    for option in ("--split", "--sce-alpha", "--sce-beta", "--phuber-tau", "--ls-eps"):
+        assert option not in shown
+        assert effvl("prompt-tune", "suspects", option, 1).code == 2
+    assert "--sce-alpha" in effvl("prompt-tune", "--help-all").out
+
+
 def test_a_preview_says_what_is_trained_and_writes_nothing(effvl, shared_cache, workdir):
     outcome = effvl("prompt-tune", *FEW_PROMPTS, "--dry-run")
     assert outcome.code == 0, outcome.err

@@ -86,7 +86,8 @@ def build_context(config: C, run: Run, classes: tuple[str, ...] | None = None) -
     source = any_split(config.data, root=config.data_root)
     names = tuple(name.replace("_", " ") for name in classes or source.classes)
     if len(names) < 2:
-        raise UsageError(f"--data {config.data} has {len(names)} classes", "Give labelled data of two or more")
+        found = f"only one class, {names[0]!r}" if names else "no class labels"
+        raise UsageError(f"--data {config.data} has {found}", "Give labelled data of two classes or more")
     templates = choose_templates(config.templates, source.templates)
     classifier = networks.zero_shot_classifier(network, names, templates, run.device, run.warn)
     run.report.model(network.name, network.source, network.module)

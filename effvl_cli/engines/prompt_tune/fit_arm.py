@@ -46,8 +46,11 @@ def check_arms(context: Comparing) -> None:
     Raises:
         UsageError: class names that do not fit beside the learned tokens, or rn50-ft without --rn50-weights.
         ModelError: a text tower that takes no learned tokens.
+        DataError: no validation images for linear-probe-sweep.
     """
     config = context.config
+    if "linear-probe-sweep" in config.method:
+        context.source("val")
     if any(method in LEARNERS and method != "tenc-ft" for method in config.method):
         num_tokens(context)
         assert context.tower

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from effvl_cli.config.prompt_tune import PromptTuneConfig
 from effvl_cli.core import distributed, loop, optim
 from effvl_cli.core.modes import as_found
 from effvl_cli.core.phases import Phases
@@ -15,7 +16,7 @@ from effvl_cli.data.sampler import EpochSampler
 from effvl_cli.data.source import Subset
 from effvl_cli.data.transforms import augment
 from effvl_cli.engines.common.batches import Stream, check_divides, loaded
-from effvl_cli.engines.prompt_tune.context import Learning, num_epochs
+from effvl_cli.engines.prompt_tune.context import Context, Learning, num_epochs
 from effvl_cli.engines.prompt_tune.features import AUGMENT, Features, encoder
 from effvl_cli.techniques.prompt_tune.robust_losses import Loss, make_loss, mean_absolute_error
 from effvl_cli.techniques.prompt_tune.transport import split_loss
@@ -73,7 +74,7 @@ def steps_per_epoch(context: Learning, count: int) -> int:
     return count // min(context.config.batch_size, count)
 
 
-def loss_of(context: Learning, name: str) -> Loss:
+def loss_of(context: Context[PromptTuneConfig], name: str) -> Loss:
     """A loss with the constants of the options."""
     config = context.config
     return make_loss(

@@ -16,12 +16,11 @@ from effvl_cli.data.source import ImageSource
 from effvl_cli.engines.prompt_tune.context import Learning, cache_mode
 from effvl_cli.engines.prompt_tune.features import Features, features_of
 from effvl_cli.engines.prompt_tune.head_training import TrainingSet
-from effvl_cli.engines.prompt_tune.noise_files import noise_document
+from effvl_cli.engines.prompt_tune.noise_files import NOISE, noise_document
 from effvl_cli.engines.prompt_tune.noise_records import noisy_shots
 from effvl_cli.engines.prompt_tune.noisy_shots import NoisyShots
 from effvl_cli.techniques.prompt_tune.class_head import ClassHead
 
-NOISE = "noise.json"
 LARGEST_MATRIX = 100  # classes up to which the report has the transition matrix; noise.json always has
 
 
@@ -87,9 +86,11 @@ def label_sets(context: Learning, source: ImageSource) -> list[LabelSet]:
         shots = noisy_shots(config, source, rate, zero_shot)
         if shots.remark:
             context.run.warn(shots.remark)
-        if rate and shots.clean is not None and not shots.flipped.any():
+        if rate and not config.labels and shots.clean is not None and not shots.flipped.any():
             context.run.warn(f"no label is wrong at --noise-rate {rate:g}: too few images of each class")
         sets.append(LabelSet(shots, suffix_of(rate, rates)))
+    if config.labels and not sets[-1].shots.flipped.any():
+        return sets[-1:]  # the file says what the data say: there is nothing to compare it with
     return sets
 
 

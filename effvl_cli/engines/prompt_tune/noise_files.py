@@ -15,6 +15,7 @@ from effvl_cli.data.source import ImageSource
 from effvl_cli.data.tables import read_rows
 from effvl_cli.engines.prompt_tune.noisy_shots import NoisyShots
 
+NOISE = "noise.json"
 FORMAT = 1
 SUM_TOLERANCE = 1e-6
 
@@ -64,6 +65,7 @@ def read_noise(path: Path, source: ImageSource, rate: float) -> NoisyShots:
         DataError: not such a file, of other classes, or of images that the split does not have.
     """
     fix = "Give a noise.json that prompt-tune wrote"
+    path = path / NOISE if path.is_dir() else path
     try:
         document = json.loads(path.read_bytes())
         if document["effvl"] != FORMAT:
@@ -71,7 +73,7 @@ def read_noise(path: Path, source: ImageSource, rate: float) -> NoisyShots:
         classes = tuple(map(str, document["classes"]))
         sets = {float(found["rate"]): _read_set(found, len(classes)) for found in document["sets"]}
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"--noise-from {path} cannot be read: {error!r}"[:200], fix) from error
+        raise DataError(f"--noise-from {path} cannot be read: {_reason(error)}"[:200], fix) from error
     if classes != tuple(source.classes):
         raise DataError(f"--noise-from {path} is of other classes than {source.name}", "Give one of the same data")
     if rate not in sets:
@@ -82,6 +84,14 @@ def read_noise(path: Path, source: ImageSource, rate: float) -> NoisyShots:
     order = np.argsort(indices)
     clean = None if found.clean is None else found.clean[order]
     return NoisyShots(indices[order], clean, found.given[order], rate, found.model)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON, line {error.lineno}"
+    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
 
 
 def _read_set(found: dict[str, Any], num_classes: int) -> tuple[NoisyShots, list[str]]:

@@ -1,6 +1,7 @@
 """The training images of a run, with their true and their given labels: the same for every method."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def noisy_shots(
     """Images and labels at one noise rate, from (data, seed, rate, model, shots) and nothing else.
 
     Models but `fp` use the same images at all rates; rate 0 is the true labels. `matrix` and `--labels` know no rate:
-    any above 0 stands for what the file says.
+    any above 0 stands for what the file says, and the rate of `--labels` is then the share that differs from the data.
 
     Args:
         config: options.
@@ -46,7 +47,7 @@ def noisy_shots(
         return read_noise(Path(config.noise_from), source, rate)
     if config.labels:
         return _labelled(config, source, rate)
-    if config.noise == "fp":
+    if config.noise == "fp" and (rate or not config.fewshot_file):
         return _false_positives(config, source, rate)
     indices = _shots(config, source)
     clean = torch.as_tensor(np.asarray(source.labels[indices]))
@@ -132,4 +133,5 @@ def _labelled(config: LearningConfig, source: ImageSource, rate: float) -> Noisy
     chosen = np.sort(drawn(source, order, shots, labels[order], allow_empty=config.allow_empty_class))
     indices, given = listed[chosen], labels[chosen]
     clean = np.asarray(source.labels[indices])
-    return NoisyShots(indices, clean, given if rate else clean, rate, "file", remark)
+    found = NoisyShots(indices, clean, given if rate else clean, 0.0, "file", remark)
+    return replace(found, rate=found.rate_realised)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,10 +14,11 @@ from effvl_cli.core.phases import Phases
 from effvl_cli.core.plots import captioned_images
 from effvl_cli.engines.common.batches import decode
 from effvl_cli.engines.prompt_tune.context import Learning, prompt_rate
-from effvl_cli.engines.prompt_tune.head_training import loss_of, train_module
+from effvl_cli.engines.prompt_tune.head_training import train_module
 from effvl_cli.engines.prompt_tune.label_sets import LabelSet, Training
 from effvl_cli.engines.prompt_tune.learners import learner_of
 from effvl_cli.techniques.prompt_tune.class_head import ClassHead
+from effvl_cli.techniques.prompt_tune.robust_losses import make_loss
 from effvl_cli.techniques.prompt_tune.suspects import (
     Predict,
     Suspects,
@@ -30,7 +31,7 @@ from effvl_cli.techniques.prompt_tune.suspects import (
 
 FILE = "suspects.csv"
 SHOWN = 40  # in the report and on the contact sheet
-LOSS = "gce"
+LOSS: Literal["gce"] = "gce"
 COLUMNS = (
     *("rank", "sample_id", "path", "given_label", "given", "suggested_label", "suggested"),
     *("suggested_probability", "given_probability", "suspicion", "flipped"),
@@ -60,12 +61,12 @@ def rank_suspects(context: Learning, training: Training, labels: LabelSet) -> Ra
     """
     config, centres = context.config, training.centres(labels)
     fold = folds(labels.given, config.num_folds, seeds.generator(config.seed, "folds"))
-    everything = training.of(labels)
+    everything, loss = training.of(labels), make_loss(LOSS, gce_q=config.gce_q)
 
     def fit(rows: Tensor, number: int) -> Predict:
         module = learner_of(context, "prompt")
         phase = f"fold-{number}{labels.suffix}"
-        train_module(context, module, everything.take(rows), loss_of(context, LOSS), prompt_rate(context), phase)
+        train_module(context, module, everything.take(rows), loss, prompt_rate(context), phase)
         with torch.no_grad():
             head = ClassHead(module().float().cpu(), scale=context.scale)
         return lambda held: head(centres[held])

@@ -34,12 +34,12 @@ def run(config: SuspectsConfig, run: Run) -> None:
 
 
 def with_rate(config: SuspectsConfig) -> SuspectsConfig:
-    """The config with one noise rate: the highest given, else RUN's on the data of RUN, else 0.
+    """The config with one noise rate: the given one, else RUN's highest on the data of RUN, else 0.
 
     At 0 all images are ranked with the labels that they have; with --labels, with those of the file.
     """
     if config.noise_rate:
-        return dataclasses.replace(config, noise_rate=(max(config.noise_rate),))
+        return config
     rate = 0.5 if config.labels else 0.0
     if config.run is not None and not config.labels:
         earlier = read_recipe(Path(config.run) / CONFIG).config

@@ -39,7 +39,9 @@ def title_of(row: dict[str, Any]) -> str:
 
 
 def _notes(rows: list[dict[str, Any]]) -> tuple[str, ...]:
-    notes = ["learned: training images with a wrong label that are predicted as they are labelled"]
+    notes = []
+    if any(row["memorisation"]["train_acc_given_on_flipped"] is not None for row in rows):
+        notes.append("learned: training images with a wrong label that are predicted as they are labelled")
     worse = [
         f"{title_of(row)} at {row['rate']:g}" for row in rows if row["method"] != "zero-shot" and row["delta"] <= 0
     ]
