@@ -3,6 +3,7 @@
 from effvl_cli.core.registry import Registry, Row
 
 _TINY = "effvl_cli.models.tiny"
+_VIDEO = "effvl_cli.models.video"
 
 MODELS = Registry(
     "model",
@@ -24,5 +25,10 @@ MODELS = Registry(
             "effvl_cli.models.openclip:build",
             "any open_clip model, e.g. openclip:ViT-B-16, or just ViT-B-16",
         ),
+        Row("s3d", f"{_VIDEO}:build_s3d", "video encoder of clips, e.g. s3d, s3d:channels=2"),
+        Row("r3d_18", f"{_VIDEO}:build_r3d", "video encoder of clips; without weights"),
+        Row("r2plus1d_18", f"{_VIDEO}:build_r2plus1d", "video encoder of clips; without weights"),
+        Row("mc3_18", f"{_VIDEO}:build_mc3", "video encoder of clips; without weights"),
+        Row("tiny3d", f"{_VIDEO}:build_tiny3d", "video encoder of clips of about 20 px; without weights"),
     ],
 )

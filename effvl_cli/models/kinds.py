@@ -9,7 +9,7 @@ class NetworkKind:
     """What can be relied on of the networks of a kind.
 
     Attributes:
-        gives: what it makes of images (B, 3, H, W).
+        gives: what it makes of images (B, 3, H, W), or of what it names.
         needs: what its module has beside a forward pass.
         images: attribute that takes the images alone; empty: the module itself does.
     """
@@ -25,4 +25,5 @@ KINDS: Mapping[str, NetworkKind] = {
     ),
     "classifier": NetworkKind("logits (B, classes)"),
     "backbone": NetworkKind("features (B, D)"),
+    "video": NetworkKind("embeddings (B, D) of clips (B, C, T, H, W)", ("backbone", "projection")),
 }
