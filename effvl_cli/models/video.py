@@ -21,7 +21,7 @@ from effvl_cli.models.normalise import STATISTICS
 
 RANDOM_PROJECTION = "the file has no projection: it is random, which features do not show and embeddings do"
 _IMAGENET = STATISTICS["imagenet"]
-_TF = {"eps": 1e-3, "momentum": 1e-3}  # of torchvision's S3D, whose released weights were trained with it
+_TF_EPS, _TF_MOMENTUM = 1e-3, 1e-3  # of torchvision's S3D, whose released weights were trained with it
 _CLASSIFIERS = ("fc.", "classifier.")
 _BODY, _PROJECTION = "backbone.body.", "projection."
 
@@ -149,7 +149,7 @@ def check_clip(network: Network, frames: int, height: int, width: int) -> None:
 def _build(family: str, argument: str) -> Network:
     spec = _parse(family, argument)
     kind = _FAMILIES[family]
-    body = kind.body(partial(nn.BatchNorm3d, **_TF) if spec.tf else nn.BatchNorm3d)
+    body = kind.body(partial(nn.BatchNorm3d, eps=_TF_EPS, momentum=_TF_MOMENTUM) if spec.tf else nn.BatchNorm3d)
     if spec.channels != 3:
         _set_channels(body, kind.stem, spec.channels)
     module = VideoEncoder(body, kind.feature_size, spec.dim)
@@ -258,6 +258,6 @@ def _use_tf_norm(network: Network) -> None:
     family, _, argument = network.name.partition(":")
     for part in network.module.modules():
         if isinstance(part, nn.BatchNorm3d):
-            part.eps, part.momentum = _TF["eps"], _TF["momentum"]
+            part.eps, part.momentum = _TF_EPS, _TF_MOMENTUM
     network.name = replace(_parse(family, argument), tf=True).name
     network.notes.append(f"weights of torchvision's S3D: taken as {network.name}")
