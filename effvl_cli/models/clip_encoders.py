@@ -27,6 +27,8 @@ class ClipInput:
         frames: of a clip, before the view is made of them.
         stride: between frames.
         size: side in px.
+        crop: side in px of the square that is cut from a frame and resized to `size`: 224 to 128 as in CoCLR, 20 to 20
+            for moving shapes; of smaller frames, the largest square.
         options: of the view.
     """
 
@@ -34,6 +36,7 @@ class ClipInput:
     frames: int
     stride: int = 1
     size: int = 128
+    crop: int = 224
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -87,9 +90,9 @@ def clips_of(manifest: Mapping[str, Any], where: object) -> ClipInput | None:
         return None
     try:
         found = ClipInput(**manifest[_CLIPS])
-        numbers = (found.frames, found.stride, found.size)
+        numbers = (found.frames, found.stride, found.size, found.crop)
         if not isinstance(found.view, str) or not all(isinstance(n, int) and n > 0 for n in numbers):
-            raise ValueError("view, frames, stride or size is out of range")
+            raise ValueError("view, frames, stride, size or crop is out of range")
     except (TypeError, ValueError) as error:
         raise ModelError(f"{MANIFEST} of {where} describes no clips: {error}", "Copy it again") from error
     return found

@@ -75,7 +75,10 @@ def test_a_name_gets_other_channels():
 
 
 def test_encoders_of_a_run_come_back_with_their_clips(tmp_path):
-    rgb, flow = ClipInput("rgb", 8, size=20), ClipInput("gradflow", 8, stride=2, size=20, options={"levels": 1})
+    rgb, flow = (
+        ClipInput("rgb", 8, size=20, crop=20),
+        ClipInput("gradflow", 8, stride=2, size=20, options={"levels": 1}),
+    )
     first = networks.build("tiny3d", seed=1)
     save_encoder(tmp_path, first, rgb, method="infonce")
     save_encoder(tmp_path / "encoders" / "a", networks.build("tiny3d:channels=2", seed=2), flow)
