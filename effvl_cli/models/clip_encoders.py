@@ -40,17 +40,21 @@ class ClipInput:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def save_encoder(folder: Path, network: Network, clips: ClipInput, **more: Any) -> None:
-    """Write an encoder and its manifest into a folder, which is made.
+def encoder_manifest(network: Network, clips: ClipInput, **more: Any) -> dict[str, Any]:
+    """What the manifest beside an encoder says, for `Run.save_model`.
 
     Args:
-        folder: the run's own, or one below `RUN/encoders/`.
         network: of kind "video".
         clips: what it takes.
-        more: for the manifest, e.g. the method, the data and the epochs.
+        more: e.g. the method, the data and the epochs.
     """
+    return {**network.describe(), _CLIPS: asdict(clips), **more}
+
+
+def save_encoder(folder: Path, network: Network, clips: ClipInput, **more: Any) -> None:
+    """Write an encoder and its manifest into a folder, which is made: one below `run.path(ENCODERS)`."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_model(folder / CHECKPOINT, network.module.state_dict(), {**network.describe(), _CLIPS: asdict(clips), **more})
+    save_model(folder / CHECKPOINT, network.module.state_dict(), encoder_manifest(network, clips, **more))
 
 
 def load_encoder(
