@@ -35,7 +35,7 @@ def test_views_come_back(folder):
 
 
 def test_damaged_folders_are_refused(folder, tmp_path):
-    with pytest.raises(ModelError, match="holds no views.json"):
+    with pytest.raises(ModelError, match=r"holds no views\.json"):
         read_views(tmp_path)
     about = json.loads((folder / "views.json").read_text())
     for wrong in ({**about, "files": {}}, {**about, "files": {"rgb": "../x.npy"}}, [1], {**about, "ids_digest": 3}):
@@ -47,5 +47,5 @@ def test_damaged_folders_are_refused(folder, tmp_path):
     with pytest.raises(DataError, match=r"is not the file that views\.json describes"):
         read_views(folder)
     (folder / "flow-dis.npy").unlink()
-    with pytest.raises(DataError, match="flow-dis.npy is missing"):
+    with pytest.raises(DataError, match=r"flow-dis\.npy is missing"):
         read_views(folder)
