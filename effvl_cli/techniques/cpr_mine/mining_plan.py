@@ -8,11 +8,12 @@ from effvl_cli.techniques.cpr_mine.stages import Stage
 
 Method = Literal["auto", "gather", "mask"]
 
-GATHER_COST = 100  # products of a whole row that take as long as one gathered row of the same length
+GATHER_COST = 80  # products of a whole row that take as long as one gathered row of the same length
 SELECTED = 40  # bytes at most for each candidate that a stage keeps: values, places, rows, marks
 TILED = 16  # bytes for each bank item of a tile that is merged with those before it
 PAIR = 40  # bytes for each forbidden pair
 FEW = 32  # queries below which a product is slow
+MANY = 256  # queries above which it gets no faster
 
 
 class MemoryLimitError(ValueError):
@@ -93,7 +94,7 @@ class Problem:
 
     def bytes_per_query(self, method: str, tile: int) -> int:
         """Working memory of one query, the bank aside."""
-        fixed = SELECTED * (self._width + 1) + PAIR * self.forbidden
+        fixed = SELECTED * (self._width + 1) + PAIR * self.forbidden + 8 * sum(self.dims[view] for view in self.used)
         if self.candidates:
             fixed += self.num_items  # a mark for each item
         if method == "mask":
@@ -117,7 +118,7 @@ def plan(
         problem: what is to be mined.
         mem_bytes: limit of the similarity block, candidates, gathered rows and kept unit rows together.
         method: auto: the one that takes less time, if at least `FEW` queries fit at once.
-        block_q: queries at a time (default: as many as fit).
+        block_q: queries at a time (default: as many as fit, up to `MANY`).
         tile: bank items at a time (default: as many as fit).
 
     Raises:
@@ -129,16 +130,16 @@ def plan(
     left = mem_bytes - tie_bytes - (size if held else 0)
     deepest = max(problem.dims[view] for view in problem.used)
     if not held:
-        most = max(1, left // 8 // (4 * deepest))
+        most = max(1, left // 16 // (4 * deepest))
         tile = min(tile or most, most)
-        left -= 4 * tile * deepest
+        left -= 2 * 4 * tile * deepest  # one is being made while the one before it is still there
     found: dict[str, tuple[int, int]] = {}
     needs = []
     for name in ("gather", "mask") if method == "auto" else (method,):
         width = _tile_of(problem, name, tile, left)
         needs.append(problem.bytes_per_query(name, width))
         if needs[-1] <= left:
-            found[name] = min(problem.num_queries, block_q or left // needs[-1]), width
+            found[name] = min(problem.num_queries, block_q or min(left // needs[-1], MANY)), width
     if not found:
         raise MemoryLimitError(min(needs) + mem_bytes - left, mem_bytes)
     enough = [name for name, (block, _) in found.items() if block >= min(FEW, problem.num_queries)]

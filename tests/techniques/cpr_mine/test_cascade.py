@@ -323,5 +323,5 @@ def test_plans():
     million = Problem(stages, {"a": 128, "b": 64}, 1_000_000, 1_000_000)
     assert plan(million, mem_bytes=2**28).method == "gather"
     with pytest.raises(MemoryLimitError) as caught:
-        plan(million, mem_bytes=2**20)
+        plan(million, mem_bytes=2**19)
     assert plan(million, mem_bytes=caught.value.needed).block >= 1
