@@ -40,16 +40,28 @@ def knn(bank: Tensor, labels: Tensor, asked: Tensor, neighbours: tuple[int, ...]
 
 def linear_probe(bank: Tensor, labels: Tensor, asked: Tensor) -> Tensor:
     """Classes (Q,) by logistic regression on standardised features (M, D) of the bank."""
+    return linear_probabilities(bank, labels, asked, int(labels.max()) + 1).argmax(1)
+
+
+def linear_probabilities(bank: Tensor, labels: Tensor, asked: Tensor, num_classes: int) -> Tensor:
+    """Probabilities (Q, C) float64 by logistic regression on standardised features (M, D) of the bank.
+
+    A class without features has probability 0, and an only class 1.
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     classes: NDArray[np.int64] = labels.numpy()
+    found = torch.zeros(len(asked), num_classes, dtype=torch.float64)
     if len(np.unique(classes)) < 2:
-        return torch.full((len(asked),), int(classes[0]))
+        found[:, int(classes[0])] = 1
+        return found
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=LINEAR_ITERATIONS, tol=1e-3))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the limit is part of the protocol
         model.fit(bank.double().numpy(), classes)
-    return torch.as_tensor(model.predict(asked.double().numpy()))
+    if len(asked):
+        found[:, torch.from_numpy(model.classes_)] = torch.from_numpy(model.predict_proba(asked.double().numpy()))
+    return found

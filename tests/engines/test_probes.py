@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from effvl_cli.core.feature_judges import knn, linear_probe
+from effvl_cli.core.feature_judges import knn, linear_probabilities, linear_probe
 from effvl_cli.techniques.pretrain.heads import LinearHeads
 
 
@@ -55,6 +55,22 @@ def test_more_voters_than_pictures_are_all_of_them():
 def test_a_bank_of_one_class_knows_no_other():
     bank, _ = blobs(10, 0)
     assert linear_probe(bank, torch.full((10,), 3), bank[:2]).tolist() == [3, 3]
+
+
+def test_probabilities_of_the_probe_are_those_of_scikit_learn():
+    from sklearn.linear_model import LogisticRegression
+
+    bank, labels = blobs(200, 0)
+    asked, _ = blobs(9, 1)
+    labels = 2 + 3 * labels  # classes 2 and 5 of 7
+    found = linear_probabilities(bank, labels, asked, 7)
+    mean, spread = bank.double().mean(0), bank.double().std(0, correction=0)
+    model = LogisticRegression(max_iter=1000, tol=1e-3).fit(((bank - mean) / spread).numpy(), labels.numpy())
+    expected = torch.from_numpy(model.predict_proba(((asked - mean) / spread).numpy()))
+    torch.testing.assert_close(found[:, [2, 5]], expected, atol=1e-6, rtol=1e-6)
+    assert found.sum(1).allclose(torch.ones(9, dtype=torch.float64)) and not found[:, [0, 1, 3, 4, 6]].any()
+    assert linear_probabilities(bank, labels, asked[:0], 7).shape == (0, 7)
+    assert torch.equal(linear_probe(bank, labels, asked), found.argmax(1))
 
 
 def test_linear_heads_do_not_meet():
