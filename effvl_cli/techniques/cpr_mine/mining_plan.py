@@ -10,6 +10,7 @@ Method = Literal["auto", "gather", "mask"]
 
 GATHER_COST = 80  # products of a whole row that take as long as one gathered row of the same length
 SELECTED = 40  # bytes at most for each candidate that a stage keeps: values, places, rows, marks
+SHARE = 2  # of the limit, what is surely left for the queries: one part of two
 TILED = 16  # bytes for each bank item of a tile that is merged with those before it
 PAIR = 40  # bytes for each forbidden pair
 FEW = 32  # queries below which a product is slow
@@ -141,7 +142,7 @@ def plan(
         if needs[-1] <= left:
             found[name] = min(problem.num_queries, block_q or min(left // needs[-1], MANY)), width
     if not found:
-        raise MemoryLimitError(min(needs) + mem_bytes - left, mem_bytes)
+        raise MemoryLimitError(SHARE * min(needs), mem_bytes)
     enough = [name for name, (block, _) in found.items() if block >= min(FEW, problem.num_queries)]
     chosen = min(enough or found, key=problem.cost)
     block, width = found[chosen]
