@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from effvl_cli.techniques.cpr_mine.selection import in_order, top_n
+
 Center = Literal["own", "gallery", "none"]
 KS = (1, 5, 10, 20, 50)
 _BLOCK = 2**24  # similarities held at once
@@ -67,22 +69,12 @@ def nearest(queries: Tensor, gallery: Tensor, k: int, *, without: Tensor | None 
             left_out = without[rows]
             there = (left_out >= 0).nonzero().flatten()
             found[there, left_out[there]] = -torch.inf
-        parts.append(_top(found, k))
+        places = top_n(found, k)
+        parts.append(in_order(found.gather(1, places), places))
     if not parts:
         return Neighbours(torch.empty(0, k, dtype=torch.int64), torch.empty(0, k))
     values, places = (torch.cat(column) for column in zip(*parts, strict=True))
     return Neighbours(places.masked_fill(values == -torch.inf, -1), values)
-
-
-def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row (b, G), equal ones by their place; `topk` alone would take any of them."""
-    values, places = scores.topk(min(k + 1, scores.shape[1]), dim=1)
-    tied = (values[:, 1:] == values[:, :-1]).any(1).nonzero().flatten()
-    values, places = values[:, :k], places[:, :k]
-    if len(tied):
-        whole = scores[tied].sort(dim=1, descending=True, stable=True)
-        values[tied], places[tied] = whole.values[:, :k], whole.indices[:, :k]
-    return values, places
 
 
 def hits(found: Neighbours, labels: Tensor, gallery_labels: Tensor, ks: Sequence[int] = KS) -> dict[int, Tensor]:
