@@ -6,7 +6,7 @@ B queries, N bank items, V views of D numbers each (D may differ), k positives. 
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ Rows = Mapping[str, Tensor]
 Candidates = Callable[[range, Mapping[str, Tensor]], Tensor]
 """Queries and their unit rows (b, D) by view to bank rows (b, M), distinct in each row, -1 for none."""
 OnStage = Callable[[range, int, Tensor], None]
-"""Queries, number of the stage from 0, and bank rows (b, n) that stay, in no order, -1 for none."""
+"""Queries, number of the stage from 0 (-1: the given candidates), and bank rows (b, n) in no order, -1 for none."""
 
 
 class NonFiniteError(ValueError):
@@ -44,6 +44,7 @@ class Mined:
         scores: (B, k) float32 similarity in the last stage's view; -inf there.
         valid: (B, k) bool.
         stage_stats: bank rows (B, n_s) that each stage kept, in no order, -1 for none; None unless asked for.
+        alone: of each view, the bank rows and scores (B, n) that are best in it alone, in order; see `mine`.
         zero_rows: rows of norm zero, whose similarities are 0, by view: of queries and bank together.
         seconds: in products (gemm) and in selection (select).
         plan: how it was computed.
@@ -53,6 +54,7 @@ class Mined:
     scores: Tensor
     valid: Tensor
     stage_stats: tuple[Tensor, ...] | None
+    alone: dict[str, tuple[Tensor, Tensor]]
     zero_rows: dict[str, int]
     seconds: dict[str, float]
     plan: Plan
@@ -75,6 +77,7 @@ def mine(
     tf32: bool = False,
     candidates: tuple[int, Candidates] | None = None,
     on_stage: OnStage | None = None,
+    alone: int = 0,
 ) -> Mined:
     """Retrieve the positives of each query: every stage keeps the most similar of the candidates before it.
 
@@ -97,6 +100,7 @@ def mine(
         tf32: allow the reduced float32 products of a GPU.
         candidates: their number M and a function that gives them: the first stage chooses from these alone.
         on_stage: called with what each stage kept.
+        alone: also give so many best of each view alone, of every view that both sides have.
 
     Raises:
         ValueError: shapes that do not fit.
@@ -104,36 +108,40 @@ def mine(
         NonFiniteError: NaN or infinity in an embedding.
         MemoryLimitError: one query does not fit into `mem_bytes`.
     """
-    problem = _problem(queries, bank, stages, candidates)
+    problem = _problem(queries, bank, stages, candidates, alone)
     device = queries[problem.used[0]].device
     forbidden = Forbidden(forbid, device)
-    problem = Problem(stages, problem.dims, problem.num_items, problem.num_queries, forbidden.most, problem.candidates)
+    problem = replace(problem, forbidden=forbidden.most)
     chosen = plan(problem, mem_bytes=mem_bytes, method=method, block_q=block_q, tile=tile)
     zero = {view: _zero_of_both(queries[view], bank[view], view) for view in problem.used} if check else {}
     kept: list[list[Tensor]] = [[] for _ in stages] if return_stages else []
 
     def tell(rows: range, number: int, found: Tensor) -> None:
-        if kept:
+        if kept and number >= 0:
             kept[number].append(found)
         if on_stage:
             on_stage(rows, number, found)
 
     with _exact_products(device, tf32):
         banks = _Bank(bank, problem, chosen, device, normalize)
-        miner = _Miner(queries, banks, stages, forbidden, candidates, tell if kept or on_stage else None)
-        blocks = [range(i, min(i + chosen.block, problem.num_queries)) for i in _starts(problem, chosen)]
-        parts = [miner.block(rows) for rows in blocks]
-    scores, indices = (torch.cat(found) for found in zip(*parts, strict=True))
-    valid = scores > -torch.inf
+        miner = _Miner(queries, banks, problem, forbidden, candidates, tell if kept or on_stage else None)
+        parts = [miner.block(rows) for rows in _blocks(problem, chosen)]
+    names = (_CASCADE, *(problem.used if alone else ()))
+    joined = {name: [torch.cat(found) for found in zip(*(part[name] for part in parts), strict=True)] for name in names}
+    ranked = {name: (rows.masked_fill_(scores == -torch.inf, -1), scores) for name, (scores, rows) in joined.items()}
+    indices, scores = ranked.pop(_CASCADE)
     stats = tuple(map(torch.cat, kept)) if kept else None
-    return Mined(indices.masked_fill_(~valid, -1), scores, valid, stats, zero, banks.clock.seconds, chosen)
+    return Mined(indices, scores, indices >= 0, stats, ranked, zero, banks.clock.seconds, chosen)
 
 
-def _starts(problem: Problem, chosen: Plan) -> range:
-    return range(0, max(problem.num_queries, 1), chosen.block)
+def _blocks(problem: Problem, chosen: Plan) -> list[range]:
+    count = problem.num_queries
+    return [range(start, min(start + chosen.block, count)) for start in range(0, max(count, 1), chosen.block)]
 
 
-def _problem(queries: Rows, bank: Rows, stages: Sequence[Stage], candidates: tuple[int, Candidates] | None) -> Problem:
+def _problem(
+    queries: Rows, bank: Rows, stages: Sequence[Stage], candidates: tuple[int, Candidates] | None, alone: int
+) -> Problem:
     """Check shapes.
 
     Raises:
@@ -147,15 +155,16 @@ def _problem(queries: Rows, bank: Rows, stages: Sequence[Stage], candidates: tup
         if len({len(found) for found in rows.values()}) > 1:
             raise ValueError(f"{side}: views of {[len(found) for found in rows.values()]} rows")
     num_items = len(next(iter(bank.values())))
-    validate(stages, [view for view in bank if view in queries], num_items)
-    dims = {stage.view: bank[stage.view].shape[1] for stage in stages}
+    both = [view for view in bank if view in queries]
+    validate(stages, both, num_items)
+    dims = {view: bank[view].shape[1] for view in (both if alone else [stage.view for stage in stages])}
     for view, dim in dims.items():
         if queries[view].shape[1] != dim:
             raise ValueError(f"{view}: queries of {queries[view].shape[1]} numbers, a bank of {dim}")
     most = candidates[0] if candidates else 0
     if candidates and most < stages[-1].n:
         raise ValueError(f"{most} candidates for {stages[-1].n} positives")
-    return Problem(stages, dims, num_items, len(next(iter(queries.values()))), candidates=most)
+    return Problem(stages, dims, num_items, len(next(iter(queries.values()))), candidates=most, alone=alone)
 
 
 def _zero_of_both(queries: Tensor, bank: Tensor, view: str) -> int:
@@ -283,6 +292,9 @@ class _Bank:
             return torch.bmm(near, query[:, :, None])[:, :, 0]
 
 
+_CASCADE = ""  # no view is called so
+
+
 class _Miner:
     """The cascade on blocks of queries."""
 
@@ -290,39 +302,59 @@ class _Miner:
         self,
         queries: Rows,
         bank: _Bank,
-        stages: Sequence[Stage],
+        problem: Problem,
         forbidden: Forbidden,
         candidates: tuple[int, Candidates] | None,
         tell: OnStage | None,
     ) -> None:
-        self.queries, self.bank, self.stages = queries, bank, stages
+        self.queries, self.bank, self.problem = queries, bank, problem
         self.forbidden, self.candidates, self.tell = forbidden, candidates, tell
-        self.plan = bank.plan
+        self.plan, self.stages = bank.plan, problem.stages
 
-    def block(self, rows: range) -> tuple[Tensor, Tensor]:
-        """Scores and bank rows (b, k) of a block of queries; the score of what is none is -inf."""
+    def block(self, rows: range) -> dict[str, tuple[Tensor, Tensor]]:
+        """Scores and bank rows (b, k) in order, and those of each view alone; the score of what is none is -inf."""
         query = {view: self.bank.prepared(self.queries[view][rows.start : rows.stop]) for view in self.bank.raw}
-        whole: dict[str, Tensor] = {}
-        scores, found = self._given(rows, query, whole) if self.candidates else self._first(rows, query, whole)
+        block = _Block(query, self.forbidden.pairs(rows.start, rows.stop))
+        if self.candidates:
+            block.given = self._given(rows, block)
+            self._tell(rows, -1, torch.zeros_like(block.given, dtype=torch.float32), block.given)
+        scores, found = self._best(block, self.stages[0].view, self.stages[0].n)
+        ranked = {}
+        if 0 < self.problem.alone <= self.stages[0].n:
+            ranked[self.stages[0].view] = self._first_of(scores, found)
         self._tell(rows, 0, scores, found)
         for number, stage in enumerate(self.stages[1:], 1):
-            similar = self._similar(stage.view, query, whole, found)
+            similar = self._similar(stage.view, block, found)
             similar.masked_fill_(scores == -torch.inf, -torch.inf)  # forbidden stay forbidden
             scores, found = self._kept(similar, found, stage.n)
             self._tell(rows, number, scores, found)
-        return in_order(scores, found)
+        ranked[_CASCADE] = in_order(scores, found)
+        for view in self.problem.used if self.problem.alone else ():
+            if view not in ranked:
+                ranked[view] = self._first_of(*self._best(block, view, self.problem.alone))
+        return ranked
+
+    def _first_of(self, scores: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
+        """The best of each view alone, in order."""
+        return in_order(*self._kept(scores, found, self.problem.alone))
 
     def _tell(self, rows: range, number: int, scores: Tensor, found: Tensor) -> None:
         if self.tell:
             self.tell(rows, number, found.masked_fill(scores == -torch.inf, -1))
 
-    def _similar(self, view: str, query: Rows, whole: dict[str, Tensor], found: Tensor) -> Tensor:
+    def _whole(self, view: str, block: "_Block") -> Tensor:
+        """(b, N) similarities, -inf where forbidden; kept for later stages."""
+        if view not in block.whole:
+            scores = self.bank.whole_rows(view, block.query[view])
+            self.forbidden.mark(scores, -torch.inf, block.pairs)
+            block.whole[view] = scores
+        return block.whole[view]
+
+    def _similar(self, view: str, block: "_Block", found: Tensor) -> Tensor:
         """(b, n) similarities to the bank rows (b, n)."""
         if self.plan.method == "gather":
-            return self.bank.of_candidates(view, query[view], found)
-        if view not in whole:
-            whole[view] = self.bank.whole_rows(view, query[view])
-        return whole[view].gather(1, found)
+            return self.bank.of_candidates(view, block.query[view], found)
+        return self._whole(view, block).gather(1, found)
 
     def _kept(self, scores: Tensor, found: Tensor | None, n: int) -> tuple[Tensor, Tensor]:
         """The n best of (b, m): scores and bank rows."""
@@ -330,34 +362,47 @@ class _Miner:
             places = top_n(scores, n, found, tie_bytes=self.plan.tie_bytes)
             return scores.gather(1, places), places if found is None else found.gather(1, places)
 
-    def _given(self, rows: range, query: Rows, whole: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The first stage among given candidates."""
+    def _given(self, rows: range, block: "_Block") -> Tensor:
+        """(b, M) given candidates without the forbidden ones: -1."""
         assert self.candidates is not None
-        found = self.candidates[1](rows, query)
-        none = found < 0
-        found = found.clamp_min(0)
+        found = self.candidates[1](rows, block.query)
         marked = torch.zeros(len(found), self.bank.num_items, dtype=torch.bool, device=found.device)
-        self.forbidden.mark(marked, True, self.forbidden.pairs(rows.start, rows.stop))
-        none |= marked.gather(1, found)
-        scores = self._similar(self.stages[0].view, query, whole, found)
-        return self._kept(scores.masked_fill_(none, -torch.inf), found, self.stages[0].n)
+        self.forbidden.mark(marked, True, block.pairs)
+        return found.masked_fill(marked.gather(1, found.clamp_min(0)), -1)
 
-    def _first(self, rows: range, query: Rows, whole: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The first stage among all bank items; tile by tile where whole rows are not needed."""
-        stage, pairs = self.stages[0], self.forbidden.pairs(rows.start, rows.stop)
-        if self.plan.method == "mask" or self.plan.tile >= self.bank.num_items:
-            scores = self.bank.whole_rows(stage.view, query[stage.view])
-            self.forbidden.mark(scores, -torch.inf, pairs)
-            if self.plan.method == "mask":
-                whole[stage.view] = scores
-            return self._kept(scores, None, stage.n)
-        best = torch.empty(len(rows), 0, device=self.bank.device)
-        found = torch.empty(len(rows), 0, dtype=torch.int64, device=self.bank.device)
+    def _best(self, block: "_Block", view: str, n: int) -> tuple[Tensor, Tensor]:
+        """The n best of all that is not forbidden, or of the given candidates: scores and bank rows."""
+        if block.given is not None:
+            scores = self._similar(view, block, block.given.clamp_min(0)).masked_fill(block.given < 0, -torch.inf)
+            return self._kept(scores, block.given.clamp_min(0), n)
+        if self.plan.method == "mask":
+            return self._kept(self._whole(view, block), None, n)
+        if self.plan.tile >= self.bank.num_items:
+            scores = self.bank.whole_rows(view, block.query[view])
+            self.forbidden.mark(scores, -torch.inf, block.pairs)
+            return self._kept(scores, None, n)
+        return self._tiled(block, view, n)
+
+    def _tiled(self, block: "_Block", view: str, n: int) -> tuple[Tensor, Tensor]:
+        """The n best, tile by tile: the best so far and those of the next tile compete."""
+        query = block.query[view]
+        best = torch.empty(len(query), 0, device=self.bank.device)
+        found = torch.empty(len(query), 0, dtype=torch.int64, device=self.bank.device)
         for start in range(0, self.bank.num_items, self.plan.tile):
-            part = self.bank.tile(stage.view, start)
+            part = self.bank.tile(view, start)
             with self.bank.clock.of("gemm"):
-                scores = query[stage.view] @ part.T
-            self.forbidden.mark(scores, -torch.inf, pairs, start)
-            here = torch.arange(start, start + len(part), device=scores.device).expand(len(rows), -1)
-            best, found = self._kept(torch.cat([best, scores], 1), torch.cat([found, here], 1), stage.n)
+                scores = query @ part.T
+            self.forbidden.mark(scores, -torch.inf, block.pairs, start)
+            here = torch.arange(start, start + len(part), device=scores.device).expand(len(query), -1)
+            best, found = self._kept(torch.cat([best, scores], 1), torch.cat([found, here], 1), n)
         return best, found
+
+
+@dataclass
+class _Block:
+    """Unit rows of some queries, their forbidden pairs, and what has been computed for them."""
+
+    query: dict[str, Tensor]
+    pairs: tuple[Tensor, Tensor]
+    given: Tensor | None = None
+    whole: dict[str, Tensor] = field(default_factory=dict)

@@ -70,11 +70,11 @@ class Forbidden:
     def __init__(self, forbid: Forbid | None, device: torch.device) -> None:
         forbid = forbid or Forbid()
         self._equal: list[_Equal] = []
-        self._empty = torch.empty(0, dtype=torch.int64, device=device)
+        self.empty = torch.empty(0, dtype=torch.int64, device=device)
         self._pairs = torch.empty(0, 2, dtype=torch.int64, device=device)
         if forbid.bank_ids is not None:
             bank = forbid.bank_ids.to(device)
-            self._empty = (bank == -1).nonzero()[:, 0]
+            self.empty = (bank == -1).nonzero()[:, 0]
             if forbid.query_ids is not None:
                 self._equal.append(_Equal(forbid.query_ids.to(device), bank))
         if forbid.bank_groups is not None and forbid.query_groups is not None:
@@ -82,6 +82,10 @@ class Forbidden:
         if forbid.pairs is not None:
             pairs = forbid.pairs.to(device)
             self._pairs = pairs[pairs[:, 0].argsort(stable=True)]
+
+    def is_empty(self, rows: Tensor) -> Tensor:
+        """Whether bank rows (P,) are empty slots."""
+        return torch.isin(rows, self.empty)
 
     @property
     def most(self) -> int:
@@ -110,6 +114,6 @@ class Forbidden:
         query, row = pairs
         inside = (row >= first_row) & (row < first_row + target.shape[1])
         target[query[inside], row[inside] - first_row] = value
-        empty = self._empty[(self._empty >= first_row) & (self._empty < first_row + target.shape[1])]
+        empty = self.empty[(self.empty >= first_row) & (self.empty < first_row + target.shape[1])]
         if len(empty):
             target[:, empty - first_row] = value

@@ -57,6 +57,7 @@ class Problem:
         num_queries: B.
         forbidden: pairs of one query, at most.
         candidates: to choose the first stage from, where they are given; 0: all items.
+        alone: best of each view alone that are wanted too, of every view in `dims`.
     """
 
     stages: Sequence[Stage]
@@ -65,11 +66,13 @@ class Problem:
     num_queries: int
     forbidden: int = 0
     candidates: int = 0
+    alone: int = 0
 
     @property
     def used(self) -> tuple[str, ...]:
-        """Views that a stage ranks in, in the order of their first stage."""
-        return tuple(dict.fromkeys(stage.view for stage in self.stages))
+        """Views that something is ranked in, in the order of their first stage."""
+        ranked = dict.fromkeys(stage.view for stage in self.stages)
+        return tuple(ranked | dict.fromkeys(self.dims)) if self.alone else tuple(ranked)
 
     @property
     def _width(self) -> int:
@@ -79,13 +82,15 @@ class Problem:
         """View and number of the rows that each stage gathers."""
         first = [(self.stages[0].view, self.candidates)] if self.candidates else []
         sizes = [min(stage.n, self._width) for stage in self.stages]
-        return first + [(stage.view, size) for stage, size in zip(self.stages[1:], sizes[:-1], strict=True)]
+        others = [(view, self.candidates) for view in self.used[1:]] if self.alone and self.candidates else []
+        return first + others + [(stage.view, size) for stage, size in zip(self.stages[1:], sizes[:-1], strict=True)]
 
     def macs(self, method: str) -> int:
         """Multiply-adds of one query."""
         if method == "mask":
             return sum(self.num_items * self.dims[view] for view in self.used)
-        first = 0 if self.candidates else self.num_items * self.dims[self.stages[0].view]
+        ranked = self.used if self.alone else self.used[:1]
+        first = 0 if self.candidates else sum(self.num_items * self.dims[view] for view in ranked)
         return first + sum(size * self.dims[view] for view, size in self._gathered())
 
     def cost(self, method: str) -> int:
@@ -95,7 +100,11 @@ class Problem:
 
     def bytes_per_query(self, method: str, tile: int) -> int:
         """Working memory of one query, the bank aside."""
-        fixed = SELECTED * (self._width + 1) + PAIR * self.forbidden + 8 * sum(self.dims[view] for view in self.used)
+        fixed = (
+            SELECTED * (max(self._width, self.alone) + 1)
+            + PAIR * self.forbidden
+            + 8 * sum(self.dims[view] for view in self.used)
+        )
         if self.candidates:
             fixed += self.num_items  # a mark for each item
         if method == "mask":

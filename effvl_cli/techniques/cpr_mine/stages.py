@@ -34,7 +34,14 @@ def described(stages: Sequence[Stage]) -> str:
 
 
 def official(
-    num_items: int, views: Sequence[str], *, num_stages: int, ratio: float, top_k: int, last: str | None = None
+    num_items: int,
+    views: Sequence[str],
+    *,
+    num_stages: int,
+    ratio: float,
+    top_k: int,
+    last: str | None = None,
+    first: int | None = None,
 ) -> tuple[Stage, ...]:
     """The schedule of the released code: sizes floor(N r^s) of the whole bank, views in turn, the last one the first.
 
@@ -48,21 +55,23 @@ def official(
         ratio: r in (0, 1].
         top_k: k, the size of the last stage.
         last: view of the last stage (default: the first).
+        first: size of the first stage (default: floor(N r)); the others are floor(first r^(s - 1)).
 
     Raises:
         CascadeError: sizes that `validate` refuses, with the largest S that would do.
     """
-    sizes = [int(num_items * ratio**number + GUARD) for number in range(1, num_stages)] + [top_k]
+    start = num_items if first is None else first / ratio
+    sizes = [int(start * ratio**number + GUARD) for number in range(1, num_stages)] + [top_k]
     turn = [views[number % len(views)] for number in range(num_stages - 1)] + [last or views[0]]
     stages = tuple(Stage(view, size) for view, size in zip(turn, sizes, strict=True))
-    most = most_stages(num_items, ratio, top_k)
+    most = most_stages(start, ratio, top_k)
     if most is not None and num_stages > most:
         validate(stages, views, num_items, hint=f"The largest valid number of stages is {most}")
     validate(stages, views, num_items)
     return stages
 
 
-def most_stages(num_items: int, ratio: float, top_k: int) -> int | None:
+def most_stages(num_items: float, ratio: float, top_k: int) -> int | None:
     """The largest S whose stages before the last keep at least k items: 1 + floor(log(k/N) / log r); None: any."""
     if ratio == 1:
         return None

@@ -325,3 +325,20 @@ def test_plans():
     with pytest.raises(MemoryLimitError) as caught:
         plan(million, mem_bytes=2**19)
     assert plan(million, mem_bytes=caught.value.needed).block >= 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_best_of_each_view_alone(method):
+    generator = torch.Generator().manual_seed(0)
+    queries, bank = ({view: eighths(generator, size, 3) for view in "abc"} for size in (5, 20))
+    forbid = Forbid(pairs=torch.tensor([[0, 3], [4, 0]]))
+    for stages in ([Stage("a", 9), Stage("b", 2)], [Stage("a", 3), Stage("b", 2)]):
+        for tile in (6, None):
+            options = {"forbid": forbid, "normalize": False, "method": method, "tile": tile}
+            found = mine(queries, bank, stages, alone=4, **options)
+            assert found.indices.equal(mine(queries, bank, stages, **options).indices)
+            for view in "abc":
+                wanted = brute_force(queries, bank, [Stage(view, 4)], {(0, 3), (4, 0)})
+                rows, scores = found.alone[view]
+                assert rows.tolist() == wanted
+                assert scores.equal((queries[view] @ bank[view].T).gather(1, rows))
