@@ -1,0 +1,103 @@
+"""Cascades that the options ask for, for each epoch of a training."""
+
+from collections.abc import Callable, Sequence
+
+from effvl_cli.config.cpr_mine_train import CascadeOptions, pieces
+from effvl_cli.core.errors import UsageError
+from effvl_cli.core.run import Run
+from effvl_cli.techniques.cpr_mine.stages import CascadeError, Stage, described, most_stages, official, parse
+
+Stages = tuple[Stage, ...]
+
+
+def short_name(view: str) -> str:
+    """A view in names of figures, files and stages: "rgb", and "flow" for every kind of optical flow."""
+    kind = view.partition(":")[0]
+    return "flow" if kind in ("flow", "gradflow") else kind
+
+
+def named(views: Sequence[str]) -> dict[str, str]:
+    """A name for each view: the short one, where no other view has the same."""
+    shorts = [short_name(view) for view in views]
+    return {
+        view: short if shorts.count(short) == 1 else view.replace(":", "-").replace("/", "-")
+        for view, short in zip(views, shorts, strict=True)
+    }
+
+
+def find_view(name: str, views: Sequence[str], option: str) -> str:
+    """The view that a user means by its name or short name.
+
+    Raises:
+        UsageError: none, or several.
+    """
+    found = [view for view in views if name == view] or [view for view in views if named(views)[view] == name]
+    if len(found) == 1:
+        return found[0]
+    raise UsageError(f"{option} names the view {name!r}", f"The views are {', '.join(views)}")
+
+
+def stages_of(
+    config: CascadeOptions,
+    views: Sequence[str],
+    num_items: int,
+    top_k: int,
+    *,
+    main: str,
+    num_stages: int | None = None,
+) -> Stages:
+    """The cascade of the options.
+
+    Args:
+        config: options.
+        views: that there are embeddings of, the frozen ones first.
+        num_items: N, clips in the bank.
+        top_k: k.
+        main: view of the odd stages and the last, unless --main says otherwise.
+        num_stages: in place of --num-stages.
+
+    Raises:
+        UsageError: stages that make no cascade.
+    """
+    try:
+        if config.cascade and num_stages is None:
+            return parse(_full_names(config.cascade, views), num_items, views, top_k)
+        first = find_view(config.main, views, "--main") if config.main and num_stages is None else main
+        turn = [first, *(view for view in views if view != first)]
+        asked = num_stages or config.num_stages
+        most = most_stages(num_items, config.ratio, top_k)
+        return official(
+            num_items, turn, num_stages=asked if most is None else min(asked, most), ratio=config.ratio, top_k=top_k
+        )
+    except CascadeError as error:
+        raise UsageError(f"{error.code}: {error.message}", error.hint) from error
+
+
+def _full_names(cascade: str, views: Sequence[str]) -> str:
+    """Short names of views in a cascade written out; what is not one is left to the parser."""
+    full = {short: view for view, short in named(views).items() if short not in views}
+    items = []
+    for item in cascade.split(","):
+        view, colon, size = item.strip().rpartition(":")
+        items.append(f"{full.get(view, view)}:{size}" if colon else full.get(item.strip(), item.strip()))
+    return ",".join(items)
+
+
+def stages_by_epoch(
+    config: CascadeOptions, views: Sequence[str], num_items: int, epochs: int, run: Run, *, main: str
+) -> Callable[[int], Stages]:
+    """The cascade of each epoch: k grows as --progressive or --top-k-schedule say. What it is comes into the log.
+
+    Raises:
+        UsageError: stages that make no cascade, in any epoch.
+    """
+    found = [(first, stages_of(config, views, num_items, k, main=main)) for first, k in pieces(config, epochs)]
+    for first, stages in found:
+        since = f" from epoch {first} on" if len(found) > 1 else ""
+        run.log(f"cascade{since}: {described(stages)}")
+        if not config.cascade and len(stages) < config.num_stages:
+            run.warn(
+                f"--num-stages is {config.num_stages}; with {num_items} clips, --ratio {config.ratio:g} and "
+                f"{stages[-1].n} positives the largest valid number is {len(stages)}, which is used"
+            )
+    return lambda epoch: [stages for first, stages in found if first <= epoch][-1]
