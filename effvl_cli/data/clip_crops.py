@@ -44,5 +44,6 @@ def resized(clips: Tensor, size: int) -> Tensor:
     if clips.shape[-2:] == (size, size):
         return clips
     flat = clips.transpose(1, 2).flatten(0, 1)
-    found = F.interpolate(flat, (size, size), mode="bicubic", align_corners=False, antialias=True)
-    return found.unflatten(0, (clips.shape[0], clips.shape[2])).transpose(1, 2)
+    small = F.interpolate(flat, (size, size), mode="bicubic", align_corners=False, antialias=True)
+    found: Tensor = small.unflatten(0, (clips.shape[0], clips.shape[2])).transpose(1, 2)
+    return found
