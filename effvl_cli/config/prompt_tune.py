@@ -80,7 +80,9 @@ class PromptTokenOptions(Checked):
     def __post_init__(self) -> None:
         """Check the options against one another."""
         super().__post_init__()
-        if self.prefix_share == "on" and (self.csc or self.class_position != "end"):
+        if self.context_init is not None and not self.context_init.strip():
+            raise ValueError("--context-init is empty. Give words, or leave it out for tokens that begin at random")
+        if self.prefix_share == "on" and (self.csc or self.class_position == "front"):
             other = "--csc" if self.csc else f"--class-position {self.class_position}"
             raise ValueError(f"--prefix-share on with {other}: classes then share no tokens. Give --prefix-share auto")
 
@@ -295,10 +297,7 @@ class PromptTuneConfig(MethodOptions, LossOptions, UnsupervisedOptions, Learning
     def __post_init__(self) -> None:
         """Check the options against one another."""
         super().__post_init__()
-        for name in ("method", "loss", "noise_rate"):
-            values = getattr(self, name)
-            if len(set(values)) < len(values):
-                raise ValueError(f"--{name.replace('_', '-')} names the same thing twice. Name each once")
+        _refuse_twice(self, "method", "loss", "noise_rate")
         if "rn50-ft" in self.method and self.cache_features != "off":
             raise ValueError(
                 "--method rn50-ft trains the network that makes the features, so none can be kept. "
@@ -362,12 +361,29 @@ class EvalConfig(RunInput, FeatureConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig(RunInput, RunOptions):
+class ExportConfig(RunInput, RunOptions, Checked):
     """Export RUN's methods as class weights for open_clip."""
 
     panel: ClassVar[str] = "Export"
 
     arms: Annotated[tuple[str, ...], Doc("methods as the report names them, comma separated (default: all)")] = ()
+
+    def __post_init__(self) -> None:
+        """Check the options against one another."""
+        super().__post_init__()
+        _refuse_twice(self, "arms")
+
+
+def _refuse_twice(config: Checked, *names: str) -> None:
+    """Refuse lists that name the same thing twice.
+
+    Raises:
+        ValueError: one does.
+    """
+    for name in names:
+        values = getattr(config, name)
+        if len(set(values)) < len(values):
+            raise ValueError(f"--{name.replace('_', '-')} names the same thing twice. Name each once")
 
 
 def rates_of(config: NoiseOptions) -> tuple[float, ...]:

@@ -46,6 +46,12 @@ LINES = {
     "supervised": (
         *("pretrain", "--method", "supervised", "--model", "vit:nano/8@24", *SGD, "--steps", 3, "--data", "plain"),
     ),
+    # momentum alone, so that rounding stays rounding
+    "prompts": (
+        *("prompt-tune", "--data", "plain", "--force", "--noise", "symmetric", "--noise-rate", 0.25, "--shots", 4),
+        *("--epochs", 3, "--batch-size", 4, "--method", "linear-probe,prompt,full-prompt", "--loss", "ce,gce"),
+        *("--cache-features", "views", "--num-views", 2, "--cache-dtype", "fp32", "--num-folds", 2),
+    ),
     "rank": ("prune-tokens", "rank", "--shots", 8, "--data", "plain"),
 }
 
@@ -80,6 +86,16 @@ def test_invariance_methods(method, of_two, here, report):
 def test_texts_and_labels(method, of_two, here):
     one, two = both(method, of_two, here)
     assert_equal(weights(one), weights(two))
+
+
+def test_prompts(of_two, here, report):
+    """Equal labels, features, prompts, figures and suspects."""
+    one, two = both("prompts", of_two, here)
+    assert_equal(weights(one), weights(two), 1e-5)
+    assert (one / "noise.json").read_bytes() == (two / "noise.json").read_bytes()
+    ours, theirs = ({name: m.value for name, m in report(folder).metrics.items()} for folder in (one, two))
+    assert ours == pytest.approx(theirs, abs=1e-5) and len(ours) > 20
+    assert report(two).environment["distributed"]["world_size"] == 2
 
 
 def test_rankings(of_two, here, tmp_path):

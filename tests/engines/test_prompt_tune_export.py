@@ -87,6 +87,8 @@ def test_some_methods_alone(prompts_run, effvl, workdir):
     assert set(load_file("out/class_weights.safetensors")) == {"prompt_ce.weight"}
     outcome = effvl("prompt-tune", "export", prompts_run, "--arms", "tip_adapter", "--out", "none")
     assert outcome.code == 2 and "--arms names 'tip_adapter'" in outcome.error and "prompt_ce" in outcome.error
+    outcome = effvl("prompt-tune", "export", prompts_run, "--arms", "prompt_ce,prompt_ce", "--out", "none")
+    assert outcome.code == 2 and "--arms names the same thing twice" in outcome.error
 
 
 def test_other_logits_are_an_error_and_the_file_stays(prompts_run, tmp_path, monkeypatch):

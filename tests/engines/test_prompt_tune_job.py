@@ -8,13 +8,15 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 
 from effvl_cli.core.checkpoint import load_model
 from effvl_cli.core.records import Records
 from effvl_cli.data import load
+from effvl_cli.engines.prompt_tune.tables import results
 from effvl_cli.models.network import load as load_network
+from effvl_cli.models.tiny import ASSETS
 from effvl_cli.models.tuned_prompts import load_tuned
 from tests.conftest import keep_few_images
 from tests.engines.conftest import FEW_PROMPTS, PROMPT_METHODS
@@ -65,15 +67,20 @@ def test_zero_shot_is_what_open_clip_computes(prompts_run, report):
     assert torch.allclose(stored, module.logit_scale.exp() * logits, atol=0.02)  # features kept in half precision
 
 
-def _predicted(split, places):
-    """What zero-shot by open_clip's own means says."""
-    network, source = load_network("tiny:clip", None, default="", kind="clip"), load("shape-captions:sketch", split)
+def _logits(split, places, weights=None):
+    """Zero-shot logits by open_clip's own means, with the scale."""
+    network, source = load_network("tiny:clip", weights, default="", kind="clip"), load("shape-captions:sketch", split)
     module = network.module.eval()
     pixels = torch.stack([network.preprocess.to_uint8(source.image(place)) for place in places])
     with torch.no_grad():
         texts = open_clip.build_zero_shot_classifier(module, network.tokenize, source.classes, source.templates)
-        logits = module.encode_image(network.preprocess.normalise(pixels), normalize=True) @ texts
-    return logits.argmax(1).tolist()
+        cosines = module.encode_image(network.preprocess.normalise(pixels), normalize=True) @ texts
+    return module.logit_scale.exp().detach() * cosines
+
+
+def _predicted(split, places):
+    """What zero-shot by open_clip's own means says."""
+    return _logits(split, places).argmax(1).tolist()
 
 
 def test_both_rates_and_all_methods_share_one_noise_json(prompts_run, report):
@@ -137,6 +144,13 @@ def test_every_method_is_trained_and_measured(all_prompts_run, report):
     assert rows["cls-random"]["about"]["params"] == 4 * 64
     assert rows["tenc-ft"]["about"]["params"] > 50_000
     # one epoch at a rate of 1e-5 leaves them where they started
+    sweep = rows["linear-probe-sweep"]["about"]
+    tried = {found["c"]: found["top1_val"] for found in sweep["tried"]}
+    assert len(tried) == len(sweep["tried"]) >= 9 and {1e6, 1e-6} <= set(tried)
+    best = {penalty for penalty, top1 in tried.items() if top1 == max(tried.values())}
+    assert any(penalty == pytest.approx(sweep["c"], rel=1e-5) for penalty in best)
+    assert all(1e-7 <= penalty <= 1e7 and 0 <= top1 <= 1 for penalty, top1 in tried.items())
+    assert f"{len(tried)} tried" in results(report(all_prompts_run)).notes[0]
     assert rows["classifier-c"]["top1"] == rows["tenc-ft"]["top1"] == rows["zero-shot"]["top1"]
 
 
@@ -185,12 +199,35 @@ def test_unsupervised_training_takes_the_predictions_for_labels(effvl, shared_ca
     assert "suspects_auroc" not in report("a").metrics
 
 
+def test_pseudo_labels_of_several_models_are_those_of_their_mean_logits(effvl, shared_cache, report, monkeypatch):
+    state, draw = load_file(ASSETS / "tiny-clip" / "checkpoint.safetensors"), torch.Generator().manual_seed(0)
+    state["visual.proj"] += 0.2 * torch.randn(state["visual.proj"].shape, generator=draw)
+    save_file(state, "other.safetensors")
+    monkeypatch.setattr("effvl_cli.engines.prompt_tune.pseudo.ENDLESS_SHOTS", 4)
+    models = "tiny:clip,tiny:clip=other.safetensors"
+    line = ("prompt-tune", "--unsupervised", "--select", "random-global", "--num-select", 4, "--method", "zero-shot")
+    outcome = effvl(*line, "--pseudo-models", models, "--cache-dtype", "fp32", "--out", "r")
+    assert outcome.code == 0, outcome.err
+    rows = json.loads(Path("r/noise.json").read_text())["sets"][0]["records"]
+    assert [row["sample_id"] for row in rows] == list(range(120)) and report("r").technique["pseudo"]["n"] == 120
+    parts = [_logits("train", range(120), weights) for weights in (None, "other.safetensors")]
+    mean = ((parts[0] + parts[1]) / 2).topk(2)
+    sure = mean.values[:, 0] - mean.values[:, 1] > 1e-3
+    given = torch.tensor([row["given_label"] for row in rows])
+    assert sure.sum() > 110 and torch.equal(given[sure], mean.indices[sure, 0])
+    assert all((part.argmax(1) != given).sum() > 5 for part in parts)
+    outcome = effvl(*line, "--pseudo-models", "tiny:clip,tiny:clip=none.pt", "--out", "x")
+    assert outcome.code == 4 and "--pseudo-models tiny:clip=none.pt: no weights" in outcome.error
+
+
 def test_what_cannot_be_done_is_refused(tune, effvl, image_folder, tmp_path):
     for line, code, words in (
         (("--noise-rate", "1"), 2, "--noise-rate"),
         (("--num-context", "12"), 2, "Give at most"),
         (("--context-init", "a photo of a", "--num-context", "3"), 2, "has 4 tokens"),
         (("--prefix-share", "on", "--csc"), 2, "--prefix-share on with --csc"),
+        (("--prefix-share", "on", "--class-position", "front"), 2, "on with --class-position front"),
+        (("--context-init", " "), 2, "--context-init is empty"),
         (("--data", "folder:nothing-here"), 3, "nothing-here"),
         (("--noise-rate", "0.2,0.4", "--noise", "matrix", "--noise-matrix", "m.csv"), 2, "holds one set"),
         (("--method", "rn50-ft", "--cache-features", "off"), 2, "--rn50-weights"),

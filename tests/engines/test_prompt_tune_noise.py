@@ -114,7 +114,7 @@ def test_all_shots(source):
 
 def test_too_few_donors_are_an_error():
     source = Source(**vars(make_source((60, 4, 4))))
-    with pytest.raises(DataError, match="class 0 needs 27 images of other classes, and 4 are left"):
+    with pytest.raises(DataError, match="class 'ant' needs 27 images of other classes, and 4 are left"):
         noisy_shots(options(shots="all"), source, 0.9)
 
 
@@ -139,11 +139,17 @@ def test_matrix_files(source, tmp_path):
 
 
 WRONG = {
-    "[[1, 0], [0, 1]]": r"shape \(2, 2\)",
+    "[[1, 0], [0, 1]]": "row 0 has 2 entries",
+    "[[1, 0, 0], [0, 1, 0]]": "has 2 rows",
+    "[]": "has 0 rows",
     "[[1, 0, 0], [0, 0.9, 0], [0, 0, 1]]": "row 1 sums to 0.9",
     "[[2, -1, 0], [0, 1, 0], [0, 0, 1]]": "below 0",
     "[[1, NaN, 0], [0, 1, 0], [0, 0, 1]]": "not finite",
-    "[[1, 0], [0, 1, 0], [0, 0, 1]]": "cannot be read",
+    "[[1, 0], [0, 1, 0], [0, 0, 1]]": "row 0 has 2 entries. Give 3 rows of 3 shares",
+    "[[1, 0, 0], [0, 1, 0], [0, 0, 1, 0]]": "row 2 has 4 entries",
+    '[[1, 0, 0], [0, "x", 0], [0, 0, 1]]': "row 1 holds 'x', which is no number",
+    "[[1, 0, 0], [0, null, 0], [0, 0, 1]]": "row 1 holds None, which is no number",
+    "[[1, 0, 0], 4, [0, 0, 1]]": "row 1 is 4, not a list of numbers",
     "{": "cannot be read",
     "3": "cannot be read",
 }

@@ -157,6 +157,14 @@ def test_each_learner_trains_what_it_says(context_of):
         assert torch.equal(words.context, context.network.module.token_embedding(ids))
 
 
+def test_the_tokens_before_a_name_in_the_middle_can_be_shared(context_of):
+    context = context_of(prefix_share="on", class_position="middle", num_context=5)
+    plain = context_of(prefix_share="off", class_position="middle", num_context=5)
+    shared, whole = (learner_of(found, "prompt") for found in (context, plain))
+    assert (shared.num_shared, whole.num_shared) == (3, 0)  # the start and the first two of five
+    assert (shared() - whole()).abs().max() < 1e-5
+
+
 def test_suspects_make_wrong_labels_only_where_they_are_asked_to(tmp_path):
     (tmp_path / "config.yaml").write_text(
         "effvl: 1\ncommand: prompt-tune\nconfig:\n  data: digits\n  noise-rate: 0.0,0.2\n"

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,8 @@ from effvl_cli.techniques.prompt_tune.linear_classifiers import UnitClassifier, 
 from effvl_cli.techniques.prompt_tune.robust_losses import mean_absolute_error
 from effvl_cli.techniques.prompt_tune.transport import split_loss, trusted_labels
 
+TRIED = ("c", "top1_val", "converged")
+"""Columns of what a sweep of penalties reports."""
 MOST_SHOTS = 2**20  # of `--shots all`, for the validation images
 
 
@@ -124,25 +127,33 @@ def _learned(module: nn.Module) -> dict[str, Tensor]:
 
 def _linear_probe(trial: Trial, arm: Arm) -> Fitted:
     config = trial.context.config
-    return _probed(trial, arm, lambda x, y, k: linear_probe(x, y, k, config.probe_c))
+    return _probed(trial, arm, lambda x, y, k: (linear_probe(x, y, k, config.probe_c), []))
 
 
 def _linear_probe_sweep(trial: Trial, arm: Arm) -> Fitted:
     validation = _validation(trial)
     known = validation.first, validation.labels
-    return _probed(trial, arm, lambda x, y, k: linear_probe_sweep(x, y, k, known)[0])
+    return _probed(trial, arm, lambda x, y, k: linear_probe_sweep(x, y, k, known))
 
 
-def _probed(trial: Trial, arm: Arm, fit: Callable[[Tensor, Tensor, int], Probe]) -> Fitted:
+def _probed(
+    trial: Trial, arm: Arm, fit: Callable[[Tensor, Tensor, int], tuple[Probe, list[dict[str, float]]]]
+) -> Fitted:
+    """A probe, and beside it a row for each penalty that was tried on validation images."""
     context = trial.context
 
     def make() -> dict[str, Tensor]:
-        found = asdict(fit(trial.centres, trial.labels.given, len(context.classes)))
-        return {name: torch.as_tensor(value) for name, value in found.items()}
+        probe, tried = fit(trial.centres, trial.labels.given, len(context.classes))
+        found = {name: torch.as_tensor(value) for name, value in asdict(probe).items()}
+        rows = [[row[name] for name in TRIED] for row in tried]
+        return {**found, "tried": torch.tensor(rows, dtype=torch.float64).reshape(-1, len(TRIED))}
 
     found = Phases.of(context.run).tensors(trial.phase(arm), make)
     head = ClassHead(found["weight"], found["bias"], normalize=False)
-    return trial.applied(arm, head, about={"c": float(found["c"]), "converged": bool(found["converged"])})
+    about: dict[str, Any] = {"c": float(found["c"]), "converged": bool(found["converged"])}
+    if len(found["tried"]):
+        about["tried"] = [dict(zip(TRIED, row, strict=True)) for row in found["tried"].tolist()]
+    return trial.applied(arm, head, about=about)
 
 
 def _validation(trial: Trial) -> Features:

@@ -169,11 +169,42 @@ def read_matrix(path: Path, num_classes: int) -> NDArray[np.float64]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         rows = list(csv.reader(text.splitlines())) if path.suffix.lower() == ".csv" else json.loads(text)
-        matrix = np.array([[float(cell) for cell in row] for row in rows], dtype=np.float64)
-    except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise DataError(f"--noise-matrix {path} cannot be read: {error}", fix) from error
-    if matrix.shape != (num_classes, num_classes):
-        raise DataError(f"--noise-matrix {path} has shape {matrix.shape}", fix)
+        if not isinstance(rows, list):
+            raise ValueError("it is not a list of rows")
+        matrix = [_shares(row, number) for number, row in enumerate(rows)]
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"--noise-matrix {path} cannot be read: {_reason(error)}"[:200], fix) from error
+    for number, row in enumerate(matrix):
+        if len(row) != num_classes:
+            raise DataError(f"--noise-matrix {path} row {number} has {len(row)} entries", fix)
+    if len(matrix) != num_classes:
+        raise DataError(f"--noise-matrix {path} has {len(matrix)} rows", fix)
+    return _checked(np.array(matrix, dtype=np.float64), path, fix)
+
+
+def _shares(row: Any, number: int) -> list[float]:
+    """Numbers of a row.
+
+    Raises:
+        ValueError: something else; names the row.
+    """
+    if not isinstance(row, list):
+        raise ValueError(f"row {number} is {row!r}, not a list of numbers")
+    found = []
+    for cell in row:
+        try:
+            found.append(float(cell))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"row {number} holds {cell!r}, which is no number") from error
+    return found
+
+
+def _checked(matrix: NDArray[np.float64], path: Path, fix: str) -> NDArray[np.float64]:
+    """Rows of shares that sum to 1.
+
+    Raises:
+        DataError: they are not; names the row.
+    """
     if not np.isfinite(matrix).all() or matrix.min() < 0:
         raise DataError(f"--noise-matrix {path} has entries below 0 or not finite", fix)
     wrong = np.flatnonzero(abs(matrix.sum(1) - 1) > SUM_TOLERANCE)

@@ -116,9 +116,11 @@ def _false_positives(config: LearningConfig, source: ImageSource, rate: float) -
     clean = torch.from_numpy(drawn(source, order, shots, allow_empty=config.allow_empty_class))
     try:
         positions, given = noise.false_positives(labels, clean, donors, len(source.classes), rate, _stream(config))
-    except ValueError as error:
+    except noise.TooFewDonorsError as error:
         raise DataError(
-            f"--noise-rate {rate:g} with --noise fp: {error}", "Give a lower rate, fewer shots or --noise symmetric"
+            f"--noise-rate {rate:g} with --noise fp: class {source.classes[error.label]!r} needs {error.needed} images "
+            f"of other classes, and {error.left} are left",
+            "Give a lower rate, fewer shots or --noise symmetric",
         ) from error
     places = positions.argsort()
     indices = listed[positions[places].numpy()]

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from effvl_cli.core import seeds
-from effvl_cli.core.errors import DataError
+from effvl_cli.core.errors import DataError, EffvlError
 from effvl_cli.data.source import ImageSource
 from effvl_cli.engines.prompt_tune.arms import Comparing
 from effvl_cli.engines.prompt_tune.features import features_of
@@ -50,16 +50,34 @@ def _logits(context: Comparing, source: ImageSource, indices: NDArray[np.int64])
         return found.indices, ClassHead(context.classifier.cpu(), scale=context.scale)(found.first)
     parts = []
     for spec in config.pseudo_models:
-        model, _, weights = spec.partition("=")
-        network = networks.load(
-            model, weights or None, default="", kind="clip", seed=config.seed, download=config.download, log=run.log
-        )
+        network = _network(context, spec)
         network.module.to(run.device).eval().requires_grad_(False)
         classifier = networks.zero_shot_classifier(network, context.classes, context.templates, run.device, run.warn)
         found = features_of(network, source, indices, config, run)
         head = ClassHead(classifier.T.cpu(), scale=float(logit_scale_value(network.module)))
         parts.append(head(found.first))
     return found.indices, averaged(parts)
+
+
+def _network(context: Comparing, spec: str) -> networks.Network:
+    """The network of an entry of `--pseudo-models`.
+
+    Raises:
+        EffvlError: it cannot be had; names the entry.
+    """
+    config, (model, _, weights) = context.config, spec.partition("=")
+    try:
+        return networks.load(
+            model,
+            weights or None,
+            default="",
+            kind="clip",
+            seed=config.seed,
+            download=config.download,
+            log=context.run.log,
+        )
+    except EffvlError as error:
+        raise type(error)(f"--pseudo-models {spec}: {error.message}", error.hint) from error
 
 
 def _report(context: Comparing, labels: LabelSet) -> None:

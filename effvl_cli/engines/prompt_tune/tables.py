@@ -1,5 +1,6 @@
 """The printed tables of prompt-tune, made from a report alone."""
 
+import math
 from typing import Any
 
 from effvl_cli.core.report import Report
@@ -42,9 +43,21 @@ def _notes(rows: list[dict[str, Any]]) -> tuple[str, ...]:
     notes = []
     if any(row["memorisation"]["train_acc_given_on_flipped"] is not None for row in rows):
         notes.append("learned: training images with a wrong label that are predicted as they are labelled")
+    notes += [_penalty(row) for row in rows if row["about"].get("tried")]
     worse = [
         f"{title_of(row)} at {row['rate']:g}" for row in rows if row["method"] != "zero-shot" and row["delta"] <= 0
     ]
     if worse:
         notes.append(f"no better than zero-shot: {', '.join(worse)}")
     return tuple(notes)
+
+
+def _penalty(row: dict[str, Any]) -> str:
+    """What a sweep of penalties has chosen, and from what."""
+    tried, chosen = row["about"]["tried"], row["about"]["c"]
+    values = [found["top1_val"] for found in tried]
+    best = next(found["top1_val"] for found in tried if math.isclose(found["c"], chosen, rel_tol=1e-5))
+    return (
+        f"{title_of(row)} at {row['rate']:g}: C = {chosen:.3g}, {100 * best:.1f} % of the validation images; "
+        f"{len(tried)} tried, {100 * min(values):.1f} to {100 * max(values):.1f} %"
+    )

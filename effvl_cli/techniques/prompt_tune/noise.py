@@ -15,6 +15,20 @@ from torch import Generator, Tensor
 Pick = Literal["random", "hardest"]
 
 
+class TooFewDonorsError(ValueError):
+    """Too few images of other classes are left for one.
+
+    Attributes:
+        label: the class.
+        needed: images of others that it needs.
+        left: those that are left.
+    """
+
+    def __init__(self, label: int, needed: int, left: int) -> None:
+        super().__init__(f"class {label} needs {needed} images of other classes, and {left} are left")
+        self.label, self.needed, self.left = label, needed, left
+
+
 def share_of(rate: float, count: int) -> int:
     """floor(rate * count + 1/2)."""
     return math.floor(rate * count + 0.5)
@@ -120,7 +134,7 @@ def false_positives(
         Positions (N,) and given labels (N,), class by class.
 
     Raises:
-        ValueError: too few donors of other classes are left for a class; the message names it by number.
+        TooFewDonorsError: too few of other classes are left for a class.
     """
     used = torch.zeros(len(labels), dtype=torch.bool)
     positions, given = [], []
@@ -129,7 +143,7 @@ def false_positives(
         count = share_of(rate, len(own))
         eligible = donors[(labels[donors] != label) & ~used[donors]]
         if len(eligible) < count:
-            raise ValueError(f"class {label} needs {count} images of other classes, and {len(eligible)} are left")
+            raise TooFewDonorsError(label, count, len(eligible))
         replacing = _shuffled(eligible, generator)[:count]
         used[replacing] = True
         positions.append(torch.cat([replacing, own[count:]]))
