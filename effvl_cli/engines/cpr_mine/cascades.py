@@ -84,18 +84,38 @@ def _full_names(cascade: str, views: Sequence[str]) -> str:
 
 
 def stages_by_epoch(
-    config: CascadeOptions, views: Sequence[str], num_items: int, epochs: int, run: Run, *, main: str
+    config: CascadeOptions,
+    views: Sequence[str],
+    num_items: int,
+    epochs: int,
+    run: Run,
+    *,
+    main: str,
+    single: bool = False,
 ) -> Callable[[int], Stages]:
     """The cascade of each epoch: k grows as --progressive or --top-k-schedule say. What it is comes into the log.
+
+    Args:
+        config: options.
+        views: that there are embeddings of, the frozen ones first.
+        num_items: N, clips in the queues.
+        epochs: of the training.
+        run: log and warnings.
+        main: see `stages_of`.
+        single: one stage, in the view `main`, in place of the options' cascade.
 
     Raises:
         UsageError: stages that make no cascade, in any epoch.
     """
-    found = [(first, stages_of(config, views, num_items, k, main=main)) for first, k in pieces(config, epochs)]
+    count = 1 if single else None
+    found = [
+        (first, stages_of(config, views, num_items, k, main=main, num_stages=count))
+        for first, k in pieces(config, epochs)
+    ]
     for first, stages in found:
         since = f" from epoch {first} on" if len(found) > 1 else ""
         run.log(f"cascade{since}: {described(stages)}")
-        if not config.cascade and len(stages) < config.num_stages:
+        if not config.cascade and not single and len(stages) < config.num_stages:
             run.warn(
                 f"--num-stages is {config.num_stages}; with {num_items} clips, --ratio {config.ratio:g} and "
                 f"{stages[-1].n} positives the largest valid number is {len(stages)}, which is used"

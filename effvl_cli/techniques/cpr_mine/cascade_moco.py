@@ -181,7 +181,10 @@ class CascadeMoCo(nn.Module):
             seconds = time.perf_counter() - began
             logits = similarity_logits(query, keys, self.queues.banks[self.view], self.objective.temperature)
             loss, positive = self._loss(logits, same, mined, drop_own=drop_own)
-        return StepLoss(loss, entries, self._logs(logits.detach(), positive, mined, views.labels), seconds)
+        logs = self._logs(logits.detach(), positive)
+        if stages or self.objective.listed is not None:
+            logs |= self._mining_logs(mined, views.labels)
+        return StepLoss(loss, entries, logs, seconds)
 
     @torch.no_grad()
     def _mined(self, queries: Mapping[str, Tensor], views: ClipViews, stages: Sequence[Stage]) -> Tensor:
@@ -216,17 +219,20 @@ class CascadeMoCo(nn.Module):
         return LOSSES[objective.loss](logits, used, weight).mean(), positive
 
     @torch.no_grad()
-    def _logs(self, logits: Tensor, positive: Tensor, mined: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Ranks of the own key and of any positive among all; shares of rows and of right ones among what was mined."""
+    def _logs(self, logits: Tensor, positive: Tensor) -> dict[str, Tensor]:
+        """Whether the own key, and any positive, are among the most similar of all."""
         best = logits.topk(min(max(TOP), logits.shape[1]), dim=1).indices
         hits = positive.gather(1, best)
         found = {f"own_top{k}": (best[:, :k] == 0).any(1).float().mean() for k in TOP}
         found |= {f"positive_top{k}": hits[:, :k].any(1).float().mean() for k in TOP}
+        return {**found, "queue_fill": self.queues.fill}
+
+    @torch.no_grad()
+    def _mining_logs(self, mined: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Share of the clips with mined positives, and share of right ones among the mined ones with a label."""
         known = mined & (labels[:, None] >= 0) & (self.queues.labels[None] >= 0)
         right = known & (labels[:, None] == self.queues.labels[None])
-        found["mined_rows"] = mined.any(1).float().mean()
-        found["mined_precision"] = right.sum() / known.sum().clamp(min=1)
-        return {**found, "queue_fill": self.queues.fill}
+        return {"mined_rows": mined.any(1).float().mean(), "mined_precision": right.sum() / known.sum().clamp(min=1)}
 
     @torch.no_grad()
     def follow(self) -> None:

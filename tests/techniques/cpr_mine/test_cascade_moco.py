@@ -63,7 +63,7 @@ def test_without_mined_positives_it_is_moco():
     expected = F.cross_entropy(logits_of(method, clips, 0.2), torch.zeros(B, dtype=torch.int64))
     found = method.step(clips, drop_own=True)
     assert float(found.loss.detach()) == pytest.approx(float(expected.detach()), abs=1e-6)
-    assert float(found.logs["mined_rows"]) == 0 and float(found.logs["queue_fill"]) == 1
+    assert "mined_rows" not in found.logs and float(found.logs["queue_fill"]) == 1
 
 
 STAGES = (Stage("flow", 12), Stage("rgb", 6), Stage("flow", 3))
