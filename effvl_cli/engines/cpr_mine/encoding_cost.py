@@ -77,7 +77,7 @@ class _First:
 
     def num_frames(self, index: int) -> int:
         """Frames of a video."""
-        return self.source.num_frames(index)
+        return int(self.source.num_frames(index))
 
 
 def _speed(encoder: ViewEncoder, config: Config, run: Run) -> tuple[float, float, int]:
