@@ -201,5 +201,6 @@ def check_queues(method: CascadeMoCo) -> None:
         sum(int(buffer.reshape(-1).view(torch.int32).sum(dtype=torch.int64)) for buffer in method.queues.buffers())
         % 2**62
     )
-    if distributed.all_reduce_max(own) != own or distributed.all_reduce_max(-own) != -own:
+    highest, lowest = distributed.all_reduce_max(own), -distributed.all_reduce_max(-own)
+    if highest != lowest:
         raise DistributedError("the queues of the processes differ", "This is an error of effvl: please report it")
