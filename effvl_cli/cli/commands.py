@@ -78,6 +78,14 @@ COMMANDS = (
             ("export", "ExportConfig", "Export RUN's methods as class weights for open_clip."),
         ),
     ),
+    *rows_of(
+        "cpr-mine",
+        (
+            ("", "CprMineConfig", "Cascade positive retrieval: train encoders of videos with positives of many views."),
+            ("train", "TrainConfig", "Train one view's encoder with positives mined by RUN's frozen encoders of others."),
+            ("mine", "MineConfig", "Mine positives of saved embeddings by a cascade over their views; any encoder's."),
+        ),
+    ),
 )
 
 

@@ -35,3 +35,34 @@ def find_run(technique: str, given: str | None) -> Path:
     if not done:
         raise DataError(f"no completed run of {technique} under {RUNS}/", f"Make one with: effvl {technique}")
     return max(done)[1]
+
+
+def find_holding(name: str, command: str, given: str | None) -> Path:
+    """The folder that holds a file of that name: the one given, else that of the newest completed run with one.
+
+    Args:
+        name: of the file.
+        command: that wants it, for messages.
+        given: by the user, or None.
+
+    Raises:
+        DataError: none was given, and no run has one.
+        ModelError: what was given holds none.
+    """
+    if given is not None:
+        path = Path(given)
+        folder = path.parent if file_or_folder(path) == "file" else path
+        if file_or_folder(folder / name) != "file":
+            raise ModelError(f"{given[:100]} holds no {name}", f"See effvl {command} --help for what writes one")
+        return folder
+    done = []
+    for path in RUNS.glob(f"*/*/{REPORT}"):
+        with contextlib.suppress(ModelError, DataError, ValueError):
+            report = read_report(path)
+            if report.status == "completed" and (path.parent / name).is_file():
+                done.append((report.finished, path.parent))
+    if not done:
+        raise DataError(
+            f"no completed run under {RUNS}/ holds a {name}", f"See effvl {command} --help for what writes one"
+        )
+    return max(done)[1]

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 RUNS = Path("runs")
 CONFIG, REPORT, LOG, ENVIRONMENT, LOCK = "config.yaml", "report.json", "log.txt", "environment.json", ".lock"
+EMBEDDED = "views.json"  # describes embeddings, see engines/common/view_folder.py
 _DIGEST = re.compile("[0-9a-f]{64}")
 
 
@@ -444,8 +445,8 @@ def input_digests(config: Any) -> dict[str, str]:
 
 
 def _digest_of(name: str) -> str:
-    """Of a file, or of what the manifest of a folder says; "" for anything else."""
+    """Of a file, or of what the manifest and other descriptions in a folder say; "" for anything else."""
     path, there = Path(name), file_or_folder(name)  # a schedule given as text may be longer than a path
-    if there == "folder" and (path / MANIFEST).is_file():
-        return sha256(path / MANIFEST)[:16]
+    if there == "folder":
+        return "+".join(sha256(path / found)[:16] for found in (MANIFEST, EMBEDDED) if (path / found).is_file())
     return sha256(path)[:16] if there == "file" else ""

@@ -78,6 +78,7 @@ def mine(
     candidates: tuple[int, Candidates] | None = None,
     on_stage: OnStage | None = None,
     alone: int = 0,
+    device: torch.device | None = None,
 ) -> Mined:
     """Retrieve the positives of each query: every stage keeps the most similar of the candidates before it.
 
@@ -86,7 +87,7 @@ def mine(
     is kept and nothing is random.
 
     Args:
-        queries: (B, D) of each view, of a floating type; computed on their device.
+        queries: (B, D) of each view, of a floating type.
         bank: (N, D) of each view; may lie on the CPU, also mapped from a file.
         stages: as `stages.validate` accepts them; the last size is k.
         forbid: pairs that no stage may return.
@@ -101,6 +102,7 @@ def mine(
         candidates: their number M and a function that gives them: the first stage chooses from these alone.
         on_stage: called with what each stage kept.
         alone: also give so many best of each view alone, of every view that both sides have.
+        device: what computes (default: where the queries are).
 
     Raises:
         ValueError: shapes that do not fit.
@@ -109,7 +111,7 @@ def mine(
         MemoryLimitError: one query does not fit into `mem_bytes`.
     """
     problem = _problem(queries, bank, stages, candidates, alone)
-    device = queries[problem.used[0]].device
+    device = device or queries[problem.used[0]].device
     forbidden = Forbidden(forbid, device)
     problem = replace(problem, forbidden=forbidden.most)
     chosen = plan(problem, mem_bytes=mem_bytes, method=method, block_q=block_q, tile=tile)

@@ -88,6 +88,11 @@ class Forbidden:
         return torch.isin(rows, self.empty)
 
     @property
+    def total(self) -> int:
+        """Pairs, empty slots aside; one that is forbidden in two ways counts twice."""
+        return sum(int(found.count.sum()) for found in self._equal) + len(self._pairs)
+
+    @property
     def most(self) -> int:
         """A bound of the pairs of one query, empty slots aside."""
         counts = [int(found.count.max()) for found in self._equal if len(found.count)]

@@ -13,7 +13,7 @@ from torch import Tensor
 from effvl_cli.techniques.cpr_mine.forbid import Forbid, Forbidden
 
 FIGURES = ("precision", "recall", "true_recall", "hit")
-PAIRS = 2**22  # forbidden pairs looked at at once
+PAIRS = 2**22  # looked at at once
 
 
 @dataclass(frozen=True)
@@ -157,9 +157,12 @@ def judge_stages(right: Tensor, known: Tensor, candidates: Tensor) -> list[Stage
 
 def new_share(indices: Tensor, alone: Tensor) -> float | None:
     """Share of the positives (B, k) that are not among the best (B, n) of a view alone."""
-    valid = indices >= 0
-    new = valid & ~(indices[:, :, None] == alone[:, None, :]).any(2)
-    return float(new.sum() / valid.sum()) if valid.any() else None
+    new, step = 0, max(1, PAIRS // max(1, indices.shape[1] * alone.shape[1]))
+    for start in range(0, len(indices), step):
+        own, theirs = indices[start : start + step], alone[start : start + step]
+        new += int(((own >= 0) & ~(own[:, :, None] == theirs[:, None, :]).any(2)).sum())
+    valid = int((indices >= 0).sum())
+    return new / valid if valid else None
 
 
 def hubness(indices: Tensor, num_items: int) -> dict[str, float]:

@@ -1,0 +1,63 @@
+"""The cascade that the options of `cpr-mine mine` ask for, checked before an embedding is read."""
+
+from collections.abc import Sequence
+
+from effvl_cli.config.cpr_mine_mine import FIRST_OF_INDEX, MineConfig
+from effvl_cli.core.errors import UsageError
+from effvl_cli.techniques.cpr_mine.stages import CascadeError, Stage, official, parse, validate
+
+
+def stages_of_options(config: MineConfig, views: Sequence[str], num_items: int) -> tuple[Stage, ...]:
+    """Stages with sizes expanded.
+
+    Args:
+        config: options.
+        views: that there are, in order.
+        num_items: in the bank.
+
+    Raises:
+        UsageError: they make no cascade.
+    """
+    if config.pool and config.pool > num_items:
+        raise UsageError(f"--pool is {config.pool}, and there are {num_items} items", "Give fewer, or leave it out")
+    whole = config.pool or num_items
+    try:
+        if config.cascade:
+            stages = parse(config.cascade, whole, views, config.top_k)
+            if config.stage1_index and "." in config.cascade.split(",")[0].rpartition(":")[2]:
+                raise UsageError(
+                    f"--stage1-index finds a number of items, and --cascade begins with {config.cascade.split(',')[0]}",
+                    f"Write the first size as a number, e.g. {stages[0].view}:{FIRST_OF_INDEX}",
+                )
+        else:
+            stages = official(
+                whole,
+                _turn(config, views),
+                num_stages=config.num_stages,
+                ratio=config.ratio,
+                top_k=config.top_k,
+                first=_first(config, whole),
+            )
+        validate(stages, views, whole if config.query_features else whole - 1)  # an item is no positive of itself
+    except CascadeError as error:
+        raise UsageError(f"{error.code}: {error.message}", error.hint) from error
+    return stages
+
+
+def _first(config: MineConfig, whole: int) -> int | None:
+    if config.first_stage is None and config.stage1_index and config.num_stages > 1:
+        return min(FIRST_OF_INDEX, whole)
+    return config.first_stage if config.num_stages > 1 else None
+
+
+def _turn(config: MineConfig, views: Sequence[str]) -> list[str]:
+    """The main view, then the others."""
+    main = config.main or views[-1]
+    aux = config.aux or tuple(view for view in views if view != main)
+    for option, named in (("--main", (main,)), ("--aux", aux)):
+        for view in named:
+            if view not in views:
+                raise UsageError(f"{option} names the view {view!r}", f"The views are {', '.join(views)}")
+    if main in aux:
+        raise UsageError(f"--main and --aux both name {main}", "Name the others in --aux")
+    return [main, *aux]
