@@ -82,7 +82,7 @@ COMMANDS = (
         "cpr-mine",
         (
             ("", "CprMineConfig", "Cascade positive retrieval: train encoders of videos with positives of many views."),
-            ("train", "TrainConfig", "Train one view's encoder with positives mined by RUN's frozen encoders of others."),
+            ("train", "TrainConfig", "Train the encoder of one view with positives that RUN's frozen encoders mine."),
             ("mine", "MineConfig", "Mine positives of saved embeddings by a cascade over their views; any encoder's."),
         ),
     ),
