@@ -1,7 +1,8 @@
-"""Encoders of video clips: `NAME[:channels=N][,dim=D][,norm=tf]`, e.g. `s3d`, `r3d_18:channels=2` or `tiny3d:dim=32`.
+"""Encoders of video clips: `NAME[:channels=N][,dim=D][,from=torchvision]`, e.g. `s3d`, `r3d_18:channels=2`.
 
 An encoder is a backbone, which gives features, and a projection, which gives the embeddings that the contrastive loss
-compares (CoCLR, arXiv 2010.09709, sec. 3): linear, ReLU, linear. B clips, C channels, T frames of H x W pixels.
+compares (CoCLR, arXiv 2010.09709, sec. 3): linear, ReLU, linear. Clips of three channels are in 0..1; the encoder
+normalises them itself. B clips, C channels, T frames of H x W pixels.
 """
 
 from collections import OrderedDict
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchvision.models.video import mc3_18, r2plus1d_18, r3d_18, s3d
 
@@ -17,10 +19,11 @@ from effvl_cli.core.errors import ModelError, UsageError
 from effvl_cli.data.transforms import Preprocess
 from effvl_cli.models.coclr_names import of_coclr, renamed
 from effvl_cli.models.network import Network
-from effvl_cli.models.normalise import STATISTICS
+from effvl_cli.models.normalise import STATISTICS, Channels
 
 RANDOM_PROJECTION = "the file has no projection: it is random, which features do not show and embeddings do"
 _IMAGENET = STATISTICS["imagenet"]
+_KINETICS = ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989))  # of torchvision's released weights
 _TF_EPS, _TF_MOMENTUM = 1e-3, 1e-3  # of torchvision's S3D, whose released weights were trained with it
 _CLASSIFIERS = ("fc.", "classifier.")
 _BODY, _PROJECTION = "backbone.body.", "projection."
@@ -54,26 +57,45 @@ class _Spec:
     family: str
     channels: int = 3
     dim: int = 0
-    tf: bool = False
+    torchvision: bool = False
+
+    @property
+    def normalisation(self) -> tuple[Channels, Channels] | None:
+        """Mean and standard deviation of the three channels; None where clips stay as they are."""
+        if self.channels != 3 or _FAMILIES[self.family].plain:
+            return None
+        return _KINETICS if self.torchvision else _IMAGENET
 
     @property
     def name(self) -> str:
         """The full name; what is usual for the family is left out."""
         words = [f"channels={self.channels}"] * (self.channels != 3)
         words += [f"dim={self.dim}"] * (self.dim != _FAMILIES[self.family].dim)
-        words += ["norm=tf"] * self.tf
+        words += ["from=torchvision"] * self.torchvision
         return ":".join([self.family, ",".join(words)] if words else [self.family])
 
 
 class Backbone(nn.Module):
-    """Convolutions and the mean over frames and pixels."""
+    """Normalisation, convolutions, and the mean over frames and pixels."""
 
-    def __init__(self, body: nn.Sequential) -> None:
+    mean: Tensor | None
+    std: Tensor | None
+
+    def __init__(self, body: nn.Sequential, normalisation: tuple[Channels, Channels] | None) -> None:
         super().__init__()
         self.body = body
+        self.normalise(normalisation)
+
+    def normalise(self, normalisation: tuple[Channels, Channels] | None) -> None:
+        """Set the mean and standard deviation of the channels; they are no part of the weights."""
+        for name, values in zip(("mean", "std"), normalisation or (None, None), strict=True):
+            value = None if values is None else torch.tensor(values).reshape(1, -1, 1, 1, 1)
+            self.register_buffer(name, value, persistent=False)
 
     def forward(self, clips: Tensor) -> Tensor:
         """(B, C, T, H, W) to (B, feature_size)."""
+        if self.mean is not None and self.std is not None:
+            clips = (clips - self.mean) / self.std
         found: Tensor = self.body(clips).mean((2, 3, 4))
         return found
 
@@ -81,10 +103,12 @@ class Backbone(nn.Module):
 class VideoEncoder(nn.Module):
     """A backbone and its projection; both can be used alone."""
 
-    def __init__(self, body: nn.Sequential, feature_size: int, dim: int) -> None:
+    def __init__(
+        self, body: nn.Sequential, feature_size: int, dim: int, normalisation: tuple[Channels, Channels] | None
+    ) -> None:
         super().__init__()
         self.feature_size, self.dim = feature_size, dim
-        self.backbone = Backbone(body)
+        self.backbone = Backbone(body, normalisation)
         self.projection = nn.Sequential(
             nn.Linear(feature_size, feature_size), nn.ReLU(), nn.Linear(feature_size, dim)
         )  # CoCLR writes them as 1x1x1 convolutions of the pooled features
@@ -149,11 +173,13 @@ def check_clip(network: Network, frames: int, height: int, width: int) -> None:
 def _build(family: str, argument: str) -> Network:
     spec = _parse(family, argument)
     kind = _FAMILIES[family]
-    body = kind.body(partial(nn.BatchNorm3d, eps=_TF_EPS, momentum=_TF_MOMENTUM) if spec.tf else nn.BatchNorm3d)
+    body = kind.body(
+        partial(nn.BatchNorm3d, eps=_TF_EPS, momentum=_TF_MOMENTUM) if spec.torchvision else nn.BatchNorm3d
+    )
     if spec.channels != 3:
         _set_channels(body, kind.stem, spec.channels)
-    module = VideoEncoder(body, kind.feature_size, spec.dim)
-    mean, std = STATISTICS["none"] if kind.plain else _IMAGENET
+    module = VideoEncoder(body, kind.feature_size, spec.dim, spec.normalisation)
+    mean, std = spec.normalisation or STATISTICS["none"]
     preprocess = Preprocess(size=(kind.size, kind.size), mean=mean, std=std, interpolation="bicubic")
     return Network(spec.name, "video", module, preprocess, adapt=_adapt)
 
@@ -163,16 +189,17 @@ def _parse(family: str, argument: str) -> _Spec:
     given = [word.partition("=")[::2] for word in argument.split(",")] if argument else []
     words = dict(given)
     numbers = {key: words.pop(key) for key in ("channels", "dim") if key in words}
-    norm = words.pop("norm", "")
+    source = words.pop("from", "")
     if (
         words
-        or norm not in ("", "tf"[: 2 * (family == "s3d")])
-        or len(given) != len(numbers) + bool(norm)
+        or source not in ("", "torchvision")
+        or (source and family == "tiny3d")
+        or len(given) != len(numbers) + bool(source)
         or not all(value.isdecimal() and int(value) for value in numbers.values())
     ):
         raise UsageError(f"{family}:{argument} cannot be read", syntax)
     dim = int(numbers.get("dim", _FAMILIES[family].dim))
-    return _Spec(family, int(numbers.get("channels", 3)), dim, bool(norm))
+    return _Spec(family, int(numbers.get("channels", 3)), dim, bool(source))
 
 
 def _set_channels(body: nn.Sequential, stem: str, channels: int) -> None:
@@ -247,17 +274,22 @@ def _adapt(network: Network, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _of_torchvision(network: Network, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A classifier's body; an S3D that has one was trained with torchvision's own batch norm."""
-    if network.name.startswith("s3d") and any(key.startswith("classifier.") for key in state):
-        _use_tf_norm(network)
+    """A classifier's body, with the normalisation that the released ones were trained with."""
+    if any(key.startswith(_CLASSIFIERS) for key in state):
+        _as_torchvision(network)
     kept = {key: value for key, value in state.items() if not key.startswith(_CLASSIFIERS)}
     return {f"{_BODY}{key.removeprefix('features.')}": value for key, value in kept.items()}
 
 
-def _use_tf_norm(network: Network) -> None:
+def _as_torchvision(network: Network) -> None:
     family, _, argument = network.name.partition(":")
-    for part in network.module.modules():
-        if isinstance(part, nn.BatchNorm3d):
-            part.eps, part.momentum = _TF_EPS, _TF_MOMENTUM
-    network.name = replace(_parse(family, argument), tf=True).name
-    network.notes.append(f"weights of torchvision's S3D: taken as {network.name}")
+    spec = replace(_parse(family, argument), torchvision=family != "tiny3d")
+    if family == "s3d":
+        for part in network.module.modules():
+            if isinstance(part, nn.BatchNorm3d):
+                part.eps, part.momentum = _TF_EPS, _TF_MOMENTUM
+    network.name = spec.name
+    network.module.backbone.normalise(spec.normalisation)
+    mean, std = spec.normalisation or STATISTICS["none"]
+    network.preprocess = replace(network.preprocess, mean=mean, std=std)
+    network.notes.append(f"weights of a classifier of torchvision: taken as {network.name}")

@@ -58,10 +58,25 @@ def test_the_smallest_clip_of_s3d_is_processed_and_a_smaller_one_refused():
     check_clip(networks.build("tiny3d", seed=0), 1, 1, 1)
 
 
-@pytest.mark.parametrize("name", ["s3d:channels=0", "s3d:dim=x", "s3d:width=3", "tiny3d:norm=tf", "s3d:dim=1,dim=2"])
+@pytest.mark.parametrize(
+    "name", ["s3d:channels=0", "s3d:dim=x", "s3d:width=3", "tiny3d:from=torchvision", "s3d:from=x", "s3d:dim=1,dim=2"]
+)
 def test_what_a_name_cannot_say_is_refused(name):
     with pytest.raises(UsageError, match="cannot be read"):
         networks.build(name, seed=0)
+
+
+def test_three_channels_are_normalised_and_others_are_not():
+    assert networks.build("tiny3d", seed=0).module.backbone.mean is None
+    assert networks.build("r3d_18:channels=2", seed=0).module.backbone.mean is None
+    module = networks.build("s3d", seed=0).module.eval()
+    assert not any(key.endswith((".mean", ".std")) for key in module.state_dict())
+    clips = torch.rand(1, 3, 8, 32, 32)
+    with torch.no_grad():
+        plain = (clips - torch.tensor([0.485, 0.456, 0.406]).reshape(1, 3, 1, 1, 1)) / torch.tensor(
+            [0.229, 0.224, 0.225]
+        ).reshape(1, 3, 1, 1, 1)
+        torch.testing.assert_close(module.backbone(clips), module.backbone.body(plain).mean((2, 3, 4)))
 
 
 def test_a_name_gets_other_channels():
@@ -190,11 +205,14 @@ def test_a_file_of_coclr_gives_the_same_features_and_embeddings(coclr, tmp_path)
     notes = []
     found, clips = load_encoder(str(tmp_path / "a.pth.tar"), model="s3d", default="tiny3d", log=notes.append)
     assert clips is None and any("CoCLR" in note for note in notes)
-    images = torch.randn(1, 3, 8, 32, 32)
+    images = torch.rand(1, 3, 8, 32, 32)
+    image_net = (torch.tensor(part).reshape(1, 3, 1, 1, 1) for part in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    image_net = tuple(image_net)
     with torch.no_grad():
         features, ours = found.module.eval().backbone(images), found.module(images)
-        torch.testing.assert_close(features, coclr[0](images).mean((2, 3, 4)), atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(ours, coclr(images).flatten(1), atol=1e-5, rtol=1e-4)
+        given = (images - image_net[0]) / image_net[1]  # its loader normalises
+        torch.testing.assert_close(features, coclr[0](given).mean((2, 3, 4)), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(ours, coclr(given).flatten(1), atol=1e-5, rtol=1e-4)
 
 
 def test_a_file_of_coclr_that_lacks_a_layer_or_is_for_another_encoder_is_refused(coclr, tmp_path):
@@ -217,9 +235,14 @@ def test_weights_of_torchvision_are_features_with_a_random_projection(tmp_path):
     images = torch.randn(1, 3, 8, 32, 32)
     with torch.no_grad():
         ours = found.module.eval().backbone(images)
-        torch.testing.assert_close(ours, theirs.features(images).mean((2, 3, 4)))
-    assert found.name == "s3d:norm=tf" and any(RANDOM_PROJECTION in note for note in notes)
+        mean, std = (
+            torch.tensor(part).reshape(1, 3, 1, 1, 1)
+            for part in ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989))
+        )  # of the transform of its released weights
+        torch.testing.assert_close(ours, theirs.features((images - mean) / std).mean((2, 3, 4)))
+    assert found.name == "s3d:from=torchvision" and any(RANDOM_PROJECTION in note for note in notes)
     again = networks.build(found.name, seed=0)
+    assert torch.equal(again.module.backbone.mean, found.module.backbone.mean)
     assert {part.eps for part in again.module.modules() if isinstance(part, nn.BatchNorm3d)} == {1e-3}
 
 

@@ -145,7 +145,6 @@ def _key(encoder: ViewEncoder, source: ClipSource, config: FeatureOptions) -> di
     return {
         "encoder": digest(encoder.network.module.state_dict()),
         "model": encoder.network.name,
-        "normalisation": [list(encoder.network.preprocess.mean), list(encoder.network.preprocess.std)],
         "clips": asdict(encoder.clips),
         "windows": [config.windows, config.window_step],
         "precision": config.precision,
