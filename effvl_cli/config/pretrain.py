@@ -220,7 +220,9 @@ class SearchConfig(RunOptions, DataOptions, ModelOptions, MethodTrainOptions, Vi
     pilot_budget: Annotated[Fraction | None, Doc("train a pilot for this share of the budget (without RUN: 0.1)")] = (
         None
     )
-    pilot_schedule: Annotated[str, ARTEFACT, Doc("compression of the pilot: none, constant:.., or a file")] = "none"
+    pilot_schedule: Annotated[
+        str, ARTEFACT, Doc("compression of the pilot: mixed (all candidates in turn), none, constant:.., or a file")
+    ] = "mixed"
     candidates: Annotated[
         str | None, ARTEFACT, Doc("YAML list of {patch, keep_q, keep_k} (default: 5 keep rates x up to 6 patch sizes)")
     ] = None
@@ -231,7 +233,24 @@ class SearchConfig(RunOptions, DataOptions, ModelOptions, MethodTrainOptions, Vi
     grad_scope: Annotated[Literal["backbone", "all", "last-block"], Doc("parameters whose gradients are compared")] = (
         "backbone"
     )
-    monotone: Annotated[bool, Doc("the cost of a step never falls along the schedule")] = True
+    metric: Annotated[
+        Literal["plain", "adam"], Doc("measure of gradients: as they are, or as AdamW's second moments scale them")
+    ] = "plain"
+    criterion: Annotated[
+        Literal["ca-mse", "progress"],
+        Doc("choose by the smallest squared bias + cost-adjusted variance, or by the largest progress per cost"),
+    ] = "ca-mse"
+    order: Annotated[
+        Literal["path", "ratchet", "free"],
+        Doc("costs never fall along the schedule: the best sequence, or stage by stage; free: they may fall"),
+    ] = "path"
+    ties: Annotated[
+        Literal["cheaper", "dearer", "none"],
+        Doc("within one paired standard error of the chosen compression, take the cheaper or the dearer one"),
+    ] = "cheaper"
+    early_stop: Annotated[
+        Count, Doc("after every so many batches give up compressions that are clearly worse than the best; 0: never")
+    ] = 4
     final_full: Annotated[float, Ge(0), Lt(1), Doc("final share of the budget that is left uncompressed")] = 0.1
 
     def __post_init__(self) -> None:

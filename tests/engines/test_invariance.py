@@ -195,7 +195,7 @@ def test_search_measures_along_a_run_and_its_schedule_trains(effvl, report):
     assert effvl(*SMALL, "--schedule", "none", "--budget", 400, "--out", "base").code == 0
     before = checkpoint("base")[0]
     Path("c.yaml").write_text("- {patch: 8}\n- {patch: 4, keep_q: 0.5}\n")
-    line = ("pretrain", "search", "base", "--num-grad-batches", 5, "--candidates", "c.yaml")
+    line = ("pretrain", "search", "base", "--num-grad-batches", 5, "--candidates", "c.yaml", "--early-stop", 0)
     done = effvl(*line, "--out", "search")
     assert done.code == 0, done.err
     found = report("search").technique
@@ -219,6 +219,48 @@ def test_search_without_a_run_trains_a_pilot(effvl, report):
     done = effvl(*line, "--grad-scope", "last-block", "--out", "search")
     assert done.code == 0, done.err
     assert Path("search/checkpoints/pilot").is_dir() and report("search").metrics["search_units"].value > 300
+
+
+def test_the_other_criterion_and_metric_from_one_pilot(effvl, report):
+    Path("c.yaml").write_text("- {patch: 8}\n- {patch: 12}\n- {patch: 4, keep_q: 0.5}\n")
+    line = ("pretrain", "search", "--num-images", 64, "--batch-size", 8, "--num-grad-batches", 9, "--budget", "4k")
+    done = effvl(*line, "--candidates", "c.yaml", "--metric", "adam", "--criterion", "progress", "--out", "search")
+    assert done.code == 0, done.err
+    found = report("search")
+    for estimates in found.technique["estimates"].values():
+        assert estimates["full"]["bias2"] == 0 and estimates["full"]["ca_mse"] == pytest.approx(1, abs=1e-6)
+        assert "left_out" not in estimates["full"]
+    rows = yaml.safe_load(Path("search/config.yaml").read_text())["config"]
+    assert (rows["metric"], rows["pilot_schedule" if "pilot_schedule" in rows else "pilot-schedule"]) == (
+        "adam",
+        "mixed",
+    )
+    most = (
+        9
+        * 8
+        * len(found.technique["estimates"])
+        * 6
+        * sum(e["rel_cost"] for e in found.technique["estimates"]["0.5"].values())
+    )
+    assert found.technique["budget"]["search_units"] < most + 450  # some were given up on the way; the pilot is 400
+    refused = effvl(*line, "--optimizer", "sgd", "--metric", "adam", "--out", "other")
+    assert refused.code == 4 and "--metric adam needs the second moments" in refused.error
+
+
+def test_a_mixed_pilot_takes_every_candidate_in_turn():
+    from effvl_cli.config.pretrain import SearchConfig
+    from effvl_cli.engines.pretrain.schedules import pilot_schedule
+    from effvl_cli.techniques.pretrain.schedule import Clock, Compression
+
+    class Costs:
+        def sample(self, compression):
+            return 6.0 / (compression.patch / 4) ** 2
+
+    candidates = {"full": Compression(4), "patch 8": Compression(8)}
+    schedule = pilot_schedule(SearchConfig(batch_size=10), Costs(), candidates, 310.0)
+    clock = Clock(schedule, [10 * Costs().sample(stage.compression) for stage in schedule.stages], None)
+    assert [clock.stage(step).compression.patch for step in range(clock.steps)] == [4, 8, 4, 8, 4, 8, 4, 8, 4]
+    assert clock.units == 5 * 60 + 4 * 15  # the first to reach 310
 
 
 def test_a_snapshot_is_measured_without_being_changed(effvl, monkeypatch):

@@ -1,6 +1,6 @@
 """What a pretraining will do and cost, for `--dry-run`: of the data only the labels are opened."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -23,7 +23,7 @@ from effvl_cli.engines.pretrain.costs import DEFAULT_BUDGET, budget_of, clock_of
 from effvl_cli.engines.pretrain.images import open_split
 from effvl_cli.engines.pretrain.methods import build_parts, check_batch
 from effvl_cli.engines.pretrain.probes import MAX_VALIDATION
-from effvl_cli.engines.pretrain.schedules import build_schedule, parse_schedule
+from effvl_cli.engines.pretrain.schedules import build_schedule, pilot_schedule
 from effvl_cli.models.network import Network
 from effvl_cli.techniques.pretrain.schedule import Clock, Compression, Schedule
 
@@ -149,30 +149,32 @@ def _stages(title: str, trainee: Trainee, clock: Clock) -> Table:
     return Table(title, columns, tuple(rows), notes)
 
 
-def search_parts(config: SearchConfig, candidates: int, stages: int, share: float) -> tuple[Trainee, list[Part]]:
+def search_parts(
+    trainee: Trainee, config: SearchConfig, candidates: Mapping[str, Compression], stages: int, share: float
+) -> list[Part]:
     """Costs of a pilot, if one is trained, and of the gradients of every candidate at every stage.
 
     Args:
+        trainee: method on the device.
         config: options.
-        candidates: number of compressions to compare.
+        candidates: compressions to compare, by name.
         stages: number of checkpoints.
         share: the pilot's share of the budget; 0: none is trained.
     """
-    trainee = Trainee(config, 1)
-    full = Compression(trainee.costs.shape.patch)
-    seconds = trainee.seconds(full) / config.batch_size / trainee.costs.full  # of a unit
+    costs = trainee.costs
+    seconds = trainee.seconds(Compression(costs.shape.patch)) / config.batch_size / costs.full  # of a unit
     parts = []
     if share:
-        schedule = parse_schedule(config.pilot_schedule, config.method, trainee.costs.shape)
-        clock = trainee.clock(schedule, share * (config.units or DEFAULT_BUDGET))
+        budget = share * (config.units or DEFAULT_BUDGET)
+        clock = trainee.clock(pilot_schedule(config, costs, candidates, budget), budget)
         work = f"{clock.steps} steps of {config.batch_size} images"
-        parts.append(Part("pilot", work, clock.units * trainee.costs.unit_macs, clock.units * seconds))
+        parts.append(Part("pilot", work, clock.units * costs.unit_macs, clock.units * seconds))
     batch = config.grad_batch_size or config.batch_size
-    images = batch * config.num_grad_batches * stages
-    units = images * candidates * trainee.costs.full  # an upper bound: compressed ones cost less
-    work = f"{candidates} candidates x {config.num_grad_batches} batches of {batch} at {stages} stages, at most"
-    parts.append(Part("gradients", work, units * trainee.costs.unit_macs, units * seconds))
-    return trainee, parts
+    units = batch * config.num_grad_batches * stages * sum(map(costs.sample, candidates.values()))
+    most = ", at most" if config.early_stop else ""
+    work = f"{len(candidates)} candidates x {config.num_grad_batches} batches of {batch} at {stages} stages{most}"
+    parts.append(Part("gradients", work, units * costs.unit_macs, units * seconds))
+    return parts
 
 
 def features_table(network: Network, config: EvalConfig) -> Table:

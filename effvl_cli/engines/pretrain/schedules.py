@@ -1,20 +1,24 @@
 """Schedules of compressions: the default, those of the options, and how they are written."""
 
+import itertools
+from collections.abc import Mapping
 from pathlib import Path
 
 from effvl_cli.config.methods import METHODS
-from effvl_cli.config.pretrain import PretrainConfig
+from effvl_cli.config.pretrain import PretrainConfig, SearchConfig
 from effvl_cli.config.recipe_file import read_yaml
 from effvl_cli.core.errors import UsageError
 from effvl_cli.core.files import file_or_folder
 from effvl_cli.techniques.pretrain.schedule import (
     Compression,
     Schedule,
+    Stage,
     default_schedule,
     is_written,
     schedule_from,
     stages_from,
 )
+from effvl_cli.techniques.pretrain.step_cost import Costs
 from effvl_cli.techniques.pretrain.vit import ViTShape
 
 
@@ -42,6 +46,27 @@ def build_schedule(config: PretrainConfig, shape: ViTShape) -> tuple[Schedule, s
     if config.schedule is None:
         return default_schedule(shape.patch, key_keep(config.method, 0.25)), "default"
     return parse_schedule(config.schedule, config.method, shape), config.schedule
+
+
+def pilot_schedule(
+    config: SearchConfig, costs: Costs, candidates: Mapping[str, Compression], budget: float
+) -> Schedule:
+    """What the pilot of a search trains with; `mixed`: every candidate in turn, one step each.
+
+    A network that has never seen a compression shows a larger bias for it than one that has.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    if config.pilot_schedule != "mixed":
+        return parse_schedule(config.pilot_schedule, config.method, costs.shape)
+    stages, spent = [], 0.0
+    for step, compression in enumerate(itertools.cycle(candidates.values()), start=1):
+        stages.append(Stage(float(step), compression))
+        spent += config.batch_size * costs.sample(compression)
+        if spent >= budget:
+            return Schedule(tuple(stages), "steps")
+    raise AssertionError("a cycle does not end")
 
 
 def parse_schedule(text: str, method: str, shape: ViTShape) -> Schedule:

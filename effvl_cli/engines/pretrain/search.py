@@ -7,16 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from effvl_cli.config.pretrain import SearchConfig
 from effvl_cli.config.recipe_file import dump_yaml, read_yaml
 from effvl_cli.core import distributed, plots
 from effvl_cli.core.checkpoint import Step, StepFolders
-from effvl_cli.core.errors import DataError, ModelError, UsageError
+from effvl_cli.core.errors import DataError, UsageError
 from effvl_cli.core.files import write_json, write_text
-from effvl_cli.core.modes import as_found
 from effvl_cli.core.phases import Phases
 from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
@@ -24,14 +20,12 @@ from effvl_cli.core.table import Cell, Table, times
 from effvl_cli.engines.common.cost_table import cost_table
 from effvl_cli.engines.pretrain.arm_training import STAGES, ArmTrainer, train
 from effvl_cli.engines.pretrain.costs import DEFAULT_BUDGET, check_patches
+from effvl_cli.engines.pretrain.gradients import measure
 from effvl_cli.engines.pretrain.images import TrainImages
 from effvl_cli.engines.pretrain.methods import build_network, check_batch
-from effvl_cli.engines.pretrain.preview import search_parts
-from effvl_cli.engines.pretrain.schedules import key_keep, parse_schedule, unsaid_key_keep
+from effvl_cli.engines.pretrain.preview import Trainee, search_parts
+from effvl_cli.engines.pretrain.schedules import key_keep, pilot_schedule, unsaid_key_keep
 from effvl_cli.techniques.pretrain.compression_search import (
-    FULL,
-    KEEPS,
-    SCALES,
     Estimates,
     Search,
     bias_growth,
@@ -39,13 +33,15 @@ from effvl_cli.techniques.pretrain.compression_search import (
     conclude,
     error_curves,
     error_rows,
+    figures,
     grid,
     images_gained,
     named,
-    scope,
 )
-from effvl_cli.techniques.pretrain.gradient_error import Estimate, GradientError, best, flattened
+from effvl_cli.techniques.pretrain.gradient_error import Estimate
 from effvl_cli.techniques.pretrain.schedule import Compression, Schedule, Stage, schedule_from, schedule_to
+from effvl_cli.techniques.pretrain.stage_choice import free
+from effvl_cli.techniques.pretrain.step_cost import Costs
 
 SCHEDULE, ERRORS = "schedule.yaml", "gradient_error.json"
 PILOT_SHARE = 0.1
@@ -60,9 +56,9 @@ def run(config: SearchConfig, run: Run) -> None:
     images = TrainImages.open(config, run, build_network(config).preprocess)
     run.report.data(images.source, num_samples=len(images))
     trainer = ArmTrainer.build(config, run, images)
-    candidates = _candidates(config, trainer)
+    candidates = _candidates(config, trainer.costs)
     budget = config.units or _budget_of_run(config) or DEFAULT_BUDGET
-    folders, pilot_units = _checkpoints(config, trainer, budget)
+    folders, units = _checkpoints(config, trainer, budget, candidates)
     run.report.model(trainer.network.name, trainer.network.source, trainer.network.module)
     stages: dict[float, Estimates] = {}
     snr: dict[float, float] = {}
@@ -71,15 +67,21 @@ def run(config: SearchConfig, run: Run) -> None:
             done = number * config.num_grad_batches
 
             def measured(step: Step = step, done: int = done) -> dict[str, Any]:
-                found, ratio = measure(trainer, candidates, step, lambda b: progress.update(done + b))
-                return {"snr": ratio, "errors": {name: dataclasses.asdict(error) for name, error in found.items()}}
+                return dataclasses.asdict(measure(trainer, candidates, step, lambda b: progress.update(done + b)))
 
             known = Phases.of(run).once(f"gradient errors at t = {t:g}", measured)
             stages[t] = {name: Estimate(**error) for name, error in known["errors"].items()}
             snr[t] = known["snr"]
-    search = conclude(stages, candidates, trainer.costs.shape.patch, config.final_full, keep_order=config.monotone)
-    images_seen = (config.grad_batch_size or config.batch_size) * config.num_grad_batches * len(stages)
-    units = images_seen * sum(trainer.costs.sample(c) for c in candidates.values()) + pilot_units
+            units += known["units"]
+    search = conclude(
+        stages,
+        candidates,
+        trainer.costs.shape.patch,
+        config.final_full,
+        criterion=config.criterion,
+        order=config.order,
+        ties=config.ties,
+    )
     _write(config, run, search, snr)
     _report(config, run, trainer, search, units=units, budget=budget)
 
@@ -87,13 +89,13 @@ def run(config: SearchConfig, run: Run) -> None:
 # --- what is measured ------------------------------------------------------------------------------------------------
 
 
-def _candidates(config: SearchConfig, trainer: ArmTrainer) -> dict[str, Compression]:
+def _candidates(config: SearchConfig, costs: Costs) -> dict[str, Compression]:
     """Strategies by name; the uncompressed one is called `FULL`.
 
     Raises:
         UsageError: a file that cannot be read, or patches that do not fit.
     """
-    base, sizes = trainer.costs.shape.patch, trainer.costs.sizes
+    base, sizes = costs.shape.patch, costs.sizes
     if config.candidates:
         found = _read_candidates(Path(config.candidates), config.method)
         check_patches(sizes, Schedule(tuple(Stage(index + 1.0, c) for index, c in enumerate(found)), "steps"))
@@ -126,7 +128,9 @@ def _budget_of_run(config: SearchConfig) -> float | None:
     return planned[0] if planned else None
 
 
-def _checkpoints(config: SearchConfig, trainer: ArmTrainer, budget: float) -> tuple[dict[float, Step], float]:
+def _checkpoints(
+    config: SearchConfig, trainer: ArmTrainer, budget: float, candidates: Mapping[str, Compression]
+) -> tuple[dict[float, Step], float]:
     """Training states of RUN or of a pilot, by share of the training, and the cost of the pilot.
 
     Raises:
@@ -139,7 +143,7 @@ def _checkpoints(config: SearchConfig, trainer: ArmTrainer, budget: float) -> tu
         phase = next((folder / name for name in ("baseline", "train", "pilot") if (folder / name).is_dir()), folder)
         steps = StepFolders(phase)
     else:
-        schedule = parse_schedule(config.pilot_schedule, config.method, trainer.costs.shape)
+        schedule = pilot_schedule(config, trainer.costs, candidates, share * budget)
         pilot = train(trainer, schedule, share * budget, phase="pilot", probe=None)
         steps, units = StepFolders(trainer.run.folder / "checkpoints" / "pilot"), pilot.clock.units
     kept = [steps.load(step) for step in steps.steps()]
@@ -153,60 +157,18 @@ def _checkpoints(config: SearchConfig, trainer: ArmTrainer, budget: float) -> tu
     return found, units
 
 
-def measure(
-    trainer: ArmTrainer, candidates: Mapping[str, Compression], step: Step, progress: Any
-) -> tuple[Estimates, float]:
-    """Gradient errors of all candidates at a checkpoint, and the signal-to-noise ratio of the full gradient.
-
-    All get the same pictures and view parameters; the networks, batch norms and centre included, do not change.
-    """
-    config, method = trainer.config, trainer.costs.method
-    assert isinstance(config, SearchConfig)
-    _load(method, step, config)
-    batch_size = config.grad_batch_size or config.batch_size
-    full_cost = trainer.costs.full
-    errors = GradientError({name: trainer.costs.sample(c) / full_cost for name, c in candidates.items()})
-    parameters = scope(method, config.grad_scope)
-    streams = {patch: trainer.stream_for(batch_size, patch) for patch in {c.patch for c in candidates.values()}}
-    for index in range(config.num_grad_batches):
-        batches = {patch: next(stream).to(trainer.run.device) for patch, stream in streams.items()}
-        full = torch.zeros(0)
-        for name, compression in candidates.items():
-            views = trainer.maker.views(batches[compression.patch], compression, 1_000_000 + index)
-            gradient = _gradient(method, views, parameters)
-            if name == FULL:
-                full = gradient
-                errors.add_full(full)
-            errors.add(name, gradient, full)
-        trainer.run.check_stop()
-        progress(index + 1)
-    return {name: errors.estimate(name) for name in candidates}, errors.snr
-
-
-def _load(method: nn.Module, step: Step, config: SearchConfig) -> None:
-    try:
-        method.load_state_dict(step.model)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        hint = "Leave out --model, --image-size and head options"
-        raise ModelError(f"the checkpoints of {config.run} do not fit: {reason}", hint) from error
-
-
-def _gradient(method: Any, views: Any, parameters: list[nn.Parameter]) -> Tensor:
-    """(P,) gradient of the loss, in float32; batch norms and centre do not change."""
-    with as_found(method, training=True):
-        loss = method.loss(views, distributed.gather_with_gradient, 0.5).loss
-        parts = torch.autograd.grad(loss, parameters, allow_unused=True)
-    return flattened(parts, parameters)
-
-
 # --- what is written -------------------------------------------------------------------------------------------------
 
 
 def _write(config: SearchConfig, run: Run, search: Search, snr: Mapping[float, float]) -> None:
     rows = error_rows(search.stages, search.chosen)
     batch_size = config.grad_batch_size or config.batch_size
-    about = {"batch_size": batch_size, "num_batches": config.num_grad_batches, "scope": config.grad_scope}
+    about = {
+        "batch_size": batch_size,
+        "num_batches": config.num_grad_batches,
+        "scope": config.grad_scope,
+        "metric": config.metric,
+    }
     strategies = {name: dataclasses.asdict(c) for name, c in search.candidates.items()}
     run.write(
         ERRORS,
@@ -230,8 +192,8 @@ def _report(
 ) -> None:
     stages, chosen = search.stages, search.chosen
     for t in search.overridden:
-        wanted = best(stages[t])
-        run.warn(f"at t = {t:g} {wanted} has the lowest error; {chosen[t]} was taken so that costs do not fall")
+        [wanted] = free([stages[t]], config.criterion)
+        run.warn(f"at t = {t:g} {wanted} is best by {config.criterion}; --order and --ties took {chosen[t]}")
     if config.grad_batch_size and config.grad_batch_size != config.batch_size:
         run.warn(
             f"measured with batches of {config.grad_batch_size}, trained with {config.batch_size}: bias depends on it"
@@ -253,9 +215,7 @@ def _report(
         chosen={str(t): name for t, name in chosen.items()},
         overridden=search.overridden,
         schedule=schedule_to(search.schedule)["stages"],
-        estimates={
-            str(t): {name: dataclasses.asdict(e) for name, e in estimates.items()} for t, estimates in stages.items()
-        },
+        estimates={str(t): {name: figures(e) for name, e in estimates.items()} for t, estimates in stages.items()},
         gradient_error=ERRORS,
     )
 
@@ -263,10 +223,8 @@ def _report(
 def preview(config: SearchConfig) -> list[Table]:
     """What `--dry-run` shows besides the options."""
     share = config.pilot_budget or (0.0 if config.run else PILOT_SHARE)
-    count = len(KEEPS) * len(SCALES)
-    if config.candidates:
-        count = 1 + len(_read_candidates(Path(config.candidates), config.method))
-    trainee, parts = search_parts(config, count, len(STAGES), share)
+    trainee = Trainee(config, 1)
+    parts = search_parts(trainee, config, _candidates(config, trainee.costs), len(STAGES), share)
     memory = trainee.memory(Compression(trainee.costs.shape.patch))
     title = f"search for {config.method} on {trainee.network.name}"
     return [cost_table(title, parts, trainee.device, memory=memory, notes=())]

@@ -1,6 +1,6 @@
 """Candidates of a schedule search, the choice among them for each stage of the training, and its gain.
 
-The choice by cost-adjusted error is that of arXiv 2410.22364; grid, ties and pictures are ours.
+The search is that of arXiv 2410.22364; grid and pictures are ours.
 """
 
 import dataclasses
@@ -11,9 +11,10 @@ from typing import Any
 
 from torch import nn
 
-from .gradient_error import Estimate, best, monotone
+from .gradient_error import Estimate
 from .method import Method
 from .schedule import Compression, Schedule, Stage
+from .stage_choice import Criterion, Order, Ties, choose, free
 from .step_cost import Costs
 from .tokens import count_kept
 from .view_sizes import Sizes
@@ -65,19 +66,6 @@ def scope(method: Method, name: str) -> list[nn.Parameter]:
     return [p for p in modules[name].parameters() if p.requires_grad]
 
 
-def choose(stages: Mapping[float, Estimates], *, keep_order: bool) -> tuple[dict[float, str], list[float]]:
-    """The strategy of each stage after the start, and the stages where rising costs overrode the lowest error.
-
-    The random network at t = 0 is measured, but not used: its mean gradient, and with it every bias, is large,
-    and the training leaves that state within the warm-up.
-    """
-    stages = {t: estimates for t, estimates in stages.items() if t > 0} or stages
-    free = [best(estimates) for estimates in stages.values()]
-    chosen = monotone(free, list(stages.values())) if keep_order else free
-    changed = [t for t, a, b in zip(stages, free, chosen, strict=True) if a != b]
-    return dict(zip(stages, chosen, strict=True)), changed
-
-
 def schedule_of(
     chosen: Mapping[float, str], candidates: Mapping[str, Compression], final_full: float, base_patch: int
 ) -> Schedule:
@@ -106,7 +94,7 @@ class Search:
         stages: errors of every strategy at each share of the training.
         candidates: the strategies by name.
         chosen: one for each share after the start.
-        overridden: shares where rising costs overrode the lowest error.
+        overridden: shares where the order or a tie overrode the best strategy.
         schedule: the resulting schedule.
     """
 
@@ -123,7 +111,9 @@ def conclude(
     base: int,
     final_full: float,
     *,
-    keep_order: bool,
+    criterion: Criterion = "ca-mse",
+    order: Order = "path",
+    ties: Ties = "cheaper",
 ) -> Search:
     """Choose at each share, and lay out the schedule.
 
@@ -132,9 +122,18 @@ def conclude(
         candidates: the strategies by name.
         base: side of the patches without compression, px.
         final_full: share of the budget at the end that is not compressed.
-        keep_order: whether costs must not fall.
+        criterion: what is to be small.
+        order: whether costs may fall.
+        ties: which of equally good strategies is taken.
+
+    The random network at t = 0 is measured, but not used: its mean gradient, and with it every bias, is large,
+    and the training leaves that state within the warm-up.
     """
-    chosen, overridden = choose(stages, keep_order=keep_order)
+    used = {t: estimates for t, estimates in stages.items() if t > 0} or stages
+    rows = list(used.values())
+    found = choose(rows, criterion=criterion, order=order, ties=ties)
+    chosen = dict(zip(used, found, strict=True))
+    overridden = [t for t, best, name in zip(used, free(rows, criterion), found, strict=True) if best != name]
     return Search(stages, candidates, chosen, overridden, schedule_of(chosen, candidates, final_full, base))
 
 
@@ -171,10 +170,15 @@ def bias_growth(
 def error_rows(stages: Mapping[float, Estimates], chosen: Mapping[float, str]) -> list[dict[str, Any]]:
     """A mapping for each strategy at each stage."""
     return [
-        {"t": t, "strategy": name, "chosen": chosen.get(t) == name, **dataclasses.asdict(estimate)}
+        {"t": t, "strategy": name, "chosen": chosen.get(t) == name, **figures(estimate)}
         for t, estimates in stages.items()
         for name, estimate in estimates.items()
     ]
+
+
+def figures(estimate: Estimate) -> dict[str, Any]:
+    """An estimate as a mapping, without its jackknife rows."""
+    return {key: value for key, value in dataclasses.asdict(estimate).items() if key != "left_out"}
 
 
 def error_curves(stages: Mapping[float, Estimates]) -> dict[str, dict[str, list[tuple[float, float, float]]]]:

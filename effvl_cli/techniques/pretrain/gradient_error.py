@@ -12,11 +12,18 @@ ours. Only running means are kept, so memory is two vectors per strategy; spread
 The cosine of the two expected gradients is made of squared norms that are unbiased in the same way: with
 n(a) = ||mean a||^2 - V(a) / M it is (n(h) + n(g) - bias2) / (2 sqrt(n(h) n(g))). The cosine of the means is too low,
 as each holds its own noise.
+
+What a step buys at first order, for the same cost:
+
+    progress = <Eh, Eg> |<Eh, Eg>| / (||Eh||^2 + V(h)) / rel_cost
+
+with <Eh, Eg> = (n(h) + n(g) - bias2) / 2: the loss falls by <Eh, Eg> times the rate, and the rate that a noisy gradient
+bears is in proportion to <Eh, Eg> over its mean square. Unlike ca_mse it counts that a cheaper step allows more steps.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -66,6 +73,8 @@ class Estimate:
         se: jackknife standard error of ca_mse.
         bias2_se: jackknife standard error of bias2.
         cosine: of the two expected gradients; may slightly exceed 1; None where noise hides one of them.
+        progress: decrease of the loss at first order for the cost of an uncompressed step.
+        left_out: "ca-mse" and "progress" without each of the batches in turn, for standard errors of differences.
     """
 
     rel_cost: float
@@ -76,11 +85,15 @@ class Estimate:
     se: float
     bias2_se: float
     cosine: float | None
+    progress: float = 0.0
+    left_out: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def divided(self, scale: float) -> "Estimate":
         """All squared norms divided by `scale`."""
-        values = {name: getattr(self, name) / scale for name in ("bias2", "var", "ca_var", "ca_mse", "se", "bias2_se")}
-        return Estimate(rel_cost=self.rel_cost, cosine=self.cosine, **values)
+        names = ("bias2", "var", "ca_var", "ca_mse", "se", "bias2_se", "progress")
+        values = {name: getattr(self, name) / scale for name in names}
+        rows = {key: [value / scale for value in row] for key, row in self.left_out.items()}
+        return Estimate(rel_cost=self.rel_cost, cosine=self.cosine, left_out=rows, **values)
 
 
 class GradientError:
@@ -116,12 +129,20 @@ class GradientError:
     def estimate(self, name: str) -> Estimate:
         """Gradient error of one strategy, divided by V(g)."""
         h, d, cost = self._compressed[name], self._difference[name], self.rel_cost[name]
-        bias2 = d.norm2
-        cosine = _cosine(h.norm2, self.full.norm2, bias2)
+        bias2, full2 = d.norm2, self.full.norm2
         rows_h, rows_d = (torch.stack(rows).double() for rows in zip(*self._sketches[name], strict=True))
-        error, bias_error = _jackknife(rows_h, rows_d, cost)
+        biases, left_out = _without_each(rows_h, rows_d, cost)
         found = Estimate(
-            cost, bias2, h.variance, cost * h.variance, bias2 + cost * h.variance, error, bias_error, cosine
+            rel_cost=cost,
+            bias2=bias2,
+            var=h.variance,
+            ca_var=cost * h.variance,
+            ca_mse=bias2 + cost * h.variance,
+            se=jackknife_error(left_out["ca-mse"]),
+            bias2_se=jackknife_error(biases),
+            cosine=_cosine(h.norm2, full2, bias2),
+            progress=_progress(h.norm2, full2, bias2, h.variance) / cost,
+            left_out=left_out,
         )
         return found.divided(self.full.variance)
 
@@ -149,23 +170,32 @@ def _cosine(first: float, second: float, distance: float) -> float | None:
     return (first + second - distance) / (2 * math.sqrt(first * second))
 
 
-def _jackknife(compressed: Tensor, difference: Tensor, cost: float) -> tuple[float, float]:
-    """Standard errors of ca_mse and bias2, leaving out one row (M, .) at a time; too large where bias is near 0."""
+def _progress(compressed2: float, full2: float, bias2: float, variance: float) -> float:
+    """Progress of a step of the same cost, given squared norms of the expected gradients and of their difference."""
+    along = (compressed2 + full2 - bias2) / 2
+    return along * abs(along) / (compressed2 + variance)
+
+
+def _without_each(compressed: Tensor, difference: Tensor, cost: float) -> tuple[list[float], dict[str, list[float]]]:
+    """bias2, and each criterion by name, without each row (M, .) in turn; nothing where fewer than 3 rows are there."""
     count = len(compressed)
-    if count < 3:
-        return math.nan, math.nan
-    totals, biases = [], []
-    for left_out in range(count):
+    biases: list[float] = []
+    criteria: dict[str, list[float]] = {"ca-mse": [], "progress": []}
+    for left_out in range(count) if count >= 3 else ():
         rest = torch.arange(count) != left_out
-        biases.append(_bias2(difference[rest]))
-        totals.append(biases[-1] + cost * _variance(compressed[rest]))
-    return _spread(totals), _spread(biases)
+        h, d = compressed[rest], difference[rest]
+        bias2, variance = _norm2(d), _variance(h)
+        biases.append(bias2)
+        criteria["ca-mse"].append(bias2 + cost * variance)
+        criteria["progress"].append(_progress(_norm2(h), _norm2(h - d), bias2, variance) / cost)
+    return biases, criteria
 
 
-def _spread(values: list[float]) -> float:
+def jackknife_error(values: Sequence[float]) -> float:
+    """Standard error from the values without each observation in turn; too large where a squared bias is near 0."""
     found = torch.tensor(values, dtype=torch.float64)
     count = len(values)
-    return math.sqrt((count - 1) / count * float((found - found.mean()).square().sum()))
+    return math.sqrt((count - 1) / count * float((found - found.mean()).square().sum())) if count else math.nan
 
 
 def _variance(rows: Tensor) -> float:
@@ -173,33 +203,30 @@ def _variance(rows: Tensor) -> float:
     return float((rows - rows.mean(0)).square().sum()) / (len(rows) - 1)
 
 
-def _bias2(rows: Tensor) -> float:
+def _norm2(rows: Tensor) -> float:
     """Unbiased squared norm of what the rows (M, P) are samples of."""
     return float(rows.mean(0).square().sum()) - _variance(rows) / len(rows)
-
-
-def best(estimates: Mapping[str, Estimate]) -> str:
-    """The least compressed strategy among those within one standard error of the lowest CA-MSE."""
-    least = min(estimates, key=lambda name: estimates[name].ca_mse)
-    limit = estimates[least].ca_mse + estimates[least].se
-    near = [name for name in estimates if estimates[name].ca_mse <= limit]
-    return max(near, key=lambda name: estimates[name].rel_cost)
-
-
-def monotone(chosen: Sequence[str], stages: Sequence[Mapping[str, Estimate]]) -> list[str]:
-    """Make the cost never fall: a choice that would is replaced by the lowest CA-MSE among those that cost enough."""
-    result: list[str] = []
-    floor = 0.0
-    for name, estimates in zip(chosen, stages, strict=True):
-        if estimates[name].rel_cost < floor:
-            allowed = [other for other in estimates if estimates[other].rel_cost >= floor]
-            name = min(allowed, key=lambda other: estimates[other].ca_mse)
-        result.append(name)
-        floor = estimates[name].rel_cost
-    return result
 
 
 def flattened(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Tensor:
     """(P,) float32 of all gradients one behind the other; zeros for a parameter that has none."""
     flat = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
     return torch.cat([part.detach().float().flatten() for part in flat])
+
+
+def adam_scale(second_moment: Tensor, decay: float, steps: float, epsilon: float = 1e-8) -> Tensor:
+    """Factors that turn squared norms of gradients into those of Adam's metric: (sqrt(v) + epsilon)^-1/2.
+
+    Adam (Kingma & Ba, arXiv 1412.6980, algorithm 1) divides a gradient by sqrt(v) + epsilon, so that
+    <a, b> = sum a_i b_i / (sqrt(v_i) + epsilon) is the decrease of the loss by a step along b, where a is its gradient.
+
+    Args:
+        second_moment: moving average of squared gradients, of any shape.
+        decay: beta_2.
+        steps: updates so far; 0: ones are returned.
+        epsilon: Adam's.
+    """
+    if not steps:
+        return torch.ones_like(second_moment)
+    found: Tensor = ((second_moment / (1 - decay**steps)).sqrt() + epsilon).rsqrt()
+    return found

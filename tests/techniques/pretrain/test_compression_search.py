@@ -45,12 +45,12 @@ def test_costs_do_not_fall_and_the_start_chooses_nothing():
     stages = {
         0.0: _stage(full=0.1, half=9.0, large=9.0),
         0.5: _stage(full=3.0, half=1.0, large=2.0),
-        1.0: _stage(full=3.0, half=2.0, large=1.0),
+        1.0: _stage(full=3.0, half=1.5, large=1.0),
     }
-    free = conclude(stages, CANDIDATES, 4, 0.0, keep_order=False)
+    free = conclude(stages, CANDIDATES, 4, 0.0, order="free")
     assert free.chosen == {0.5: "half", 1.0: "large"}
     assert free.schedule == Schedule((Stage(0.75, CANDIDATES["half"]), Stage(1.0, CANDIDATES["large"])))
-    kept = conclude(stages, CANDIDATES, 4, 0.1, keep_order=True)
+    kept = conclude(stages, CANDIDATES, 4, 0.1)
     assert (kept.chosen, kept.overridden) == ({0.5: "half", 1.0: "half"}, [1.0])
     assert kept.schedule == Schedule((Stage(0.9, CANDIDATES["half"]), Stage(1.0, CANDIDATES[FULL])))
     assert compressed_share(stages) == pytest.approx(2 / 3)

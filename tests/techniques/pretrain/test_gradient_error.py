@@ -7,11 +7,9 @@ import torch
 
 from effvl_cli.techniques.pretrain.gradient_error import (
     SKETCH,
-    Estimate,
     GradientError,
     Moments,
-    best,
-    monotone,
+    adam_scale,
     sketch,
 )
 
@@ -126,16 +124,39 @@ def test_sketches_keep_inner_products():
     assert torch.allclose(sketch(a) + sketch(b), sketch(a + b), atol=1e-4)  # it is linear
 
 
-def estimate(cost, error, se=0.0):
-    return Estimate(cost, 0, 0, 0, error, se, 0, 1)
+def test_progress_equals_the_formula_on_stored_gradients():
+    torch.manual_seed(1)
+    g = 1 + torch.randn(9, 40, dtype=torch.float64)
+    h = g + 0.3 * torch.randn(9, 40, dtype=torch.float64)
+
+    def norm2(rows):
+        return rows.mean(0).square().sum() - (rows - rows.mean(0)).square().sum() / 8 / 9
+
+    v = {name: (x - x.mean(0)).square().sum() / 8 for name, x in (("g", g), ("h", h))}
+    along = (norm2(h) + norm2(g) - norm2(h - g)) / 2
+    found = collect(g, h, cost=0.25).estimate("s")
+    assert found.progress == pytest.approx(float(along**2 / (norm2(h) + v["h"]) / 0.25 / v["g"]), rel=1e-8)
+    full = collect(g, h).estimate("full")
+    assert full.progress == pytest.approx(float(norm2(g) ** 2 / (norm2(g) + v["g"]) / v["g"]), rel=1e-8)
 
 
-def test_ties_go_to_the_less_compressed():
-    assert best({"a": estimate(1, 1.0), "b": estimate(0.5, 0.52), "c": estimate(0.2, 0.5, 0.03)}) == "b"
-    assert best({"a": estimate(1, 1.0), "b": estimate(0.5, 0.54), "c": estimate(0.2, 0.5, 0.03)}) == "c"
+def test_a_gradient_that_points_away_makes_negative_progress():
+    g = torch.ones(5, 3) + 0.1 * torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    assert collect(g, -g).estimate("s").progress < -1
 
 
-def test_costs_never_fall():
-    table = {"cheap": estimate(0.2, 0.3), "middle": estimate(0.5, 0.4), "dear": estimate(1, 1)}
-    assert monotone(["middle", "cheap", "dear", "cheap"], [table] * 4) == ["middle", "middle", "dear", "dear"]
-    assert monotone(["cheap", "middle"], [table] * 2) == ["cheap", "middle"]
+def test_adams_metric_is_the_decrease_along_its_step():
+    """sum of the products of two scaled gradients == gradient times the change that torch's Adam makes of the other."""
+    torch.manual_seed(0)
+    parameter = torch.nn.Parameter(torch.randn(6, dtype=torch.float64))
+    adam = torch.optim.Adam([parameter], lr=0.1, betas=(0.0, 0.9))
+    for _ in range(3):
+        parameter.grad = torch.randn(6, dtype=torch.float64)
+        before = parameter.detach().clone()
+        adam.step()
+    step = (before - parameter.detach()) / 0.1
+    state = adam.state[parameter]
+    scale = adam_scale(state["exp_avg_sq"], 0.9, float(state["step"]))
+    other = torch.randn(6, dtype=torch.float64)
+    assert float((scale * other) @ (scale * parameter.grad)) == pytest.approx(float(other @ step), rel=1e-9)
+    assert torch.equal(adam_scale(state["exp_avg_sq"], 0.9, 0), torch.ones(6, dtype=torch.float64))
