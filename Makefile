@@ -54,7 +54,7 @@ mini-%: recipes/mini/%.yaml $(READY)
 	$(BIN)/effvl sweep $<
 	$(BIN)/effvl table $<
 
-mini-pretrain mini-prune-blocks mini-prune-blocks-published mini-prune-tokens-cifar table-pretrain-cifar10: \
+mini-pretrain mini-pretrain-search mini-prune-blocks mini-prune-blocks-published mini-prune-tokens-cifar table-pretrain-cifar10: \
 	runs/data/cifar10
 mini-prune-blocks-published: runs/data/cifar10-resnets
 mini-prompt-tune-cifar: runs/data/cifar10.csv

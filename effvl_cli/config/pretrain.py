@@ -24,6 +24,10 @@ from effvl_cli.config.options import (
     TrainOptions,
 )
 
+KEPT_AT = (0.0, 0.05, 0.25, 0.5, 0.75, 1.0)
+"""Shares of the budget whose checkpoints are kept, for `pretrain search`."""
+KEEPS = (1.0, 0.75, 0.5, 0.25, 0.1)
+
 _BUDGET = re.compile(r"([0-9]+(?:_[0-9]+)*(?:\.[0-9]*)?(?:e\+?[0-9]+)?)([kKMG]?)")
 _SUFFIX = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
 
@@ -226,6 +230,12 @@ class SearchConfig(RunOptions, DataOptions, ModelOptions, MethodTrainOptions, Vi
     candidates: Annotated[
         str | None, ARTEFACT, Doc("YAML list of {patch, keep_q, keep_k} (default: 5 keep rates x up to 6 patch sizes)")
     ] = None
+    candidate_patches: Annotated[tuple[Positive, ...], Doc("patch sizes to compare, px (default: all that fit)")] = ()
+    candidate_keeps: Annotated[tuple[Fraction, ...], Doc("keep rates to compare at each patch size")] = KEEPS
+    measure_at: Annotated[
+        tuple[Annotated[float, Ge(0), Le(1)], ...],
+        Doc("shares of the training whose checkpoints are measured; 0 is measured, but not used"),
+    ] = KEPT_AT
     num_grad_batches: Annotated[int, Ge(4), Doc("batches that each gradient is measured on")] = 32
     grad_batch_size: Annotated[Positive | None, Doc("images in each (default: --batch-size; bias depends on it)")] = (
         None
@@ -259,6 +269,13 @@ class SearchConfig(RunOptions, DataOptions, ModelOptions, MethodTrainOptions, Vi
             raise ValueError(f"--method is {self.method}, which has no views. Give one of {', '.join(VIEW_METHODS)}")
         _fill(self)
         parse_budget(self.budget)
+        if self.candidates and self.candidate_patches:
+            raise ValueError("--candidates and --candidate-patches are both given. Leave one out")
+        if not any(self.measure_at) or not {*self.measure_at} <= {*KEPT_AT}:
+            shown, kept = (",".join(f"{t:g}" for t in row) for row in (self.measure_at, KEPT_AT))
+            raise ValueError(
+                f"--measure-at is {shown!r}. Give some of {kept}, at which checkpoints are kept, not 0 alone"
+            )
         if self.grad_batch_size == 1:
             raise ValueError("--grad-batch-size is 1. A contrastive loss needs at least 2 images")
 

@@ -222,12 +222,14 @@ def test_search_without_a_run_trains_a_pilot(effvl, report):
 
 
 def test_the_other_criterion_and_metric_from_one_pilot(effvl, report):
-    Path("c.yaml").write_text("- {patch: 8}\n- {patch: 12}\n- {patch: 4, keep_q: 0.5}\n")
     line = ("pretrain", "search", "--num-images", 64, "--batch-size", 8, "--num-grad-batches", 9, "--budget", "4k")
-    done = effvl(*line, "--candidates", "c.yaml", "--metric", "adam", "--criterion", "progress", "--out", "search")
+    line = (*line, "--candidate-patches", "4,8,12", "--candidate-keeps", "1,0.5", "--measure-at", "0.05,0.5,1")
+    done = effvl(*line, "--metric", "adam", "--criterion", "progress", "--out", "search")
     assert done.code == 0, done.err
     found = report("search")
+    assert list(found.technique["estimates"]) == ["0.05", "0.5", "1.0"]
     for estimates in found.technique["estimates"].values():
+        assert len(estimates) == 6
         assert estimates["full"]["bias2"] == 0 and estimates["full"]["ca_mse"] == pytest.approx(1, abs=1e-6)
         assert "left_out" not in estimates["full"]
     rows = yaml.safe_load(Path("search/config.yaml").read_text())["config"]
@@ -326,6 +328,8 @@ def test_a_run_that_is_not_finite_names_step_and_images(effvl, monkeypatch):
         ("--model vit:small/15@224", 2, ["224 px are not whole patches of 15 px"]),
         ("--image-size 25", 2, ["25 px are not whole patches of 4 px"]),
         ("search nowhere", 4, ["nowhere"]),
+        ("search --measure-at 0.1,0.5", 2, ["--measure-at is '0.1,0.5'", "0.05,0.25"]),
+        ("search --candidate-patches 7", 2, ["patch 7 does not divide"]),
         ("search --num-grad-batches 2", 2, ["--num-grad-batches is 2", "at least 4"]),
         ("search --method clip", 2, ["--method is clip"]),
         ("eval nowhere", 4, ["nowhere"]),

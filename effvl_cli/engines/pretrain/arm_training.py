@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from effvl_cli.config.methods import METHODS
-from effvl_cli.config.pretrain import PretrainConfig, SearchConfig
+from effvl_cli.config.pretrain import KEPT_AT, PretrainConfig, SearchConfig
 from effvl_cli.core import bench, distributed, loop
 from effvl_cli.core.compiling import compile_backbone
 from effvl_cli.core.files import write_json
@@ -31,8 +31,6 @@ from effvl_cli.models.network import Network
 from effvl_cli.techniques.pretrain.schedule import Clock, Compression, Schedule
 from effvl_cli.techniques.pretrain.step_cost import Costs
 
-STAGES = (0.0, 0.05, 0.25, 0.5, 0.75, 1.0)
-"""Shares of the budget whose checkpoints are kept, for `pretrain search`."""
 COSTS = "costs.json"
 STEP_SECONDS = 2.0  # for timing the steps of a compression
 
@@ -164,7 +162,7 @@ def train(trainer: ArmTrainer, schedule: Schedule, budget: float, *, phase: str,
         phase=phase,
         precision=config.precision,
         eval_at=frozenset({clock.step_at(0.5)} - {0}),
-        milestones=frozenset(clock.step_at(t) for t in STAGES),
+        milestones=frozenset(clock.step_at(t) for t in KEPT_AT),
         work=clock.spent,
         hint=f", or {METHODS[config.method].hint}, or use --precision fp32",
     )

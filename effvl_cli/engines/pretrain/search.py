@@ -18,7 +18,7 @@ from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
 from effvl_cli.core.table import Cell, Table, times
 from effvl_cli.engines.common.cost_table import cost_table
-from effvl_cli.engines.pretrain.arm_training import STAGES, ArmTrainer, train
+from effvl_cli.engines.pretrain.arm_training import ArmTrainer, train
 from effvl_cli.engines.pretrain.costs import DEFAULT_BUDGET, check_patches
 from effvl_cli.engines.pretrain.gradients import measure
 from effvl_cli.engines.pretrain.images import TrainImages
@@ -37,6 +37,7 @@ from effvl_cli.techniques.pretrain.compression_search import (
     grid,
     images_gained,
     named,
+    patch_sizes,
 )
 from effvl_cli.techniques.pretrain.gradient_error import Estimate
 from effvl_cli.techniques.pretrain.schedule import Compression, Schedule, Stage, schedule_from, schedule_to
@@ -98,9 +99,10 @@ def _candidates(config: SearchConfig, costs: Costs) -> dict[str, Compression]:
     base, sizes = costs.shape.patch, costs.sizes
     if config.candidates:
         found = _read_candidates(Path(config.candidates), config.method)
-        check_patches(sizes, Schedule(tuple(Stage(index + 1.0, c) for index, c in enumerate(found)), "steps"))
     else:
-        found = grid(base, sizes, partial(key_keep, config.method))
+        patches = config.candidate_patches or patch_sizes(base, sizes)
+        found = grid(patches, config.candidate_keeps, partial(key_keep, config.method))
+    check_patches(sizes, Schedule(tuple(Stage(index + 1.0, c) for index, c in enumerate(found)), "steps"))
     return named(found, base, sizes)
 
 
@@ -150,7 +152,7 @@ def _checkpoints(
     if len(kept) < 2:
         raise DataError(f"{config.run} keeps no training checkpoints", "Give a completed run, or --pilot-budget 0.1")
     found: dict[float, Step] = {}
-    for t in STAGES:
+    for t in sorted(config.measure_at):
         step = next((step for step in kept if step.state["task"]["t"] >= t - ROUNDING), kept[-1])
         if all(step is not other for other in found.values()):
             found[t] = step
@@ -224,7 +226,7 @@ def preview(config: SearchConfig) -> list[Table]:
     """What `--dry-run` shows besides the options."""
     share = config.pilot_budget or (0.0 if config.run else PILOT_SHARE)
     trainee = Trainee(config, 1)
-    parts = search_parts(trainee, config, _candidates(config, trainee.costs), len(STAGES), share)
+    parts = search_parts(trainee, config, _candidates(config, trainee.costs), len(config.measure_at), share)
     memory = trainee.memory(Compression(trainee.costs.shape.patch))
     title = f"search for {config.method} on {trainee.network.name}"
     return [cost_table(title, parts, trainee.device, memory=memory, notes=())]

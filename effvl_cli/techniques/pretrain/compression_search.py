@@ -5,7 +5,7 @@ The search is that of arXiv 2410.22364; grid and pictures are ours.
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,24 +19,27 @@ from .step_cost import Costs
 from .tokens import count_kept
 from .view_sizes import Sizes
 
-KEEPS = (1.0, 0.75, 0.5, 0.25, 0.1)
 SCALES = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0)  # multiples of the base patch size
 FULL = "full"
 
 Estimates = dict[str, Estimate]
 
 
-def grid(base: int, sizes: Sizes, key_keep: Callable[[float], float]) -> list[Compression]:
-    """All keep rates at all patch sizes that the views allow.
+def patch_sizes(base: int, sizes: Sizes) -> list[int]:
+    """Sides of the patches (px) that the views allow, up to three times that without compression, `base`."""
+    patches = [int(scale * base) for scale in SCALES if scale * base == int(scale * base)]
+    return [patch for patch in dict.fromkeys(patches) if sizes.allows(patch) and sizes.view(patch) >= patch]
+
+
+def grid(patches: Sequence[int], keeps: Sequence[float], key_keep: Callable[[float], float]) -> list[Compression]:
+    """All keep rates at all patch sizes.
 
     Args:
-        base: side of the patches without compression, px.
-        sizes: of the views.
+        patches: sides, px.
+        keeps: keep rates of the query view.
         key_keep: keep rate of the key view, from that of the query view.
     """
-    patches = [int(scale * base) for scale in SCALES if scale * base == int(scale * base)]
-    legal = [patch for patch in dict.fromkeys(patches) if sizes.allows(patch) and sizes.view(patch) >= patch]
-    return [Compression(patch, keep, key_keep(keep)) for patch in legal for keep in KEEPS]
+    return [Compression(patch, keep, key_keep(keep)) for patch in patches for keep in keeps]
 
 
 def named(found: list[Compression], base: int, sizes: Sizes) -> dict[str, Compression]:

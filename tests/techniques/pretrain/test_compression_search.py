@@ -12,6 +12,7 @@ from effvl_cli.techniques.pretrain.compression_search import (
     grid,
     images_gained,
     named,
+    patch_sizes,
 )
 from effvl_cli.techniques.pretrain.gradient_error import Estimate
 from effvl_cli.techniques.pretrain.schedule import Compression, Schedule, Stage
@@ -29,10 +30,14 @@ def _stage(**errors):
 
 
 def test_the_grid_holds_what_the_views_allow():
-    free = grid(4, Sizes(24, 8, "snap"), lambda keep: 1.0)
-    assert {c.patch for c in free} == {4, 5, 6, 8, 10, 12}
-    assert all(c.keep_k == 1 for c in free)
-    assert {c.patch for c in grid(4, Sizes(24, 8, "fixed"), lambda keep: keep)} == {4, 6, 8, 12}
+    assert patch_sizes(4, Sizes(24, 8, "snap")) == [4, 5, 6, 8, 10, 12]
+    assert patch_sizes(4, Sizes(24, 8, "fixed")) == [4, 6, 8, 12]
+    assert grid([4, 8], [1.0, 0.5], lambda keep: 1.0) == [
+        Compression(4),
+        Compression(4, 0.5, 1.0),
+        Compression(8),
+        Compression(8, 0.5, 1.0),
+    ]
 
 
 def test_of_two_with_equal_lengths_one_is_left_and_full_comes_first():
