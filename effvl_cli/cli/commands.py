@@ -85,7 +85,7 @@ COMMANDS = (
             ("train", "TrainConfig", "Train the encoder of one view with positives that RUN's frozen encoders mine."),
             ("mine", "MineConfig", "Mine positives of saved embeddings by a cascade over their views; any encoder's."),
             ("embed", "EmbedConfig", "Write what RUN's encoders make of the clips of a data set, for `mine`."),
-            ("eval", "EvalConfig", "Measure RUN's encoders: retrieval, linear probes, fine-tuning; also on other data."),
+            ("eval", "EvalConfig", "Measure RUN's encoders: retrieval, linear probes, fine-tuning; on any data."),
         ),
     ),
 )
