@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 from effvl_cli.core.errors import DataError, UsageError
 from effvl_cli.core.registry import Registry, Row
+from effvl_cli.data.clips import CLIPS
 
 if TYPE_CHECKING:
     from effvl_cli.data.source import ImageSource, Source
@@ -46,6 +47,7 @@ DATASETS = Registry(
             "csv:FILE with columns path and label and/or caption [, split]",
             IMAGES,
         ),
+        Row("moving-shapes", "effvl_cli.data.moving_shapes:build", "procedural 24 px videos, 8 kinds of motion", CLIPS),
     ],
 )
 
