@@ -301,6 +301,11 @@ class EvalConfig(RunOptions, DataOptions, ProbeOptions):
     ] = (*(0.1, 0.3, 1.0, 3.0),)
     sgd_batch_size: Annotated[Positive, Doc("its pictures per step")] = 256
     cls_blocks: Annotated[Positive, Doc("number of last blocks whose CLS tokens are concatenated (DINO ViT-S: 4)")] = 1
+    save_features: Annotated[
+        bool, Doc("write the features of every picture of --feature-split, as one view for `effvl cpr-mine mine`")
+    ] = False
+    feature_split: Annotated[Literal["train", "val", "test"], Doc("of which pictures")] = "train"
+    view_name: Annotated[str | None, Doc("name of the view and of its file (default: the method of RUN)")] = None
 
 
 def _refuse_foreign(config: PretrainConfig, method: str) -> None:

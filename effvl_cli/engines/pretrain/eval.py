@@ -16,6 +16,7 @@ from effvl_cli.core.table import Table, percent
 from effvl_cli.engines.pretrain.images import open_split
 from effvl_cli.engines.pretrain.preview import features_table
 from effvl_cli.engines.pretrain.probes import Probe, decode
+from effvl_cli.engines.pretrain.saved_features import save_features
 from effvl_cli.engines.pretrain.sgd_probe import sgd_probe
 from effvl_cli.models import network as networks
 from effvl_cli.techniques.pretrain.vit import VisionTransformer
@@ -23,7 +24,7 @@ from effvl_cli.techniques.pretrain.vit import VisionTransformer
 
 def preview(config: EvalConfig) -> list[Table]:
     """What `--dry-run` shows besides the options."""
-    network = networks.load(None, str(find_run("pretrain", config.run)), default="", kind="backbone", seed=config.seed)
+    network = _load(config, find_run("pretrain", config.run))
     network.module.to(resolve_device(config.device))
     return [features_table(network, config)]
 
@@ -31,9 +32,10 @@ def preview(config: EvalConfig) -> list[Table]:
 def run(config: EvalConfig, run: Run) -> None:
     """Run k-NN, logistic regression and, on request, a linear probe by SGD, each once on the test split."""
     folder = find_run("pretrain", config.run)
-    network = networks.load(None, str(folder), default="", kind="backbone", seed=config.seed)
+    network = _load(config, folder)
     run.report.model(network.name, network.source, network.module)
-    module = network.module.to(run.device).eval()
+    network.module.to(run.device).eval()
+    module: Any = network.image_module
     if config.cls_blocks > 1 and not isinstance(module, VisionTransformer):
         raise ModelError(f"--cls-blocks {config.cls_blocks} needs a ViT, not {network.name}", "Leave it out")
 
@@ -48,6 +50,8 @@ def run(config: EvalConfig, run: Run) -> None:
     probe = Probe.open(config, run, network.preprocess, "test", bank=bank)
     run.report.data(train, num_samples=len(bank.labels))
     run.report.data(open_split(config, "test"), num_samples=len(probe.asked.labels))
+    if config.save_features:
+        save_features(config, run, network, encode)
     judged = probe.judge(encode)
     for name, found in judged.correct.items():
         _metric(run, name, found)
@@ -61,6 +65,12 @@ def run(config: EvalConfig, run: Run) -> None:
     run.report.technique.update(
         method=network.manifest.get("method"), trained_on=network.manifest.get("data"), run=Path(folder).name
     )
+
+
+def _load(config: EvalConfig, folder: Path) -> networks.Network:
+    """The backbone that a run trained, or its CLIP, whose image tower is evaluated."""
+    kind = "clip" if networks.manifest_of(str(folder)).get("method") == "clip" else "backbone"
+    return networks.load(None, str(folder), default="", kind=kind, seed=config.seed)
 
 
 def _metric(run: Run, name: str, correct: Any) -> None:

@@ -179,13 +179,16 @@ def search_parts(
 
 def features_table(network: Network, config: EvalConfig) -> Table:
     """Cost of evaluating features: bank, test split, and the SGD probe if requested."""
-    device, module = resolve_device(config.device), network.module
+    device, module = resolve_device(config.device), network.image_module
     train, test = open_split(config, "train"), open_split(config, "test")
     images = noise_batch(network.preprocess.size, config.eval_batch_size, device).images
     macs = count_macs(module, network.preprocess.normalise(images[:1]))
     speed = speed_of(lambda few: module(network.preprocess.normalise(few)), module, images, macs, config.precision)
     count = min(config.num_bank, len(train)) + len(test)
     parts = [part("features", f"{count:,} images, without k-NN and linear probe", count * macs, speed)]
+    if config.save_features:
+        seen = len(open_split(config, config.feature_split))
+        parts.append(part("saved features", f"{seen:,} images", seen * macs, speed))
     if config.sgd_epochs:
         seen = config.sgd_epochs * len(train)
         parts.append(part("SGD probe", f"{config.sgd_epochs} epochs of {len(train):,} images", seen * macs, speed))
