@@ -6,12 +6,11 @@ from typing import Annotated, ClassVar, Literal
 from annotated_doc import Doc
 from annotated_types import Ge, Lt
 
-from effvl_cli.config.cpr_mine_train import ClipDataOptions, EncoderOptions
+from effvl_cli.config.cpr_mine_train import EMBEDDED, ClipDataOptions, EncoderOptions
 from effvl_cli.config.options import (
     VOLATILE,
     Checked,
     Count,
-    Fraction,
     Positive,
     Rate,
     RunInput,
@@ -49,6 +48,9 @@ class WindowOptions:
     window_step: Annotated[
         Positive | None, Doc("all: frames of the video from one clip's start to the next's (default: half a clip)")
     ] = None
+    official_jitter: Annotated[
+        bool, Doc("change the colours of test clips at random, as the official code does (not repeatable there)")
+    ] = False
     eval_batch_size: Annotated[Positive, VOLATILE, Doc("clips per step on each device, outside training")] = 16
 
 
@@ -113,9 +115,11 @@ class FinetuneOptions(SaveOptions):
     finetune_backbone_lr: Annotated[Rate, Doc("peak learning rate of the backbone")] = 1e-4
     finetune_weight_decay: Annotated[Decay, Doc("weight decay")] = 1e-3
     finetune_batch_size: Annotated[Positive, Doc("clips per step, over all processes")] = 64
+    finetune_held_out: Annotated[
+        float, Ge(0), Lt(0.5), Doc("share of the training videos that are kept out and choose the best epoch; 0: none")
+    ] = 0.1
     finetune_dropout: Annotated[float, Ge(0), Lt(1), Doc("share of the features that are dropped")] = 0.9
-    finetune_area: Annotated[Fraction, Doc("least share of a frame that a random crop keeps, in training")] = 0.2
-    eval_every: Annotated[Count, Doc("epochs between accuracies on the held-out tenth; 0: twenty in all")] = 0
+    eval_every: Annotated[Count, Doc("epochs between accuracies on held-out videos; 0: twenty in all")] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,16 +156,20 @@ class EvalConfig(
         Doc("retrieval: mean that features lose: of each set, as in the official code, of the gallery, or none"),
     ] = "own"
     crops: Annotated[
-        Literal["center", "five", "ten"],
-        Doc("linear-video, finetune: crops of a test clip: the centre, the corners too, and all mirrored too"),
-    ] = "ten"
+        Literal["center", "five", "ten"] | None,
+        Doc(
+            "linear-video, finetune: crops of a test clip: the centre, the corners too, and all mirrored too "
+            f"(default: ten; {EMBEDDED} center)"
+        ),
+    ] = None
+    flip: Annotated[
+        bool | None,
+        Doc(f"linear-video, finetune: mirror half of the training clips (default: true; {EMBEDDED} false)"),
+    ] = None
     splits: Annotated[
         tuple[Literal["1", "2", "3", "all"], ...],
         Doc("official splits whose mean is reported (default: the one of --data)"),
     ] = ()
-    official_jitter: Annotated[
-        bool, Doc("change the colours of test clips at random, as the official code does (not repeatable there)")
-    ] = False
 
     def __post_init__(self) -> None:
         """Check the options against one another."""
@@ -173,3 +181,8 @@ class EvalConfig(
                 raise ValueError(f"--{name} names the same thing twice. Name each once")
         if "all" in self.splits and len(self.splits) > 1:
             raise ValueError("--splits names all and others. Give one or the other")
+        left_and_right = self.data.partition(":")[0] == EMBEDDED  # are classes there
+        if self.crops is None:
+            object.__setattr__(self, "crops", "center" if left_and_right else "ten")
+        if self.flip is None:
+            object.__setattr__(self, "flip", not left_and_right)

@@ -12,6 +12,7 @@ from effvl_cli.core.plots import Point, curves
 from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run, unopened
 from effvl_cli.core.table import Cell, Table, percent
+from effvl_cli.engines.cpr_mine.clip_classification import ClipTrainer, settings_of
 from effvl_cli.engines.cpr_mine.clip_data import open_clips
 from effvl_cli.engines.cpr_mine.clip_splits import note_failures, official_splits
 from effvl_cli.engines.cpr_mine.encoding_cost import cost_of, trainings
@@ -74,6 +75,12 @@ def _measure(config: EvalConfig, run: Run, encoders: Sequence[ViewEncoder], data
             linear(encoders, features, measured)
         if "linear-features" in config.protocols:
             linear_features(config, run, encoders, features, measured, f"linear-features-{short}")
+    trainings = settings_of(config)
+    if trainings:
+        train, test = (open_clips(replace(config, data=data), split) for split in SPLITS)
+        trainer = ClipTrainer(config, run, (train, test), short)
+        for setting in trainings:
+            trainer.measure(setting, encoders, measured)
     return measured
 
 

@@ -1,21 +1,24 @@
 """The encoders that `embed` and `eval` work with, and what each is given to see."""
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from effvl_cli.config.cpr_mine_eval import EmbedConfig, EvalConfig
+from effvl_cli.core import seeds
 from effvl_cli.core.errors import ModelError, UsageError
 from effvl_cli.core.find_run import find_run
 from effvl_cli.core.run import Run
 from effvl_cli.data.clip_crops import Crops, crops_of
+from effvl_cli.data.clip_tuning import TEST_JITTER, jittered
 from effvl_cli.data.video_views import View, make_view
 from effvl_cli.engines.cpr_mine.cascades import find_view, named
-from effvl_cli.engines.cpr_mine.window_stream import Geometry
+from effvl_cli.engines.cpr_mine.window_stream import Geometry, Window
 from effvl_cli.models.clip_encoders import ClipInput, encoder_folders, load_encoder
 from effvl_cli.models.network import Network
 from effvl_cli.models.video import check_clip, with_channels
@@ -57,6 +60,11 @@ class ViewEncoder:
         """Frames that it needs."""
         return Geometry(self.clips.frames, self.clips.stride, self.make.context)
 
+    def copied_backbone(self) -> nn.Module:
+        """With weights of its own."""
+        found: nn.Module = copy.deepcopy(self.network.module.backbone)
+        return found
+
     def inputs(self, frames: Tensor, crops: Crops) -> Tensor:
         """What it sees of frames.
 
@@ -71,10 +79,28 @@ class ViewEncoder:
         scale = min(clips.shape[-2:]) / min(frames.shape[2:4])  # a view may be smaller than its frames
         return crops_of(clips, max(1, round(self.clips.crop * scale)), self.clips.size, crops, flow=self.is_flow)
 
-    def features(self, frames: Tensor) -> Tensor:
-        """(B, D) float32, before the projection, of the centres of clips (B, F, H, W, 3) uint8 on its device."""
+    def test_clips(self, frames: Tensor, windows: Sequence[Window], crops: Crops, seed: int | None) -> Tensor:
+        """`inputs` in test; with a seed, the colours of some clips change, as the official code does."""
+        clips = self.inputs(frames, crops)
+        if seed is None or self.is_flow or clips.shape[2] != 3:
+            return clips
+        changed = []
+        for number, crop in enumerate(clips):
+            for window, clip in zip(windows, crop, strict=True):
+                with seeds.global_stream(seed, "official-jitter", window.index, window.start, number):
+                    changed.append(jittered(clip, TEST_JITTER))
+        return torch.stack(changed).view_as(clips)
+
+    def features(self, frames: Tensor, windows: Sequence[Window], seed: int | None = None) -> Tensor:
+        """(B, D) float32, before the projection, of the centres of clips.
+
+        Args:
+            frames: (B, F, H, W, 3) uint8 on its device.
+            windows: B of them.
+            seed: of changes of colours, or None for no changes.
+        """
         with torch.inference_mode():
-            found: Tensor = self.network.module.backbone(self.inputs(frames, "center")[0]).float()
+            found: Tensor = self.network.module.backbone(self.test_clips(frames, windows, "center", seed)[0]).float()
         return found
 
     def embeddings(self, features: Tensor) -> Tensor:

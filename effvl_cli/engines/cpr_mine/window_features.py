@@ -1,8 +1,9 @@
 """What encoders make of the windows of a split: computed once for all views, on all processes, kept in the cache."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
 from typing import Any, Protocol
 
@@ -59,6 +60,14 @@ class FeatureOptions(Protocol):
     def precision(self) -> str:
         """Of the encoders."""
 
+    @property
+    def official_jitter(self) -> bool:
+        """Whether the colours of test clips change."""
+
+    @property
+    def seed(self) -> int:
+        """Of these changes."""
+
 
 @dataclass(frozen=True)
 class WindowFeatures:
@@ -97,6 +106,16 @@ class WindowFeatures:
         return torch.from_numpy(np.asarray(self.source.labels)[self.videos])
 
 
+@dataclass(frozen=True)
+class WindowsOf:
+    """All windows of a split, and what is told of videos that fail."""
+
+    source: ClipSource
+    windows: Sequence[Window]
+    geometry: Geometry
+    failures: Failures
+
+
 def window_features(
     encoders: Sequence[ViewEncoder], source: ClipSource, config: FeatureOptions, run: Run
 ) -> WindowFeatures:
@@ -111,16 +130,14 @@ def window_features(
     Raises:
         DataError: an unreadable video, or too many; or none that is long enough.
     """
-    failures = Failures(config.on_bad, len(source))
-    geometry = shared_geometry(encoders)
-    center = config.windows == "center"
-    windows = windows_of(source, geometry, failures, center=center, step=config.window_step)
+    asked = windows_asked(encoders, source, config)
+    windows, failures = asked.windows, asked.failures
     keys = {e.view: _key(e, source, config) for e in encoders}
     entries = {view: run.cache.entry("clip-features", key) for view, key in keys.items()}
     kept = {view: _stored(entry, run, len(windows), failures) for view, entry in entries.items()}
     missing = [encoder for encoder in encoders if kept[encoder.view] is None]
     if missing:
-        fresh = _computed(missing, WindowsOf(source, windows, geometry, failures), config, run)
+        fresh = _computed(missing, asked, config, run)
         said = _failures_as_bytes(failures)
         for view, rows in fresh.items():
             kept[view] = rows
@@ -133,6 +150,18 @@ def window_features(
     whole = {view: found[good] for view, found in kept.items() if found is not None}
     run.report.data(source, num_samples=len({w.index for w in used}), bad_files=len(failures.bad.bad))
     return WindowFeatures(source, whole, used, failures)
+
+
+def windows_asked(encoders: Sequence[ViewEncoder], source: ClipSource, config: FeatureOptions) -> WindowsOf:
+    """The windows of a split that the options say, in the order of the videos.
+
+    Raises:
+        DataError: a video whose length cannot be found, or too many.
+    """
+    failures, geometry = Failures(config.on_bad, len(source)), shared_geometry(encoders)
+    center = config.windows == "center"
+    windows = windows_of(source, geometry, failures, center=center, step=config.window_step)
+    return WindowsOf(source, windows, geometry, failures)
 
 
 def _why(failures: Failures) -> str:
@@ -148,6 +177,7 @@ def _key(encoder: ViewEncoder, source: ClipSource, config: FeatureOptions) -> di
         "clips": asdict(encoder.clips),
         "windows": [config.windows, config.window_step],
         "precision": config.precision,
+        "jitter": config.seed if config.official_jitter else None,
         "data": [source.name, source.split, source.fingerprint()],
         "versions": [torch.__version__, decoder_version()],
     }
@@ -181,18 +211,39 @@ def _failures_as_bytes(failures: Failures) -> Tensor:
     return torch.tensor(list(json.dumps(rows).encode()), dtype=torch.uint8)
 
 
-@dataclass(frozen=True)
-class WindowsOf:
-    """All windows of a split, and what is told of videos that fail."""
-
-    source: ClipSource
-    windows: Sequence[Window]
-    geometry: Geometry
-    failures: Failures
-
-
 def _computed(encoders: Sequence[ViewEncoder], asked: WindowsOf, config: FeatureOptions, run: Run) -> dict[str, Tensor]:
-    """(R, D) rows of each view for all windows, the same on every process; of a video that failed, zeros."""
+    """(R, D) features of each view for all windows; of a video that failed, zeros."""
+    modules = [encoder.network.module for encoder in encoders]
+    seed = config.seed if config.official_jitter else None
+    makers = {
+        encoder.view: (partial(_features, encoder, seed), encoder.network.module.feature_size) for encoder in encoders
+    }
+    with as_found(*modules, training=False):
+        return over_windows(makers, asked, config, run)
+
+
+def _features(encoder: ViewEncoder, seed: int | None, frames: Tensor, windows: Sequence[Window]) -> Tensor:
+    return encoder.features(frames, windows, seed)
+
+
+Maker = Callable[[Tensor, Sequence[Window]], Tensor]
+"""From frames (b, F, H, W, 3) uint8 on the device, and their windows, to rows (b, D) float32."""
+
+
+def over_windows(
+    makers: Mapping[str, tuple[Maker, int]], asked: WindowsOf, config: FeatureOptions, run: Run
+) -> dict[str, Tensor]:
+    """Make rows of all windows, each process those of its share.
+
+    Args:
+        makers: by name; with the number of columns of what each makes.
+        asked: R windows.
+        config: batches and precision.
+        run: device, progress and stop requests.
+
+    Returns:
+        (R, D) float32 on the CPU by name, the same on every process; of a video that failed, zeros.
+    """
     share = distributed.shard(len(asked.windows))
     mine = asked.windows[share.start : share.stop]
     stream = WindowStream(
@@ -204,26 +255,21 @@ def _computed(encoders: Sequence[ViewEncoder], asked: WindowsOf, config: Feature
         failures=asked.failures,
     )
     places = {window: place for place, window in enumerate(mine)}
-    modules = [encoder.network.module for encoder in encoders]
-    sizes = [module.feature_size for module in modules]
-    rows = {e.view: torch.zeros(len(mine), size) for e, size in zip(encoders, sizes, strict=True)}
+    rows = {name: torch.zeros(len(mine), size) for name, (_, size) in makers.items()}
     done = 0
-    with (
-        run.progress(f"{asked.source.name} {asked.source.split}", len(mine)) as progress,
-        as_found(*modules, training=False),
-    ):
+    with run.progress(f"{asked.source.name} {asked.source.split}", len(mine)) as progress:
         for found, frames in stream:
             here = frames.to(run.device, non_blocking=True)
             where = torch.tensor([places[window] for window in found])
-            for encoder in encoders:
+            for name, (make, _) in makers.items():
                 with autocast(run.device, config.precision):
-                    rows[encoder.view][where] = encoder.features(here).cpu()
+                    rows[name][where] = make(here, found).float().cpu()
             done += len(found)
             progress.update(done)
             if distributed.world().size == 1:
                 run.check_stop()
     _share(asked.failures)
-    return {view: distributed.gather_rows(own, len(asked.windows)) for view, own in rows.items()}
+    return {name: distributed.gather_rows(own, len(asked.windows)) for name, own in rows.items()}
 
 
 def _share(failures: Failures) -> None:

@@ -258,15 +258,28 @@ class WindowStream:
                 yield segment
 
     def _segment(self, number: int) -> _Segment | _Failed:
-        windows = self.segments[number]
-        numbers = np.concatenate([window.frames(self.geometry) for window in windows])
-        first, last = int(numbers.min()), int(numbers.max())
-        step = self.geometry.stride if not ((numbers - first) % self.geometry.stride).any() else 1
         try:
-            frames = self.source.read(windows[0].index, first, (last - first) // step + 1, step)
+            return _read_segment(self.source, self.segments[number], self.geometry)
         except DataError as error:
             return _Failed(error)
-        return _Segment(windows, torch.from_numpy(frames), first, step)
+
+
+def _read_segment(source: ClipSource, windows: tuple[Window, ...], geometry: Geometry) -> _Segment:
+    """No more frames than the windows need."""
+    numbers = np.concatenate([window.frames(geometry) for window in windows])
+    first, last = int(numbers.min()), int(numbers.max())
+    step = geometry.stride if not ((numbers - first) % geometry.stride).any() else 1
+    frames = source.read(windows[0].index, first, (last - first) // step + 1, step)
+    return _Segment(windows, torch.from_numpy(frames), first, step)
+
+
+def read_window(source: ClipSource, window: Window, geometry: Geometry) -> Tensor:
+    """Frames (F, H, W, 3) uint8 of one window.
+
+    Raises:
+        DataError: unreadable.
+    """
+    return _read_segment(source, (window,), geometry).clip(window, geometry)
 
 
 def _batch(waiting: Sequence[tuple[Window, Tensor]]) -> tuple[list[Window], Tensor]:
