@@ -16,6 +16,7 @@ from effvl_cli.core.modes import as_found
 from effvl_cli.core.optim import Optimizers, RateCurve
 from effvl_cli.core.phases import Phases
 from effvl_cli.core.run import Run
+from effvl_cli.data.clip_sampling import train_start
 from effvl_cli.data.clip_tuning import TuneAugment
 from effvl_cli.data.clips import ClipSource
 from effvl_cli.data.loader import Make, SampleLoader, loader_workers
@@ -124,8 +125,7 @@ class RandomClips:
             DataError: unreadable.
         """
         length = self.videos.lengths[row]
-        free = length - self.geometry.span
-        start = free if free <= 0 else int(torch.randint(free, ()))
+        start = train_start(length, self.geometry.frames, self.geometry.stride, torch.default_generator)
         window = Window(int(self.videos.indices[row]), start, length)
         frames = read_window(self.videos.source, window, self.geometry)
         return self.augment(self.make(frames[None])[0, :, : self.frames]).half()

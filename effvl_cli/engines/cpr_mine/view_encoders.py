@@ -16,7 +16,7 @@ from effvl_cli.core.find_run import find_run
 from effvl_cli.core.run import Run
 from effvl_cli.data.clip_crops import Crops, crops_of
 from effvl_cli.data.clip_tuning import TEST_JITTER, jittered
-from effvl_cli.data.video_views import View, make_view
+from effvl_cli.data.video_views import View, is_motion, make_view
 from effvl_cli.engines.cpr_mine.cascades import find_view, named
 from effvl_cli.engines.cpr_mine.window_stream import Geometry, Window
 from effvl_cli.models.clip_encoders import ClipInput, encoder_folders, load_encoder
@@ -53,7 +53,7 @@ class ViewEncoder:
     @property
     def is_flow(self) -> bool:
         """Whether its first channel is a horizontal motion."""
-        return self.view.partition(":")[0] in ("flow", "gradflow")
+        return is_motion(self.view)
 
     @property
     def geometry(self) -> Geometry:

@@ -19,11 +19,10 @@ from effvl_cli.core.errors import DataError
 from effvl_cli.core.loop import autocast
 from effvl_cli.core.modes import as_found
 from effvl_cli.core.run import Run
-from effvl_cli.data.clips import ClipSource
+from effvl_cli.data.clips import BadClipError, ClipSource
 from effvl_cli.data.loader import loader_workers
 from effvl_cli.engines.cpr_mine.view_encoders import ViewEncoder, shared_geometry
 from effvl_cli.engines.cpr_mine.window_stream import (
-    BadVideoError,
     Failures,
     Geometry,
     Window,
@@ -199,7 +198,7 @@ def _stored(entry: Entry, run: Run, count: int, failures: Failures) -> Tensor | 
         return None
     for index, reason, message, hint in json.loads(bytes(found["failed"].tolist())):
         if index not in failures.errors:
-            failures.meet(BadVideoError(reason, message, hint), index)
+            failures.meet(BadClipError(message, hint, reason), index)
     return found["rows"]
 
 
@@ -278,4 +277,4 @@ def _share(failures: Failures) -> None:
     for rank in range(distributed.world().size if distributed.world().size > 1 else 0):
         for index, reason, message, hint in distributed.broadcast_json(own, rank):
             if index not in failures.errors:
-                failures.meet(BadVideoError(reason, message, hint), index)
+                failures.meet(BadClipError(message, hint, reason), index)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from effvl_cli.core.errors import DataError
+from effvl_cli.data.clip_sampling import centre_start, test_starts
 from effvl_cli.data.clips import ClipSource
 from effvl_cli.data.loader import BadFiles, Make, SampleLoader
 
@@ -58,30 +59,14 @@ class Geometry:
         return self.frames * self.stride
 
     def starts(self, length: int, *, center: bool, step: int | None) -> list[int]:
-        """First frames of a video's windows: the middle one, or one every `step` frames from 0 on.
-
-        Without a step they overlap by half, as in the official code: every T/2 - 1 frames, T = frames times stride.
+        """First frames of a video's windows: the middle one, or one every `step` frames (default: half overlapping).
 
         Raises:
-            BadVideoError: it has fewer than T/2 + 2 frames, as the official code drops.
+            BadClipError: it is too short.
         """
-        if length < self.span // 2 + 2:
-            text = f"{length} frames, and clips of {self.frames} frames, stride {self.stride}"
-            raise BadVideoError(TOO_SHORT, f"{text}, need {self.span // 2 + 2}", "Give shorter --frames")
-        free = length - self.span
-        if free <= 0:
-            return [free]
         if center:
-            return [free // 2]
-        return list(range(0, free + 1, step or max(1, self.span // 2 - 1)))
-
-
-class BadVideoError(DataError):
-    """A video that an earlier run or another process could not use."""
-
-    def __init__(self, reason: str, message: str, hint: str) -> None:
-        super().__init__(message, hint)
-        self.reason = reason
+            return [centre_start(length, self.frames, self.stride)]
+        return test_starts(length, self.frames, self.stride, step)
 
 
 @dataclass

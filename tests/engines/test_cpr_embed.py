@@ -1,0 +1,227 @@
+"""`cpr-mine embed` and `eval` through the command line, on small encoders and a small data set."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from effvl_cli.engines.common.view_folder import read_views
+from effvl_cli.engines.cpr_mine import window_features
+from effvl_cli.models import network as networks
+from effvl_cli.models.clip_encoders import ClipInput, load_encoder, save_encoder
+from tests.engines import few_clips
+
+
+@pytest.fixture(autouse=True)
+def _data(monkeypatch):
+    few_clips.register(monkeypatch)
+
+
+@pytest.fixture
+def encoders(tmp_path):
+    """--weights of two random encoders."""
+    for view, channels in (("rgb", ""), ("gradflow", ":channels=2")):
+        network = networks.build(f"tiny3d{channels}", seed=1)
+        save_encoder(tmp_path / view, network, ClipInput(view, 6, size=20, crop=20))
+    return f"rgb={tmp_path / 'rgb'},gradflow={tmp_path / 'gradflow'}"
+
+
+def test_embeddings_are_those_of_the_middle_clips(here, report, encoders):
+    here("cpr-mine", "embed", "--weights", encoders, "--data", "few-clips", "--windows", "center", "--out", "run")
+    found = read_views(Path("run"))
+    source = few_clips.build("", "train")
+    assert list(found.views) == ["rgb", "gradflow"] and list(found.ids) == source.ids
+    assert np.load(found.labels).tolist() == source.labels.tolist()
+    assert np.load(found.groups).tolist() == source.groups.tolist()
+    network, _ = load_encoder(encoders.split(",")[0].partition("=")[2], default="s3d")
+    rows = np.load(found.views["rgb"])
+    frames = torch.from_numpy(source.read(5, 3, 6))[:, 2:22, 2:22]
+    with torch.no_grad():
+        clip = frames.permute(3, 0, 1, 2)[None].float() / 255
+        expected = network.module.eval()(clip)[0]
+    torch.testing.assert_close(torch.from_numpy(rows[5]), expected, atol=1e-5, rtol=1e-4)
+    assert found.about["data"] == "few-clips" and found.about["of"]["gradflow"]["frames"] == 6
+    assert set(report("run").metrics) == {"nearest_class_rgb", "nearest_class_flow"}
+
+
+def test_windows_are_rows_of_their_own_or_a_mean(here, encoders):
+    common = (
+        "cpr-mine",
+        "embed",
+        "--weights",
+        encoders,
+        "--data",
+        "few-clips",
+        "--layer",
+        "features",
+        "--views",
+        "rgb",
+    )
+    here(*common, "--window-step", 2, "--out", "mean")
+    here(*common, "--window-step", 2, "--window-ids", "--out", "rows")
+    mean, rows = (read_views(Path(name)) for name in ("mean", "rows"))
+    assert list(rows.ids[:5]) == ["train000#0", "train000#2", "train000#4", "train000#6", "train001#0"]
+    each = np.load(rows.views["rgb"]).reshape(40, 4, 48)
+    np.testing.assert_allclose(np.load(mean.views["rgb"]), each.mean(1), atol=1e-5)
+    assert np.load(rows.groups)[:5].tolist() == [0, 0, 0, 0, 1]
+
+
+def test_two_windows_of_a_video_find_each_other(here, report, encoders):
+    here(
+        "cpr-mine",
+        "embed",
+        "--weights",
+        encoders,
+        "--data",
+        "few-clips",
+        "--window-ids",
+        "--window-step",
+        3,
+        "--out",
+        "run",
+    )
+    metric = report("run").metrics["window_r1_rgb"]
+    assert metric.n == 120 and metric.value > 0.2  # the ground tells a video
+    assert report("run").technique["chance"]["window_r1_rgb"] == pytest.approx(2 / 119)
+
+
+def test_bad_videos_are_left_out_and_counted(effvl, report, encoders):
+    common = ("cpr-mine", "embed", "--weights", encoders, "--views", "rgb", "--windows", "center")
+    outcome = effvl(*common, "--data", "few-clips:count=40,bad=1,short=3", "--out", "run")
+    assert outcome.code == 0, outcome.err
+    found = report("run")
+    assert found.technique["bad_videos"] == {"few-clips train": {"too_short": 3, "open_failed": 1}}
+    assert found.technique["rows"] == 36 and found.data[0].bad_files == 1
+    rows = json.loads(Path("run/bad_videos.json").read_text())
+    assert rows[0] == {"id": "train000", "reason": "open_failed", "message": "train000 cannot be opened"}
+    assert Path("run/ids.txt").read_text().split()[0] == "train004"
+    outcome = effvl(*common, "--data", "few-clips:count=40,bad=2", "--out", "more")
+    assert outcome.code == 3 and "more than 1%" in outcome.error
+    outcome = effvl(*common, "--data", "few-clips:count=40,bad=1", "--on-bad", "error", "--out", "stop")
+    assert outcome.code == 3 and "train000 cannot be opened" in outcome.error
+    outcome = effvl(*common, "--data", "few-clips:count=3,short=3", "--out", "none")
+    assert outcome.code == 3 and "too_short: 3" in outcome.error
+
+
+def test_features_are_computed_once(here, effvl, encoders, monkeypatch):
+    data = "few-clips:count=40,bad=1"
+    common = ("--weights", encoders, "--views", "rgb", "--windows", "center", "--data", data)
+    here("cpr-mine", "embed", *common, "--out", "a")
+    monkeypatch.setattr(window_features, "_computed", None)
+    here("cpr-mine", "embed", *common, "--layer", "features", "--out", "b")
+    assert Path("b/ids.txt").read_text() == Path("a/ids.txt").read_text()
+    outcome = effvl("cpr-mine", "embed", *common, "--on-bad", "error", "--out", "c")
+    assert outcome.code == 3 and "train000 cannot be opened" in outcome.error
+
+
+def test_eval_measures_retrieval_and_probes(here, report, encoders, drawn):
+    outcome = here(
+        *(
+            "cpr-mine",
+            "eval",
+            "--weights",
+            encoders,
+            "--data",
+            "few-clips",
+            "--protocols",
+            "retrieval,linear,linear-features",
+        ),
+        *("--probe-epochs", 20, "--probe-lr", "0.1,1", "--probe-weight-decay", "1e-3", "--out", "run"),
+    )
+    found = report("run")
+    kinds = [f"retrieval_r{k}" for k in (1, 5, 10, 20, 50)]
+    views = [f"{kind}_{view}" for kind in (*kinds, "linear", "linear_features") for view in ("rgb", "flow")]
+    assert set(found.metrics) == {*views, "linear_two_stream", "linear_features_two_stream"}
+    assert found.metrics["retrieval_r50_rgb"].value == 1 and found.metrics["linear_rgb"].n == 16
+    assert found.technique["chance"]["retrieval_r1_flow"] == pytest.approx(0.25)
+    assert set(found.technique["settings"]["few-clips"]["linear_features"]) == {"rgb", "flow"}
+    assert "mean of both" in outcome.out and "R@5" in outcome.out
+    assert Path("run/plots/retrieval.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "text"),
+    [
+        (("--weights", "rgb"), 2, "--weights holds 'rgb'"),
+        ((), 2, "nothing says which encoders"),
+        (("--views", "flow:dis"), 2, "--views names the view 'flow:dis'"),
+        (("--splits", "all"), 2, "--splits is for video:ucf101"),
+        (("--data", "digits"), 2, "this command works on clips"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(effvl, encoders, options, code, text):
+    more = () if "--weights" in options or not options else ("--weights", encoders)
+    data = () if "--data" in options else ("--data", "few-clips")
+    outcome = effvl("cpr-mine", "eval", *more, *data, *options, "--out", "run")
+    assert outcome.code == code and text in outcome.error
+
+
+def test_the_preview_says_what_it_costs(here, encoders):
+    outcome = here("cpr-mine", "eval", "--weights", encoders, "--data", "few-clips", "--dry-run")
+    assert "gradflow of few-clips test" in outcome.out and "windows of 6 frames" in outcome.out
+    outcome = here("cpr-mine", "embed", "--weights", encoders, "--data", "few-clips", "--dry-run")
+    assert "rgb of few-clips train" in outcome.out
+
+
+def test_clips_are_classified_by_frozen_and_by_fine_tuned_backbones(here, report, encoders):
+    here(
+        *("cpr-mine", "eval", "--weights", encoders, "--data", "few-clips", "--protocols", "linear-video,finetune"),
+        *("--linear-epochs", 2, "--finetune-epochs", 3, "--finetune-batch-size", 8, "--linear-batch-size", 8),
+        *("--crops", "five", "--no-flip", "--finetune-dropout", 0, "--eval-every", 1, "--out", "run"),
+    )
+    found = report("run")
+    kinds = ("linear_video", "finetune", "finetune_best")
+    assert set(found.metrics) == {f"{kind}_{view}" for kind in kinds for view in ("rgb", "flow", "two_stream")}
+    assert all(metric.n == 16 for metric in found.metrics.values())
+
+
+def test_fine_tuning_learns_the_classes_and_the_frozen_backbone_stays(here, report, records, encoders):
+    here(
+        *(
+            "cpr-mine",
+            "eval",
+            "--weights",
+            encoders,
+            "--views",
+            "flow",
+            "--data",
+            "few-clips",
+            "--protocols",
+            "finetune",
+        ),
+        *("--finetune-epochs", 25, "--finetune-batch-size", 8, "--finetune-backbone-lr", 0.005, "--finetune-lr", 0.01),
+        *("--finetune-dropout", 0, "--finetune-held-out", 0, "--no-flip", "--crops", "center", "--out", "run"),
+    )
+    assert report("run").metrics["finetune_flow"].value > 0.6  # chance: 0.25
+    assert "finetune_best_flow" not in report("run").metrics
+    losses = [record["loss"] for record in records("run") if record["event"] == "train"]
+    assert losses[-1] < losses[0]
+
+
+def test_an_interrupted_fine_tuning_ends_alike(effvl, here, report, encoders, monkeypatch):
+    from effvl_cli.core import signals
+
+    common = (
+        *(
+            "cpr-mine",
+            "eval",
+            "--weights",
+            encoders,
+            "--views",
+            "rgb",
+            "--data",
+            "few-clips",
+            "--protocols",
+            "finetune",
+        ),
+        *("--finetune-epochs", 2, "--finetune-batch-size", 8, "--save-every", 1, "--crops", "center"),
+    )
+    here(*common, "--out", "whole")
+    asked = iter([None] * 3 + [15] * 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(signals, "requested", lambda: next(asked, None))
+        assert effvl(*common, "--out", "parts").code == 75
+    here(*common, "--out", "parts")
+    assert report("parts").metrics == report("whole").metrics and report("parts").resume.count == 1
