@@ -1,4 +1,4 @@
-"""Features and embeddings of the middle clips of all videos."""
+"""Features and embeddings of the middle clips of all videos, for the job."""
 
 from dataclasses import dataclass
 
@@ -7,48 +7,53 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from effvl_cli.config.cpr_mine_train import CprMineConfig
-from effvl_cli.core.phases import Phases
 from effvl_cli.core.run import Run
 from effvl_cli.data.clips import ClipSource
 from effvl_cli.data.video_views import make_view
+from effvl_cli.engines.cpr_mine.clip_splits import note_failures
 from effvl_cli.engines.cpr_mine.encoders import Encoder
+from effvl_cli.engines.cpr_mine.view_encoders import ViewEncoder
+from effvl_cli.engines.cpr_mine.window_features import window_features
+
+BATCH_SIZE = 64  # clips at a time
 
 
 @dataclass(frozen=True)
 class Features:
-    """Of M clips, on the CPU.
+    """Of M videos, on the CPU.
 
     Attributes:
         backbone: (M, F) pooled.
         embeddings: (M, D) unit rows.
+        videos: (M,) numbers of the videos: those that cannot be used are left out.
     """
 
     backbone: Tensor
     embeddings: Tensor
+    videos: Tensor
 
 
-def features_of(config: CprMineConfig, run: Run, source: ClipSource, encoder: Encoder, name: str) -> Features:
-    """STANDIN until EVAL's lands."""
+@dataclass(frozen=True)
+class _Middle:
+    """Options of `window_features`: the middle clip of each video."""
 
-    def make() -> dict[str, Tensor]:
-        clips, module = encoder.clips, encoder.network.module.to(run.device).eval()
-        view = make_view(encoder.view, **clips.options)
-        parts = []
-        for first in range(0, len(source), 256):
-            frames = []
-            for index in range(first, min(first + 256, len(source))):
-                length = source.num_frames(index)
-                need = clips.frames + view.context
-                frames.append(torch.from_numpy(source.read(index, max(0, length - need) // 2, need, clips.stride)))
-            x = view(torch.stack(frames).to(run.device))[:, :, : clips.frames]
-            top = (x.shape[-1] - clips.size) // 2
-            x = x[..., top : top + clips.size, top : top + clips.size]
-            with torch.no_grad():
-                parts.append(module.backbone(x))
-        backbone = torch.cat(parts)
-        with torch.no_grad():
-            embeddings = F.normalize(module.projection(backbone), dim=1)
-        return {"backbone": backbone.cpu(), "embeddings": embeddings.cpu()}
+    on_bad: str
+    workers: int | None
+    precision: str
+    seed: int
+    windows: str = "center"
+    window_step: int | None = None
+    eval_batch_size: int = BATCH_SIZE
+    official_jitter: bool = False
 
-    found = Phases.of(run).tensors(f"{name} features", make)
-    return Features(found["backbone"], found["embeddings"])
+
+def features_of(config: CprMineConfig, run: Run, source: ClipSource, encoder: Encoder) -> Features:
+    """What an encoder makes of a split; kept in the cache, keyed by the weights and the data."""
+    module = encoder.network.module.to(run.device).eval()
+    seen = ViewEncoder(encoder.network, encoder.clips, make_view(encoder.view, **encoder.clips.options), encoder.view)
+    options = _Middle(config.on_bad, config.workers, config.precision, config.seed)
+    found = window_features([seen], source, options, run)
+    note_failures(run, source, found.failures)
+    rows = found.rows[encoder.view]
+    module.eval()
+    return Features(rows, F.normalize(seen.embeddings(rows), dim=1), torch.from_numpy(found.videos))

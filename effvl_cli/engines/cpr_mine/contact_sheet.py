@@ -11,6 +11,7 @@ from torch import Tensor
 from effvl_cli.core import seeds
 from effvl_cli.core.plots import captioned_images
 from effvl_cli.core.run import Run
+from effvl_cli.data.clips import ClipSource
 from effvl_cli.techniques.cpr_mine.cascade import mine
 from effvl_cli.techniques.cpr_mine.forbid import Forbid
 from effvl_cli.techniques.cpr_mine.stages import Stage
@@ -22,6 +23,16 @@ LONGEST = 16  # letters of a class name
 
 Picture = Callable[[int], NDArray[np.uint8]]
 """From the number of a sample to an image (H, W, 3)."""
+
+
+def middle_frames(source: ClipSource) -> Picture:
+    """The frame in the middle of each video."""
+
+    def picture(index: int) -> NDArray[np.uint8]:
+        found: NDArray[np.uint8] = source.read(index, max(0, source.num_frames(index) - 1) // 2, 1)[0]
+        return found
+
+    return picture
 
 
 def draw_sheets(

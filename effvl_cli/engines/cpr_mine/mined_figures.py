@@ -26,11 +26,13 @@ class Bank:
         rows: (M, D) unit rows of each view, the first view's last.
         groups: (M,) videos that they were cut from.
         labels: (M,), -1 unknown.
+        videos: (M,) their numbers in the split.
     """
 
     rows: Mapping[str, Tensor]
     groups: Tensor
     labels: Tensor
+    videos: Tensor
 
     @property
     def forbid(self) -> Forbid:
