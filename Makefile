@@ -81,6 +81,7 @@ bench-gpu: $(READY)
 .peers/lightly: PEER := lightly==1.6.0
 .peers/torch-pruning: PEER := torch-pruning==1.6.1
 .peers/cleanlab: PEER := cleanlab==2.9.0 pandas==3.1.1 termcolor==3.3.0
+.peers/faiss-cpu: PEER := faiss-cpu==1.15.1
 .peers/%: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ $(PEER)
 
@@ -92,6 +93,9 @@ bench-prune-blocks: .peers/torch-pruning
 
 bench-suspects: export PYTHONPATH := .peers/cleanlab
 bench-suspects: .peers/cleanlab
+
+bench-cpr-mine: export PYTHONPATH := .peers/faiss-cpu:.
+bench-cpr-mine: .peers/faiss-cpu
 
 # Published CIFAR-10 ResNets, resnet20-12fca82f.th and resnet56-4bfd9763.th of github.com/akamaster/pytorch_resnet_cifar10
 runs/data/cifar10-resnets: $(wildcard $(EFFVL_TEST_DATA)/weights/*.th)

@@ -2,18 +2,16 @@
 
 import math
 import resource
-import weakref
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from effvl_cli.techniques.cpr_mine.cascade import NonFiniteError, mine, unit_rows
 from effvl_cli.techniques.cpr_mine.forbid import Forbid
 from effvl_cli.techniques.cpr_mine.mining_plan import MemoryLimitError, Problem, plan
 from effvl_cli.techniques.cpr_mine.selection import top_n
 from effvl_cli.techniques.cpr_mine.stages import CascadeError, Stage, official
+from tests.alive import Alive
 
 METHODS = ("gather", "mask")
 
@@ -266,37 +264,6 @@ def test_no_graph_and_no_autocast_reach_the_result():
         again = mine({"a": query}, {"a": bank}, [Stage("a", 5)])
     assert again.scores.equal(plain.scores) and again.scores.dtype == torch.float32
     torch.testing.assert_close(unit_rows(bank), torch.nn.functional.normalize(bank))
-
-
-class Alive(TorchDispatchMode):
-    """The most bytes of new tensors that are alive at once."""
-
-    def __init__(self):
-        super().__init__()
-        self.now = self.most = 0
-        self.known = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        found = func(*args, **(kwargs or {}))
-        inside = {x.untyped_storage().data_ptr() for x in tree_iter((args, kwargs)) if isinstance(x, torch.Tensor)}
-        for tensor in tree_iter(found):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                if storage.data_ptr() not in self.known | inside:
-                    self._born(storage)
-        self.most = max(self.most, self.now)
-        return found
-
-    def _born(self, storage):
-        place, size = storage.data_ptr(), storage.nbytes()
-        self.known.add(place)
-        self.now += size
-
-        def gone():
-            self.known.discard(place)
-            self.now -= size
-
-        weakref.finalize(storage, gone)
 
 
 @pytest.mark.parametrize(("method", "views"), [("gather", 2), ("mask", 2), ("auto", 1)])
