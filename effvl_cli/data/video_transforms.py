@@ -6,14 +6,17 @@ change it.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from effvl_cli.data.official_clips import OfficialClips
 from effvl_cli.data.video_views import is_motion
-from effvl_cli.data.views import ATTEMPTS
 
-NOISE = 2 * ATTEMPTS + 24  # random numbers that a clip takes
+Recipe = Literal["shapes", "cpr"]
+
+NOISE = 11  # random numbers that a clip takes
 _LEFT, _TOP, _GRAY, _GAIN, _OFFSET, _FLOW_GAIN, _STATIC = 0, 1, 2, slice(3, 6), slice(6, 9), 9, 10
 _GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
 
@@ -31,22 +34,29 @@ class ClipAugment:
 
     Args:
         size: side of the crop in px.
+        recipe: `shapes`: crop, gain and offset, for moving shapes, whose left and right are labels; `cpr`: that of the
+            official code.
+        turn_motion: whether a mirror changes the sign of the motion to the right.
     """
 
-    def __init__(self, size: int) -> None:
-        self.small = SmallClips(size)
+    def __init__(self, size: int, recipe: Recipe = "shapes", *, turn_motion: bool = True) -> None:
+        self.recipe = recipe
+        self.small, self.official = SmallClips(size), OfficialClips(size, turn_motion)
 
-    def __call__(self, views: Mapping[str, Tensor], seeds: Tensor) -> dict[str, Tensor]:
+    def __call__(self, views: Mapping[str, Tensor], seeds: Tensor, strong: Tensor | None = None) -> dict[str, Tensor]:
         """Augment the views of B clips.
 
         Args:
             views: (B, C, T, H, W) by the name of the view.
             seeds: (B,) int64 of the draws.
+            strong: (B,) bool: with `cpr`, which clips are augmented strongly; None: all.
 
         Returns:
             (B, C, T, S, S) by the name of the view.
         """
-        return self.small(views, clip_noise(seeds))
+        if self.recipe == "shapes":
+            return self.small(views, clip_noise(seeds))
+        return self.official(views, seeds, strong)
 
 
 @dataclass(frozen=True)
