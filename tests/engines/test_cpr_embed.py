@@ -225,3 +225,21 @@ def test_an_interrupted_fine_tuning_ends_alike(effvl, here, report, encoders, mo
         assert effvl(*common, "--out", "parts").code == 75
     here(*common, "--out", "parts")
     assert report("parts").metrics == report("whole").metrics and report("parts").resume.count == 1
+
+
+def test_what_embed_writes_is_mined_and_shown(here, report, encoders):
+    here("cpr-mine", "embed", "--weights", encoders, "--data", "few-clips", "--windows", "center", "--out", "run")
+    here("cpr-mine", "mine", "run", "--cascade", "gradflow:20,rgb:10,gradflow", "--top-k", 3, "--out", "mined")
+    found = report("mined")
+    assert found.technique["stages"][1]["view"] == "rgb" and found.metrics["mining_precision_mean"].n == 40
+    assert sorted(path.name for path in Path("mined/plots").glob("positives-*")) == [
+        f"positives-{number}.png" for number in (1, 2, 3)
+    ]
+
+
+def test_items_whose_videos_are_gone_are_mined_without_sheets(here, encoders, monkeypatch):
+    here("cpr-mine", "embed", "--weights", encoders, "--data", "few-clips", "--windows", "center", "--out", "run")
+    about = json.loads(Path("run/views.json").read_text())
+    Path("run/views.json").write_text(json.dumps({**about, "data": "folder:nowhere"}))
+    outcome = here("cpr-mine", "mine", "run", "--num-stages", 1, "--main", "rgb", "--out", "mined")
+    assert not list(Path("mined/plots").glob("positives-*")) and "no contact sheets" in outcome.err

@@ -19,7 +19,7 @@ from effvl_cli.techniques.cpr_mine.stages import Stage
 SHOWN = 7  # candidates of a stage
 SHEETS = 3  # queries
 SIDE = 96  # px of a picture
-LONGEST = 16  # letters of a class name
+LONGEST = 24  # letters of a class name
 
 Picture = Callable[[int], NDArray[np.uint8]]
 """From the number of a sample to an image (H, W, 3)."""

@@ -16,6 +16,7 @@ from effvl_cli.core.table import Cell, Table, percent
 from effvl_cli.engines.cpr_mine.embeddings import Items, forbid_of, open_items, open_queries
 from effvl_cli.engines.cpr_mine.first_stage import by_index, index_of, pool, recall_of, require_faiss
 from effvl_cli.engines.cpr_mine.mine_pictures import draw_pictures
+from effvl_cli.engines.cpr_mine.mine_sheets import draw_item_sheets
 from effvl_cli.engines.cpr_mine.mine_stages import stages_of_options
 from effvl_cli.engines.cpr_mine.mining import Found, Settings, Verdict, duplicates, mine_all, shape_of, verdict
 from effvl_cli.engines.cpr_mine.positives import GRAPH, LINES, POSITIVES, write_graph, write_lines, write_positives
@@ -80,6 +81,8 @@ def run(config: MineConfig, run: Run) -> None:
     _write(run, config, task, found)
     if judged is not None:
         draw_pictures(run, judged, task.stages, task.items.classes)
+    if task.same and not config.pool:
+        draw_item_sheets(run, task.items, task.stages, forbid, config.seed)
 
 
 def _open(config: MineConfig) -> Task:
