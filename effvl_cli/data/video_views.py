@@ -15,6 +15,7 @@ from torch import Tensor
 
 from effvl_cli.core.errors import UsageError
 from effvl_cli.core.registry import nearest
+from effvl_cli.data.optical_flow import METHODS, clip_flow
 
 LUMA = (0.299, 0.587, 0.114)
 WINDOW, TIKHONOV, LIMIT = 5, 1e-3, 2.0  # px, added to the diagonal, px of the level
@@ -51,7 +52,7 @@ Make = Callable[[str, str, Mapping[str, Any]], View]
 
 def view_names() -> tuple[str, ...]:
     """What can be asked for."""
-    return tuple(_VIEWS)
+    return (*(name for name in _VIEWS if name != "flow"), *(f"flow:{method}" for method in METHODS))
 
 
 def make_view(name: str, **options: Any) -> View:
@@ -65,11 +66,9 @@ def make_view(name: str, **options: Any) -> View:
         UsageError: unknown.
     """
     kind, _, argument = name.partition(":")
-    if name in _VIEWS:
-        return _VIEWS[name](name, "", options)
-    if kind in _VIEWS and argument:
+    if kind in _VIEWS and name != "flow" and not name.endswith(":"):
         return _VIEWS[kind](name, argument, options)
-    raise UsageError(f"unknown view {name!r}", nearest(name, _VIEWS) or f"Known: {', '.join(_VIEWS)}")
+    raise UsageError(f"unknown view {name!r}", nearest(name, view_names()) or f"Known: {', '.join(view_names())}")
 
 
 def is_motion(name: str) -> bool:
@@ -162,6 +161,40 @@ def _gradflow(name: str, argument: str, options: Mapping[str, Any]) -> View:
     return View(name, 2, 1, compute)
 
 
+# --- motion by others ------------------------------------------------------------------------------------------------
+
+
+def encode(flow: Tensor, *, whole: bool) -> Tensor:
+    """Motion as a picture of three channels.
+
+    Args:
+        flow: (B, 2, T, H, W) px.
+        whole: as the code of CoCLR stores it: clipped to 20 px, rounded to 0..255, third channel 128, then in 0..1;
+            else divided by 20 px, third channel 0.
+
+    Returns:
+        (B, 3, T, H, W).
+    """
+    scaled = (flow / FAR).clamp(-1, 1)
+    if whole:
+        scaled = (scaled + 1).mul_(127.5).round_().div_(255)  # halves to even: no motion becomes 128
+    third = torch.full_like(scaled[:, :1], 128 / 255 if whole else 0.0)
+    return torch.cat([scaled, third], 1)
+
+
+def _flow(name: str, argument: str, options: Mapping[str, Any]) -> View:
+    method, *words = argument.split(":")
+    whole = "uint8" in words
+    sizes = [int(word) for word in words if word.isdecimal()]
+    files = [word for word in words if word != "uint8" and not word.isdecimal()]
+    if len(sizes) > 1 or len(files) > (method == "raft") or 0 in sizes:
+        raise UsageError(
+            f"unknown view {name!r}", "Give e.g. flow:dis, flow:dis:uint8 or flow:dis:256 (short side, px)"
+        )
+    finder = clip_flow(method, "".join(files), *sizes)
+    return View(name, 3, 1, lambda clips: encode(finder(clips), whole=whole))
+
+
 def _plain(channels: int, context: int, compute: Callable[[Tensor], Tensor]) -> Make:
     def make(name: str, argument: str, options: Mapping[str, Any]) -> View:
         if argument:
@@ -176,4 +209,5 @@ _VIEWS: dict[str, Make] = {
     "diff": _plain(3, 1, _difference),
     "residual": _plain(3, 0, _residual),
     "gradflow": _gradflow,
+    "flow": _flow,
 }
