@@ -48,6 +48,12 @@ DATASETS = Registry(
             IMAGES,
         ),
         Row("moving-shapes", "effvl_cli.data.moving_shapes:build", "procedural 24 px videos, 8 kinds of motion", CLIPS),
+        Row(
+            "video:",
+            "effvl_cli.data.video_sets:build",
+            "video:ucf101[:1|2|3], video:hmdb51[:1|2|3], video:kinetics400, video:FILE.csv or video:FOLDER",
+            CLIPS,
+        ),
     ],
 )
 

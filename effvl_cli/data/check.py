@@ -10,6 +10,8 @@ from effvl_cli.data import DATASETS, SPLITS, open_source
 from effvl_cli.data.fetch import command_for
 from effvl_cli.data.folders import LAYOUT
 
+VIDEO_SETS = ("ucf101", "hmdb51", "kinetics400")
+
 
 def check(spec: str, root: Path | None = None) -> tuple[Table, list[str]]:
     """Open every split; images are looked up, not decoded.
@@ -57,6 +59,8 @@ def require(spec: str, root: str | Path | None) -> None:
         raise DataError(f"no folder at {place}", LAYOUT)
     if row.name == "csv:" and file_or_folder(place) != "file":
         raise DataError(f"no table at {place}", "Give --data csv:FILE with columns path and label and/or caption")
+    if row.name == "video:" and argument.partition(":")[0] not in VIDEO_SETS and not file_or_folder(place):
+        raise DataError(f"no folder or table at {place}", "Give --data video:FOLDER, video:FILE.csv or video:ucf101")
 
 
 def _row(source: Any) -> tuple[Cell, ...]:
