@@ -322,6 +322,8 @@ class SuspectsConfig(RunInput, LearningConfig):
     panel: ClassVar[str] = "Suspects"
     run_optional: ClassVar[bool] = True
     own: ClassVar[tuple[str, ...]] = ("shots", "noise_rate")
+    off_in_run: ClassVar[dict[str, str]] = {"num_folds": "0"}
+    """Values of RUN's options by which it left this out, and which are not taken over."""
 
     shots: Annotated[Shots, Doc("training images per class; of endless data all means 100")] = "all"
     noise: Annotated[NoiseModel, Doc("model of wrong labels, see `effvl prompt-tune --help-all`")] = "symmetric"

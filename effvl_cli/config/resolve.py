@@ -75,7 +75,9 @@ def resolve(
         earlier = {key.replace("-", "_"): value for key, value in stored.items()}
         inherited = {key: value for key, value in stored.items() if key.replace("-", "_") not in known}
         left = {"out", "name", "run", *getattr(config, "own", ())}
+        off = getattr(config, "off_in_run", {})
         kept = {name: earlier[name] for name in earlier if name in known and name not in left}
+        kept = {name: value for name, value in kept.items() if off.get(name) != value}
         take(kept, f"run {Path(base.path).parent}")
     found = None
     if recipe is not None:

@@ -19,6 +19,9 @@ VALIDATION_SHOTS = 4  # at most, of each class
 def few_shot(source: ImageSource, shots: int, seed: int, *, allow_empty: bool = False) -> NDArray[np.int64]:
     """`shots` images of each class (all, where there are fewer), drawn by (seed, "few-shot"); more shots include fewer.
 
+    Of an endless split they are the first of each class, whatever the seed: no image there is better than the next, and
+    runs of other seeds find their rankings and features in the cache.
+
     Returns:
         (M,) sorted positions in the split.
 

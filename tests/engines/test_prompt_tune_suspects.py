@@ -59,6 +59,13 @@ def test_a_preview_says_what_is_trained_and_writes_nothing(effvl, shared_cache, 
     assert not (workdir / "runs").exists()
 
 
+def test_a_run_without_folds_is_ranked_by_the_default(effvl, shared_cache):
+    line = ("prompt-tune", "--shots", 1, "--method", "zero-shot", "--noise-rate", 0, "--num-folds", 0)
+    assert effvl(*line, "--out", "r").code == 0
+    outcome = effvl("prompt-tune", "suspects", "r", "--shots", 2, "--dry-run")
+    assert outcome.code == 0 and "5 trainings" in outcome.out, outcome.err
+
+
 def test_a_pruned_tower_is_tuned_and_measured(effvl, shared_cache, plain_tokens_run, report):
     line = ("prompt-tune", *FEW_PROMPTS, "--data", "shape-captions", "--weights", plain_tokens_run)
     outcome = effvl(*line, "--method", "zero-shot,prompt", "--loss", "ce", "--noise-rate", 0, "--out", "p")

@@ -1,6 +1,7 @@
 """Training of class features on image features: the schedule, the views, the cache, what changes and what does not."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 from effvl_cli.config.prompt_tune import PromptTuneConfig, SuspectsConfig
 from effvl_cli.core.run import unopened
 from effvl_cli.data.sampler import EpochSampler
-from effvl_cli.engines.prompt_tune import head_training
+from effvl_cli.engines.prompt_tune import features, head_training
 from effvl_cli.engines.prompt_tune.context import build_context
 from effvl_cli.engines.prompt_tune.features import Features, features_of
 from effvl_cli.engines.prompt_tune.head_training import ClassFeatureTask, TrainingSet, batches_of, loss_of, rate_of
@@ -120,6 +121,19 @@ def test_features_are_kept_by_what_they_depend_on(context_of, monkeypatch):
             torch.stack([context.network.preprocess.to_uint8(source.image(place)) for place in range(6)])
         )
         assert torch.allclose(first.first, encode(pixels), atol=2e-2, rtol=1e-3)
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 20])
+def test_features_above_the_limit_are_mapped_from_the_file(context_of, monkeypatch, tmp_path, limit):
+    monkeypatch.setattr(features, "MAPPED", limit)
+    context = context_of()
+    source, indices = context.source("train"), np.arange(3, dtype=np.int64)
+    first = features_of(context.network, source, indices, context.config, context.run)
+    mapped = str(tmp_path / "c" / "features") in Path("/proc/self/maps").read_text()
+    assert mapped == (limit == 0)
+    again = features_of(context.network, source, indices, context.config, context.run)  # from the cache: always
+    assert str(tmp_path / "c" / "features") in Path("/proc/self/maps").read_text()
+    assert torch.equal(first.values, again.values) and np.array_equal(first.indices, again.indices)
 
 
 def test_damaged_features_are_made_again(context_of, tmp_path):

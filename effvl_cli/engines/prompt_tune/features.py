@@ -26,6 +26,7 @@ from effvl_cli.models.network import Network
 
 FORMAT = 1  # raised whenever features change, so that older ones are not reused
 AUGMENT: Final = "rrc-flip"
+MAPPED = 8 << 30  # bytes; larger ones are let go once they are stored, and read where they lie, as later runs do
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -110,6 +111,9 @@ def features_of(
         found = {"values": values, "indices": torch.from_numpy(kept)}
         if distributed.is_main():
             entry.save("features", found)
+        distributed.barrier()
+        if values.nbytes > MAPPED:
+            found = entry.load("features", run.warn) or found
         seconds = time.monotonic() - began
     else:
         run.log(f"features of {len(indices)} {source.split} images are in the cache")
