@@ -38,7 +38,7 @@ from effvl_cli.core.files import file_or_folder, is_full, write_json, write_text
 from effvl_cli.core.records import RECORDS, RECORDS_TABLE, Records
 from effvl_cli.core.report import Report, ReportBuilder, Status, environment, read_report
 from effvl_cli.core.report import write as write_report
-from effvl_cli.core.run_files import REGISTER, RunFiles, clear
+from effvl_cli.core.run_files import REGISTER, RunFiles, clear, registered
 from effvl_cli.core.table import Table
 from effvl_cli.core.tensorboard import EventFile
 from effvl_cli.core.used_data import Fingerprints
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 RUNS = Path("runs")
 CONFIG, REPORT, LOG, ENVIRONMENT, LOCK = "config.yaml", "report.json", "log.txt", "environment.json", ".lock"
 EMBEDDED = "views.json"  # describes embeddings, see engines/common/view_folder.py
+DESCRIPTION = (CONFIG, REPORT, LOG, ENVIRONMENT, RECORDS, html_report.HTML, used_data.DATA)
+"""Files of a run that hold nothing that it has computed."""
 _DIGEST = re.compile("[0-9a-f]{64}")
 
 
@@ -286,7 +288,13 @@ def _decide(
         check()
     lock, answer = _take(folder, request, inputs)
     if answer["attempt"] > 1 and fingerprints is not None:
-        _check_data(folder, fingerprints, echo)
+        try:
+            _check_data(folder, fingerprints, echo)
+        except UsageError:
+            if not _is_empty(folder):
+                raise
+            clear(folder)
+            answer = {"finished": False, "attempt": 1}
     return lock, answer
 
 
@@ -358,7 +366,13 @@ def _take(folder: Path, request: RunRequest, inputs: Mapping[str, str]) -> tuple
         clear(folder)
         return lock, {"finished": False, "attempt": 1}
     old = _read_config(folder)
-    _refuse_other_config(folder, old, request, inputs)
+    try:
+        _refuse_other_config(folder, old, request, inputs)
+    except UsageError:
+        if not _is_empty(folder):
+            raise
+        clear(folder)
+        return lock, {"finished": False, "attempt": 1}
     report = folder / REPORT
     if report.exists() and read_report(report).status == "completed" and not _grown(old.config, request.config):
         return lock, {"finished": True, "attempt": 2}
@@ -366,6 +380,20 @@ def _take(folder: Path, request: RunRequest, inputs: Mapping[str, str]) -> tuple
     with contextlib.suppress(OSError, ValueError):
         attempt = json.loads((folder / ENVIRONMENT).read_text())["attempt"]
     return lock, {"finished": False, "attempt": attempt + 1}
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether the run in a folder failed before it computed anything that is kept: only its own description is there.
+
+    Then another command may take the folder, e.g. the corrected one.
+    """
+    try:
+        failed = read_report(folder / REPORT).status == "failed"
+    except EffvlError:
+        return False
+    there = [name for name in registered(folder) if name not in DESCRIPTION and (folder / name).exists()]
+    records_file = folder / RECORDS
+    return failed and not there and not (records_file.exists() and records_file.stat().st_size)
 
 
 def _read_config(folder: Path) -> Recipe:

@@ -1,5 +1,6 @@
 """Requests to stop. Imports nothing heavy: the handlers go in before torch is imported, which takes seconds."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -21,6 +22,8 @@ def _note(number: int, frame: FrameType | None) -> None:
     if _interrupts > 1:
         if sys.stderr is not None and sys.stderr.isatty():
             os.write(2, b"\x1b[?25h\n")  # a progress bar hides the cursor, and nothing else restores it
+        with contextlib.suppress(OSError):  # stderr may be closed
+            os.write(2, b"error: interrupted twice: ended at once, what was not saved yet is lost\n")
         os._exit(130)
     _requested = _requested or number  # the first request decides; later ones change nothing
 

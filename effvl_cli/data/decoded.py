@@ -23,6 +23,19 @@ MEMORY_SHARE = 0.5  # of the machine's memory, for one split
 CHUNK = 64  # images decoded at a time
 
 
+def held_bytes(count: int, preprocess: Preprocess, memory_share: float = MEMORY_SHARE) -> int:
+    """Memory that the pixels of so many images are held in; 0 where they do not fit and are read when needed.
+
+    Args:
+        count: images.
+        preprocess: their geometry.
+        memory_share: of the machine's memory that they may take.
+    """
+    height, width = preprocess.size
+    wanted = count * 3 * height * width
+    return wanted if wanted <= memory_share * physical_memory() else 0
+
+
 @dataclass(frozen=True, eq=False)
 class Decoded:
     """M images of a split, with labels.
@@ -73,9 +86,8 @@ class Decoded:
             DataError: an unreadable image, or too many of them.
         """
         indices = np.arange(len(source)) if indices is None else np.asarray(indices, dtype=np.int64)
-        height, width = preprocess.size
-        fits = len(indices) * 3 * height * width <= memory_share * physical_memory()
-        held = torch.empty(len(indices) if fits else 0, 3, height, width, dtype=torch.uint8)
+        fits = not len(indices) or held_bytes(len(indices), preprocess, memory_share) > 0
+        held = torch.empty(len(indices) if fits else 0, 3, *preprocess.size, dtype=torch.uint8)
         kept, filled = [], 0
         if fits or on_bad == "skip":
             for images, found in _read(source, preprocess, indices, workers, on_bad):

@@ -8,7 +8,7 @@ path; with only one of val and test, as `folder:` does.
 import csv
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -105,15 +105,43 @@ def _rows(table: Path) -> list[Row]:
     with table.open(newline="", encoding="utf-8-sig") as file:
         header = file.readline()
         file.seek(0)
-        reader = csv.reader(file, delimiter="\t" if "\t" in header else ",")
+        delimiter, text = "\t" if "\t" in header else ",", list[str]()
+        reader = csv.reader(_noted(file, text), delimiter=delimiter)
         names = next(reader, [])
         columns, width = _columns(table, names), len(names)
-        rows = []
+        rows, line = [], reader.line_num + 1
+        text.clear()
         for cells in reader:
+            if len(text) > 1:
+                _refuse_open(table, line, text, delimiter)
             if cells:
-                _refuse_more(table, reader.line_num, width, cells)
-                rows.append(_row(table, reader.line_num, columns, cells))
+                _refuse_more(table, line, width, cells)
+                rows.append(_row(table, line, columns, cells))
+            line = reader.line_num + 1
+            text.clear()
     return rows
+
+
+def _noted(lines: Iterable[str], text: list[str]) -> Iterator[str]:
+    """The lines, each put into `text` too, and after the last an empty one if csv asks for more, as within a quote."""
+    for line in lines:
+        text.append(line)
+        yield line
+    text.append("")
+
+
+def _refuse_open(table: Path, line: int, text: list[str], delimiter: str) -> None:
+    """Refuse a row of several lines whose quotes do not end where a cell ends: it would hold the rows that follow.
+
+    Raises:
+        DataError: names the line in which the row begins.
+    """
+    try:
+        list(csv.reader(text, delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        raise DataError(
+            f"{table} line {line} opens a quote that is not closed at the end of its cell", 'Close it with "'
+        ) from error
 
 
 def _columns(table: Path, header: list[str]) -> dict[str, int]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from effvl_cli.core.errors import MissingPackageError, ModelError, UsageError
 from effvl_cli.core.registry import nearest
 from effvl_cli.data.transforms import Preprocess
+from effvl_cli.models.hub import hub, reached
 from effvl_cli.models.network import Network
 
 _OPENAI_SCALARS = ("input_resolution", "context_length", "vocab_size")
@@ -161,16 +162,17 @@ def _fetch(name: str, tag: str, download: bool) -> Path:
         tags = list_pretrained_tags_by_model(name)
         hint = nearest(tag, tags) or f"Give a file, a run folder, none, or a tag: {', '.join(tags) or '-'}"
         raise ModelError(f"no file and no pretrained tag of {name}: --weights {tag}", hint)
-    if download:
-        try:
-            return Path(download_pretrained(config))
-        except Exception as error:  # any network failure is one line for the user
-            reason = str(error).splitlines()[0]
-            raise ModelError(f"cannot download {name} {tag}: {reason}", "Give --weights FILE instead") from error
     cached = _cached(config)
-    if cached is None:
+    if cached is not None:
+        return cached
+    if not download:
         raise ModelError(f"--weights {tag} of {name} is not in the local cache", "Give --download, or --weights FILE")
-    return cached
+    try:
+        with reached(hub() if config.get("hf_hub") else config["url"]):
+            return Path(download_pretrained(config))
+    except Exception as error:  # any network failure is one line for the user
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"cannot download {name} {tag}: {reason}", "Give --weights FILE instead") from error
 
 
 def _cached(config: dict[str, str]) -> Path | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from effvl_cli.core.errors import ModelError, UsageError
 from effvl_cli.core.registry import nearest
 from effvl_cli.data.transforms import Preprocess
+from effvl_cli.models.hub import hub, reached
 from effvl_cli.models.network import Network
 from effvl_cli.models.vit import MOCO_HEADS, MOCO_WIDTH, of_moco
 
@@ -97,7 +98,9 @@ def _fetch(network: Network, name: str, tag: str, download: bool) -> Path:
         raise ModelError(f"no file and no pretrained tag of {network.name}: --weights {tag}", _tags_hint(name, tag))
     if not config.hf_hub_id:
         raise ModelError(f"--weights {tag} of {network.name} is not on the hub", f"Give --weights FILE: {config.url}")
-    path = _downloaded(config.hf_hub_id, network.name, tag) if download else _cached(config.hf_hub_id)
+    path = _cached(config.hf_hub_id)
+    if path is None and download:
+        path = _downloaded(config.hf_hub_id, network.name, tag)
     if path is None:
         raise ModelError(
             f"--weights {tag} of {network.name} is not in the local cache", "Give --download, or --weights FILE"
@@ -118,10 +121,11 @@ def _downloaded(repository: str, name: str, tag: str) -> Path:
     from huggingface_hub.errors import EntryNotFoundError
 
     try:
-        try:
-            return Path(hf_hub_download(repository, _FILES[0]))
-        except EntryNotFoundError:
-            return Path(hf_hub_download(repository, _FILES[1]))
+        with reached(hub()):
+            try:
+                return Path(hf_hub_download(repository, _FILES[0]))
+            except EntryNotFoundError:
+                return Path(hf_hub_download(repository, _FILES[1]))
     except Exception as error:  # any network failure is one line for the user
         reason = str(error).splitlines()[0]
         raise ModelError(f"cannot download {name} {tag}: {reason}", "Give --weights FILE instead") from error

@@ -202,3 +202,34 @@ def test_a_run_folder_that_cannot_be_written_has_the_code_of_the_disk(effvl, lin
     Path("run").touch()
     outcome = effvl(*line)
     assert outcome.code == 2 and "--out" in outcome.error
+
+
+def test_a_run_that_failed_before_it_computed_anything_gives_way_to_the_corrected_command(effvl, line, report):
+    assert effvl(*line, "--weights", "none.pt").code == 4
+    assert report("run").status == "failed"
+    assert effvl(*line, "--weights", "other.pt").code == 4
+    outcome = effvl(*line)
+    assert outcome.code == 0, outcome.err
+    assert report("run").status == "completed" and report("run").resume.count == 0
+    outcome = effvl(*line, "--weights", "none.pt")
+    assert outcome.code == 2 and "holds a run with other options" in outcome.error
+
+
+def test_a_run_that_failed_with_something_to_keep_does_not_give_way(effvl, line):
+    assert effvl(*line, "--weights", "none.pt").code == 4
+    with Path("run/.files").open("a") as file:
+        file.write("costs.json\n")
+    Path("run/costs.json").write_text("{}")
+    outcome = effvl(*line)
+    assert outcome.code == 2 and "holds a run with other options" in outcome.error
+    assert Path("run/costs.json").exists()
+
+
+def test_mended_data_are_taken_by_the_same_command(effvl, line, image_folder, report):
+    bad = image_folder / "train" / "red_thing" / "bad.jpg"
+    bad.write_bytes(b"no picture")
+    outcome = effvl("prune-tokens", "rank", *line[-4:], "--shots", "all", "--force")
+    assert outcome.code == 3 and "bad.jpg" in outcome.error
+    bad.unlink()
+    outcome = effvl("prune-tokens", "rank", *line[-4:], "--shots", "all", "--force")
+    assert outcome.code == 0, outcome.err

@@ -34,6 +34,8 @@ def test_the_first_request_counts_and_a_second_interrupt_ends_it(numbers, code, 
     program = PROGRAM.format(numbers=[int(number) for number in numbers])
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (code, shown)
+    said = "error: interrupted twice: ended at once, what was not saved yet is lost\n"
+    assert done.stderr == (said if code else "")
 
 
 def test_a_request_can_be_forgotten():

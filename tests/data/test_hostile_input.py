@@ -345,6 +345,22 @@ def _table(tmp_path, text):
     return f"csv:{tmp_path / 't.csv'}"
 
 
+@pytest.mark.parametrize("end", ["", "\n", "\nc.jpg,a green ring\n", '\nc.jpg,"a green ring"\nd.jpg,x'])
+def test_a_quote_that_is_not_closed_is_named_where_it_opens(tmp_path, end):
+    """In the last column it would take in the rows that follow without a word."""
+    (tmp_path / "t.csv").write_text('path,caption\na.jpg,"a red\nring"\nb.jpg,"a blue ring' + end)
+    with pytest.raises(DataError, match="line 4 opens a quote that is not closed"):
+        load(f"csv:{tmp_path}/t.csv", "train")
+
+
+def test_a_text_of_several_lines_is_whole(tmp_path):
+    (tmp_path / "t.csv").write_text('path,caption,split\na.jpg,"a red\nring",train\nb.jpg,"a blue ring",train')
+    assert list(load(f"csv:{tmp_path}/t.csv", "train").captions) == ["a red\nring", "a blue ring"]
+    (tmp_path / "t.csv").write_text('path,caption\na.jpg,"a red\nring"\nb.jpg,\n')
+    with pytest.raises(DataError, match="line 4 has no caption"):
+        load(f"csv:{tmp_path}/t.csv", "train")
+
+
 def test_an_unquoted_comma_does_not_cut_a_caption(tmp_path):
     spec = _table(tmp_path, "path,caption\na.png,a cat, on a mat\n")
     with pytest.raises(DataError, match=r"line 2 has 3 cells, and the header 2.*quotes"):

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ import yaml
 
 from effvl_cli.core import bench, loop
 from effvl_cli.core.checkpoint import load_model
-from effvl_cli.engines.pretrain import arm_training
+from effvl_cli.core.report import Metric
+from effvl_cli.engines.pretrain import arm_training, invariance
 from effvl_cli.models import network as networks
 
 SMALL = ("pretrain", "--num-images", 64, "--num-bank", 48, "--batch-size", 8, "--log-every", 1, "--head-hidden", 32)
@@ -340,3 +342,12 @@ def test_one_line_for_what_is_wrong(effvl, line, code, words):
     assert done.code == code, done.err
     for word in words:
         assert word in done.error
+
+
+@pytest.mark.parametrize(
+    ("ratio", "said"),
+    [(3.4, "3.40x fewer multiply-adds per image"), (0.54, "1.85x as many multiply-adds per image")],
+)
+def test_a_costlier_arm_is_not_called_cheaper(ratio, said):
+    found = SimpleNamespace(metrics={"flop_ratio": Metric(value=ratio), "images_per_s_ratio": Metric(value=0.5)})
+    assert invariance.ratio_notes(found) == [said, "0.50x the images per second"]

@@ -8,6 +8,7 @@ import pytest
 from effvl_cli.config.prune_tokens import RankConfig
 from effvl_cli.core import bench
 from effvl_cli.core.run import unopened
+from effvl_cli.data import decoded
 from effvl_cli.engines.common.cost_table import timings
 from effvl_cli.engines.prune_tokens.context import build_context
 from effvl_cli.engines.prune_tokens.preview import candidates_of
@@ -31,6 +32,21 @@ def test_a_dry_run_lists_the_parts_with_their_costs(line, effvl):
     assert _parts(outcome.out) == LINES[line]
     assert "times from a short probe on cpu" in outcome.out and "memory" in outcome.out
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("technique", ["prune-tokens", "prompt-tune"])
+def test_the_memory_is_that_of_decoded_images_while_they_are_held(technique, effvl, monkeypatch):
+    monkeypatch.setattr(decoded, "physical_memory", lambda: 2 << 30)
+
+    def told(shots):
+        outcome = effvl(technique, "--shots", shots, "--dry-run")
+        assert outcome.code == 0 and f"{30 * shots:,} images" in outcome.out
+        return int(re.search(r"memory about ([\d,]+) MiB", outcome.out)[1].replace(",", ""))
+
+    training, test = 30 * 1000 * 3 * 64 * 64 / 2**20, 4000 * 3 * 64 * 64 / 2**20
+    held = training + test if technique == "prune-tokens" else training  # prompt-tune keeps features, one split a time
+    assert held <= told(1000) < held + 10
+    assert test <= told(100_000) < test + 10  # read when they are needed
 
 
 OF_RUNS = {

@@ -54,6 +54,19 @@ def one_embedding(workdir):
     return ("--model", "tiny:clip", "--weights", "one.pt", "--shots", 1)
 
 
+def test_the_job_judges_the_test_images_before_it_searches(effvl, workdir, image_folder, tmp_path):
+    """The training images are known, and the test images have each other's names."""
+    for name, words in (("red_thing", "blue circle"), ("blue_thing", "red circle")):
+        for split in ("train", "val", "test"):
+            if (image_folder / split / name).is_dir():
+                right = {"red circle": "blue circle", "blue circle": "red circle"}[words]
+                (image_folder / split / name).rename(image_folder / split / (words if split == "test" else right))
+    line = ("prune-tokens", "--data", f"folder:{image_folder}", "--shots", 2, "--cache-dir", tmp_path / "c")
+    outcome = effvl(*line, "--out", "r")
+    assert outcome.code == 4 and "test images, and chance is 50.0%" in outcome.error, outcome.err
+    assert not list((tmp_path / "c").glob("rankings/*/*.safetensors"))
+
+
 def test_no_rankings_are_searched_at_chance(effvl, report, one_embedding):
     outcome = effvl("prune-tokens", "rank", *one_embedding, "--out", "r")
     assert outcome.code == 4 and "on 30 train images, and chance is 3.3%" in outcome.error

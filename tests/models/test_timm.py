@@ -1,6 +1,9 @@
 """timm's classifiers: names, tags, state dicts and preprocessing."""
 
+import io
+import logging
 import math
+import urllib.error
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from timm.data import create_transform, resolve_data_config
 
 from effvl_cli.config.options import ModelOptions
 from effvl_cli.core.errors import ModelError, UsageError
+from effvl_cli.models import hub
 from effvl_cli.models import network as networks
 
 
@@ -161,6 +165,37 @@ def test_what_goes_wrong_in_a_download_is_one_line(monkeypatch):
         raise OSError(f"no route to {repository}/{filename}\nmore")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
+    monkeypatch.setattr(hub.urllib.request, "urlopen", lambda *_, **__: io.BytesIO())
     with pytest.raises(ModelError, match="cannot download timm:test_resnet r160_in1k: no route") as caught:
         load("timm:test_resnet", "r160_in1k", options=ModelOptions(download=True))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["timm:test_resnet", "openclip:ViT-B-32"])
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch, name):
+    """Without the library's five attempts, which take most of a minute and write raw warnings."""
+    import huggingface_hub
+    import open_clip.pretrained
+
+    kind, tag = ("clip", "openai") if "ViT" in name else ("classifier", "r160_in1k")
+    asked = []
+    for module, called in ((huggingface_hub, "hf_hub_download"), (open_clip.pretrained, "hf_hub_download")):
+        monkeypatch.setattr(module, called, lambda *given, **_: asked.append(given))
+    monkeypatch.setattr(hub, "hub", lambda: "http://127.0.0.1:9/")  # nothing listens there
+    monkeypatch.setattr("effvl_cli.models.openclip.hub", hub.hub)
+    monkeypatch.setattr("effvl_cli.models.timm.hub", hub.hub)
+    with pytest.raises(ModelError, match=r"cannot download .*: 127\.0\.0\.1:9 does not answer: "):
+        networks.load(name, tag, default="", kind=kind, options=ModelOptions(download=True))
+    assert not asked
+
+
+def test_loggers_of_the_hub_are_quiet_only_meanwhile(monkeypatch):
+    def refused(request, timeout):
+        raise urllib.error.HTTPError(request.full_url, 404, "no", {}, io.BytesIO())  # it answers
+
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    monkeypatch.setattr(hub.urllib.request, "urlopen", refused)
+    with hub.reached("http://x/"):
+        assert not logger.isEnabledFor(logging.WARNING)
+    assert logger.level == before

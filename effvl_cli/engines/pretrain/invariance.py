@@ -169,11 +169,22 @@ def table(report: Report) -> Table:
     if gain is not None:
         spread = percent(gain.se, 2)
         notes.append(f"20 neighbours, accelerated - baseline: {points(gain.value)} ± {spread} points, paired")
-    ratios = [report.metrics.get(name) for name in ("flop_ratio", "images_per_s_ratio")]
-    words = ["{} fewer multiply-adds per image", "{} the images per second"]
-    notes += [word.format(times(m.value)) for word, m in zip(words, ratios, strict=True) if m]
+    notes += ratio_notes(report)
     columns = ("arm", "units", "images", "1-NN %", "20-NN %", "200-NN %", "linear %", "± SE of 20-NN", "n")
     return Table("pretrain: features on the test split", columns, rows, tuple(notes))
+
+
+def ratio_notes(report: Report) -> list[str]:
+    """What the arms cost beside one another."""
+    notes = []
+    flops, speed = (report.metrics.get(name) for name in ("flop_ratio", "images_per_s_ratio"))
+    if flops is not None and flops.value:
+        more = flops.value < 1
+        ratio = times(1 / flops.value if more else flops.value)
+        notes.append(f"{ratio} {'as many' if more else 'fewer'} multiply-adds per image")
+    if speed is not None:
+        notes.append(f"{times(speed.value)} the images per second")
+    return notes
 
 
 def _row(report: Report, arm: str) -> tuple[Cell, ...]:

@@ -8,6 +8,7 @@ from effvl_cli.core import measure
 from effvl_cli.core.probe import seconds_for
 from effvl_cli.core.run import unopened
 from effvl_cli.core.table import Table
+from effvl_cli.data.decoded import held_bytes
 from effvl_cli.engines.common.cost_table import TRAINING, Part, cost_table, speed_of
 from effvl_cli.engines.prompt_tune.arms import arms_of
 from effvl_cli.engines.prompt_tune.context import Context, Learning, build_context, cache_mode, num_epochs
@@ -55,7 +56,7 @@ def preview_suspects(config: SuspectsConfig) -> list[Table]:
 
 def _num_images(context: Learning) -> int:
     shots = context.config.shots
-    most = _size(context, "train", ENDLESS_SHOTS)
+    most = _size(context, "train", ENDLESS_SHOTS if shots == "all" else shots)
     return most if shots == "all" else min(most, shots * len(context.classes))
 
 
@@ -108,8 +109,14 @@ def _trainings(context: Learning, method: str, count: int, images: int, name: st
 
 
 def _table(context: Learning, parts: list[Part], notes: list[str]) -> Table:
-    memory = 4 * measure.count_parameters(context.network.module)
-    said = (*notes, "features in the cache cost nothing", "the memory is that of the weights")
+    splits = (_num_images(context), _size(context, "test", 0))
+    pixels = max(held_bytes(count, context.network.preprocess) for count in splits)
+    memory = 4 * measure.count_parameters(context.network.module) + pixels
+    said = (
+        *notes,
+        "features in the cache cost nothing",
+        "the memory is that of the weights and of decoded images; images beyond half of all are read when needed",
+    )
     return cost_table(
         f"{context.network.name} on {context.config.data}", parts, context.run.device, memory=memory, notes=said
     )

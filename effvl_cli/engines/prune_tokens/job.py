@@ -3,6 +3,8 @@
 import dataclasses
 from functools import partial
 
+from torch import Tensor
+
 from effvl_cli.config.prune_tokens import PruneTokensConfig
 from effvl_cli.core.run import Run
 from effvl_cli.data.decoded import Decoded
@@ -48,6 +50,8 @@ def run(config: PruneTokensConfig, run: Run) -> None:
     for name in possible(context, ARMS):
         if not name.startswith("predictor"):
             refuse_missing(name, context, None)
+    test = context.images("test")
+    dense = embed_dense(context, test)  # before the long part: the dense tower must know what it is judged on
     training, ranked = rank_training(context)
     predictor = train_predictor(context, training, ranked.rank).module
     prompts = tune_prompts(context, training, predictor) if config.prompts != "none" else None
@@ -63,15 +67,19 @@ def run(config: PruneTokensConfig, run: Run) -> None:
         prompted=prompted,
         any_keep=config.tune_keeps == "mix",
     )
-    _evaluate(dataclasses.replace(context, predictor=predictor), predictor, tuned, prompts)
+    _evaluate(dataclasses.replace(context, predictor=predictor), predictor, tuned, prompts, test, dense)
 
 
 def _evaluate(
-    context: Context[PruneTokensConfig], predictor: Predictor, tuned: Predictor, prompts: Prompts | None
+    context: Context[PruneTokensConfig],
+    predictor: Predictor,
+    tuned: Predictor,
+    prompts: Prompts | None,
+    test: Decoded,
+    dense: Tensor,
 ) -> None:
+    """Measure on the test images, whose embeddings by the dense tower are given."""
     config = context.config
-    test = context.images("test")
-    dense = embed_dense(context, test)
     evaluation.record(context, result(context, "dense", 1.0, test, dense, dense))
     if config.num_golden:
         some, selector, reference = golden(context, test, dense)

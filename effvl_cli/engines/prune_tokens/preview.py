@@ -20,6 +20,7 @@ from effvl_cli.core.measure import count_parameters
 from effvl_cli.core.run import unopened
 from effvl_cli.core.table import Table
 from effvl_cli.data import load
+from effvl_cli.data.decoded import held_bytes
 from effvl_cli.data.fewshot import few_shot
 from effvl_cli.engines.common.cost_table import TRAINING, Part, cost_table, part, speed_of, timings, written
 from effvl_cli.engines.prune_tokens.context import Context, Searching, Tuning, build_context
@@ -53,7 +54,7 @@ def preview_search(config: RankConfig) -> list[Table]:
     """Of the rankings alone."""
     context = build_context(config, unopened("prune-tokens rank", config))
     images = _ranked(context) // sweep.parse_shard(config.sample_shard, "--sample-shard")[1]
-    return [_table(context, [_search(context, "ranking", images, _speed(context))])]
+    return [_table(context, [_search(context, "ranking", images, _speed(context))], _ranked(context))]
 
 
 def preview_job(config: PruneTokensConfig) -> list[Table]:
@@ -65,22 +66,23 @@ def preview_job(config: PruneTokensConfig) -> list[Table]:
         parts.append(_prompts(context, images, speed))
     if config.num_golden:
         parts.append(_search(context, "golden ranking", min(config.num_golden, test), speed))
-    return [_table(context, [*parts, _evaluation(context, (context.config.keep,), ARMS, test, speed)])]
+    return [_table(context, [*parts, _evaluation(context, (context.config.keep,), ARMS, test, speed)], images, test)]
 
 
 def preview_predict(config: PredictConfig) -> list[Table]:
     """Of a predictor."""
     context = build_context(config, unopened("prune-tokens predict", config))
     speed, images = _speed(context), _ranked(context)
-    return [_table(context, [_search(context, "ranking", images, speed), _predictor(context, images, speed)])]
+    parts = [_search(context, "ranking", images, speed), _predictor(context, images, speed)]
+    return [_table(context, parts, images)]
 
 
 def preview_tune(config: TuneConfig) -> list[Table]:
     """Of prompts."""
     context = build_context(config, unopened("prune-tokens tune", config))
-    speed = _speed(context)
-    last = _evaluation(context, (context.config.keep,), 2, _tested(context), speed)
-    return [_table(context, [_prompts(context, _ranked(context), speed), last])]
+    speed, images, test = _speed(context), _ranked(context), _tested(context)
+    last = _evaluation(context, (context.config.keep,), 2, test, speed)
+    return [_table(context, [_prompts(context, images, speed), last], images, test)]
 
 
 def preview_eval(config: EvalConfig) -> list[Table]:
@@ -91,7 +93,7 @@ def preview_eval(config: EvalConfig) -> list[Table]:
     if "golden" in config.selector:
         parts.append(_search(context, "golden ranking", min(config.num_golden, test), speed))
     keeps = tuple(dict.fromkeys(context.config.keep))
-    return [_table(context, [*parts, _evaluation(context, keeps, len(config.selector), test, speed)])]
+    return [_table(context, [*parts, _evaluation(context, keeps, len(config.selector), test, speed)], test)]
 
 
 def preview_bench(config: BenchConfig) -> list[Table]:
@@ -115,7 +117,7 @@ def preview_viz(config: VizConfig) -> list[Table]:
     parts = [_search(context, "golden ranking", config.num_images, speed)] if "golden" in config.selector else []
     macs = images * len(config.selector) * sum(_pruned(context, keep) for keep in dict.fromkeys(context.config.keep))
     work = f"{len(config.selector)} selectors on {images:,} images"
-    return [_table(context, [*parts, part("pictures", work, macs, speed)])]
+    return [_table(context, [*parts, part("pictures", work, macs, speed)], images)]
 
 
 def _predictor(context: Context[PruneTokensConfig | PredictConfig], images: int, speed: float) -> Part:
@@ -152,7 +154,11 @@ def _ranked(context: Context[PruneTokensConfig | RankConfig | PredictConfig | Tu
     """Images that are ranked."""
     config = context.config
     source = load(config.data, "train", root=config.data_root, seed=0)
-    return len(source) if config.shots == "all" else len(few_shot(source, config.shots, config.seed))
+    if config.shots == "all":
+        return len(source)
+    if source.endless:  # it need not be searched
+        return config.shots * len(source.classes)
+    return len(few_shot(source, config.shots, config.seed))
 
 
 def _tested(context: Context[TowerConfig]) -> int:
@@ -166,11 +172,14 @@ def _speed(context: Context[TowerConfig]) -> float:
     return speed_of(context.tower.module, context.tower.module, pixels, context.shape.dense())
 
 
-def _table(context: Context[TowerConfig], parts: list[Part]) -> Table:
+def _table(context: Context[TowerConfig], parts: list[Part], *held: int) -> Table:
+    """Of the parts, and of the memory for so many images of each split that is decoded whole."""
     title = f"{context.network.name} on {context.config.data}, pruned before block {context.layer}"
-    memory = 4 * count_parameters(context.network.module)
+    pixels = sum(held_bytes(count, context.network.preprocess) for count in held)
+    memory = 4 * count_parameters(context.network.module) + pixels
     notes = (
         "rankings in the cache cost nothing",
-        "the memory is that of the weights; --candidate-tokens bounds the rest",
+        "the memory is that of the weights and of decoded images; images beyond half of all are read when needed",
+        "--candidate-tokens bounds the rest of the memory",
     )
     return cost_table(title, parts, context.run.device, memory=memory, notes=notes)
