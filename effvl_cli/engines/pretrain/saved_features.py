@@ -29,6 +29,7 @@ def save_features(config: EvalConfig, run: Run, network: Network, encode: Encode
         labels=images.labels.numpy() if source.classes else None,
         about={
             "data": config.data,
+            "data_root": config.data_root,
             "split": config.feature_split,
             "classes": list(source.classes),
             "of": {view: {"model": network.name, "method": method, "weights": network.weights_sha256}},

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from effvl_cli.techniques.cpr_mine.selection import group_size
 from effvl_cli.techniques.cpr_mine.stages import Stage
 
 Method = Literal["auto", "gather", "mask"]
@@ -11,10 +12,11 @@ Method = Literal["auto", "gather", "mask"]
 GATHER_COST = 80  # products of a whole row that take as long as one gathered row of the same length
 SELECTED = 40  # bytes at most for each candidate that a stage keeps: values, places, rows, marks
 SHARE = 2  # of the limit, what is surely left for the queries: one part of two
+GROUPED = 32  # bytes for each member of a group: its position, made twice, and its score
 TILED = 16  # bytes for each bank item of a tile that is merged with those before it
 PAIR = 40  # bytes for each forbidden pair
 FEW = 32  # queries below which a product is slow
-MANY = 256  # queries above which it gets no faster
+MANY = 64  # queries above which it gets no faster: their similarities leave the caches
 
 
 class MemoryLimitError(ValueError):
@@ -105,13 +107,20 @@ class Problem:
             + PAIR * self.forbidden
             + 8 * sum(self.dims[view] for view in self.used)
         )
-        if self.candidates:
-            fixed += self.num_items  # a mark for each item
+        fixed += self.num_items if self.candidates else self._grouped()  # a mark for each item
         if method == "mask":
             return fixed + 4 * self.num_items * len(self.used)
         rows = max((6 * size * self.dims[view] for view, size in self._gathered()), default=0)
         first = 0 if self.candidates else (4 * tile if tile >= self.num_items else TILED * tile)
         return fixed + max(first, rows)
+
+    def _grouped(self) -> int:
+        """Bytes of the members of the groups that the first selection looks at."""
+        most = 0
+        for wanted in (self.stages[0].n + 1, self.alone + 1):
+            size = group_size(self.num_items, wanted)
+            most = max(most, GROUPED * wanted * size + 4 * self.num_items // size if size > 1 else 0)
+        return most
 
 
 def plan(

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+SPARSE = 32  # scores for each wanted one from which groups pay
 TIED_BYTES = 24  # of working memory for each score of a row in which equal scores compete for the last places
 
 
@@ -23,7 +24,7 @@ def top_n(scores: Tensor, n: int, rows: Tensor | None = None, *, tie_bytes: int 
     count, width = scores.shape
     if n >= width:
         return torch.arange(width, device=scores.device).expand(count, width)
-    values, places = scores.topk(n + 1, dim=1, sorted=False)
+    values, places = _largest(scores, n + 1)
     least, where = values.min(1, keepdim=True)
     tied = (values == least).sum(1).gt(1) & least[:, 0].isfinite()
     found = places.scatter_(1, where, places[:, -1:].clone())[:, :n]  # the last takes the place of the least
@@ -31,6 +32,32 @@ def top_n(scores: Tensor, n: int, rows: Tensor | None = None, *, tie_bytes: int 
     for part in again.split(max(1, tie_bytes // (TIED_BYTES * width))) if len(again) else ():
         found[part] = _of_tied(scores[part], least[part], n, None if rows is None else rows[part])
     return found
+
+
+def _largest(scores: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The n largest values of each row (b, m) and their positions, in no order.
+
+    Of few among many, the maxima of groups are looked at first: the n groups with the largest hold n values that no
+    value elsewhere is above.
+    """
+    width = scores.shape[1]
+    size = group_size(width, n)
+    if size == 1:
+        found = scores.topk(n, dim=1, sorted=False)
+        return found.values, found.indices
+    count = width // size  # every count-th score belongs to one group; the last few to none
+    groups = scores[:, : count * size].unflatten(1, (size, count)).amax(1).topk(n, dim=1, sorted=False).indices
+    steps = torch.arange(0, count * size, count, device=scores.device)
+    rest = torch.arange(count * size, width, device=scores.device).expand(len(scores), -1)
+    places = torch.cat([(groups[:, :, None] + steps).flatten(1), rest], 1)
+    values, chosen = scores.gather(1, places).topk(n, dim=1, sorted=False)
+    return values, places.gather(1, chosen)
+
+
+def group_size(width: int, n: int) -> int:
+    """Scores in a group, so that as many maxima are looked at as members of the chosen groups; 1: no groups."""
+    share = width // n
+    return 1 if share < SPARSE else 2 ** (share.bit_length() // 2)
 
 
 def _of_tied(scores: Tensor, least: Tensor, n: int, rows: Tensor | None) -> Tensor:

@@ -142,6 +142,20 @@ def test_top_n_with_ties_in_small_pieces():
                 assert sorted(places[b].tolist()) == sorted(wanted)
 
 
+def test_top_n_of_few_among_many():
+    """Groups are looked at first; ties between groups, and scores that are in no group, are none the worse."""
+    generator = torch.Generator().manual_seed(2)
+    for width, n, spread in ((1000, 3, 10_000), (1003, 3, 40), (997, 20, 5), (640, 19, 3)):
+        scores = torch.randint(0, spread, (12, width), generator=generator).float()
+        scores[0, -2:] = spread
+        scores[1, n - 1 :] = -math.inf
+        places = top_n(scores, n)
+        order = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :n]
+        finite = scores.gather(1, order).isfinite().all(1)
+        assert places.sort(1).values[finite].equal(order.sort(1).values[finite]) and not finite[1]
+        assert set(places[1].tolist()) >= set(range(n - 1))
+
+
 def test_permuted_scaled_and_unused():
     generator = torch.Generator().manual_seed(0)
     queries, bank = ({view: torch.randn(size, 8, generator=generator) for view in "ab"} for size in (9, 40))
