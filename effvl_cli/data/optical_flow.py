@@ -50,7 +50,7 @@ def _shrunk(flow: ClipFlow, short_side: int) -> ClipFlow:
         if scale >= 1:
             return flow(clips)
         size = (round(height * scale), round(width * scale))
-        planes = clips.flatten(0, 1).permute(0, 3, 1, 2).float()
+        planes = clips[..., :3].flatten(0, 1).permute(0, 3, 1, 2).float()
         small = F.interpolate(planes, size, mode="bilinear", antialias=True, align_corners=False)
         small = small.round().clamp(0, 255).byte().permute(0, 2, 3, 1).unflatten(0, clips.shape[:2])
         found = flow(small).transpose(1, 2)
@@ -111,7 +111,7 @@ def _by_pairs(flow: PairFlow) -> ClipFlow:
 def grey(clips: Tensor) -> Tensor:
     """(B, T, H, W, 3) uint8 to (B, T, H, W) uint8, by the weights of ITU-R BT.601."""
     luma = torch.tensor([0.299, 0.587, 0.114], device=clips.device)
-    found: Tensor = torch.tensordot(clips.float(), luma, dims=1).round().byte()
+    found: Tensor = torch.tensordot(clips[..., :3].float(), luma, dims=1).round().byte()
     return found
 
 
@@ -124,7 +124,7 @@ def _raft(weights: str) -> ClipFlow:
 
     def compute(clips: Tensor) -> Tensor:
         network.to(clips.device)
-        frames = clips.permute(0, 1, 4, 2, 3).float().div_(127.5).sub_(1)
+        frames = clips[..., :3].permute(0, 1, 4, 2, 3).float().div_(127.5).sub_(1)
         height, width = frames.shape[-2:]
         tall, wide = (max(RAFT_LEAST, -(-side // RAFT_MULTIPLE) * RAFT_MULTIPLE) for side in (height, width))
         edges = [(wide - width) // 2, (wide - width + 1) // 2, (tall - height) // 2, (tall - height + 1) // 2]

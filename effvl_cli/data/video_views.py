@@ -13,16 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from effvl_cli.core.errors import UsageError
+from effvl_cli.core.errors import DataError, UsageError
 from effvl_cli.core.registry import nearest
-from effvl_cli.data.optical_flow import METHODS, clip_flow
+from effvl_cli.data.optical_flow import METHODS, ClipFlow, clip_flow
 
 LUMA = (0.299, 0.587, 0.114)
 WINDOW, TIKHONOV, LIMIT = 5, 1e-3, 2.0  # px, added to the diagonal, px of the level
 PYRAMID, SMALL = 3, 32  # levels; frames with a shorter side get one level
 FAR = 20.0  # px of motion that a flow view writes as 1; 2 for gradflow at one level, which cannot find more
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CODEC, STORED, OWN = slice(3, 5), slice(5, 7), slice(7, 10)
+"""Channels of frames that carry the codec's motion, motion kept in files, and a user's pictures (`carried_views`)."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class View:
     compute: Callable[[Tensor], Tensor]
 
     def __call__(self, clips: Tensor) -> Tensor:
-        """(B, T, H, W, 3) uint8 to (B, C, T - context, H, W) float32: colours in 0..1, motion in -1..1."""
+        """(B, T, H, W, 3 or more) uint8 to (B, C, T - context, H, W) float32: colours in 0..1, motion in -1..1."""
         return self.compute(clips)
 
 
@@ -52,7 +53,8 @@ Make = Callable[[str, str, Mapping[str, Any]], View]
 
 def view_names() -> tuple[str, ...]:
     """What can be asked for."""
-    return (*(name for name in _VIEWS if name != "flow"), *(f"flow:{method}" for method in METHODS))
+    plain = [name for name in _VIEWS if name not in ("flow", "precomputed")]
+    return (*plain, *(f"flow:{method}" for method in ("mv", *METHODS)), "precomputed:DIR")
 
 
 def make_view(name: str, **options: Any) -> View:
@@ -80,8 +82,8 @@ def is_motion(name: str) -> bool:
 
 
 def as_floats(clips: Tensor) -> Tensor:
-    """(B, T, H, W, 3) uint8 to (B, 3, T, H, W) in 0..1."""
-    return clips.permute(0, 4, 1, 2, 3).float().div_(255)
+    """(B, T, H, W, C) uint8 to (B, 3, T, H, W) in 0..1."""
+    return clips[..., :3].permute(0, 4, 1, 2, 3).float().div_(255)
 
 
 def _difference(clips: Tensor) -> Tensor:
@@ -107,7 +109,7 @@ def gradient_flow(clips: Tensor, levels: int = 1) -> Tensor:
     Returns:
         (B, 2, T - 1, H, W) px to the right and down.
     """
-    grey = torch.tensordot(clips.float().div_(255), torch.tensor(LUMA, device=clips.device), dims=1)
+    grey = torch.tensordot(clips[..., :3].float().div_(255), torch.tensor(LUMA, device=clips.device), dims=1)
     count, length, height, width = grey.shape
     first, second = (part.reshape(-1, 1, height, width) for part in (grey[:, :-1], grey[:, 1:]))
     pyramid = [(first, second)]
@@ -183,16 +185,57 @@ def encode(flow: Tensor, *, whole: bool) -> Tensor:
 
 
 def _flow(name: str, argument: str, options: Mapping[str, Any]) -> View:
+    whole = "uint8" in argument.split(":")[1:]
+    finder = flow_finder(name)
+    if finder is None:
+        return View(name, 3, 0, lambda clips: encode(_carried_motion(clips, CODEC, name), whole=whole))
+
+    def compute(clips: Tensor) -> Tensor:
+        if clips.shape[-1] >= STORED.stop:
+            return encode(_carried_motion(clips, STORED, name)[:, :, :-1], whole=whole)
+        return encode(finder(clips), whole=whole)
+
+    return View(name, 3, 1, compute)
+
+
+def flow_finder(name: str) -> ClipFlow | None:
+    """How a view of motion is made of frames; None for one that is not.
+
+    Raises:
+        UsageError: unknown.
+        MissingPackageError: what it needs is not installed.
+        ModelError: weights that are missing or damaged.
+    """
+    kind, _, argument = name.partition(":")
     method, *words = argument.split(":")
-    whole = "uint8" in words
     sizes = [int(word) for word in words if word.isdecimal()]
     files = [word for word in words if word != "uint8" and not word.isdecimal()]
-    if len(sizes) > 1 or len(files) > (method == "raft") or 0 in sizes:
+    if kind != "flow":
+        return None
+    if len(sizes) > (method != "mv") or len(files) > (method == "raft") or 0 in sizes:
         raise UsageError(
             f"unknown view {name!r}", "Give e.g. flow:dis, flow:dis:uint8 or flow:dis:256 (short side, px)"
         )
-    finder = clip_flow(method, "".join(files), *sizes)
-    return View(name, 3, 1, lambda clips: encode(finder(clips), whole=whole))
+    return None if method == "mv" else clip_flow(method, "".join(files), *sizes)
+
+
+def _carried_motion(clips: Tensor, place: slice, name: str) -> Tensor:
+    """(B, 2, T, H, W) px."""
+    return (
+        (_carried(clips, place, name).float() - 127.5).mul_(FAR / 127.5).where(_carried(clips, place, name) != 128, 0)
+    )
+
+
+def _carried(clips: Tensor, place: slice, name: str) -> Tensor:
+    if clips.shape[-1] < place.stop:
+        raise DataError(f"these frames carry nothing for the view {name}", "Give a data set of video files")
+    return clips[..., place].permute(0, 4, 1, 2, 3)
+
+
+def _precomputed(name: str, argument: str, options: Mapping[str, Any]) -> View:
+    if not argument:
+        raise UsageError(f"unknown view {name!r}", "Give precomputed:DIR")
+    return View(name, 3, 0, lambda clips: _carried(clips, OWN, name).float().div_(255))
 
 
 def _plain(channels: int, context: int, compute: Callable[[Tensor], Tensor]) -> Make:
@@ -210,4 +253,5 @@ _VIEWS: dict[str, Make] = {
     "residual": _plain(3, 0, _residual),
     "gradflow": _gradflow,
     "flow": _flow,
+    "precomputed": _precomputed,
 }
