@@ -79,3 +79,11 @@ def check_that_they_are_what_the_encoder_gives(features):
         found = read_views(Path(f"{name}-features"))
         assert found.ids == images.ids
         torch.testing.assert_close(torch.from_numpy(np.load(found.views[name])), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_of_endless_data_there_are_no_contact_sheets():
+    from effvl_cli.engines.cpr_mine.embeddings import Items
+    from effvl_cli.engines.cpr_mine.mine_sheets import _picture_of
+
+    about = {"data": "shape-captions", "split": "train"}
+    assert _picture_of(Items({"a": torch.eye(2)}, ("train/0", "train/1"), None, None, (), about)) is None

@@ -49,6 +49,8 @@ def _picture_of(items: Items) -> Picture | None:
     if items.ids is None or not {"data", "split"} <= set(about):
         return None
     source: Any = open_source(str(about["data"]), str(about["split"]), kind=None, root=about.get("data_root"))
+    if source.endless:
+        return None
     kind = getattr(source, "kind", IMAGES)
     known = {name: index for index, name in enumerate(source.ids)}
     names = [_plain(name, known) for name in items.ids]
