@@ -86,6 +86,7 @@ COMMANDS = (
             ("mine", "MineConfig", "Mine positives of saved embeddings by a cascade over their views; any encoder's."),
             ("embed", "EmbedConfig", "Write what RUN's encoders make of the clips of a data set, for `mine`."),
             ("eval", "EvalConfig", "Measure RUN's encoders: retrieval, linear probes, fine-tuning; on any data."),
+            ("probe", "ProbeConfig", "Scan the videos of a data set once; which cannot be used, and why."),
             ("bench", "BenchConfig", "Time mining on this machine, beside faiss where it is installed."),
         ),
     ),

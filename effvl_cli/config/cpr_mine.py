@@ -3,6 +3,7 @@
 from effvl_cli.config.cpr_mine_bench import BenchConfig
 from effvl_cli.config.cpr_mine_eval import EmbedConfig, EvalConfig
 from effvl_cli.config.cpr_mine_mine import MineConfig
+from effvl_cli.config.cpr_mine_probe import ProbeConfig
 from effvl_cli.config.cpr_mine_train import CprMineConfig, TrainConfig
 
-__all__ = ["BenchConfig", "CprMineConfig", "EmbedConfig", "EvalConfig", "MineConfig", "TrainConfig"]
+__all__ = ["BenchConfig", "CprMineConfig", "EmbedConfig", "EvalConfig", "MineConfig", "ProbeConfig", "TrainConfig"]

@@ -178,7 +178,7 @@ def kinetics400(root: Path, split: str) -> VideoList:
     """
     home = _homes(root, "kinetics400", "kinetics-400", "k400")[0]
     parts = ("train",) if split == "train" else ("test", "val", "validate") if split == "test" else ("val", "validate")
-    part = next((name for name in parts if (home / name).is_dir()), parts[-1])
+    part = next((name for name in parts if (home / name).is_dir()), "train" if split == "train" else "val")
     if rows := _kinetics_table(home, part):
         return _kinetics_of_table(home, part, rows)
     for name in KINETICS_LISTS:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from effvl_cli.core.cache import Cache
 from effvl_cli.core.errors import UsageError
 from effvl_cli.data import video_lists
 from effvl_cli.data.clips import CLIPS, Frames, Motion, frame_numbers, numbered
@@ -53,7 +54,8 @@ def build(argument: str, split: str, *, root: Path | None = None, seed: int = 0)
 class VideoFiles:
     """Video files; an id is a file's path from the data set's folder, with `@START-END` for a part of one.
 
-    `remark` is a note on it for reports, `expected` how many videos its authors count.
+    `remark` is a note on it for reports, `expected` how many videos its authors count, `cache` where the indices of
+    files are kept (None: where the user's are).
     """
 
     kind, endless = CLIPS, False
@@ -66,6 +68,7 @@ class VideoFiles:
         self.labels: NDArray[np.int64] = np.array([video.label for video in found.videos], dtype=np.int64)
         self.groups: NDArray[np.int64] = numbered([video.source or video.path for video in found.videos])
         self._known: dict[int, VideoIndex] = {}
+        self.cache: Cache | None = None
 
     def __len__(self) -> int:
         return len(self._videos)
@@ -81,7 +84,7 @@ class VideoFiles:
             BadClipError: no frame of it can be decoded.
         """
         if index not in self._known:
-            self._known[index] = cached_index(self.path(index))
+            self._known[index] = cached_index(self.path(index), self.cache)
         return self._known[index]
 
     def num_frames(self, index: int) -> int:

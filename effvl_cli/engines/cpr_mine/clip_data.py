@@ -1,10 +1,12 @@
 """Opens the videos of the options."""
 
-from typing import cast
+from typing import Any, cast
 
 from effvl_cli.config.cpr_mine_train import ClipDataOptions
+from effvl_cli.core.cache import Cache
 from effvl_cli.data import open_source
 from effvl_cli.data.clips import ClipSource
+from effvl_cli.data.video_sets import VideoFiles
 
 CLIPS = "clips"
 
@@ -16,4 +18,7 @@ def open_clips(config: ClipDataOptions, split: str) -> ClipSource:
         UsageError: unknown name, or no data set of videos.
         DataError: missing, empty or unreadable.
     """
-    return cast("ClipSource", open_source(config.data, split, kind=CLIPS, root=config.data_root))
+    source: Any = open_source(config.data, split, kind=CLIPS, root=config.data_root)
+    if isinstance(source, VideoFiles):
+        source.cache = Cache(getattr(config, "cache_dir", None))
+    return cast("ClipSource", source)
