@@ -92,7 +92,7 @@ def opened(path: Path) -> Iterator[tuple[Any, Any]]:
     try:
         container = av.open(str(path))
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise BadClipError(f"{path} cannot be opened: {_said(error)}", ENCODE_AGAIN, "open_failed") from error
+        raise BadClipError(f"{path} cannot be read: {_said(error)}", ENCODE_AGAIN, "open_failed") from error
     with container:
         if not container.streams.video:
             raise BadClipError(f"{path} has no video stream", "Remove it, or give a video", "no_video_stream")

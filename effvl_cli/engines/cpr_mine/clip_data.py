@@ -1,8 +1,7 @@
 """Opens the videos of the options."""
 
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
-from effvl_cli.config.cpr_mine_train import ClipDataOptions
 from effvl_cli.core.cache import Cache
 from effvl_cli.data import open_source
 from effvl_cli.data.clips import ClipSource
@@ -11,7 +10,23 @@ from effvl_cli.data.video_sets import VideoFiles
 CLIPS = "clips"
 
 
-def open_clips(config: ClipDataOptions, split: str) -> ClipSource:
+class ClipData(Protocol):
+    """The options that say which videos, and where what is known of them is kept."""
+
+    @property
+    def data(self) -> str:
+        """The data set."""
+
+    @property
+    def data_root(self) -> str | None:
+        """Its folder."""
+
+    @property
+    def cache_dir(self) -> str | None:
+        """Folder of the cache."""
+
+
+def open_clips(config: ClipData, split: str) -> ClipSource:
     """One split of --data.
 
     Raises:
@@ -20,5 +35,5 @@ def open_clips(config: ClipDataOptions, split: str) -> ClipSource:
     """
     source: Any = open_source(config.data, split, kind=CLIPS, root=config.data_root)
     if isinstance(source, VideoFiles):
-        source.cache = Cache(getattr(config, "cache_dir", None))
+        source.cache = Cache(config.cache_dir)
     return cast("ClipSource", source)
