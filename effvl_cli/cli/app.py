@@ -170,20 +170,21 @@ def dispatch(command: Command, typed: dict[str, Any], invocation: Invocation) ->
 def earlier_run(command: Command, config: type, typed: dict[str, Any], recipe: str | None) -> Recipe | None:
     """The config.yaml of the run that a verb works on: RUN, else the recipe's, else the newest completed one.
 
-    None for a verb that needs no run (`run_optional`) and was given none. Of a folder that is wanted for a file in it
-    (`run_holds`), whatever command wrote it, no options are taken over.
+    None where none was given, of a verb that needs none (`run_optional`), or whose option `in_place_of_run` was given.
+    Of a folder that is wanted for a file in it (`run_holds`), whatever command wrote it, no options are taken over.
     """
     from effvl_cli.core.find_run import find_holding, find_run
     from effvl_cli.core.run import CONFIG
 
+    written = read_recipe(recipes.find(recipe)).config if recipe else {}
+    given = typed.get("run") or written.get("run")
+    instead = {**written, **typed}.get(getattr(config, "in_place_of_run", ""))
     if held := getattr(config, "run_holds", ""):
-        written = read_recipe(recipes.find(recipe)).config if recipe else {}
-        if {**written, **typed}.get(getattr(config, "in_place_of_run", "")):
+        if instead:
             return None
-        folder = find_holding(held, command.title, typed.get("run") or written.get("run"))
+        folder = find_holding(held, command.title, given)
         return Recipe(str(folder / CONFIG), command.title, {})
-    given = typed.get("run") or (read_recipe(recipes.find(recipe)).config.get("run") if recipe else None)
-    if given is None and getattr(config, "run_optional", False):
+    if given is None and (instead or getattr(config, "run_optional", False)):
         return None
     folder = find_run(command.name, given)
     found = read_recipe(folder / CONFIG)

@@ -59,7 +59,7 @@ class EmbedConfig(RunInput, RunOptions, ClipDataOptions, EncoderOptions, WindowO
     """Write what RUN's encoders make of the clips of a data set."""
 
     panel: ClassVar[str] = "Embedding"
-    run_optional: ClassVar[bool] = True
+    in_place_of_run: ClassVar[str] = "weights"
     own: ClassVar[tuple[str, ...]] = ("weights", "views", "on_bad", "windows", "precision")
     common: ClassVar[tuple[str, ...]] = (
         *("run", "weights", "views", "data", "data_root", "split", "layer", "windows", "window_ids"),
@@ -71,11 +71,6 @@ class EmbedConfig(RunInput, RunOptions, ClipDataOptions, EncoderOptions, WindowO
         Literal["embedding", "features"], Doc("the projection, which training and mining compare, or the backbone")
     ] = "embedding"
     window_ids: Annotated[bool, Doc("a row for each window, named ID#START, in place of their mean")] = False
-
-    def __post_init__(self) -> None:
-        """Check the options against one another."""
-        if self.run is None and not self.weights:
-            raise ValueError("nothing says which encoders. Give RUN, or --weights VIEW=FILE")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +132,7 @@ class EvalConfig(
     """Measure RUN's encoders: retrieval, linear probes, fine-tuning; also on other data."""
 
     panel: ClassVar[str] = "Evaluation"
-    run_optional: ClassVar[bool] = True
+    in_place_of_run: ClassVar[str] = "weights"
     own: ClassVar[tuple[str, ...]] = ("weights", "views", "on_bad", "windows", "precision")
     common: ClassVar[tuple[str, ...]] = (
         *("run", "weights", "views", "protocols", "data", "data_root", "splits", "center", "crops"),
@@ -174,8 +169,6 @@ class EvalConfig(
     def __post_init__(self) -> None:
         """Check the options against one another."""
         super().__post_init__()
-        if self.run is None and not self.weights:
-            raise ValueError("nothing says which encoders. Give RUN, or --weights VIEW=FILE")
         for name in ("protocols", "splits", "views"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"--{name} names the same thing twice. Name each once")

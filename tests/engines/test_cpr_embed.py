@@ -145,7 +145,7 @@ def test_eval_measures_retrieval_and_probes(here, report, encoders, drawn):
     ("options", "code", "text"),
     [
         (("--weights", "rgb"), 2, "--weights holds 'rgb'"),
-        ((), 2, "nothing says which encoders"),
+        ((), 3, "no completed run of cpr-mine"),
         (("--views", "flow:dis"), 2, "--views names the view 'flow:dis'"),
         (("--splits", "all"), 2, "--splits is for video:ucf101"),
         (("--data", "digits"), 2, "this command works on clips"),

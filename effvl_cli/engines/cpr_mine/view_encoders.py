@@ -119,7 +119,7 @@ def open_encoders(config: Config, run: Run) -> list[ViewEncoder]:
         ModelError: weights that do not fit.
     """
     given = _given(config.weights)
-    found = {} if config.run is None else encoder_folders(find_run("cpr-mine", config.run))
+    found = {} if config.run is None and given else encoder_folders(find_run("cpr-mine", config.run))
     sources = {**{view: str(folder) for view, folder in found.items()}, **given}
     views = tuple(find_view(name, tuple(sources), "--views") for name in config.views) or tuple(sources)
     names = named(views)
