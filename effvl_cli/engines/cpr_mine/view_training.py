@@ -128,14 +128,13 @@ class Trainer:
 def figures_of(task: CascadeTask, figures: Mapping[str, float], steps: int, batch_size: int) -> dict[str, Any]:
     """What the report says of a training; times are those of the attempt that finished it."""
     times = task.meter.row(0, batch_size)
-    wall = times["wall_s"]
     sizes = sorted(int(name.rpartition("_k")[2]) for name in figures if name.startswith("mined_rows_k"))
     return {
         "steps": steps,
         "clips": steps * batch_size,
         "loss": figures.get("loss"),
         "mined": [{"k": k, **{name: figures[f"{name}_k{k}"] for name in MINED}} for k in sizes],
-        "mining_share": task.mining_s / wall if wall else None,
+        "mining_s": task.mining_s if times["wall_s"] else None,
         **times,
     }
 
