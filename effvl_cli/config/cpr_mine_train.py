@@ -11,6 +11,7 @@ from annotated_types import Ge, Gt, Lt
 from effvl_cli.config.options import (
     ARTEFACT,
     MEMORY,
+    VOLATILE,
     Checked,
     DataOptions,
     Fraction,
@@ -198,6 +199,11 @@ class CprMineConfig(_Training):
     report_stages: Annotated[
         Positive, Doc("stages of the cascade over all training clips that the report is about")
     ] = 5
+
+    windows: Annotated[
+        Literal["center", "all"], Doc("measured clips: the one in the middle of a video, or the mean over all")
+    ] = "center"
+    eval_batch_size: Annotated[Positive, VOLATILE, Doc("clips per step on each device, outside training")] = 64
 
     def __post_init__(self) -> None:
         """Check the options against one another."""

@@ -1,4 +1,4 @@
-"""Features and embeddings of the middle clips of all videos, for the job."""
+"""Features and embeddings of all videos, for the job."""
 
 from dataclasses import dataclass
 
@@ -14,8 +14,6 @@ from effvl_cli.engines.cpr_mine.clip_splits import note_failures
 from effvl_cli.engines.cpr_mine.encoders import Encoder
 from effvl_cli.engines.cpr_mine.view_encoders import ViewEncoder
 from effvl_cli.engines.cpr_mine.window_features import window_features
-
-BATCH_SIZE = 64  # clips at a time
 
 
 @dataclass(frozen=True)
@@ -34,16 +32,16 @@ class Features:
 
 
 @dataclass(frozen=True)
-class _Middle:
-    """Options of `window_features`: the middle clip of each video."""
+class _Windows:
+    """Options of `window_features`, as those of the job say."""
 
     on_bad: str
     workers: int | None
     precision: str
     seed: int
-    windows: str = "center"
+    windows: str
+    eval_batch_size: int
     window_step: int | None = None
-    eval_batch_size: int = BATCH_SIZE
     official_jitter: bool = False
 
 
@@ -51,9 +49,12 @@ def features_of(config: CprMineConfig, run: Run, source: ClipSource, encoder: En
     """What an encoder makes of a split; kept in the cache, keyed by the weights and the data."""
     module = encoder.network.module.to(run.device).eval()
     seen = ViewEncoder(encoder.network, encoder.clips, make_view(encoder.view, **encoder.clips.options), encoder.view)
-    options = _Middle(config.on_bad, config.workers, config.precision, config.seed)
+    options = _Windows(
+        config.on_bad, config.workers, config.precision, config.seed, config.windows, config.eval_batch_size
+    )
     found = window_features([seen], source, options, run)
     note_failures(run, source, found.failures)
     rows = found.rows[encoder.view]
+    embeddings = found.of_videos(seen.embeddings(rows))
     module.eval()
-    return Features(rows, F.normalize(seen.embeddings(rows), dim=1), torch.from_numpy(found.videos))
+    return Features(found.of_videos(rows), F.normalize(embeddings, dim=1), torch.from_numpy(found.videos))

@@ -2,17 +2,25 @@
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from effvl_cli.config.cpr_mine_train import CprMineConfig, TrainConfig
-from effvl_cli.core import checkpoint, distributed
+from effvl_cli.core import distributed
 from effvl_cli.core.errors import ModelError, UsageError
 from effvl_cli.core.run import Run
 from effvl_cli.data.video_views import make_view
-from effvl_cli.engines.cpr_mine.cascades import find_view, named
-from effvl_cli.models.clip_encoders import ENCODERS, ClipInput, encoder_folders, load_encoder, save_encoder
+from effvl_cli.engines.cpr_mine.cascades import named, short_name
+from effvl_cli.models import network as networks
+from effvl_cli.models.clip_encoders import (
+    ENCODERS,
+    ClipInput,
+    encoder_folders,
+    encoder_manifest,
+    load_encoder,
+    save_encoder,
+)
 from effvl_cli.models.network import Network
 from effvl_cli.models.video import check_clip, with_channels
 
@@ -62,63 +70,97 @@ def _checked(encoder: Encoder) -> Encoder:
     return encoder
 
 
-def views_of_run(run_folder: str) -> list[str]:
-    """Views that a run has encoders of."""
-    return list(encoder_folders(Path(run_folder)))
+@dataclass(frozen=True)
+class Start:
+    """What the encoder of a view begins with.
+
+    Attributes:
+        view: its full name, as the weights say it, e.g. "gradflow" where a user wrote "flow".
+        weights: run folder or file; None: random ones.
+    """
+
+    view: str
+    weights: str | None
 
 
-def sources_of(config: Config, views: Sequence[str], run_folder: str | None) -> dict[str, str]:
-    """Weights of each view: those of --weights, else those of RUN; views without any are left out.
+def starts_of(config: Config, names: Sequence[str], run_folder: str | None) -> dict[str, Start]:
+    """Weights of each view that a user names: those of --weights, else those of RUN, else random ones.
 
     Raises:
-        UsageError: --weights cannot be read, or names a view twice.
-        ModelError: RUN holds no encoders.
+        UsageError: --weights cannot be read, names a view twice, or one that is not asked for.
+        ModelError: RUN or a folder of --weights holds no encoder, or none of that view.
     """
+    there = {view: str(folder) for view, folder in encoder_folders(Path(run_folder)).items()} if run_folder else {}
+    given, found = _given(config), {}
+    for name in names:
+        key = _matching(name, given)
+        if key is not None:
+            found[name] = _start(name, given.pop(key))
+            continue
+        view = _matching(name, there)
+        found[name] = Start(name, None) if view is None else Start(view, there[view])
+    if given:
+        raise UsageError(
+            f"--weights names {next(iter(given))}, which is no view here", f"The views: {', '.join(names)}"
+        )
+    return found
+
+
+def _given(config: Config) -> dict[str, str]:
     found: dict[str, str] = {}
-    if run_folder is not None:
-        there = {view: str(folder) for view, folder in encoder_folders(Path(run_folder)).items()}
-        short = named(list(there))
-        for view in views:
-            same = [other for other in there if view in (other, short[other])]
-            if same:
-                found[view] = there[same[0]]
-    given: dict[str, str] = {}
     for item in config.weights:
         name, equals, path = item.partition("=")
-        if not equals or not path:
+        if not (name and equals and path):
             raise UsageError(f"--weights holds {item!r}", "Write VIEW=FILE or VIEW=RUN, e.g. rgb=a.safetensors")
-        view = find_view(name, views, "--weights")
-        if view in given:
+        if name in found:
             raise UsageError(f"--weights names {name} twice", "Name each view once")
-        given[view] = path
-    return found | given
+        found[name] = path
+    return found
 
 
-def loaded_encoder(config: Config, run: Run, view: str, weights: str) -> Encoder:
-    """The encoder of a run, of a run's folder for the view, or of a file.
+def _matching(name: str, known: Iterable[str]) -> str | None:
+    """The one of the views that has this name, or this short name."""
+    found = [view for view in known if view == name] or [v for v in known if short_name(v) == short_name(name)]
+    return found[0] if len(found) == 1 else None
+
+
+def _start(name: str, weights: str) -> Start:
+    """What a file or folder holds for a view; a file without a manifest is taken as it is named.
 
     Raises:
-        ModelError: weights that are missing, damaged, of another view or another network's: nothing is left random.
+        ModelError: a folder without an encoder of the view.
     """
     folder = Path(weights)
-    if folder.is_dir() and (folder / ENCODERS).is_dir():
-        there = encoder_folders(folder)
-        matching = [own for found, own in there.items() if view in (found, named(list(there))[found])]
-        if not matching:
-            raise ModelError(
-                f"--weights {view}={weights} holds encoders of {', '.join(there)}", "Give a run that trained this view"
-            )
-        weights = str(matching[0])
-    fallback = clips_of(config, view)
+    if not folder.is_dir():
+        clips = networks.manifest_of(weights).get("clips") or {}
+        return Start(str(clips.get("view", name)), weights)
+    there = encoder_folders(folder)
+    view = _matching(name, there)
+    if view is None:
+        raise ModelError(
+            f"--weights {name}={weights} holds encoders of {', '.join(there)}", "Give a run that trained this view"
+        )
+    return Start(view, str(there[view]))
+
+
+def encoder_of(config: Config, run: Run, start: Start) -> Encoder:
+    """A fresh encoder, or the one of a run or file: then nothing of it is left random.
+
+    Raises:
+        ModelError: weights that are missing, damaged, of another view or another network's.
+    """
+    if start.weights is None:
+        return fresh_encoder(config, start.view)
     assert config.model is not None
-    name = with_channels(config.model, make_view(view).channels)
-    network, clips = load_encoder(weights, default=name, seed=config.seed, log=run.log)
-    found = _checked(Encoder(network, clips or fallback))
+    name = with_channels(config.model, make_view(start.view).channels)
+    network, clips = load_encoder(start.weights, default=name, seed=config.seed, log=run.log)
+    if clips is not None and short_name(clips.view) != short_name(start.view):
+        raise ModelError(
+            f"--weights {start.view}={start.weights} is an encoder of {clips.view}", "Give weights of that view"
+        )
     count = len(network.module.state_dict())
-    run.log(f"{view}: {count} of {count} tensors of {network.name} loaded from {weights}; 0 missing, 0 unexpected")
-    if clips is not None and named([clips.view])[clips.view] != named([view])[view]:
-        raise ModelError(f"--weights {view}={weights} is an encoder of {clips.view}", "Give weights of that view")
-    return found
+    run.log(f"{start.view}: {count} of {count} tensors of {network.name} loaded from {start.weights}, none missing")
+    return _checked(Encoder(network, clips or clips_of(config, start.view)))
 
 
 def keep(run: Run, encoders: Mapping[str, Encoder], first: str) -> None:
@@ -129,9 +171,4 @@ def keep(run: Run, encoders: Mapping[str, Encoder], first: str) -> None:
         if distributed.is_main():
             save_encoder(folder / names[view], encoder.network, encoder.clips)
     own = encoders[first]
-    run.save_model(own.network.module.state_dict(), {**own.network.describe(), "clips": dataclasses.asdict(own.clips)})
-
-
-def digests(encoders: Mapping[str, Encoder]) -> dict[str, str]:
-    """Of the weights of each."""
-    return {view: checkpoint.digest(encoder.network.module.state_dict()) for view, encoder in encoders.items()}
+    run.save_model(own.network.module.state_dict(), encoder_manifest(own.network, own.clips))

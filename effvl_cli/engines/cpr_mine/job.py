@@ -16,7 +16,7 @@ from effvl_cli.engines.cpr_mine.cascades import named
 from effvl_cli.engines.cpr_mine.clip_data import open_clips
 from effvl_cli.engines.cpr_mine.clip_features import features_of
 from effvl_cli.engines.cpr_mine.contact_sheet import draw_sheets, middle_frames
-from effvl_cli.engines.cpr_mine.encoders import fresh_encoder, keep, loaded_encoder, sources_of
+from effvl_cli.engines.cpr_mine.encoders import Start, encoder_of, keep, starts_of
 from effvl_cli.engines.cpr_mine.mined_figures import Bank, cascades_of, record_mining
 from effvl_cli.engines.cpr_mine.view_training import Trainer
 from effvl_cli.techniques.cpr_mine.retrieval import KS, centred, chance, hits, nearest
@@ -48,11 +48,11 @@ def run(config: CprMineConfig, run: Run) -> None:
 
 def _start(config: CprMineConfig, run: Run, trainer: Trainer) -> Result:
     """Encoders of all views: those of --weights, and the others trained by InfoNCE."""
-    sources = sources_of(config, config.views, None)
-    loaded = {view: loaded_encoder(config, run, view, weights) for view, weights in sources.items()}
-    fresh = {view: fresh_encoder(config, view) for view in config.views if view not in loaded}
+    starts = starts_of(config, config.views, None)
+    encoders = {view: encoder_of(config, run, Start(view, start.weights)) for view, start in starts.items()}
+    fresh = {view: encoders[view] for view, start in starts.items() if start.weights is None}
     trained = pretrain(trainer, config, fresh)
-    encoders = loaded | trained.encoders
+    encoders |= trained.encoders
     return Result({view: encoders[view] for view in config.views}, trained.turns)
 
 

@@ -94,13 +94,13 @@ def preview(config: CprMineConfig) -> list[Table]:
     return [cost_table(f"{config.model} on {config.data}", parts, run.device, memory=costs.memory, notes=notes)]
 
 
-def preview_training(config: TrainConfig, partners: Sequence[str]) -> list[Table]:
+def preview_training(config: TrainConfig, view: str, partners: Sequence[str]) -> list[Table]:
     """Of `train`."""
     run = unopened("cpr-mine train", config)
     train = open_clips(config, "train")
     assert config.batch_size is not None
     per_epoch = EpochSampler(len(train), config.batch_size, config.seed).steps_per_epoch
-    costs = _Costs(config, run, [config.view, *partners])
-    parts = [costs.turn(config.view, config.view, partners, steps_of(config.epochs, config.steps, per_epoch))]
+    costs = _Costs(config, run, [view, *partners])
+    parts = [costs.turn(view, view, partners, steps_of(config.epochs, config.steps, per_epoch))]
     notes = (f"{len(train):,} training videos; without decoding and views",)
     return [cost_table(f"{config.model} on {config.data}", parts, run.device, memory=costs.memory, notes=notes)]

@@ -23,7 +23,7 @@ class Bank:
     """Embeddings of M clips.
 
     Attributes:
-        rows: (M, D) unit rows of each view, the first view's last.
+        rows: (M, D) unit rows of each view; the view that is trained comes last.
         groups: (M,) videos that they were cut from.
         labels: (M,), -1 unknown.
         videos: (M,) their numbers in the split.

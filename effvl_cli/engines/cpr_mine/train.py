@@ -1,6 +1,7 @@
 """Trains the encoder of one view, from RUN's encoders, those of --weights, or from scratch."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from effvl_cli.config.cpr_mine_train import TrainConfig
 from effvl_cli.core.errors import ModelError
@@ -8,89 +9,71 @@ from effvl_cli.core.run import Run
 from effvl_cli.core.table import Table
 from effvl_cli.engines.cpr_mine import job_preview, job_table
 from effvl_cli.engines.cpr_mine.alternation import Result, take
-from effvl_cli.engines.cpr_mine.cascades import Stages, stages_by_epoch
+from effvl_cli.engines.cpr_mine.cascades import Stages, short_name, stages_by_epoch
 from effvl_cli.engines.cpr_mine.clip_data import open_clips
-from effvl_cli.engines.cpr_mine.encoders import (
-    Encoder,
-    fresh_encoder,
-    keep,
-    loaded_encoder,
-    sources_of,
-    views_of_run,
-)
+from effvl_cli.engines.cpr_mine.encoders import Start, encoder_of, keep, starts_of
 from effvl_cli.engines.cpr_mine.listed_positives import read_positives
 from effvl_cli.engines.cpr_mine.turns import Turn, epochs_of, no_stages
 from effvl_cli.engines.cpr_mine.view_training import Trainer
+from effvl_cli.models.clip_encoders import encoder_folders
 
 table = job_table.training
 
 
 def run(config: TrainConfig, run: Run) -> None:
     """Train and save."""
-    partners = partners_of(config)
+    own, *frozen = starts_for(config)
     source = open_clips(config, "train")
     trainer = Trainer(config, run, source)
     assert config.queue_size is not None
     stages: Callable[[int], Stages] = no_stages
-    if partners:
+    if frozen:
         epochs = epochs_of(config.epochs, config.steps, trainer.sampler.steps_per_epoch)
-        views = [*partners, config.view]
-        stages = stages_by_epoch(config, views, config.queue_size, epochs, run, main=partners[0])
+        views = [start.view for start in (*frozen, own)]
+        stages = stages_by_epoch(config, views, config.queue_size, epochs, run, main=views[0])
     listed = read_positives(config.positives, source) if config.positives else None
-    encoders = _encoders(config, run, partners)
-    frozen = {view: encoders[view] for view in partners}
+    encoders = {start.view: encoder_of(config, run, start) for start in (own, *frozen)}
+    partners = {start.view: encoders[start.view] for start in frozen}
     result = Result(dict(encoders))
-    take(trainer, Turn("train", encoders[config.view], frozen, stages, config.epochs, config.lr, listed), result)
-    _report(config, run, result)
-    keep(run, result.encoders, config.view)
+    take(trainer, Turn("train", encoders[own.view], partners, stages, config.epochs, config.lr, listed), result)
+    _report(config, run, result, own.view)
+    keep(run, result.encoders, own.view)
 
 
 def preview(config: TrainConfig) -> list[Table]:
     """What it will do and cost."""
-    return job_preview.preview_training(config, partners_of(config))
+    own, *frozen = (start.view for start in starts_for(config))
+    return job_preview.preview_training(config, own, frozen)
 
 
-def partners_of(config: TrainConfig) -> list[str]:
-    """Views of the frozen encoders: those of --mine-with, else all others of RUN."""
-    if config.positives or "none" in config.mine_with:
-        return []
-    if config.mine_with:
-        return list(config.mine_with)
-    assert config.run is not None
-    found = [view for view in views_of_run(config.run) if view != config.view]
-    if not found:
-        raise ModelError(
-            f"{config.run} holds no encoder but that of {config.view} to mine with",
-            "Give --weights VIEW=RUN and --mine-with VIEW, or --mine-with none",
-        )
-    return found
-
-
-def _encoders(config: TrainConfig, run: Run, partners: list[str]) -> dict[str, Encoder]:
-    """The encoder that is trained and those that stay frozen, which are never random.
+def starts_for(config: TrainConfig) -> list[Start]:
+    """What the trained encoder begins with, and behind it the frozen ones: of --mine-with, else of all others of RUN.
 
     Raises:
-        ModelError: a frozen encoder without weights.
+        ModelError: there is none to mine with, or a frozen one without weights.
     """
-    views = [config.view, *partners]
-    sources = sources_of(config, views, config.run)
-    missing = [view for view in partners if view not in sources]
-    if missing:
-        raise ModelError(
-            f"there are no weights of the frozen encoder of {missing[0]}",
-            f"Give --weights {missing[0]}=RUN, or a RUN that trained it",
-        )
-    found = {view: loaded_encoder(config, run, view, weights) for view, weights in sources.items()}
-    if config.view not in found:
-        if config.run:
-            run.log(f"{config.run} holds no encoder of {config.view}: it is trained from scratch")
-        found[config.view] = fresh_encoder(config, config.view)
-    return {view: found[view] for view in views}
+    names = [name for name in config.mine_with if name != "none"]
+    if not (config.mine_with or config.positives):
+        assert config.run is not None
+        names = [view for view in encoder_folders(Path(config.run)) if short_name(view) != short_name(config.view)]
+        if not names:
+            raise ModelError(
+                f"{config.run} holds no encoder but that of {config.view} to mine with",
+                "Give --mine-with VIEW --weights VIEW=RUN, or --mine-with none",
+            )
+    starts = starts_of(config, [config.view, *names], config.run)
+    for name in names:
+        if starts[name].weights is None:
+            raise ModelError(
+                f"there are no weights of the frozen encoder of {name}",
+                f"Give --weights {name}=RUN, or a RUN that trained it",
+            )
+    return list(starts.values())
 
 
-def _report(config: TrainConfig, run: Run, result: Result) -> None:
+def _report(config: TrainConfig, run: Run, result: Result, view: str) -> None:
     run.report.data(open_clips(config, "train"))
-    own = result.encoders[config.view]
+    own = result.encoders[view]
     run.report.model(own.network.name, own.network.source, own.network.module)
     turn = result.turns[-1]
     last: Mapping[str, float] = turn["mined"][-1] if turn["mined"] else {}
@@ -98,6 +81,4 @@ def _report(config: TrainConfig, run: Run, result: Result) -> None:
         if name in last:
             run.report.metric(name, last[name], split="train")
     run.report.metric("loss", turn["loss"], split="train", unit="nats", higher_is_better=False)
-    run.report.technique.update(
-        view=config.view, siblings=config.siblings, self_drop=config.self_drop, turns=result.turns
-    )
+    run.report.technique.update(view=view, siblings=config.siblings, self_drop=config.self_drop, turns=result.turns)
