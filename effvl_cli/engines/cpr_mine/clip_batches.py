@@ -5,21 +5,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from effvl_cli.core import distributed, seeds
 from effvl_cli.core.errors import DataError
 from effvl_cli.data.clip_sampling import train_start
-from effvl_cli.data.clips import ClipSource
+from effvl_cli.data.clips import ClipSource, Frames
 from effvl_cli.data.loader import Make, SampleLoader
 from effvl_cli.data.sampler import EpochSampler
+from effvl_cli.data.video_transforms import clip_noise
 from effvl_cli.engines.common.batches import Stream
 
 HOPS = 3  # other videos that are tried in the place of an unreadable one
 HELD_BYTES = 2**28  # of decoded frames that are kept in memory
-
-Frames = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -28,14 +26,14 @@ class ClipPair:
 
     Attributes:
         index: of the video, after replacement.
-        seed: of its augmentation.
         clips: two of (F, H, W, 3).
+        noise: (2, NOISE), what augments each.
         failed: videos that could not be read, and why.
     """
 
     index: int
-    seed: int
     clips: tuple[Frames, Frames]
+    noise: Tensor
     failed: tuple[tuple[int, str], ...] = ()
 
 
@@ -46,13 +44,13 @@ class ClipBatch:
     Attributes:
         clips: two of (B, F, H, W, 3) uint8.
         indices: (B,) int64 of the videos.
-        seeds: (B,) int64 of their augmentation.
+        noise: (2, B, NOISE), what augments them.
         failed: videos that could not be read.
     """
 
     clips: tuple[Tensor, Tensor]
     indices: Tensor
-    seeds: Tensor
+    noise: Tensor
     failed: tuple[tuple[int, str], ...] = ()
 
 
@@ -90,7 +88,8 @@ class PairReader:
                     raise
                 failed.append((chosen, error.message))
                 continue
-            return ClipPair(chosen, seeds.derive(self.seed, "augment", epoch, index), clips, tuple(failed))
+            noise = torch.cat([clip_noise(self.seed, epoch, [index], clip) for clip in (0, 1)])
+            return ClipPair(chosen, clips, noise, tuple(failed))
         raise AssertionError("not reached")
 
     def _other(self, index: int, epoch: int, hop: int) -> int:
@@ -119,7 +118,7 @@ def collate(pairs: Sequence[ClipPair]) -> ClipBatch:
     return ClipBatch(
         (first, second),
         torch.tensor([pair.index for pair in pairs]),
-        torch.tensor([pair.seed for pair in pairs]),
+        torch.stack([pair.noise for pair in pairs], dim=1),
         tuple(bad for pair in pairs for bad in pair.failed),
     )
 

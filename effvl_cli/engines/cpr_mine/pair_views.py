@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from effvl_cli.data.video_transforms import ClipAugment
+from effvl_cli.data.video_transforms import SmallClips
 from effvl_cli.data.video_views import make_view
 from effvl_cli.engines.cpr_mine.clip_batches import ClipBatch
 from effvl_cli.engines.cpr_mine.encoders import Encoder
@@ -29,12 +29,12 @@ class PairViews:
         self.encoders, self.trained, self.device = encoders, trained, device
         self.groups, self.labels = groups, labels
         self.views = {view: make_view(view, **encoder.clips.options) for view, encoder in encoders.items()}
-        self.augment = ClipAugment(encoders[trained].clips.size)
+        self.augment = SmallClips(encoders[trained].clips.size)
 
     def __call__(self, batch: ClipBatch) -> ClipViews:
         """Views of a batch."""
-        first = self._views(batch.clips[0], batch.seeds, [self.trained])
-        second = self._views(batch.clips[1], batch.seeds + 1, list(self.views))
+        first = self._views(batch.clips[0], batch.noise[0], [self.trained])
+        second = self._views(batch.clips[1], batch.noise[1], list(self.views))
         rows = batch.indices
         return ClipViews(
             query=first[self.trained],
@@ -45,9 +45,9 @@ class PairViews:
             labels=self.labels[rows].to(self.device),
         )
 
-    def _views(self, frames: Tensor, seeds: Tensor, views: list[str]) -> dict[str, Tensor]:
+    def _views(self, frames: Tensor, noise: Tensor, views: list[str]) -> dict[str, Tensor]:
         frames = frames.to(self.device, non_blocking=True)
         length = self.encoders[self.trained].clips.frames
         made = {view: self.views[view](frames)[:, :, :length] for view in views}
-        found: dict[str, Tensor] = self.augment(made, seeds)
+        found: dict[str, Tensor] = self.augment(made, noise, [view for view in views if self.views[view].motion])
         return found
