@@ -26,13 +26,13 @@ EMBEDDED = "moving-shapes"
 OF_EMBEDDED: Mapping[str, Any] = {
     **{"model": "tiny3d", "frames": 8, "image_size": 20, "queue_size": 512, "batch_size": 64},
     **{"temperature": 0.1, "ema": 0.99, "lr_decay": "cosine", "epochs": 8, "pretrain_epochs": 12},
-    **{"pretrain_lr": 2e-3},
+    **{"pretrain_lr": 2e-3, "augment": "shapes"},
 }
 """What suits the embedded data."""
 OF_VIDEOS: Mapping[str, Any] = {
     **{"model": "s3d", "frames": 32, "image_size": 128, "queue_size": 2048, "batch_size": 32},
     **{"temperature": 0.07, "ema": 0.999, "lr_decay": "step"},
-    **{"pretrain_lr": 1e-3},
+    **{"pretrain_lr": 1e-3, "augment": "cpr"},
 }
 """What CoCLR and CPR trained with on UCF101."""
 
@@ -58,6 +58,23 @@ class ClipOptions(Checked):
     frames: Annotated[Positive | None, Doc(f"frames of a clip (default: 32; {EMBEDDED} 8)")] = None
     stride: Annotated[Positive, Doc("frames of the video from one frame of a clip to the next")] = 1
     image_size: Annotated[Positive | None, Doc(f"side of the clips, px (default: 128; {EMBEDDED} 20)")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentOptions:
+    """How clips are changed for training."""
+
+    panel: ClassVar[str] = "Clips"
+
+    augment: Annotated[
+        Literal["cpr", "shapes"] | None,
+        Doc(
+            f"cpr: crop, mirror, colours, blur, as in the official code; shapes: crop and gain (default: {EMBEDDED}'s)"
+        ),
+    ] = None
+    flow_flip_sign: Annotated[
+        bool, Doc("a mirrored flow turns its horizontal motion; the official code mirrors the picture alone")
+    ] = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +168,14 @@ class ClipTrainOptions(TrainOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class _Training(
-    RunOptions, ClipDataOptions, EncoderOptions, ClipTrainOptions, ClipOptions, ContrastOptions, CascadeOptions
+    RunOptions,
+    ClipDataOptions,
+    EncoderOptions,
+    ClipTrainOptions,
+    ClipOptions,
+    AugmentOptions,
+    ContrastOptions,
+    CascadeOptions,
 ):
     """What the job and `train` have in common."""
 

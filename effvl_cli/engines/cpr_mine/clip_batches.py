@@ -10,14 +10,17 @@ from torch import Tensor
 from effvl_cli.core import distributed, seeds
 from effvl_cli.core.errors import DataError
 from effvl_cli.data.clip_sampling import train_start
-from effvl_cli.data.clips import ClipSource, Frames
+from effvl_cli.data.clips import BadClipError, ClipSource, Frames, frame_numbers
 from effvl_cli.data.loader import Make, SampleLoader
 from effvl_cli.data.sampler import EpochSampler
-from effvl_cli.data.video_transforms import clip_noise
 from effvl_cli.engines.common.batches import Stream
+from effvl_cli.engines.cpr_mine.window_stream import Failures, Geometry
 
 HOPS = 3  # other videos that are tried in the place of an unreadable one
 HELD_BYTES = 2**28  # of decoded frames that are kept in memory
+
+Failed = tuple[int, str, str]
+"""A video that could not be read, the reason in one word, and the message."""
 
 
 @dataclass(frozen=True)
@@ -26,15 +29,28 @@ class ClipPair:
 
     Attributes:
         index: of the video, after replacement.
+        seed: of its augmentation.
         clips: two of (F, H, W, 3).
-        noise: (2, NOISE), what augments each.
-        failed: videos that could not be read, and why.
+        failed: videos that could not be read.
     """
 
     index: int
+    seed: int
     clips: tuple[Frames, Frames]
-    noise: Tensor
-    failed: tuple[tuple[int, str], ...] = ()
+    failed: tuple[Failed, ...] = ()
+
+
+@dataclass(frozen=True)
+class SizeGroup:
+    """The clips of a batch whose frames have one size.
+
+    Attributes:
+        rows: (G,) int64 places in the batch.
+        clips: (2, G, F, H, W, 3) uint8.
+    """
+
+    rows: Tensor
+    clips: Tensor
 
 
 @dataclass(frozen=True)
@@ -42,16 +58,16 @@ class ClipBatch:
     """Two clips of each of B videos, on this process.
 
     Attributes:
-        clips: two of (B, F, H, W, 3) uint8.
+        groups: the clips, by the size of their frames.
         indices: (B,) int64 of the videos.
-        noise: (2, B, NOISE), what augments them.
+        seeds: (B,) int64 of their augmentation.
         failed: videos that could not be read.
     """
 
-    clips: tuple[Tensor, Tensor]
+    groups: tuple[SizeGroup, ...]
     indices: Tensor
-    noise: Tensor
-    failed: tuple[tuple[int, str], ...] = ()
+    seeds: Tensor
+    failed: tuple[Failed, ...] = ()
 
 
 class PairReader:
@@ -59,17 +75,16 @@ class PairReader:
 
     Args:
         source: videos.
-        frames: of a clip, with those that the views need in addition.
-        stride: between them.
+        geometry: of a clip, with the further frames that views need.
         held: all frames of each video, where they are in memory.
         on_bad: "skip" takes another video for an unreadable one.
         seed: of which clips, and which other video.
     """
 
     def __init__(
-        self, source: ClipSource, frames: int, stride: int, held: Sequence[Frames] | None, *, on_bad: str, seed: int
+        self, source: ClipSource, geometry: Geometry, held: Sequence[Frames] | None, *, on_bad: str, seed: int
     ) -> None:
-        self.source, self.frames, self.stride, self.held, self.seed = source, frames, stride, held, seed
+        self.source, self.geometry, self.held, self.seed = source, geometry, held, seed
         self.hops = HOPS if on_bad == "skip" else 0
 
     def __call__(self, index: int, epoch: int) -> ClipPair:
@@ -78,47 +93,58 @@ class PairReader:
         Raises:
             DataError: it is unreadable, and so are those tried in its place.
         """
-        failed: list[tuple[int, str]] = []
+        failed: list[Failed] = []
         for hop in range(self.hops + 1):
-            chosen = index if not hop else self._other(index, epoch, hop)
+            chosen = seeds.derive(self.seed, "replacement", epoch, index, hop) % len(self.source) if hop else index
             try:
                 clips = (self._clip(chosen, epoch, 0), self._clip(chosen, epoch, 1))
             except DataError as error:
+                failed.append((chosen, Failures.reason_of(error), error.message))
                 if hop == self.hops:
                     raise
-                failed.append((chosen, error.message))
                 continue
-            noise = torch.cat([clip_noise(self.seed, epoch, [index], clip) for clip in (0, 1)])
-            return ClipPair(chosen, clips, noise, tuple(failed))
+            return ClipPair(chosen, seeds.derive(self.seed, "augment", epoch, index), clips, tuple(failed))
         raise AssertionError("not reached")
 
-    def _other(self, index: int, epoch: int, hop: int) -> int:
-        return seeds.derive(self.seed, "replacement", epoch, index, hop) % len(self.source)
-
     def _clip(self, index: int, epoch: int, number: int) -> Frames:
+        shape, total = self.geometry, self.source.num_frames(index)
         generator = seeds.generator(self.seed, "clip", epoch, index, number)
-        start = train_start(self.source.num_frames(index), self.frames, self.stride, generator)
-        if self.held is not None:
-            return self.held[index][start : start + self.frames * self.stride : self.stride]
-        found: Frames = self.source.read(index, start, self.frames, self.stride)
+        start = train_start(total, shape.frames, shape.stride, generator)
+        length = shape.frames + shape.context
+        start = min(start, total - 1 - (length - 1) * shape.stride)  # views that need a further frame have it
+        if self.held is None:
+            return self.source.read(index, start, length, shape.stride)
+        found: Frames = self.held[index][frame_numbers(str(index), total, start, length, shape.stride)]
         return found
 
 
 def held_frames(source: ClipSource) -> Sequence[Frames] | None:
-    """All frames of a data set that is small, decoded once; None for a larger one."""
-    count = sum(source.num_frames(index) for index in range(len(source)))
-    if not count or count * source.read(0, 0, 1).nbytes > HELD_BYTES:
+    """All frames of a data set that is small and can be read, decoded once; None for any other."""
+    try:
+        count = sum(source.num_frames(index) for index in range(len(source)))
+        if not count or count * source.read(0, 0, 1).nbytes > HELD_BYTES:
+            return None
+        return [source.read(index, 0, source.num_frames(index)) for index in range(len(source))]
+    except DataError:
         return None
-    return [source.read(index, 0, source.num_frames(index)) for index in range(len(source))]
 
 
 def collate(pairs: Sequence[ClipPair]) -> ClipBatch:
-    """A batch of clips of one size."""
-    first, second = (torch.from_numpy(np.stack([pair.clips[k] for pair in pairs])) for k in (0, 1))
+    """A batch of clips, those of one size together."""
+    by_size: dict[tuple[int, ...], list[int]] = {}
+    for row, pair in enumerate(pairs):
+        by_size.setdefault(pair.clips[0].shape, []).append(row)
+    groups = tuple(
+        SizeGroup(
+            torch.tensor(rows),
+            torch.from_numpy(np.stack([np.stack([pairs[row].clips[side] for row in rows]) for side in (0, 1)])),
+        )
+        for rows in by_size.values()
+    )
     return ClipBatch(
-        (first, second),
+        groups,
         torch.tensor([pair.index for pair in pairs]),
-        torch.stack([pair.noise for pair in pairs], dim=1),
+        torch.tensor([pair.seed for pair in pairs]),
         tuple(bad for pair in pairs for bad in pair.failed),
     )
 
@@ -128,18 +154,19 @@ class PairLoader:
 
     Args:
         reader: makes the pairs.
+        failures: told of the videos that cannot be read.
         workers: loader processes.
-        on_bad: what unreadable videos do.
+        seed: of the loader.
     """
 
-    def __init__(self, reader: PairReader, *, workers: int, on_bad: str, seed: int) -> None:
-        self.total = len(reader.source)
+    def __init__(self, reader: PairReader, failures: Failures, *, workers: int, seed: int) -> None:
+        self.failures = failures
 
         def make_at(step: int) -> Make[ClipPair]:
             return reader
 
         self.loader: SampleLoader[ClipPair, ClipBatch] = SampleLoader(
-            make_at, collate, self.total, seed=seed, workers=workers, on_bad=on_bad
+            make_at, collate, len(reader.source), seed=seed, workers=workers, on_bad=failures.on_bad
         )
 
     def stream(self, sampler: EpochSampler) -> Stream[ClipBatch]:
@@ -148,8 +175,8 @@ class PairLoader:
 
         def batches(start: int) -> Iterator[ClipBatch]:
             for batch, _ in self.loader.endless(sampler, start_step=start, rank=world.rank, world=world.size):
-                for index, message in batch.failed:
-                    self.loader.bad.meet(DataError(message), index)
+                for index, reason, message in batch.failed:
+                    self.failures.meet(BadClipError(message, reason=reason), index)
                 yield batch
 
         return batches

@@ -41,6 +41,7 @@ def run(config: CprMineConfig, run: Run) -> None:
     mining["after"] = record_mining(config, run, bank)
     found: dict[str, Any] = {arm: _retrieve(config, run, (train, test), results[arm], arm) for arm in config.arms}
     _report(config, run, start, results, mining)
+    trainer.note_failures()
     keep(run, results[last].encoders, first)
     job_pictures.draw(run, mining, found, train.classes)
     _sheets(config, run, train, bank)

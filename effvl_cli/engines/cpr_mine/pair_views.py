@@ -1,13 +1,15 @@
 """From the frames of two clips to what the encoders of several views see of them."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from effvl_cli.data.video_transforms import SmallClips
+from effvl_cli.data.official_clips import plan_pairs
+from effvl_cli.data.video_transforms import ClipAugment
 from effvl_cli.data.video_views import make_view
-from effvl_cli.engines.cpr_mine.clip_batches import ClipBatch
+from effvl_cli.engines.cpr_mine.clip_batches import ClipBatch, SizeGroup
 from effvl_cli.engines.cpr_mine.encoders import Encoder
 from effvl_cli.techniques.cpr_mine.cascade_moco import ClipViews
 
@@ -21,20 +23,31 @@ class PairViews:
         groups: (M,) of all videos.
         labels: (M,).
         device: of the encoders.
+        recipe: of the augmentation: "shapes", or "cpr", that of the official code, where with probability 1/2 both
+            clips are the same frames.
+        turn_motion: whether a mirrored flow has its sign turned.
     """
 
     def __init__(
-        self, encoders: Mapping[str, Encoder], trained: str, groups: Tensor, labels: Tensor, device: torch.device
+        self,
+        encoders: Mapping[str, Encoder],
+        trained: str,
+        groups: Tensor,
+        labels: Tensor,
+        device: torch.device,
+        *,
+        recipe: Literal["shapes", "cpr"],
+        turn_motion: bool,
     ) -> None:
-        self.encoders, self.trained, self.device = encoders, trained, device
+        self.trained, self.device, self.recipe = trained, device, recipe
         self.groups, self.labels = groups, labels
         self.views = {view: make_view(view, **encoder.clips.options) for view, encoder in encoders.items()}
-        self.augment = SmallClips(encoders[trained].clips.size)
+        self.length, size = encoders[trained].clips.frames, encoders[trained].clips.size
+        self.augment = ClipAugment(size, recipe, turn_motion=turn_motion)
 
     def __call__(self, batch: ClipBatch) -> ClipViews:
         """Views of a batch."""
-        first = self._views(batch.clips[0], batch.noise[0], [self.trained])
-        second = self._views(batch.clips[1], batch.noise[1], list(self.views))
+        first, second = self._side(batch, 0, [self.trained]), self._side(batch, 1, list(self.views))
         rows = batch.indices
         return ClipViews(
             query=first[self.trained],
@@ -45,9 +58,17 @@ class PairViews:
             labels=self.labels[rows].to(self.device),
         )
 
-    def _views(self, frames: Tensor, noise: Tensor, views: list[str]) -> dict[str, Tensor]:
+    def _side(self, batch: ClipBatch, side: int, views: list[str]) -> dict[str, Tensor]:
+        """(B, C, T, S, S) of each view of the first or second clips, in the order of the batch."""
+        order = torch.cat([group.rows for group in batch.groups]).argsort().to(self.device)
+        parts = [self._group(group, batch.seeds[group.rows], side, views) for group in batch.groups]
+        return {view: torch.cat([part[view] for part in parts])[order] for view in views}
+
+    def _group(self, group: SizeGroup, seeds: Tensor, side: int, views: list[str]) -> dict[str, Tensor]:
+        frames, strong = group.clips[side], None
+        if self.recipe == "cpr":
+            plan = plan_pairs(seeds)
+            frames, strong = group.clips[plan.source[side], torch.arange(len(seeds))], plan.strong[side]
         frames = frames.to(self.device, non_blocking=True)
-        length = self.encoders[self.trained].clips.frames
-        made = {view: self.views[view](frames)[:, :, :length] for view in views}
-        found: dict[str, Tensor] = self.augment(made, noise, [view for view in views if self.views[view].motion])
-        return found
+        made = {view: self.views[view](frames)[:, :, : self.length] for view in views}
+        return self.augment(made, seeds + side, strong)

@@ -37,6 +37,7 @@ def run(config: TrainConfig, run: Run) -> None:
     result = Result(dict(encoders))
     take(trainer, Turn("train", encoders[own.view], partners, stages, config.epochs, config.lr, listed), result)
     _report(config, run, result, own.view)
+    trainer.note_failures()
     keep(run, result.encoders, own.view)
 
 

@@ -19,10 +19,12 @@ from effvl_cli.data.video_views import make_view
 from effvl_cli.engines.common.batches import check_divides
 from effvl_cli.engines.common.plans import plan_of
 from effvl_cli.engines.cpr_mine.clip_batches import ClipBatch, PairLoader, PairReader, held_frames
+from effvl_cli.engines.cpr_mine.clip_splits import note_failures
 from effvl_cli.engines.cpr_mine.clip_training import LATE, MINED, CascadeTask, Recipe
 from effvl_cli.engines.cpr_mine.encoders import Encoder
 from effvl_cli.engines.cpr_mine.pair_views import PairViews
 from effvl_cli.engines.cpr_mine.turns import Turn, steps_of
+from effvl_cli.engines.cpr_mine.window_stream import Failures, Geometry
 from effvl_cli.techniques.cpr_mine.cascade_moco import CascadeMoCo, ClipViews, Objective
 from effvl_cli.techniques.cpr_mine.queue import Queues
 
@@ -52,7 +54,7 @@ class Trainer:
         check_divides(config.batch_size, "--batch-size", least=2)
         self.sampler = EpochSampler(len(source), config.batch_size, config.seed)
         self.filling = EpochSampler(len(source), config.batch_size, seeds.derive(config.seed, "fill"))
-        self.held = held_frames(source)
+        self.held, self.failures = held_frames(source), Failures(config.on_bad, len(source))
         self.groups, self.labels = (torch.from_numpy(part) for part in (source.groups, source.labels))
 
     def train(self, turn: Turn) -> Trained:
@@ -113,16 +115,29 @@ class Trainer:
         return {turn.start.view: turn.start, **turn.partners}
 
     def _views_of(self, turn: Turn) -> Callable[[ClipBatch], ClipViews]:
-        return PairViews(self._encoders(turn), turn.start.view, self.groups, self.labels, self.run.device)
+        config = self.config
+        assert config.augment is not None
+        return PairViews(
+            self._encoders(turn),
+            turn.start.view,
+            self.groups,
+            self.labels,
+            self.run.device,
+            recipe=config.augment,
+            turn_motion=config.flow_flip_sign,
+        )
 
     def _loader(self, turn: Turn) -> PairLoader:
         config, clips = self.config, turn.start.clips
         context = max(make_view(view).context for view in self._encoders(turn))
-        reader = PairReader(
-            self.source, clips.frames + context, clips.stride, self.held, on_bad=config.on_bad, seed=config.seed
-        )
+        geometry = Geometry(clips.frames, clips.stride, context)
+        reader = PairReader(self.source, geometry, self.held, on_bad=config.on_bad, seed=config.seed)
         workers = loader_workers(config.workers, self.run.device.type)
-        return PairLoader(reader, workers=workers, on_bad=config.on_bad, seed=config.seed)
+        return PairLoader(reader, self.failures, workers=workers, seed=config.seed)
+
+    def note_failures(self) -> None:
+        """Put the videos that could not be read into the report."""
+        note_failures(self.run, self.source, self.failures)
 
 
 def figures_of(task: CascadeTask, figures: Mapping[str, float], steps: int, batch_size: int) -> dict[str, Any]:
