@@ -111,7 +111,7 @@ def augment(name: Augment, preprocess: Preprocess) -> Transform:
     Args:
         name: "flip" half of the images; before that, "crop-flip" takes a random crop of at least half the area,
             "rrc-flip" one of at least 8 % (Szegedy et al., arXiv 1409.4842, sec. 6), and "pad-crop-flip" shifts the
-            image by up to an eighth of its side, with zeros beyond its border (He et al., arXiv 1512.03385, sec. 4.2).
+            image by up to an eighth of its side, with zeros beyond its border (He et al., arXiv 1512.03385).
         preprocess: size and interpolation of the result.
     """
     if name == "none":

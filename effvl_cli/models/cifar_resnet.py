@@ -1,4 +1,4 @@
-"""The residual networks for CIFAR of He et al. (arXiv 1512.03385, sec. 4.2): `cifar-resnet:DEPTH[,width=W][,pad=both]`.
+"""The residual networks for CIFAR of He et al. (arXiv 1512.03385): `cifar-resnet:DEPTH[,width=W][,pad=both]`.
 
 B images, C channels, H and W the sides of a feature map.
 """

@@ -8,10 +8,10 @@ from .precision import full
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, positives: Tensor) -> Tensor:
-    """Symmetric InfoNCE of CLIP (Radford et al., arXiv 2103.00020, fig. 3), for any pattern of positives.
+    """Symmetric InfoNCE of CLIP (Radford et al., arXiv 2103.00020), for any pattern of positives.
 
     With one positive per row and column it is CLIP's loss. With several, the target of a row is uniform over its
-    positives, as in the supervised contrastive loss (Khosla et al., arXiv 2004.11362, eq. 2). A text without an image
+    positives, as in the supervised contrastive loss (Khosla et al., arXiv 2004.11362). A text without an image
     in the batch has no row of its own but is still a negative for every image.
 
     Args:
@@ -48,7 +48,7 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
 
 
 def info_nce(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
-    """InfoNCE (van den Oord et al., arXiv 1807.03748, eq. 4): key i is query i's positive, the others its negatives.
+    """InfoNCE (van den Oord et al., arXiv 1807.03748): key i is query i's positive, the others its negatives.
 
     Args:
         queries: (B, E).

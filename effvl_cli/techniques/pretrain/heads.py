@@ -28,7 +28,7 @@ def projector(widths: Sequence[int], *, last_norm: bool = True, last_affine: boo
 
 
 class DinoHead(nn.Module):
-    """Three layers with GELU, a normalised bottleneck, and prototypes of unit norm (arXiv 2104.14294, app. C).
+    """Three layers with GELU, a normalised bottleneck, and prototypes of unit norm (arXiv 2104.14294).
 
     Args:
         width: width of the features.

@@ -74,7 +74,7 @@ def _mean_absolute(unit: Unit, weights: Sequence[Tensor], what: str) -> float:
 
 
 def block_influence(network: nn.Module, units: Sequence[Unit], batches: Iterable[Tensor]) -> list[float]:
-    """1 - mean cosine between a unit's input and output (ShortGPT, arXiv 2403.03853, eq. 1).
+    """1 - mean cosine between a unit's input and output (ShortGPT, arXiv 2403.03853).
 
     The cosine is that of whole images, where the paper's is that of tokens: it suits feature maps of any layout.
 

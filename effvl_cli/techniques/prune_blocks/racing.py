@@ -65,7 +65,7 @@ def halve(order: Sequence[int], picks: int = 1) -> list[int]:
 def bernstein_radius(variance: Tensor, count: int, span: float, delta: float) -> Tensor:
     """Radius that a sample mean exceeds its expectation by with probability at most delta.
 
-    Empirical Bernstein bound (Maurer and Pontil, arXiv 0907.3740, theorem 4).
+    Empirical Bernstein bound (Maurer and Pontil, arXiv 0907.3740).
 
     Args:
         variance: sample variance of the values.

@@ -1,8 +1,8 @@
 """Merging similar tokens, some in every block, instead of dropping patches at one depth.
 
-Bolya et al., "Token Merging: Your ViT But Faster", ICLR 2023, arXiv 2210.09461: bipartite soft matching (section 3,
-appendix D), size-weighted means, proportional attention (eq. 1). Shapes: B images, P prefix tokens, n tokens entering a
-block, r of which it merges, m = n - r, D width.
+Bolya et al., "Token Merging: Your ViT But Faster", ICLR 2023, arXiv 2210.09461: bipartite soft matching,
+size-weighted means, proportional attention. Shapes: B images, P prefix tokens, n tokens entering a block, r of which it
+merges, m = n - r, D width.
 """
 
 from collections.abc import Sequence
