@@ -5,6 +5,7 @@
   CPU seconds;
 - working buffers of both methods, counted tensor by tensor: within --mem;
 - mining in a training step of S3D: below 2 % (cpr_mine_step.py);
+- decoding of videos beside a plain loop of PyAV: at least 0.95 times as fast (video_decoding.py);
 - with --million: a million queries against a million items on a GPU, first stage 1,024, and its memory.
 
 Exits 1 if a row misses its target. About five minutes on an idle core.
@@ -25,6 +26,7 @@ from effvl_cli.techniques.cpr_mine.cascade import mine
 from effvl_cli.techniques.cpr_mine.forbid import Forbid
 from effvl_cli.techniques.cpr_mine.stages import official
 from tests.alive import Alive
+from tests.bench import video_decoding
 from tests.bench.cpr_mine_step import measure
 
 FASTER, SAME = 3.0, 0.999
@@ -96,6 +98,17 @@ def in_a_step(device: torch.device) -> bool:
     return shown(str(row["what"]), figure, str(row["target"]), bool(row["passed"]))
 
 
+def decoding(folder: Path) -> bool:
+    """Frames per second of a video that is written here."""
+    row = video_decoding.measure(video_decoding.written(folder)).row()
+    low, high = row["ratio_ci95"]  # type: ignore[misc]
+    figure = (
+        f"{row['frames_per_s']:.0f} frames/s, PyAV {row['plain_frames_per_s']:.0f}, {row['ratio']:.2f}x "
+        f"({low:.2f} to {high:.2f})"
+    )
+    return shown(str(row["what"]), figure, str(row["target"]), bool(row["passed"]))
+
+
 def a_million(device: torch.device) -> bool:
     """A million queries, all items of the bank."""
     generator = torch.Generator(device=device).manual_seed(0)
@@ -128,6 +141,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         good = against_faiss(Path(folder))
         good &= two_views(Path(folder))
+        good &= decoding(Path(folder))
     good &= buffers()
     good &= in_a_step(device)
     return int(not good)

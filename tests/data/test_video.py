@@ -3,6 +3,7 @@
 import os
 import pickle
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -215,3 +216,21 @@ def test_motion_of_a_real_clip_does_not_depend_on_where_decoding_begins():
     found = read_motion(reader, numbers)
     assert np.abs(found).max() > 0
     assert np.array_equal(found[4:], read_motion(reader, numbers[4:]))
+
+
+def test_short_videos_and_early_clips_are_decoded_from_the_start(tmp_path, monkeypatch):
+    frames = np.random.default_rng(0).integers(0, 255, (80, 16, 16, 3), dtype=np.uint8)
+    reader = reader_of(write_video(tmp_path / "a.avi", frames, codec="mpeg4"))
+    assert next(reader.numbered(70, 70))[0] == 0
+    monkeypatch.setattr("effvl_cli.data.video.FROM_START_FRAMES", 79)
+    assert 60 < next(reader.numbered(70, 70))[0] <= 70
+    assert next(reader.numbered(63, 70))[0] == 0
+
+
+def test_packets_that_a_seek_does_not_know_lead_to_the_start(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 255, (40, 16, 16, 3), dtype=np.uint8)
+    path = write_video(tmp_path / "a.avi", frames, codec="mpeg4")
+    index = index_video(path)
+    odd = tuple(replace(key, stamp=(10**6, 10**6)) for key in index.keys)
+    whole = VideoReader(path, index).read(0, 40, seek=False)
+    assert np.array_equal(VideoReader(path, replace(index, keys=odd)).read(30, 5, seek=True), whole[30:35])
