@@ -16,7 +16,10 @@ BLOCKS = [block for text in TEXTS for language, block in FENCED.findall(text) if
 LINES = [line.partition("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
 LINES += [line for line in re.findall(r"\| `(effvl .*?)` \|", TEXTS[0])]
 COMMANDS = [shlex.split(line)[1:] for line in dict.fromkeys(LINES) if line.startswith("effvl ")]
-STORED = ("prune-tokens eval", "pretrain eval", "pretrain search", "prompt-tune eval", "prompt-tune export")
+STORED = (
+    *("prune-tokens eval", "pretrain eval", "pretrain search", "prompt-tune eval", "prompt-tune export"),
+    *("cpr-mine eval", "cpr-mine embed"),
+)
 PYTHON = (ROOT / "recipes" / "PYTHON.md").read_text()
 EXAMPLES = dict(re.findall(r"^## .*?\(`(\w+)`\).*?^```python\n(.*?)^```", PYTHON, re.M | re.S))
 
