@@ -5,6 +5,7 @@ B-frames give them out of order, and headers count frames that are not there. `i
 notes the numbers of its key frames; a seek lands on one of these, and frames are counted from it.
 """
 
+from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -175,8 +176,8 @@ def index_video(path: Path) -> VideoIndex:
     height, width, rotation = first
     if rotation // 90 % 2:
         height, width = width, height
-    stamps = [key.stamp for key in keys]
-    kept = tuple(key for key in keys if stamps.count(key.stamp) == 1)
+    times = Counter(key.stamp for key in keys)
+    kept = tuple(key for key in keys if times[key.stamp] == 1)  # others could not be told apart after a seek
     return VideoIndex(decoder.count, float(rate or 0), height, width, rotation, kept, tuple(decoder.lost))
 
 

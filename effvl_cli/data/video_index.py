@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from effvl_cli.core.cache import Cache
+from effvl_cli.core.cache import OPTION, Cache
 from effvl_cli.core.files import write_json
 from effvl_cli.data.clips import BadClipError
 from effvl_cli.data.files import file_states
@@ -34,7 +34,7 @@ def cached_index(path: Path, cache: Cache | None = None) -> VideoIndex:
         found = _indexed(json.loads(kept.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, KeyError):  # not there, or damaged
         found = _scanned(path)
-        write_json(kept, _as_json(found))
+        write_json(kept, _as_json(found), option=OPTION)
     if isinstance(found, BadClipError):
         raise found
     return found
