@@ -14,8 +14,8 @@ def read_motion(reader: VideoReader, numbers: NDArray[np.int64]) -> Motion:
 
     It is what frame n + 1 says of frame n. Blocks without a vector keep the motion of the frame before; what is before
     the last key frame up to the first of the frames counts as still, so that it does not matter where decoding begins.
-    After the last frame of the video comes its own motion once more. A codec does not say how far away the frame is that
-    it predicts from: with B-frames, motion is over up to as many frames as lie between others.
+    After the last frame of the video comes its own motion once more. Codecs do not say how far away the frame is that
+    they predict from: with B-frames, motion may be over several frames.
 
     Args:
         reader: of the video.
