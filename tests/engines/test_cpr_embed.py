@@ -243,3 +243,25 @@ def test_items_whose_videos_are_gone_are_mined_without_sheets(here, encoders, mo
     Path("run/views.json").write_text(json.dumps({**about, "data": "folder:nowhere"}))
     outcome = here("cpr-mine", "mine", "run", "--num-stages", 1, "--main", "rgb", "--out", "mined")
     assert not list(Path("mined/plots").glob("positives-*")) and "no contact sheets" in outcome.err
+
+
+def test_windows_of_real_videos_find_each_other(here, report, test_data, tmp_path):
+    """By a random tiny3d, so that it is the reading which is tested; a damaged and a rotated video among them."""
+    names = ("test.avi", "demo.mp4", "corrupted.mp4", "video_90.mov", "flipping_a_pancake.mkv")
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for name in names:
+        (folder / name).symlink_to(test_data / "videos" / name)
+    here(
+        *("cpr-mine", "embed", "--weights", "rgb=none", "--model", "tiny3d", "--frames", 4, "--image-size", 56),
+        *("--data", f"video:{folder}", "--windows", "all", "--window-step", 22, "--window-ids", "--layer", "features"),
+        *("--on-bad", "error", "--out", "run"),
+    )
+    found = report("run")
+    assert found.technique["bad_videos"] == {"video:videos train": {"too_short": 1}}  # video_90.mov has 3 frames
+    ids = Path("run/ids.txt").read_text().split()
+    counts = {name: sum(row.startswith(Path(name).stem) for row in ids) for name in names}
+    assert counts["test.avi"] == len(range(0, 161, 22)) and counts["demo.mp4"] == len(range(0, 277, 22))
+    assert counts["corrupted.mp4"] == len(range(0, 46, 22)) and not counts["video_90.mov"]  # 49 frames
+    metric, chance = found.metrics["window_r1_rgb"], found.technique["chance"]["window_r1_rgb"]
+    assert metric.n == len(ids) and metric.value > 0.8 > 2 * chance
