@@ -1,4 +1,7 @@
-"""Bank rows that may not become positives of a query: itself, its source, empty slots. B queries, N bank rows."""
+"""Bank rows that may not become positives of a query: itself, its source, empty slots. B queries, N bank rows.
+
+The exclusions are those of Wu et al., arXiv 2201.07989; how they are kept is ours.
+"""
 
 from dataclasses import dataclass, replace
 

@@ -1,4 +1,7 @@
-"""How a cascade is computed within a memory limit. N bank items, V views of D numbers, S stages of sizes n_1..n_S."""
+"""How a cascade is computed within a memory limit. N bank items, V views of D numbers, S stages of sizes n_1..n_S.
+
+Ours.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

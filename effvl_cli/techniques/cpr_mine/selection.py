@@ -1,4 +1,7 @@
-"""The n largest of many scores, ties to the lowest bank row. b queries, m candidates."""
+"""The n largest of many scores, ties to the lowest bank row. b queries, m candidates.
+
+Ours: the choice by groups gives exactly what a sort of all scores gives.
+"""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,7 @@
-"""The stages of a cascade: the view in which candidates are ranked, and how many stay. N bank items, k positives."""
+"""The stages of a cascade: the view in which candidates are ranked, and how many stay. N bank items, k positives.
+
+The cascade is that of Wu et al., arXiv 2201.07989; how its sizes are written and checked is ours.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
