@@ -61,6 +61,7 @@ class Trainer:
         """Train, from the newest checkpoint if there is one, or load what an earlier attempt has trained."""
         config, run = self.config, self.run
         encoder = turn.start.copied()
+        encoder.network.module.requires_grad_(True)  # it may have been a frozen partner before
         method = self._method(turn, encoder).to(run.device)
         per_epoch = self.sampler.steps_per_epoch
         steps = steps_of(turn.epochs, config.steps, per_epoch)
