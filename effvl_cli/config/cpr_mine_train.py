@@ -47,6 +47,9 @@ class ClipDataOptions(DataOptions):
     on_bad: Annotated[
         Literal["error", "skip"], Doc("an unreadable video: stop, or take another in its place, up to 1 %")
     ] = "skip"
+    cache_views: Annotated[
+        bool, VOLATILE, Doc("find the motion of flow:dis and the like once for each video, and keep it in --cache-dir")
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,9 @@ gives (T, H, W, C) with C = 3, 5, 7 or 10, and each view takes its own. Motion i
 """
 
 import io
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from effvl_cli.core.errors import DataError, UsageError
 from effvl_cli.core.files import write_bytes
-from effvl_cli.data.clips import MOTION_BLOCK, ClipSource, Frames, Motion, frame_numbers
+from effvl_cli.data.clips import MOTION_BLOCK, BadClipError, ClipSource, Frames, Motion, frame_numbers
 from effvl_cli.data.files import SUFFIXES, file_states, natural, read_image, some
 from effvl_cli.data.source import digest
 from effvl_cli.data.video_views import CODEC, FAR, OWN, STORED, flow_finder
@@ -37,7 +39,8 @@ def with_views(source: ClipSource, views: Sequence[str], cache: Path | None = No
 
     Raises:
         DataError: own files that are missing, or do not have as many frames as the videos; names the first ten.
-        UsageError: two folders of own files.
+        DataError: flow:mv of a data set that is not made of video files.
+        UsageError: two folders of own files, or two views to be kept.
     """
     own = [view.removeprefix(PRECOMPUTED) for view in views if view.startswith(PRECOMPUTED)]
     if len(set(own)) > 1:
@@ -48,6 +51,9 @@ def with_views(source: ClipSource, views: Sequence[str], cache: Path | None = No
     codec = any(_is_codec(view) for view in views)
     if not (own or stored or codec):
         return source
+    if codec:
+        with suppress(BadClipError):  # an unreadable video is met when its clips are read
+            source.motion(0, 0, 1)
     kept = StoredMotion(source, stored[0], cache) if stored and cache is not None else None
     return CarriedViews(source, codec=codec, stored=kept, own=OwnViews(source, Path(own[0])) if own else None)
 
@@ -153,6 +159,21 @@ class StoredMotion:
         """File of a video's motion from each frame to the one `stride` later."""
         name = digest([self.source.fingerprint(), self.source.ids[index], self.view, str(stride)])
         return self.folder / "clip-views" / name[:2] / f"{name}.u8.npz"
+
+    def cost(self) -> tuple[int, float]:
+        """Videos without a file at stride 1, and about how many seconds theirs will take, by the first of them."""
+        missing = [index for index in range(len(self.source)) if not self.path(index, 1).is_file()]
+        finder = flow_finder(self.view)
+        assert finder is not None
+        for index in missing:
+            try:
+                count, frames = self.source.num_frames(index), self.source.read(index, 0, 2)
+            except DataError:
+                continue
+            pair, begun = torch.from_numpy(frames)[None], time.perf_counter()
+            finder(pair)
+            return len(missing), (time.perf_counter() - begun) * count * len(missing)
+        return len(missing), 0.0
 
     def at(self, index: int, numbers: NDArray[np.int64], stride: int) -> NDArray[np.uint8]:
         """(T, h, w, 2) bytes of some frames."""

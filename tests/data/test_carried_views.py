@@ -8,6 +8,7 @@ from PIL import Image
 from effvl_cli.core.errors import DataError, UsageError
 from effvl_cli.data.carried_views import StoredMotion, as_bytes, with_views
 from effvl_cli.data.clips import numbered
+from effvl_cli.data.moving_shapes import MovingShapes
 from effvl_cli.data.source import digest
 from effvl_cli.data.video_views import CODEC, FAR, OWN, STORED, make_view
 
@@ -159,3 +160,20 @@ def test_own_pictures_that_do_not_fit(videos, tmp_path):
         with_views(videos, [name])
     with pytest.raises(UsageError, match="two views of own files"):
         with_views(videos, ["precomputed:a", "precomputed:b"])
+
+
+def test_what_keeping_will_cost(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "effvl_cli.data.video_views.clip_flow",
+        lambda method, file: lambda clips: torch.zeros(len(clips), 2, clips.shape[1] - 1, *clips.shape[2:4]),
+    )
+    stored = StoredMotion(videos, "flow:dis", tmp_path)
+    missing, seconds = stored.cost()
+    assert missing == 2 and seconds > 0
+    stored.at(0, np.arange(2), 1)
+    assert stored.cost()[0] == 1
+
+
+def test_generated_videos_have_no_motion_of_a_codec():
+    with pytest.raises(DataError, match="no codec's motion vectors"):
+        with_views(MovingShapes("test"), ["flow:mv"])

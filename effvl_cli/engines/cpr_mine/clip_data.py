@@ -1,13 +1,15 @@
 """Opens the videos of the options."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
+from effvl_cli.config.cpr_mine_train import ClipDataOptions
 from effvl_cli.core.cache import Cache
+from effvl_cli.core.run import Run
 from effvl_cli.data import open_source
-from effvl_cli.data.clips import ClipSource
+from effvl_cli.data.carried_views import CarriedViews, with_views
+from effvl_cli.data.clips import CLIPS, ClipSource
 from effvl_cli.data.video_sets import VideoFiles
-
-CLIPS = "clips"
 
 
 class ClipData(Protocol):
@@ -37,3 +39,20 @@ def open_clips(config: ClipData, split: str) -> ClipSource:
     if isinstance(source, VideoFiles):
         source.cache = Cache(config.cache_dir)
     return cast("ClipSource", source)
+
+
+def carrying(config: ClipDataOptions, run: Run, source: ClipSource, views: Sequence[str]) -> ClipSource:
+    """A source whose frames carry what some views need beyond them; the source itself where none does.
+
+    With --cache-views, what finding the motion will take is logged.
+
+    Raises:
+        DataError: a data set without the codec's motion, or own pictures that are missing or do not fit.
+        UsageError: two views where there can be one.
+    """
+    found = with_views(source, views, run.cache.root if config.cache_views else None)
+    if isinstance(found, CarriedViews) and found.stored:
+        missing, seconds = found.stored.cost()
+        if missing:
+            run.log(f"--cache-views: motion of {missing} videos of {source.name} is to be found, about {seconds:.0f} s")
+    return found

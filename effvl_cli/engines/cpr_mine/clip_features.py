@@ -10,6 +10,7 @@ from effvl_cli.config.cpr_mine_train import CprMineConfig
 from effvl_cli.core.run import Run
 from effvl_cli.data.clips import ClipSource
 from effvl_cli.data.video_views import make_view
+from effvl_cli.engines.cpr_mine.clip_data import carrying
 from effvl_cli.engines.cpr_mine.clip_splits import note_failures
 from effvl_cli.engines.cpr_mine.encoders import Encoder
 from effvl_cli.engines.cpr_mine.view_encoders import ViewEncoder
@@ -52,7 +53,7 @@ def features_of(config: CprMineConfig, run: Run, source: ClipSource, encoder: En
     options = _Windows(
         config.on_bad, config.workers, config.precision, config.seed, config.windows, config.eval_batch_size
     )
-    found = window_features([seen], source, options, run)
+    found = window_features([seen], carrying(config, run, source, [encoder.view]), options, run)
     note_failures(run, source, found.failures)
     rows = found.rows[encoder.view]
     embeddings = found.of_videos(seen.embeddings(rows))

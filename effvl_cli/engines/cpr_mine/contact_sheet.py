@@ -29,7 +29,7 @@ def middle_frames(source: ClipSource) -> Picture:
     """The frame in the middle of each video."""
 
     def picture(index: int) -> NDArray[np.uint8]:
-        found: NDArray[np.uint8] = source.read(index, max(0, source.num_frames(index) - 1) // 2, 1)[0]
+        found: NDArray[np.uint8] = source.read(index, max(0, source.num_frames(index) - 1) // 2, 1)[0, ..., :3]
         return found
 
     return picture

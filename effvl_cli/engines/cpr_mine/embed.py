@@ -16,10 +16,9 @@ from effvl_cli.core.metrics import standard_error
 from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run, unopened
 from effvl_cli.core.table import Cell, Table, percent
-from effvl_cli.data.carried_views import with_views
 from effvl_cli.data.clips import ClipSource
 from effvl_cli.engines.common.view_folder import write_views
-from effvl_cli.engines.cpr_mine.clip_data import open_clips
+from effvl_cli.engines.cpr_mine.clip_data import carrying, open_clips
 from effvl_cli.engines.cpr_mine.clip_splits import note_failures
 from effvl_cli.engines.cpr_mine.encoding_cost import cost_of
 from effvl_cli.engines.cpr_mine.view_encoders import ViewEncoder, open_encoders
@@ -39,7 +38,7 @@ def preview(config: EmbedConfig) -> list[Table]:
 def run(config: EmbedConfig, run: Run) -> None:
     """Write the arrays, and how often the nearest other row is one of the same video or class."""
     encoders = open_encoders(config, run)
-    source = with_views(open_clips(config, config.split), [encoder.view for encoder in encoders])
+    source = carrying(config, run, open_clips(config, config.split), [encoder.view for encoder in encoders])
     run.report.model(encoders[0].network.name, encoders[0].network.source, encoders[0].network.module)
     found = window_features(encoders, source, config, run)
     note_failures(run, source, found.failures)

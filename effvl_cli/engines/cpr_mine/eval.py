@@ -12,10 +12,9 @@ from effvl_cli.core.plots import Point, curves
 from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run, unopened
 from effvl_cli.core.table import Cell, Table, percent
-from effvl_cli.data.carried_views import with_views
 from effvl_cli.data.clips import ClipSource
 from effvl_cli.engines.cpr_mine.clip_classification import ClipTrainer, settings_of
-from effvl_cli.engines.cpr_mine.clip_data import open_clips
+from effvl_cli.engines.cpr_mine.clip_data import carrying, open_clips
 from effvl_cli.engines.cpr_mine.clip_splits import note_failures, official_splits
 from effvl_cli.engines.cpr_mine.encoding_cost import cost_of, trainings
 from effvl_cli.engines.cpr_mine.protocols import TWO_STREAM, Features, Measured, linear, linear_features, retrieval
@@ -64,10 +63,14 @@ def run(config: EvalConfig, run: Run) -> None:
 def _measure(config: EvalConfig, run: Run, encoders: Sequence[ViewEncoder], data: str) -> Measured:
     """All protocols on one official split."""
     measured, short = Measured(), data.replace(":", "-")
+
+    def opened(split: str) -> ClipSource:
+        return carrying(config, run, open_clips(replace(config, data=data), split), [e.view for e in encoders])
+
     if set(config.protocols) - set(TRAINED_ON_VIDEO):
         parts = []
         for split in SPLITS:
-            source = _source(config, data, split, encoders)
+            source = opened(split)
             parts.append(window_features(encoders, source, config, run))
             note_failures(run, source, parts[-1].failures)
         features = Features.of(*parts)
@@ -79,16 +82,11 @@ def _measure(config: EvalConfig, run: Run, encoders: Sequence[ViewEncoder], data
             linear_features(config, run, encoders, features, measured, f"linear-features-{short}")
     trainings = settings_of(config)
     if trainings:
-        train, test = (_source(config, data, split, encoders) for split in SPLITS)
+        train, test = (opened(split) for split in SPLITS)
         trainer = ClipTrainer(config, run, (train, test), short)
         for setting in trainings:
             trainer.measure(setting, encoders, measured)
     return measured
-
-
-def _source(config: EvalConfig, data: str, split: str, encoders: Sequence[ViewEncoder]) -> ClipSource:
-    """Videos whose frames carry what the views need."""
-    return with_views(open_clips(replace(config, data=data), split), [encoder.view for encoder in encoders])
 
 
 def _mean(values: Sequence[float]) -> float:
