@@ -19,6 +19,7 @@ from effvl_cli.data.video_views import make_view
 from effvl_cli.engines.common.batches import check_divides
 from effvl_cli.engines.common.plans import plan_of
 from effvl_cli.engines.cpr_mine.clip_batches import ClipBatch, PairLoader, PairReader, held_frames
+from effvl_cli.engines.cpr_mine.clip_data import carrying
 from effvl_cli.engines.cpr_mine.clip_splits import note_failures
 from effvl_cli.engines.cpr_mine.clip_training import LATE, MINED, CascadeTask, Recipe
 from effvl_cli.engines.cpr_mine.encoders import Encoder
@@ -132,7 +133,9 @@ class Trainer:
         config, clips = self.config, turn.start.clips
         context = max(make_view(view).context for view in self._encoders(turn))
         geometry = Geometry(clips.frames, clips.stride, context)
-        reader = PairReader(self.source, geometry, self.held, on_bad=config.on_bad, seed=config.seed)
+        source = carrying(config, self.run, self.source, list(self._encoders(turn)))
+        held = self.held if source is self.source else None
+        reader = PairReader(source, geometry, held, on_bad=config.on_bad, seed=config.seed)
         workers = loader_workers(config.workers, self.run.device.type)
         return PairLoader(reader, self.failures, workers=workers, seed=config.seed)
 
