@@ -214,6 +214,20 @@ class PretrainConfig(
 class SearchConfig(RunOptions, DataOptions, ModelOptions, MethodTrainOptions, ViewOptions, MethodOptions):
     """Measure the gradient error of compressions along a training, and choose a schedule."""
 
+    common: ClassVar[tuple[str, ...]] = (
+        *("run", "method", "data", "model", "budget", "pilot_budget", "pilot_schedule"),
+        *(
+            "candidates",
+            "candidate_patches",
+            "candidate_keeps",
+            "measure_at",
+            "num_grad_batches",
+            "criterion",
+            "metric",
+        ),
+        *("order", "ties", "final_full", "device", "seed", "out"),
+    )
+
     panel: ClassVar[str] = "Search"
     run_optional: ClassVar[bool] = True
 

@@ -67,7 +67,14 @@ METRICS = {
         *("scoring_bit_equal", "scoring_speedup", "scoring_mac_ratio"),
         *("tau_top1", "tau_loss"),
     ),
-    "pretrain": ("knn20", "knn20_raw_pixels", "knn20_random_init", "compressed_stages", "bias2_growth_patch8"),
+    "pretrain": (
+        "knn20",
+        "knn20_raw_pixels",
+        "knn20_random_init",
+        "compressed_stages",
+        "bias2_growth_patch8",
+        "search_units",
+    ),
 }
 
 
