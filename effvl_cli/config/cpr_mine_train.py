@@ -25,7 +25,7 @@ from effvl_cli.config.options import (
 EMBEDDED = "moving-shapes"
 OF_EMBEDDED: Mapping[str, Any] = {
     **{"model": "tiny3d", "frames": 8, "image_size": 20, "queue_size": 512, "batch_size": 64},
-    **{"temperature": 0.1, "ema": 0.99, "lr_decay": "cosine", "epochs": 8, "pretrain_epochs": 12},
+    **{"temperature": 0.1, "ema": 0.99, "lr_decay": "cosine", "epochs": 16, "pretrain_epochs": 12},
     **{"pretrain_lr": 2e-3, "augment": "shapes"},
 }
 """What suits the embedded data."""

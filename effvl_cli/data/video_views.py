@@ -35,12 +35,15 @@ class View:
         channels: C; the first two of motion are to the right and down.
         context: frames that it needs beyond those it gives.
         compute: from frames (B, T, H, W, 3) uint8 to (B, C, T - context, H, W) float32.
+        local: whether a frame of it depends on its own frame and the `context` ones after it alone, so that the view
+            of a clip is a part of the view of its video.
     """
 
     name: str
     channels: int
     context: int
     compute: Callable[[Tensor], Tensor]
+    local: bool = False
 
     def __call__(self, clips: Tensor) -> Tensor:
         """(B, T, H, W, 3 or more) uint8 to (B, C, T - context, H, W) float32: colours in 0..1, motion in -1..1."""
@@ -134,12 +137,20 @@ def _increment(first: Tensor, second: Tensor) -> Tensor:
     across = (padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]) / 2
     down = (padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]) / 2
     products = torch.cat([across * across, across * down, down * down, across * change, down * change], 1)
-    sums = WINDOW**2 * F.avg_pool2d(products, WINDOW, 1, WINDOW // 2, count_include_pad=True)
+    sums = _window_sums(products)
     xx, xy, yy, xt, yt = sums.unbind(1)
     xx, yy = xx + TIKHONOV, yy + TIKHONOV
     determinant = xx * yy - xy * xy
     flow = torch.stack([xy * yt - yy * xt, xy * xt - xx * yt], 1) / determinant[:, None]
     return flow.clamp(-LIMIT, LIMIT)
+
+
+def _window_sums(values: Tensor) -> Tensor:
+    """Sums over WINDOW x WINDOW pixels, zeros beyond the border: along rows, then along columns."""
+    half, (height, width) = WINDOW // 2, values.shape[2:]
+    padded = F.pad(values, (half, half, half, half))
+    rows = sum((padded[:, :, :, k : k + width] for k in range(1, WINDOW)), start=padded[:, :, :, :width])
+    return sum((rows[:, :, k : k + height] for k in range(1, WINDOW)), start=rows[:, :, :height])
 
 
 def _warped(images: Tensor, flow: Tensor) -> Tensor:
@@ -160,7 +171,7 @@ def _gradflow(name: str, argument: str, options: Mapping[str, Any]) -> View:
         levels = int(argument) if argument else 1 if min(clips.shape[2:4]) < SMALL else PYRAMID
         return (gradient_flow(clips, levels) / (LIMIT if levels == 1 else FAR)).clamp_(-1, 1)
 
-    return View(name, 2, 1, compute)
+    return View(name, 2, 1, compute, local=True)
 
 
 # --- motion by others ------------------------------------------------------------------------------------------------
@@ -238,19 +249,19 @@ def _precomputed(name: str, argument: str, options: Mapping[str, Any]) -> View:
     return View(name, 3, 0, lambda clips: _carried(clips, OWN, name).float().div_(255))
 
 
-def _plain(channels: int, context: int, compute: Callable[[Tensor], Tensor]) -> Make:
+def _plain(channels: int, context: int, compute: Callable[[Tensor], Tensor], *, local: bool) -> Make:
     def make(name: str, argument: str, options: Mapping[str, Any]) -> View:
         if argument:
             raise UsageError(f"unknown view {name!r}", f"Give {name.partition(':')[0]}")
-        return View(name, channels, context, compute)
+        return View(name, channels, context, compute, local)
 
     return make
 
 
 _VIEWS: dict[str, Make] = {
-    "rgb": _plain(3, 0, as_floats),
-    "diff": _plain(3, 1, _difference),
-    "residual": _plain(3, 0, _residual),
+    "rgb": _plain(3, 0, as_floats, local=True),
+    "diff": _plain(3, 1, _difference, local=True),
+    "residual": _plain(3, 0, _residual, local=False),
     "gradflow": _gradflow,
     "flow": _flow,
     "precomputed": _precomputed,

@@ -31,12 +31,14 @@ class ClipPair:
         index: of the video, after replacement.
         seed: of its augmentation.
         clips: two of (F, H, W, 3).
+        starts: their first frames; below 0 where that of the video is repeated.
         failed: videos that could not be read.
     """
 
     index: int
     seed: int
     clips: tuple[Frames, Frames]
+    starts: tuple[int, int]
     failed: tuple[Failed, ...] = ()
 
 
@@ -47,10 +49,14 @@ class SizeGroup:
     Attributes:
         rows: (G,) int64 places in the batch.
         clips: (2, G, F, H, W, 3) uint8.
+        indices: (G,) int64 of the videos.
+        starts: (2, G) int64 first frames.
     """
 
     rows: Tensor
     clips: Tensor
+    indices: Tensor
+    starts: Tensor
 
 
 @dataclass(frozen=True)
@@ -97,25 +103,27 @@ class PairReader:
         for hop in range(self.hops + 1):
             chosen = seeds.derive(self.seed, "replacement", epoch, index, hop) % len(self.source) if hop else index
             try:
-                clips = (self._clip(chosen, epoch, 0), self._clip(chosen, epoch, 1))
+                (first, one), (second, two) = (self._clip(chosen, epoch, number) for number in (0, 1))
             except DataError as error:
                 failed.append((chosen, Failures.reason_of(error), error.message))
                 if hop == self.hops:
                     raise
                 continue
-            return ClipPair(chosen, seeds.derive(self.seed, "augment", epoch, index), clips, tuple(failed))
+            seed = seeds.derive(self.seed, "augment", epoch, index)
+            return ClipPair(chosen, seed, (one, two), (first, second), tuple(failed))
         raise AssertionError("not reached")
 
-    def _clip(self, index: int, epoch: int, number: int) -> Frames:
+    def _clip(self, index: int, epoch: int, number: int) -> tuple[int, Frames]:
+        """First frame and frames."""
         shape, total = self.geometry, self.source.num_frames(index)
         generator = seeds.generator(self.seed, "clip", epoch, index, number)
         start = train_start(total, shape.frames, shape.stride, generator)
         length = shape.frames + shape.context
         start = min(start, total - 1 - (length - 1) * shape.stride)  # views that need a further frame have it
         if self.held is None:
-            return self.source.read(index, start, length, shape.stride)
+            return start, self.source.read(index, start, length, shape.stride)
         found: Frames = self.held[index][frame_numbers(str(index), total, start, length, shape.stride)]
-        return found
+        return start, found
 
 
 def held_frames(source: ClipSource) -> Sequence[Frames] | None:
@@ -138,6 +146,8 @@ def collate(pairs: Sequence[ClipPair]) -> ClipBatch:
         SizeGroup(
             torch.tensor(rows),
             torch.from_numpy(np.stack([np.stack([pairs[row].clips[side] for row in rows]) for side in (0, 1)])),
+            torch.tensor([pairs[row].index for row in rows]),
+            torch.tensor([[pairs[row].starts[side] for row in rows] for side in (0, 1)]),
         )
         for rows in by_size.values()
     )

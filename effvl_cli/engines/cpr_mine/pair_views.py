@@ -11,6 +11,7 @@ from effvl_cli.data.video_transforms import ClipAugment
 from effvl_cli.data.video_views import make_view
 from effvl_cli.engines.cpr_mine.clip_batches import ClipBatch, SizeGroup
 from effvl_cli.engines.cpr_mine.encoders import Encoder
+from effvl_cli.engines.cpr_mine.held_views import HeldViews
 from effvl_cli.techniques.cpr_mine.cascade_moco import ClipViews
 
 
@@ -26,6 +27,7 @@ class PairViews:
         recipe: of the augmentation: "shapes", or "cpr", that of the official code, where with probability 1/2 both
             clips are the same frames.
         turn_motion: whether a mirrored flow has its sign turned.
+        held: views that are already made.
     """
 
     def __init__(
@@ -38,7 +40,9 @@ class PairViews:
         *,
         recipe: Literal["shapes", "cpr"],
         turn_motion: bool,
+        held: HeldViews,
     ) -> None:
+        self.held = held
         self.trained, self.device, self.recipe = trained, device, recipe
         self.groups, self.labels = groups, labels
         self.views = {view: make_view(view, **encoder.clips.options) for view, encoder in encoders.items()}
@@ -65,10 +69,17 @@ class PairViews:
         return {view: torch.cat([part[view] for part in parts])[order] for view in views}
 
     def _group(self, group: SizeGroup, seeds: Tensor, side: int, views: list[str]) -> dict[str, Tensor]:
-        frames, strong = group.clips[side], None
+        rows = torch.arange(len(seeds))
+        source, strong = torch.full_like(rows, side), None
         if self.recipe == "cpr":
             plan = plan_pairs(seeds)
-            frames, strong = group.clips[plan.source[side], torch.arange(len(seeds))], plan.strong[side]
-        frames = frames.to(self.device, non_blocking=True)
-        made = {view: self.views[view](frames)[:, :, : self.length] for view in views}
+            source, strong = plan.source[side], plan.strong[side]
+        frames = group.clips[source, rows].to(self.device, non_blocking=True)
+        made = {name: self._view(name, frames, group.indices, group.starts[source, rows]) for name in views}
         return self.augment(made, seeds + side, strong)
+
+    def _view(self, name: str, frames: Tensor, indices: Tensor, starts: Tensor) -> Tensor:
+        view = self.views[name]
+        if self.held.has(view) and int(starts.min()) >= 0:
+            return self.held.clips(view, indices, starts, self.length).to(self.device)
+        return view(frames)[:, :, : self.length]

@@ -23,6 +23,7 @@ from effvl_cli.engines.cpr_mine.clip_data import carrying
 from effvl_cli.engines.cpr_mine.clip_splits import note_failures
 from effvl_cli.engines.cpr_mine.clip_training import LATE, MINED, CascadeTask, Recipe
 from effvl_cli.engines.cpr_mine.encoders import Encoder
+from effvl_cli.engines.cpr_mine.held_views import HeldViews
 from effvl_cli.engines.cpr_mine.pair_views import PairViews
 from effvl_cli.engines.cpr_mine.turns import Turn, steps_of
 from effvl_cli.engines.cpr_mine.window_stream import Failures, Geometry
@@ -56,6 +57,7 @@ class Trainer:
         self.sampler = EpochSampler(len(source), config.batch_size, config.seed)
         self.filling = EpochSampler(len(source), config.batch_size, seeds.derive(config.seed, "fill"))
         self.held, self.failures = held_frames(source), Failures(config.on_bad, len(source))
+        self.held_views = HeldViews(self.held)
         self.groups, self.labels = (torch.from_numpy(part) for part in (source.groups, source.labels))
 
     def train(self, turn: Turn) -> Trained:
@@ -127,6 +129,8 @@ class Trainer:
             self.run.device,
             recipe=config.augment,
             turn_motion=config.flow_flip_sign,
+            # only with a stride of 1 are neighbours in a clip neighbours in the video
+            held=self.held_views if turn.start.clips.stride == 1 else HeldViews(None),
         )
 
     def _loader(self, turn: Turn) -> PairLoader:
