@@ -31,15 +31,20 @@ class KilledError(BaseException):
     """Stands for the end of the process: nothing in memory is used again."""
 
 
-def run_with_kills(monkeypatch, line: list[str]) -> int:
+def run_with_kills(monkeypatch, line: list[str], after: str = ".*") -> int:
     """Run a command again and again until it ends, each attempt killed after its first new write.
+
+    Args:
+        monkeypatch: of the test.
+        line: the command.
+        after: expression of the names of the writes that kill; without it all do.
 
     Returns:
         How many attempts were killed.
     """
     killed = 0
     with monkeypatch.context() as patch:
-        _let_writes_kill(patch)
+        _let_writes_kill(patch, re.compile(after))
         while _is_killed(line):
             killed += 1
             gc.collect()  # the lock goes with the process
@@ -56,12 +61,12 @@ def _is_killed(line: list[str]) -> bool:
     return False
 
 
-def _let_writes_kill(patch) -> None:
+def _let_writes_kill(patch, after: re.Pattern[str]) -> None:
     seen: set[tuple[str, str]] = set()
 
     def die_after(name: str, content: bytes) -> None:
         key = (name, hashlib.sha256(content).hexdigest() if BY_CONTENT.fullmatch(name) else "")
-        if key not in seen:
+        if key not in seen and after.fullmatch(name):
             seen.add(key)
             raise KilledError
 

@@ -6,7 +6,7 @@ rebuilt alone from (seed, split, index).
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,12 @@ def build(argument: str, split: str, *, root: Path | None = None, seed: int = 0)
     """Registry builder; the videos depend on the seed."""
     if argument:
         raise UsageError(f"moving-shapes takes no argument, got {argument!r}", "Give --data moving-shapes")
+    return _opened(split, seed)
+
+
+@lru_cache(maxsize=4)
+def _opened(split: str, seed: int) -> "MovingShapes":
+    """One source for all that open a split in this process: its videos are drawn once."""
     return MovingShapes(split, seed)
 
 
@@ -54,7 +60,7 @@ class MovingShapes:
         self.labels = np.arange(count, dtype=np.int64) % len(CLASSES)
         self.groups = np.arange(count, dtype=np.int64)
         self.ids = [f"{split}/{index:04d}" for index in range(count)]
-        self.palettes = np.array([self._scene(index).palette for index in range(count)], dtype=np.int64)
+        self.palettes = np.array([self._palette(index) for index in range(count)], dtype=np.int64)
         self._videos: dict[int, Frames] = {}  # a whole split is 18 MB
 
     def __len__(self) -> int:
@@ -81,8 +87,20 @@ class MovingShapes:
         raise DataError("moving-shapes has no codec's motion vectors", "Give the view gradflow instead of flow:mv")
 
     def _scene(self, index: int) -> "_Scene":
-        generator = np.random.default_rng(derive(self.seed, "moving-shapes", VERSION, self.split, index))
-        return _Scene.drawn(int(self.labels[index]), generator)
+        return _Scene.drawn(int(self.labels[index]), self._generator(index))
+
+    def _palette(self, index: int) -> int:
+        """Without the rest of the scene, of which the noise takes long."""
+        return _palette(int(self.labels[index]), self._generator(index))
+
+    def _generator(self, index: int) -> np.random.Generator:
+        return np.random.default_rng(derive(self.seed, "moving-shapes", VERSION, self.split, index))
+
+
+def _palette(label: int, generator: np.random.Generator) -> int:
+    """The first choice of a scene."""
+    own, other = generator.random() < RHO, int(generator.integers(PALETTES))
+    return label if own else other
 
 
 @cache
@@ -121,7 +139,7 @@ class _Scene:
 
     @classmethod
     def drawn(cls, label: int, generator: np.random.Generator) -> "_Scene":
-        own, other = generator.random() < RHO, int(generator.integers(PALETTES))
+        palette = _palette(label, generator)
         square = generator.random() < 0.5
         radius, speed = generator.uniform(*RADIUS), generator.uniform(*SPEED)
         centre, turn = generator.uniform(*CENTRE, 2), generator.uniform(0, 2 * np.pi)
@@ -132,7 +150,6 @@ class _Scene:
         shaken = generator.random() < 0.5
         shake = SHAKE * generator.standard_normal((FRAMES, 2)) * shaken
         noise = NOISE * generator.standard_normal((FRAMES, SIZE, SIZE, 3))
-        palette = label if own else other
         return cls(label, palette, square, radius, centre, speed, turn, waves, shake, noise)
 
     def draw(self) -> Frames:
