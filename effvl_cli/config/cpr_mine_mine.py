@@ -22,7 +22,7 @@ class EmbeddingOptions(Checked):
         str | None,
         ARTEFACT,
         Doc(
-            "folder with views.json, of `cpr-mine embed`, `cpr-mine` or `pretrain eval --save-features` "
+            "folder with views.json, of `cpr-mine embed` or `pretrain eval --save-features` "
             "(default: the newest run with one, unless --features are given)"
         ),
     ] = None
@@ -79,7 +79,10 @@ class StageOptions:
             "without: flow:0.5,rgb:64,flow (default: from the options below)"
         ),
     ] = None
-    num_stages: Annotated[Positive, Doc("stages; odd ones and the last rank in the main view, the others in turn")] = 7
+    num_stages: Annotated[
+        Positive | None,
+        Doc("stages; odd ones and the last rank in the main view, the others in turn (default: 7, or as many as fit)"),
+    ] = None
     ratio: Annotated[Fraction, Doc("share of the items that a stage keeps of those before it")] = 0.5
     main: Annotated[str | None, Doc("main view (default: the last one)")] = None
     aux: Annotated[tuple[str, ...], Doc("views between, in turn (default: all others)")] = ()

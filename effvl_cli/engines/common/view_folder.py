@@ -125,7 +125,8 @@ def read_about(folder: Path) -> dict[str, Any]:
         if any(Path(name).name != name for name in files.values()):
             raise ValueError("a file lies elsewhere")
     except FileNotFoundError as error:
-        raise ModelError(f"{folder} holds no {VIEWS}", "Make one with `effvl cpr-mine embed`") from error
+        hint = f"It holds no embeddings: `effvl cpr-mine embed {folder}` writes those of a run's encoders"
+        raise ModelError(f"{folder} holds no {VIEWS}", hint) from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelError(f"{folder / VIEWS} cannot be used: {error}", "Copy it again") from error
     return dict(found)

@@ -179,19 +179,31 @@ def read_array(path: Path) -> Tensor:
     return torch.from_numpy(array)
 
 
+_MAGIC = b"\x93NUMPY"
+
+
 def _load(path: Path, *, mapped: bool) -> NDArray[Any]:
     try:
         found = np.load(path, mmap_mode="c" if mapped else None, allow_pickle=False)  # "c": writable, for torch
     except FileNotFoundError as error:
         raise DataError(f"{path} is not there", "Give the .npy file of an array") from error
     except (OSError, ValueError, EOFError) as error:
+        reason = str(error).splitlines()[0] if _is_npy(path) else "it does not begin as such a file does"
         raise DataError(
-            f"{path} cannot be read as .npy: {str(error).splitlines()[0]}", "Write it with numpy.save, without pickle"
+            f"{path} cannot be read as .npy: {reason}", "Write it with numpy.save, without pickle"
         ) from error
     if not isinstance(found, np.ndarray):
         found.close()
         raise DataError(f"{path} is an archive of several arrays", "Give a .npy file of one")
     return found
+
+
+def _is_npy(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
 
 
 def _column(path: Path | None, count: int, what: str) -> Tensor | None:

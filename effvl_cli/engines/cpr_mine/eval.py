@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from effvl_cli.config.cpr_mine_eval import TRAINED_ON_VIDEO, EvalConfig
+from effvl_cli.core.errors import DataError
 from effvl_cli.core.metrics import standard_error
 from effvl_cli.core.plots import Point, curves
 from effvl_cli.core.report import Report
@@ -30,6 +31,7 @@ def preview(config: EvalConfig) -> list[Table]:
     run = unopened("cpr-mine eval", config)
     data = official_splits(config.data, config.splits)
     sources = [open_clips(replace(config, data=name), split) for name in data for split in SPLITS]
+    check_apart(config, data)
     num_train = sum(len(source) for source in sources if source.split == "train")
     return [cost_of(config, run, open_encoders(config, run), sources, trainings(config, num_train))]
 
@@ -40,6 +42,7 @@ def run(config: EvalConfig, run: Run) -> None:
     network = encoders[0].network
     run.report.model(network.name, network.source, network.module)
     data = official_splits(config.data, config.splits)
+    check_apart(config, data)
     found = {name: _measure(config, run, encoders, name) for name in data}
     for name in next(iter(found.values())).correct:
         _note(run, name, [measured.correct[name] for measured in found.values()])
@@ -58,6 +61,23 @@ def run(config: EvalConfig, run: Run) -> None:
             values = {key: float(right.mean()) for key, right in measured.correct.items()}
             run.report.technique.setdefault("splits", {})[name] = values
     _draw(run, encoders, by_chance)
+
+
+def check_apart(config: EvalConfig, data: Sequence[str]) -> None:
+    """Refuse data whose test videos are training videos too: each would find itself.
+
+    Raises:
+        DataError: names one.
+    """
+    for name in data:
+        train, test = (open_clips(replace(config, data=name), split) for split in SPLITS)
+        known = set(train.ids)
+        both = [video for video in test.ids if video in known]
+        if both:
+            raise DataError(
+                f"{len(both)} of the {len(test)} test videos of {name} are training videos too, e.g. {both[0]}",
+                "Put them into the folders train and test, or give a csv with a column split",
+            )
 
 
 def _measure(config: EvalConfig, run: Run, encoders: Sequence[ViewEncoder], data: str) -> Measured:

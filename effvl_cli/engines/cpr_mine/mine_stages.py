@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 from effvl_cli.config.cpr_mine_mine import FIRST_OF_INDEX, MineConfig
 from effvl_cli.core.errors import UsageError
-from effvl_cli.techniques.cpr_mine.stages import CascadeError, Stage, official, parse, validate
+from effvl_cli.techniques.cpr_mine.stages import CascadeError, Stage, most_stages, official, parse, validate
+
+STAGES = 7  # of the official code
 
 
 def stages_of_options(config: MineConfig, views: Sequence[str], num_items: int) -> tuple[Stage, ...]:
@@ -33,7 +35,7 @@ def stages_of_options(config: MineConfig, views: Sequence[str], num_items: int) 
             stages = official(
                 whole,
                 _turn(config, views),
-                num_stages=config.num_stages,
+                num_stages=_count(config, whole),
                 ratio=config.ratio,
                 top_k=config.top_k,
                 first=_first(config, whole),
@@ -45,9 +47,21 @@ def stages_of_options(config: MineConfig, views: Sequence[str], num_items: int) 
 
 
 def _first(config: MineConfig, whole: int) -> int | None:
-    if config.first_stage is None and config.stage1_index and config.num_stages > 1:
+    """Size of the first of several stages, where it is not a share of the items."""
+    if config.num_stages == 1:
+        return None
+    if config.first_stage is None and config.stage1_index:
         return min(FIRST_OF_INDEX, whole)
-    return config.first_stage if config.num_stages > 1 else None
+    return config.first_stage
+
+
+def _count(config: MineConfig, whole: int) -> int:
+    """--num-stages; else `STAGES`, or as many as keep at least --top-k items."""
+    if config.num_stages is not None:
+        return config.num_stages
+    first = _first(config, whole)
+    most = most_stages(whole if first is None else first / config.ratio, config.ratio, config.top_k)
+    return STAGES if most is None else max(1, min(STAGES, most))
 
 
 def _turn(config: MineConfig, views: Sequence[str]) -> list[str]:
