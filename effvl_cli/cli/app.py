@@ -174,7 +174,7 @@ def earlier_run(command: Command, config: type, typed: dict[str, Any], recipe: s
     Of a folder that is wanted for a file in it (`run_holds`), whatever command wrote it, no options are taken over.
     """
     from effvl_cli.core.find_run import find_holding, find_run
-    from effvl_cli.core.run import CONFIG
+    from effvl_cli.core.run_files import CONFIG
 
     written = read_recipe(recipes.find(recipe)).config if recipe else {}
     given = typed.get("run") or written.get("run")

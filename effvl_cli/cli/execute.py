@@ -59,7 +59,8 @@ def _run(command: Command, resolved: Resolved, invocation: Invocation, console: 
     from effvl_cli.core import distributed
     from effvl_cli.core.devices import resolve_device
     from effvl_cli.core.report import Report
-    from effvl_cli.core.run import RunRequest, open_run
+    from effvl_cli.core.run import open_run
+    from effvl_cli.core.run_choice import RunRequest
 
     config = resolved.config
     device = resolve_device(config.device)

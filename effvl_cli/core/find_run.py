@@ -7,7 +7,8 @@ from effvl_cli.core.checkpoint import MANIFEST
 from effvl_cli.core.errors import DataError, ModelError
 from effvl_cli.core.files import file_or_folder
 from effvl_cli.core.report import read_report
-from effvl_cli.core.run import CONFIG, REPORT, RUNS
+from effvl_cli.core.run import RUNS
+from effvl_cli.core.run_files import CONFIG, REPORT
 
 
 def find_run(technique: str, given: str | None) -> Path:
@@ -18,23 +19,17 @@ def find_run(technique: str, given: str | None) -> Path:
         ModelError: what was given is not a run.
     """
     if given is not None:
-        path = Path(given)
-        folder = path.parent if file_or_folder(path) == "file" else path
+        folder = _folder_of(given)
         if file_or_folder(folder / CONFIG) != "file":
             shown = given if len(given) <= 200 else f"{given[:100]}... ({len(given)} characters)"
             raise ModelError(
                 f"{shown} is not a run folder: it holds no {CONFIG}", f"Give a folder that `effvl {technique}` made"
             )
         return folder
-    done = []
-    for path in RUNS.glob(f"{technique}*/*/{REPORT}"):
-        with contextlib.suppress(ModelError, DataError, ValueError):
-            report = read_report(path)
-            if report.status == "completed" and (path.parent / MANIFEST).is_file():
-                done.append((report.finished, path.parent))
-    if not done:
+    newest = _newest(f"{technique}*", MANIFEST)
+    if newest is None:
         raise DataError(f"no completed run of {technique} under {RUNS}/", f"Make one with: effvl {technique}")
-    return max(done)[1]
+    return newest
 
 
 def find_holding(name: str, command: str, given: str | None) -> Path:
@@ -50,19 +45,30 @@ def find_holding(name: str, command: str, given: str | None) -> Path:
         ModelError: what was given holds none.
     """
     if given is not None:
-        path = Path(given)
-        folder = path.parent if file_or_folder(path) == "file" else path
+        folder = _folder_of(given)
         if file_or_folder(folder / name) != "file":
             raise ModelError(f"{given[:100]} holds no {name}", f"See effvl {command} --help for what writes one")
         return folder
+    newest = _newest("*", name)
+    if newest is None:
+        raise DataError(
+            f"no completed run under {RUNS}/ holds a {name}", f"See effvl {command} --help for what writes one"
+        )
+    return newest
+
+
+def _folder_of(given: str) -> Path:
+    """A run folder, named itself or by a file in it."""
+    path = Path(given)
+    return path.parent if file_or_folder(path) == "file" else path
+
+
+def _newest(commands: str, name: str) -> Path | None:
+    """The newest completed run of some commands (a pattern) whose folder holds a file of that name."""
     done = []
-    for path in RUNS.glob(f"*/*/{REPORT}"):
+    for path in RUNS.glob(f"{commands}/*/{REPORT}"):
         with contextlib.suppress(ModelError, DataError, ValueError):
             report = read_report(path)
             if report.status == "completed" and (path.parent / name).is_file():
                 done.append((report.finished, path.parent))
-    if not done:
-        raise DataError(
-            f"no completed run under {RUNS}/ holds a {name}", f"See effvl {command} --help for what writes one"
-        )
-    return max(done)[1]
+    return max(done)[1] if done else None

@@ -10,11 +10,9 @@ environment.json where the latest attempt ran, and its number
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
-import re
 import shlex
 import signal
 import time
@@ -26,19 +24,20 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from effvl_cli.config.identity import differences, growable, identity, to_yaml_mapping
+from effvl_cli.config.identity import growable, identity, to_yaml_mapping
 from effvl_cli.config.options import ARTEFACT
-from effvl_cli.config.recipe_file import Recipe, dump_yaml, read_recipe
-from effvl_cli.core import distributed, errors, html_report, records, signals, tensorboard, used_data
+from effvl_cli.config.recipe_file import dump_yaml
+from effvl_cli.core import distributed, html_report, records, signals, tensorboard, used_data
 from effvl_cli.core.cache import Cache
 from effvl_cli.core.checkpoint import MANIFEST, sha256
 from effvl_cli.core.devices import resolve_device, slow_precision
-from effvl_cli.core.errors import EffvlError, Interrupted, Preempted, StorageError, UsageError
-from effvl_cli.core.files import file_or_folder, is_full, write_json, write_text
+from effvl_cli.core.errors import Interrupted, Preempted, UsageError
+from effvl_cli.core.files import file_or_folder, write_json, write_text
 from effvl_cli.core.records import RECORDS, RECORDS_TABLE, Records
 from effvl_cli.core.report import Report, ReportBuilder, Status, environment, read_report
 from effvl_cli.core.report import write as write_report
-from effvl_cli.core.run_files import REGISTER, RunFiles, clear, registered
+from effvl_cli.core.run_choice import RunRequest, agreed, decide
+from effvl_cli.core.run_files import CONFIG, ENVIRONMENT, LOG, REPORT, RunFiles
 from effvl_cli.core.table import Table
 from effvl_cli.core.tensorboard import EventFile
 from effvl_cli.core.used_data import Fingerprints
@@ -47,11 +46,7 @@ if TYPE_CHECKING:
     from effvl_cli.core.phases import Phases
 
 RUNS = Path("runs")
-CONFIG, REPORT, LOG, ENVIRONMENT, LOCK = "config.yaml", "report.json", "log.txt", "environment.json", ".lock"
 EMBEDDED = "views.json"  # describes embeddings, see engines/common/view_folder.py
-DESCRIPTION = (CONFIG, REPORT, LOG, ENVIRONMENT, RECORDS, html_report.HTML, used_data.DATA)
-"""Files of a run that hold nothing that it has computed."""
-_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 class Progress(Protocol):
@@ -185,19 +180,6 @@ class Run(RunFiles):
         self._records = self._lock = None
 
 
-@dataclass(frozen=True)
-class RunRequest:
-    """What to open: a command, its resolved options and how it was called."""
-
-    command: str
-    config: Any
-    recipe: str | None = None
-    argv: tuple[str, ...] = ()
-    fresh: bool = False
-    inherited: Mapping[str, str] = field(default_factory=dict)
-    table: Callable[[Report], Table] | None = None
-
-
 def open_run(
     request: RunRequest,
     device: torch.device,
@@ -226,7 +208,7 @@ def open_run(
     if inputs:
         key = hashlib.sha256((key + json.dumps(inputs, sort_keys=True)).encode()).hexdigest()
     folder = _folder(request.command, config, key)
-    lock, answer = _agreed(lambda: _decide(folder, request, inputs, fingerprints, check, echo))
+    lock, answer = agreed(lambda: decide(folder, request, inputs, fingerprints, check, echo))
     if answer["finished"]:
         if lock:
             lock.close()
@@ -255,65 +237,6 @@ def open_run(
     return run
 
 
-Decision = tuple[IO[str] | None, dict[str, Any]]
-"""The lock of the folder, and what becomes of it: finished, attempt."""
-
-
-def _agreed(decide: Callable[[], Decision]) -> Decision:
-    """What the process that writes decides, told to the others, and so is its error."""
-    lock: IO[str] | None = None
-    answer: dict[str, Any] = {}
-    if distributed.is_main():
-        try:
-            lock, answer = decide()
-        except EffvlError as error:
-            answer = {"error": [type(error).__name__, error.message, error.hint]}
-    answer = distributed.broadcast_json(answer)
-    if "error" in answer:
-        kind, *words = answer["error"]
-        raise getattr(errors, kind)(*words)
-    return lock, answer
-
-
-def _decide(
-    folder: Path,
-    request: RunRequest,
-    inputs: Mapping[str, str],
-    fingerprints: Fingerprints | None,
-    check: Callable[[], None],
-    echo: Callable[[str], None],
-) -> Decision:
-    """Take the folder, unless what a new run needs is missing or the data of an earlier attempt have changed."""
-    if request.fresh or not (folder / CONFIG).exists():
-        check()
-    lock, answer = _take(folder, request, inputs)
-    if answer["attempt"] > 1 and fingerprints is not None:
-        try:
-            _check_data(folder, fingerprints, echo)
-        except UsageError:
-            if not _is_empty(folder):
-                raise
-            clear(folder)
-            answer = {"finished": False, "attempt": 1}
-    return lock, answer
-
-
-def _check_data(folder: Path, fingerprints: Fingerprints, echo: Callable[[str], None]) -> None:
-    """Compare the data that earlier attempts have read with what is there now.
-
-    Raises:
-        UsageError: the data have changed.
-    """
-    other, gone = used_data.changed(used_data.read(folder), fingerprints)
-    if other:
-        raise UsageError(
-            f"the data of {folder} have changed since it read them ({', '.join(other)})",
-            "Restore the earlier files, or give --fresh to start anew",
-        )
-    if gone:
-        echo(f"warning: no longer there, and so not compared with what the run has read: {', '.join(gone)}")
-
-
 def _stored(folder: Path, echo: Callable[[str], None]) -> Report:
     """The report of a finished run, with a warning for each file that has changed since."""
     report = read_report(folder / REPORT)
@@ -340,96 +263,6 @@ def _folder(command: str, config: Any, key: str) -> Path:
     if config.name and (".." in Path(config.name).parts or Path(config.name).is_absolute()):
         raise UsageError(f"--name {config.name} leads out of {RUNS}/", "Give a plain name, or the whole path as --out")
     return RUNS / command.replace(" ", "-") / (config.name or key[:8])
-
-
-def _take(folder: Path, request: RunRequest, inputs: Mapping[str, str]) -> tuple[IO[str], dict[str, Any]]:
-    """Lock the folder and decide: new, to be continued, or finished."""
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).exists() and not (folder / LOCK).exists():
-        raise UsageError(f"{folder} holds files that do not belong to a run", "Give another --out")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("w")
-    except OSError as error:
-        text = f"cannot write the run folder {folder}: {error.strerror}"
-        if isinstance(error, FileExistsError | NotADirectoryError):  # a file stands where the folder should
-            raise UsageError(text, "Give another --out") from error
-        hint = "Free some space" if is_full(error) else "Give another --out"
-        raise StorageError(text, hint) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise UsageError(f"another process is working in {folder}", "Wait for it, or give another --out") from error
-    known = (folder / CONFIG).exists()
-    if request.fresh and known and not (folder / REGISTER).exists():
-        raise UsageError(f"{folder} does not list the files of its run", "Remove it, or give another --out")
-    if request.fresh or not known:  # without a config, registered files are leftovers of an interrupted --fresh
-        clear(folder)
-        return lock, {"finished": False, "attempt": 1}
-    old = _read_config(folder)
-    try:
-        _refuse_other_config(folder, old, request, inputs)
-    except UsageError:
-        if not _is_empty(folder):
-            raise
-        clear(folder)
-        return lock, {"finished": False, "attempt": 1}
-    report = folder / REPORT
-    if report.exists() and read_report(report).status == "completed" and not _grown(old.config, request.config):
-        return lock, {"finished": True, "attempt": 2}
-    attempt = 1
-    with contextlib.suppress(OSError, ValueError):
-        attempt = json.loads((folder / ENVIRONMENT).read_text())["attempt"]
-    return lock, {"finished": False, "attempt": attempt + 1}
-
-
-def _is_empty(folder: Path) -> bool:
-    """Whether the run in a folder failed before it computed anything that is kept: only its own description is there.
-
-    Then another command may take the folder, e.g. the corrected one.
-    """
-    try:
-        failed = read_report(folder / REPORT).status == "failed"
-    except EffvlError:
-        return False
-    there = [name for name in registered(folder) if name not in DESCRIPTION and (folder / name).exists()]
-    records_file = folder / RECORDS
-    return failed and not there and not (records_file.exists() and records_file.stat().st_size)
-
-
-def _read_config(folder: Path) -> Recipe:
-    """The options of the run in a folder.
-
-    Raises:
-        UsageError: the file is damaged: the digest that ends it is not there.
-    """
-    try:
-        old = read_recipe(folder / CONFIG)
-    except UsageError as error:
-        raise _damaged(folder) from error
-    if not _DIGEST.fullmatch(str(old.run.get("identity"))):
-        raise _damaged(folder)
-    return old
-
-
-def _damaged(folder: Path) -> UsageError:
-    return UsageError(f"{folder / CONFIG} is damaged or incomplete", "Give --fresh to start anew, or another --out")
-
-
-def _refuse_other_config(folder: Path, old: Any, request: RunRequest, inputs: Mapping[str, str]) -> None:
-    if old.command != request.command:
-        raise UsageError(f"{folder} holds a run of `effvl {old.command}`", "Give another --out or --name, or --fresh")
-    changed = differences(old.config, request.config)
-    before = dict(old.run.get("inputs") or {})
-    changed += [f"the content of --{name} has changed" for name in inputs if before.get(name) != inputs[name]]
-    if changed:
-        raise UsageError(
-            f"{folder} holds a run with other options: {'; '.join(changed)}",
-            "Give another --out or --name, or --fresh to start anew",
-        )
-
-
-def _grown(old: Mapping[str, str], config: Any) -> bool:
-    return any(str(old.get(key)) != str(value) for key, value in growable(config).items())
 
 
 def _metadata(config: Any, name: str) -> tuple[Any, ...]:

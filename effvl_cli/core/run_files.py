@@ -11,6 +11,7 @@ from effvl_cli.core import checkpoint, distributed
 from effvl_cli.core.files import disk_errors
 from effvl_cli.core.report import ReportBuilder
 
+CONFIG, REPORT, LOG, ENVIRONMENT, LOCK = "config.yaml", "report.json", "log.txt", "environment.json", ".lock"
 REGISTER = ".files"
 PLOTS = "plots"
 

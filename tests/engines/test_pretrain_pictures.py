@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from effvl_cli.core.run import RECORDS
+from effvl_cli.core.records import RECORDS
 from effvl_cli.engines.pretrain.pictures import accuracy_over_budget
 
 

@@ -129,7 +129,7 @@ def test_an_export_that_differs_ends_with_8_and_replaces_nothing(made, effvl, mo
         return (embedding.flip(1) if torch.compiler.is_exporting() else embedding), kept
 
     monkeypatch.setattr(Embedder, "forward", other)
-    monkeypatch.setattr("effvl_cli.core.run.clear", lambda folder: (folder / "report.json").unlink())
+    monkeypatch.setattr("effvl_cli.core.run_choice.clear", lambda folder: (folder / "report.json").unlink())
     outcome = effvl(*common, "--fresh")
     assert outcome.code == 8 and "model.pt2 differs from the pruned tower: cosine" in outcome.error
     assert Path("out/model.pt2").read_bytes() == before

@@ -9,7 +9,8 @@ from effvl_cli.config.prompt_tune import SuspectsConfig
 from effvl_cli.config.recipe_file import read_recipe
 from effvl_cli.core.chance import refuse_chance
 from effvl_cli.core.report import Report
-from effvl_cli.core.run import CONFIG, Run
+from effvl_cli.core.run import Run
+from effvl_cli.core.run_files import CONFIG
 from effvl_cli.core.table import Table, percent
 from effvl_cli.engines.prompt_tune.context import Context, build_context
 from effvl_cli.engines.prompt_tune.label_sets import LabelSet, Training, label_sets, training_features, write_noise

@@ -8,7 +8,8 @@ from effvl_cli.core import checkpoint
 from effvl_cli.core.errors import ModelError
 from effvl_cli.core.find_run import find_run
 from effvl_cli.core.report import Report, read_report
-from effvl_cli.core.run import REPORT, Run
+from effvl_cli.core.run import Run
+from effvl_cli.core.run_files import REPORT
 from effvl_cli.engines.prune_blocks.context import Context, NetworkContext, build_context
 from effvl_cli.models import network as networks
 from effvl_cli.models.edits import reported
