@@ -11,8 +11,8 @@ from torchvision.transforms import ColorJitter, RandomResizedCrop
 from torchvision.transforms import functional as tf
 
 from effvl_cli.data.clip_crops import resized
+from effvl_cli.data.views import RATIO
 
-RATIO = (3 / 4, 4 / 3)
 JITTERED = 0.3  # share of the clips whose colours change
 TRAIN_JITTER, TEST_JITTER = (0.4, 0.4, 0.4, 0.1), (0.2, 0.2, 0.2, 0.1)
 """Brightness, contrast, saturation and hue, of CoCLR's training and of its tests."""

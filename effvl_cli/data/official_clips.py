@@ -4,21 +4,22 @@ A clip is cropped and mirrored, and a strongly augmented one changes its colours
 for all frames of a clip and all of its views.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import functional as ops
+from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms import functional as tf
 
+from effvl_cli.core import seeds as core_seeds
+from effvl_cli.data.clip_crops import resized
+from effvl_cli.data.clip_tuning import TRAIN_JITTER, jittered
 from effvl_cli.data.video_views import is_motion
-from effvl_cli.data.views import ATTEMPTS, RATIO
+from effvl_cli.data.views import RATIO
 
 AREA = (0.2, 1.0)
-JITTER, JITTER_HUE, P_JITTER = 0.4, 0.1, 0.8
-P_GREY, P_BLUR, P_MIRROR = 0.2, 0.5, 0.5
+P_JITTER, P_GREY, P_BLUR, P_MIRROR = 0.8, 0.2, 0.5, 0.5
 SIGMA = (0.1, 2.0)  # of the blur, px
 MOTION_NOISE = 0.01  # added to motion in place of other colours
 P_ONE_CLIP, P_STRONG = 0.5, 0.3
@@ -46,7 +47,7 @@ def plan_pairs(seeds: Tensor) -> PairPlan:
     Args:
         seeds: (B,) int64, one for each pair.
     """
-    draws = torch.stack([torch.rand(5, generator=_stream(seed, "pair")) for seed in seeds.tolist()], 1)
+    draws = torch.stack([torch.rand(5, generator=core_seeds.generator(seed, "pair")) for seed in seeds.tolist()], 1)
     one_clip = draws[0] < P_ONE_CLIP
     chosen, changed = (draws[1] < 0.5).long(), draws[2] < 0.5
     both = draws[3:] < P_STRONG
@@ -85,95 +86,42 @@ class OfficialClips:
         return {name: torch.stack([row[name] for row in rows]) for name in views}
 
     def _one(self, views: Mapping[str, Tensor], seed: int, strong: bool) -> dict[str, Tensor]:
-        draw = _Draws(seed)
-        box = _random_box(draw, *next(iter(views.values())).shape[-2:])
-        mirrored = draw.chance(P_MIRROR)
+        """The views (C, T, H, W) of one clip."""
+        with core_seeds.global_stream(seed, "clip"):
+            first = next(iter(views.values()))
+            top, left, height, width = RandomResizedCrop.get_params(first, list(AREA), list(RATIO))
+            mirrored = bool(torch.rand(()) < P_MIRROR)
         found = {}
         for name, clip in views.items():
-            top, left, height, width = box
-            cut = _resized(clip[..., top : top + height, left : left + width], self.size)
+            cut = resized(clip[None, ..., top : top + height, left : left + width], self.size)[0]
             if mirrored:
                 cut = cut.flip(-1)
                 if is_motion(name) and self.turn_motion:
                     cut = torch.cat([-cut[:1], cut[1:]])
             if name == "rgb":
                 cut = cut.clamp(0, 1)  # cubic interpolation overshoots
-            if name == "rgb" and strong:
-                cut = _recoloured(cut.transpose(0, 1), _Draws(seed, "colour")).transpose(0, 1)
-            elif is_motion(name) and strong:
-                cut = cut + MOTION_NOISE * draw.normal(tuple(cut.shape)).to(cut.device)
+            if strong:
+                with core_seeds.global_stream(seed, f"colour of {name}"):
+                    cut = _changed(cut, name)
             found[name] = cut
         return found
 
 
-class _Draws:
-    """Random numbers of one clip."""
-
-    def __init__(self, seed: int, name: str = "clip") -> None:
-        self.stream = _stream(seed, name)
-
-    def between(self, low: float, high: float, count: int) -> Tensor:
-        return low + (high - low) * torch.rand(count, generator=self.stream)
-
-    def number(self, low: float, high: float) -> float:
-        return float(self.between(low, high, 1))
-
-    def normal(self, shape: tuple[int, ...]) -> Tensor:
-        return torch.randn(shape, generator=self.stream)
-
-    def whole(self, limit: int) -> int:
-        return int(torch.randint(limit, (), generator=self.stream))
-
-    def chance(self, share: float) -> bool:
-        return self.number(0, 1) < share
-
-    def order(self, count: int) -> list[int]:
-        found: list[int] = torch.randperm(count, generator=self.stream).tolist()
-        return found
+def _changed(clip: Tensor, name: str) -> Tensor:
+    """A strongly augmented view (C, T, H, W): other colours, or noise on motion."""
+    if is_motion(name):
+        return clip + MOTION_NOISE * torch.randn(clip.shape).to(clip.device)
+    return _recoloured(clip) if name == "rgb" else clip
 
 
-def _stream(seed: int, name: str) -> torch.Generator:
-    """A generator for one clip or pair; the names keep the streams of a seed apart."""
-    return torch.Generator().manual_seed((seed * 3 + ("pair", "clip", "colour").index(name)) % 2**63)
-
-
-def _random_box(draw: _Draws, height: int, width: int) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a crop: a share of the area and an aspect ratio, else the centre square."""
-    for _ in range(ATTEMPTS):
-        area = draw.number(*AREA) * height * width
-        aspect = math.exp(draw.number(math.log(RATIO[0]), math.log(RATIO[1])))
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            return draw.whole(height - h + 1), draw.whole(width - w + 1), h, w
-    side = min(height, width)
-    return (height - side) // 2, (width - side) // 2, side, side
-
-
-def _resized(clip: Tensor, size: int) -> Tensor:
-    """(C, T, H, W) to (C, T, size, size), bicubic with antialiasing."""
-    if clip.shape[-2:] == (size, size):
-        return clip
-    return F.interpolate(clip, (size, size), mode="bicubic", align_corners=False, antialias=True)
-
-
-def _recoloured(frames: Tensor, draw: _Draws) -> Tensor:
-    """(T, 3, H, W) in [0, 1] with other colours, perhaps grey, perhaps blurred; the same for all frames."""
-    factors = [*draw.between(1 - JITTER, 1 + JITTER, 3).tolist(), draw.number(-JITTER_HUE, JITTER_HUE)]
-    changes = (ops.adjust_brightness, _contrast, ops.adjust_saturation, ops.adjust_hue)
-    jitter, grey, blur = draw.chance(P_JITTER), draw.chance(P_GREY), draw.chance(P_BLUR)
-    sigma = draw.number(*SIGMA)
-    for number in draw.order(len(changes)) if jitter else ():
-        frames = changes[number](frames, factors[number])
-    if grey:
-        frames = ops.rgb_to_grayscale(frames, num_output_channels=3)
-    if blur:
+def _recoloured(clip: Tensor) -> Tensor:
+    """(3, T, H, W) in [0, 1] with other colours, perhaps grey, perhaps blurred; the same for all frames."""
+    frames = jittered(clip, TRAIN_JITTER, P_JITTER).transpose(0, 1)
+    if torch.rand(()) < P_GREY:
+        frames = tf.rgb_to_grayscale(frames, num_output_channels=3)
+    if torch.rand(()) < P_BLUR:
+        sigma = float(torch.empty(()).uniform_(*SIGMA))
         side = min(2 * round(3 * sigma) + 1, 2 * ((min(frames.shape[-2:]) - 1) // 2) + 1)
-        frames = ops.gaussian_blur(frames, [side, side], [sigma, sigma])
-    return frames
-
-
-def _contrast(frames: Tensor, factor: float) -> Tensor:
-    """Contrast about the mean brightness of the whole clip: about each frame's own it would flicker."""
-    mean = ops.rgb_to_grayscale(frames).mean()
-    found: Tensor = (factor * frames + (1 - factor) * mean).clamp(0, 1)
+        frames = tf.gaussian_blur(frames, [side, side], [sigma, sigma])
+    found: Tensor = frames.transpose(0, 1)
     return found

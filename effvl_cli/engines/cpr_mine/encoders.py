@@ -12,6 +12,7 @@ from effvl_cli.core.errors import ModelError, UsageError
 from effvl_cli.core.run import Run
 from effvl_cli.data.video_views import make_view
 from effvl_cli.engines.cpr_mine.cascades import named, short_name
+from effvl_cli.engines.cpr_mine.view_weights import weights_by_view
 from effvl_cli.models import network as networks
 from effvl_cli.models.clip_encoders import (
     ENCODERS,
@@ -91,7 +92,7 @@ def starts_of(config: Config, names: Sequence[str], run_folder: str | None) -> d
         ModelError: RUN or a folder of --weights holds no encoder, or none of that view.
     """
     there = {view: str(folder) for view, folder in encoder_folders(Path(run_folder)).items()} if run_folder else {}
-    given, found = _given(config), {}
+    given, found = weights_by_view(config.weights), {}
     for name in names:
         key = _matching(name, given)
         if key is not None:
@@ -103,18 +104,6 @@ def starts_of(config: Config, names: Sequence[str], run_folder: str | None) -> d
         raise UsageError(
             f"--weights names {next(iter(given))}, which is no view here", f"The views: {', '.join(names)}"
         )
-    return found
-
-
-def _given(config: Config) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for item in config.weights:
-        name, equals, path = item.partition("=")
-        if not (name and equals and path):
-            raise UsageError(f"--weights holds {item!r}", "Write VIEW=FILE or VIEW=RUN, e.g. rgb=a.safetensors")
-        if name in found:
-            raise UsageError(f"--weights names {name} twice", "Name each view once")
-        found[name] = path
     return found
 
 

@@ -18,6 +18,7 @@ from effvl_cli.data.clip_crops import Crops, crops_of
 from effvl_cli.data.clip_tuning import TEST_JITTER, jittered
 from effvl_cli.data.video_views import View, is_motion, make_view
 from effvl_cli.engines.cpr_mine.cascades import find_view, named
+from effvl_cli.engines.cpr_mine.view_weights import weights_by_view
 from effvl_cli.engines.cpr_mine.window_stream import Geometry, Window
 from effvl_cli.models.clip_encoders import ClipInput, encoder_folders, load_encoder
 from effvl_cli.models.network import Network
@@ -118,24 +119,12 @@ def open_encoders(config: Config, run: Run) -> list[ViewEncoder]:
         UsageError: --weights cannot be read, a view without weights, or clips that an encoder cannot take.
         ModelError: weights that do not fit.
     """
-    given = _given(config.weights)
+    given = weights_by_view(config.weights)
     found = {} if config.run is None and given else encoder_folders(find_run("cpr-mine", config.run))
     sources = {**{view: str(folder) for view, folder in found.items()}, **given}
     views = tuple(find_view(name, tuple(sources), "--views") for name in config.views) or tuple(sources)
     names = named(views)
     return [_open(config, run, view, sources[view], names[view].replace("-", "_")) for view in views]
-
-
-def _given(weights: tuple[str, ...]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for item in weights:
-        view, equals, path = item.partition("=")
-        if not (equals and view and path):
-            raise UsageError(f"--weights holds {item!r}", "Write VIEW=FILE or VIEW=RUN, e.g. rgb=a.safetensors")
-        if view in found:
-            raise UsageError(f"--weights names {view} twice", "Name each view once")
-        found[view] = path
-    return found
 
 
 def _open(config: Config, run: Run, view: str, weights: str, key: str) -> ViewEncoder:

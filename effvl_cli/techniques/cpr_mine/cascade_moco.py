@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from effvl_cli.techniques.common.momentum import follow
+
 from .cascade import mine
 from .forbid import Forbid
 from .infonce import LOSSES, similarity_logits, without_own
@@ -234,12 +236,9 @@ class CascadeMoCo(nn.Module):
         right = known & (labels[:, None] == self.queues.labels[None])
         return {"mined_rows": mined.any(1).float().mean(), "mined_precision": right.sum() / known.sum().clamp(min=1)}
 
-    @torch.no_grad()
     def follow(self) -> None:
         """Move the key encoder towards the trained one; buffers of batch norm stay each one's own."""
-        ours: list[Tensor] = list(self.key_encoder.parameters())
-        theirs: list[Tensor] = list(self.encoder.parameters())
-        torch._foreach_lerp_(ours, theirs, 1 - self.objective.momentum)
+        follow(self.key_encoder, self.encoder, self.objective.momentum)
 
 
 def unit(embeddings: Tensor) -> Tensor:

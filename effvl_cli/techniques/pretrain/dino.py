@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from effvl_cli.techniques.common.momentum import follow, freeze, half_cosine
+
 from .cost import Passes
 from .heads import DinoHead
 from .method import Gather, Method, MethodLoss, Views, encode
-from .momentum import follow, freeze, half_cosine
 from .precision import full
 from .vit import VisionTransformer
 

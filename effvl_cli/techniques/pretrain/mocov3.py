@@ -5,11 +5,12 @@ import copy
 import torch
 from torch import nn
 
+from effvl_cli.techniques.common.momentum import follow, freeze, half_cosine
+
 from .contrastive import info_nce
 from .cost import Passes
 from .heads import projector
 from .method import Gather, Method, MethodLoss, View, Views, encode
-from .momentum import follow, freeze, half_cosine
 from .vit import VisionTransformer
 
 

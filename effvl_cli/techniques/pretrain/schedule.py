@@ -7,6 +7,7 @@ has to be stored to resume.
 Stages that compress less as training goes on: arXiv 2410.22364; that all else follows t is ours.
 """
 
+import bisect
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -252,7 +253,7 @@ class Clock:
 
     def stage(self, step: int) -> ClockStage:
         """The stage of a step; the last one for a step beyond the end."""
-        return next(stage for stage in reversed(self.stages) if stage.first <= step)
+        return self.stages[bisect.bisect_right(self.stages, step, key=lambda stage: stage.first) - 1]
 
     def spent(self, step: int) -> float:
         """Units spent before a step."""

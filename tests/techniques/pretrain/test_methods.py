@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from effvl_cli.techniques.common.momentum import follow
 from effvl_cli.techniques.pretrain.contrastive import info_nce, nt_xent
 from effvl_cli.techniques.pretrain.dino import DINO, dino_loss
 from effvl_cli.techniques.pretrain.heads import DinoHead, projector
 from effvl_cli.techniques.pretrain.method import View, Views, alone, encode
 from effvl_cli.techniques.pretrain.mocov3 import MoCoV3
-from effvl_cli.techniques.pretrain.momentum import follow
 from effvl_cli.techniques.pretrain.simclr import SimCLR
 from effvl_cli.techniques.pretrain.tokens import random_tokens
 from effvl_cli.techniques.pretrain.vit import VisionTransformer, ViTShape

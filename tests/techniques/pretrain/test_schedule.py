@@ -5,7 +5,7 @@ import math
 import pytest
 
 from effvl_cli.core.optim import RateCurve
-from effvl_cli.techniques.pretrain.momentum import half_cosine
+from effvl_cli.techniques.common.momentum import half_cosine
 from effvl_cli.techniques.pretrain.schedule import (
     Clock,
     Compression,
