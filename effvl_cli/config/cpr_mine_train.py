@@ -276,6 +276,8 @@ class TrainConfig(RunInput, _Training):
             raise ValueError("--mine-with names none and views. Give one or the other")
         if self.positives and self.mine_with not in ((), ("none",)):
             raise ValueError("--positives and --mine-with both give positives. Give one of them")
+        if self.positives and self.cascade:
+            raise ValueError("--cascade mines positives, and --positives gives them. Give one of them")
         if not self.mine_with and not self.run and not self.positives:
             raise ValueError("nothing says where positives come from. Give RUN, --mine-with VIEW or --mine-with none")
 

@@ -19,6 +19,23 @@ def test_fewer_stages_where_seven_would_keep_too_little(effvl, report):
     assert refused.code == 2 and "E_STAGE_SIZE" in refused.error
 
 
+def test_more_positives_than_items_and_queries_with_too_few(effvl):
+    rng = np.random.default_rng(0)
+    np.save("a.npy", rng.normal(size=(20, 4)).astype(np.float32))
+    np.save("g.npy", np.array([0] * 17 + [1, 2, 3]))
+    line = ("cpr-mine", "mine", "--features", "a.npy,a.npy", "--view-names", "a,b", "--num-stages", 1)
+    refused = effvl(*line, "--top-k", 20)
+    assert refused.code == 2 and "20 positives of 19 candidates" in refused.error and "at most 19" in refused.error
+    done = effvl(*line, "--top-k", 4, "--groups", "g.npy", "--out", "r")
+    assert done.code == 0 and "17 queries have fewer positives than were asked for" in done.out
+
+
+def test_fixed_positives_and_a_cascade_are_refused(effvl):
+    Path("p.npz").write_bytes(b"")
+    done = effvl("cpr-mine", "train", "--positives", "p.npz", "--cascade", "rgb:5", "--steps", 1)
+    assert done.code == 2 and "--cascade mines positives, and --positives gives them" in done.error
+
+
 def test_a_text_file_is_no_array(effvl):
     Path("a.npy").write_text("1 2 3\n")
     done = effvl("cpr-mine", "mine", "--features", "a.npy,a.npy", "--view-names", "a,b")

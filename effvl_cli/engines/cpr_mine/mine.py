@@ -287,6 +287,8 @@ def table(report: Report) -> Table:
     title = f"{about['queries']} queries, {about['items']} items, cascade {about['cascade']}"
     seconds = report.efficiency["mining_s"]
     notes = [f"mined in {seconds:.1f} s by {about['method']}; positives in {POSITIVES}"]
+    if about["dropped"]:
+        notes.append(f"{about['dropped']} queries have fewer positives than were asked for")
     if "per_class" not in about:
         rows: list[tuple[Cell, ...]] = [
             (row["view"], row["n"], percent(about["baselines"][row["view"]]["new_positives"]))
@@ -300,11 +302,13 @@ def table(report: Report) -> Table:
     own = {name: {key: report.metrics[f"mining_{key}_{name}"].value for key in FIGURES} for name in ("mean", "median")}
     rows.append(("cascade", *_cells(own["mean"], own["median"]), None))
     columns = ("mining", "precision", "recall", "true recall", "hit", "coverage", "recall, median class", "new %")
-    purity = ", ".join(f"{row['view']}:{row['n']} {percent(row['purity'])}" for row in about["stages"])
+    shares = [
+        f"{row['view']}:{row['n']} {percent(row['purity'])}" for row in about["stages"] if row["purity"] is not None
+    ]
     notes += [
         "mean over queries in %, of coverage over classes; recall: of min(k, class size); new: positives of the "
         "cascade that are not among the view's own",
-        f"purity of the stages in %: {purity}",
+        *([f"purity of the stages in %: {', '.join(shares)}"] if shares else []),
     ]
     return Table(title, columns, tuple(rows), tuple(notes))
 

@@ -142,6 +142,12 @@ def validate(stages: Sequence[Stage], views: Sequence[str], num_items: int, *, h
     if not stages or stages[-1].n < 1:
         raise CascadeError("E_STAGE_SIZE", f"the last stage keeps nothing ({shown})", "It keeps 1 or more")
     wanted = stages[-1].n
+    if wanted > num_items:
+        raise CascadeError(
+            "E_STAGE_SIZE",
+            f"{wanted} positives of {num_items} candidates ({shown})",
+            f"Ask for at most {max(num_items, 0)}, or give more items",
+        )
     for number, stage in enumerate(stages[:-1], 1):
         if stage.n < wanted:
             raise CascadeError(
@@ -153,7 +159,3 @@ def validate(stages: Sequence[Stage], views: Sequence[str], num_items: int, *, h
             raise CascadeError(
                 "E_STAGE_SIZE", f"stage {number} keeps more than stage {number - 1} ({shown})", "Sizes may not grow"
             )
-    if wanted > num_items:
-        raise CascadeError(
-            "E_STAGE_SIZE", f"{wanted} positives of {num_items} candidates ({shown})", f"Ask for at most {num_items}"
-        )
