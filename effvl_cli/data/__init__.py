@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, cast
 
 from effvl_cli.core.errors import DataError, UsageError
 from effvl_cli.core.registry import Registry, Row
-from effvl_cli.data.clips import CLIPS
 
 if TYPE_CHECKING:
     from effvl_cli.data.source import ImageSource, Source
 
 SPLITS = ("train", "val", "test")
 
-IMAGES = "images"
+IMAGES, CLIPS = "images", "clips"  # kinds of samples
 
 DATASETS = Registry(
     "data set",

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effvl_cli.core.errors import DataError
+from effvl_cli.data import CLIPS, open_source
 from effvl_cli.data.source import Source
 
-CLIPS = "clips"
 REASONS = ("open_failed", "no_video_stream", "zero_frames", "too_short", "decode_error")
 MOTION_BLOCK = 8  # px; side of the cells for which a codec's motion vectors are given
 
@@ -89,8 +89,6 @@ def load_clips(spec: str, split: str, *, root: str | None = None, seed: int = 0)
         UsageError: unknown name, or samples of another kind.
         DataError: missing, empty or unreadable.
     """
-    from effvl_cli.data import open_source
-
     return cast(ClipSource, open_source(spec, split, kind=CLIPS, root=root, seed=seed))
 
 

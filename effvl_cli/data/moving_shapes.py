@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from effvl_cli.core.errors import DataError, UsageError
 from effvl_cli.core.seeds import derive
-from effvl_cli.data.clips import CLIPS, Frames, Motion, frame_numbers
+from effvl_cli.data import CLIPS
+from effvl_cli.data.clips import Frames, Motion, frame_numbers
 from effvl_cli.data.source import digest
 
 CLASSES = ("right", "left", "down", "up", "clockwise circle", "counter-clockwise circle", "growing", "shrinking")

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from effvl_cli.core.cache import Cache
 from effvl_cli.core.errors import UsageError
-from effvl_cli.data import video_lists
-from effvl_cli.data.clips import CLIPS, Frames, Motion, frame_numbers, numbered
+from effvl_cli.data import CLIPS, video_lists
+from effvl_cli.data.clips import Frames, Motion, frame_numbers, numbered
 from effvl_cli.data.codec_motion import read_motion
 from effvl_cli.data.files import file_states
 from effvl_cli.data.source import digest

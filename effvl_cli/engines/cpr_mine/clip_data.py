@@ -1,14 +1,13 @@
 """Opens the videos of the options."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import Protocol
 
 from effvl_cli.config.cpr_mine_train import ClipDataOptions
 from effvl_cli.core.cache import Cache
 from effvl_cli.core.run import Run
-from effvl_cli.data import open_source
 from effvl_cli.data.carried_views import CarriedViews, with_views
-from effvl_cli.data.clips import CLIPS, ClipSource
+from effvl_cli.data.clips import ClipSource, load_clips
 from effvl_cli.data.video_sets import VideoFiles
 
 
@@ -35,10 +34,10 @@ def open_clips(config: ClipData, split: str) -> ClipSource:
         UsageError: unknown name, or no data set of videos.
         DataError: missing, empty or unreadable.
     """
-    source: Any = open_source(config.data, split, kind=CLIPS, root=config.data_root)
+    source = load_clips(config.data, split, root=config.data_root)
     if isinstance(source, VideoFiles):
         source.cache = Cache(config.cache_dir)
-    return cast("ClipSource", source)
+    return source
 
 
 def carrying(config: ClipDataOptions, run: Run, source: ClipSource, views: Sequence[str]) -> ClipSource:

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from effvl_cli.core import distributed
 from effvl_cli.core.errors import EffvlError
 from effvl_cli.core.run import Run
-from effvl_cli.data import IMAGES, open_source
-from effvl_cli.data.clips import CLIPS, ClipSource
+from effvl_cli.data import CLIPS, IMAGES, open_source
+from effvl_cli.data.clips import ClipSource
 from effvl_cli.data.source import ImageSource
 from effvl_cli.engines.cpr_mine.contact_sheet import Picture, draw_sheets, middle_frames
 from effvl_cli.engines.cpr_mine.embeddings import Items

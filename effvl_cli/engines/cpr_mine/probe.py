@@ -17,11 +17,12 @@ from effvl_cli.core.files import write_csv, write_json
 from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
 from effvl_cli.core.table import Cell, Table
-from effvl_cli.data import SPLITS, open_source
+from effvl_cli.data import SPLITS
 from effvl_cli.data.clip_sampling import shortest
-from effvl_cli.data.clips import CLIPS, REASONS
+from effvl_cli.data.clips import REASONS
 from effvl_cli.data.loader import SampleLoader, loader_workers
 from effvl_cli.data.video_sets import VideoFiles
+from effvl_cli.engines.cpr_mine.clip_data import open_clips
 from effvl_cli.engines.cpr_mine.clip_splits import BAD_VIDEOS
 
 VIDEOS = "videos.csv"
@@ -61,7 +62,7 @@ COLUMNS = tuple(field.name for field in dataclasses.fields(Probed))
 
 def run(config: ProbeConfig, run: Run) -> None:
     """Scan every video of the splits once."""
-    sources = _sources(config, run)
+    sources = _sources(config)
     need = shortest(config.frames, config.stride)
     known: dict[str, Probed] = {}
     rows, bad = [], []
@@ -83,7 +84,7 @@ def run(config: ProbeConfig, run: Run) -> None:
         run.warn(f"{len(bad)} of {len(found)} videos cannot be used, see {BAD_VIDEOS}")
 
 
-def _sources(config: ProbeConfig, run: Run | None) -> list[VideoFiles]:
+def _sources(config: ProbeConfig) -> list[VideoFiles]:
     """The splits that there are.
 
     Raises:
@@ -94,14 +95,12 @@ def _sources(config: ProbeConfig, run: Run | None) -> list[VideoFiles]:
     errors: list[DataError] = []
     for split in SPLITS if config.split == "all" else (config.split,):
         try:
-            source: Any = open_source(config.data, split, kind=CLIPS, root=config.data_root)
+            source = open_clips(config, split)
         except DataError as error:
             errors.append(error)
             continue
         if not isinstance(source, VideoFiles):
             raise UsageError(f"--data {config.data} is not made of video files", "Give video:FOLDER or the like")
-        if run is not None:
-            source.cache = run.cache
         found.append(source)
     if not found:
         raise errors[0]
@@ -181,7 +180,7 @@ def preview(config: ProbeConfig) -> list[Table]:
     """How many videos there are."""
     rows: list[tuple[Cell, ...]] = []
     with suppress(DataError):
-        rows = [(s.split, len(s), s.expected, len(s.classes)) for s in _sources(config, None)]
+        rows = [(s.split, len(s), s.expected, len(s.classes)) for s in _sources(config)]
     return [Table("what is scanned", ("split", "videos", "published", "classes"), tuple(rows))]
 
 
