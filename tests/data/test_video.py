@@ -17,7 +17,7 @@ from effvl_cli.data.video import VideoReader, index_video
 from effvl_cli.data.video_index import cached_index
 from tests.data.video_files import greys, write_sound, write_video
 
-CLIPS = Path(os.environ.get("EFFVL_TEST_DATA", "missing")) / "videos"
+CLIPS = Path(os.environ.get("EFFVL_TEST_DATA", "missing")).absolute() / "videos"  # tests work in folders of their own
 FRAMES = {
     "corrupted.mp4": 49,
     "demo.mp4": 280,
