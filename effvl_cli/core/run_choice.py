@@ -101,19 +101,7 @@ def _take(folder: Path, request: RunRequest, inputs: Mapping[str, str]) -> tuple
     """Lock the folder and decide: new, to be continued, or finished."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).exists() and not (folder / LOCK).exists():
         raise UsageError(f"{folder} holds files that do not belong to a run", "Give another --out")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("w")
-    except OSError as error:
-        text = f"cannot write the run folder {folder}: {error.strerror}"
-        if isinstance(error, FileExistsError | NotADirectoryError):  # a file stands where the folder should
-            raise UsageError(text, "Give another --out") from error
-        hint = "Free some space" if is_full(error) else "Give another --out"
-        raise StorageError(text, hint) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise UsageError(f"another process is working in {folder}", "Wait for it, or give another --out") from error
+    lock = take_lock(folder)
     known = (folder / CONFIG).exists()
     if request.fresh and known and not (folder / REGISTER).exists():
         raise UsageError(f"{folder} does not list the files of its run", "Remove it, or give another --out")
@@ -135,6 +123,29 @@ def _take(folder: Path, request: RunRequest, inputs: Mapping[str, str]) -> tuple
     with contextlib.suppress(OSError, ValueError):
         attempt = json.loads((folder / ENVIRONMENT).read_text())["attempt"]
     return lock, {"finished": False, "attempt": attempt + 1}
+
+
+def take_lock(folder: Path) -> IO[str]:
+    """Be the only process that writes into a run folder, until the file is closed or the process ends.
+
+    Raises:
+        UsageError: another process does, or a file stands where the folder should be.
+        StorageError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("w")
+    except OSError as error:
+        text = f"cannot write the run folder {folder}: {error.strerror}"
+        if isinstance(error, FileExistsError | NotADirectoryError):  # a file stands where the folder should
+            raise UsageError(text, "Give another --out") from error
+        hint = "Free some space" if is_full(error) else "Give another --out"
+        raise StorageError(text, hint) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise UsageError(f"another process is working in {folder}", "Wait for it, or give another --out") from error
+    return lock
 
 
 def _is_empty(folder: Path) -> bool:

@@ -1,0 +1,1 @@
+"""Engines of `effvl continual` and its verbs."""
