@@ -6,7 +6,7 @@ notes the numbers of its key frames; a seek lands on one of these, and frames ar
 """
 
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -224,11 +224,11 @@ class VideoReader:
         """
         self._refuse_damaged(int(numbers[0]), int(numbers[-1]))
         clip = np.empty((len(numbers), *self.size, 3), dtype=np.uint8)
-        done = 0
+        reformat, done = pyav().video.reformatter.VideoReformatter().reformat, 0  # one for all: making one is dear
         for number, frame in self.numbered(int(numbers[0]), int(numbers[-1]), seek=seek):
             places = np.flatnonzero(numbers == number)
             if len(places):
-                clip[places] = self._picture(frame)
+                clip[places] = self._upright(frame, reformat)
                 done = int(places[-1]) + 1
         if done < LEAST_FOUND * len(numbers):
             raise BadClipError(f"{done} of {len(numbers)} frames of {self.path} can be decoded", ENCODE_AGAIN)
@@ -241,15 +241,13 @@ class VideoReader:
         if span - lost < LEAST_FOUND * span:
             raise BadClipError(f"{lost} of {span} packets of a clip of {self.path} are damaged", ENCODE_AGAIN)
 
-    def _picture(self, frame: Any) -> Frames:
-        """(H, W, 3) of a frame, upright."""
+    def _upright(self, frame: Any, reformat: Callable[..., Any]) -> Frames:
+        """(H, W, 3) of a frame."""
         height, width = self.size
         if self.index.rotation // 90 % 2:
             height, width = width, height
-        if (frame.height, frame.width) != (height, width):
-            frame = frame.reformat(width=width, height=height, format="rgb24")
-        upright: Frames = np.rot90(frame.to_ndarray(format="rgb24"), self.index.rotation // 90)
-        return upright
+        pixels = reformat(frame, width=width, height=height, format="rgb24").to_ndarray()
+        return np.rot90(pixels, self.index.rotation // 90)
 
     def numbered(
         self, first: int, last: int, *, seek: bool | None = None, motion: bool = False
