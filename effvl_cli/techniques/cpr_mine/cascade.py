@@ -190,7 +190,10 @@ def zero_rows(name: str, rows: Tensor) -> int:
     step = max(1, CHECKED // max(1, rows.shape[1]))
     for start in range(0, len(rows), step):
         part = rows[start : start + step]
-        wrong = (~part.isfinite()).any(1).nonzero()[:, 0]
+        norm = torch.linalg.vector_norm(part, dim=1)
+        odd = (~(norm.isfinite() & (norm > 0))).nonzero()[:, 0]  # also rows whose squares over- or underflow
+        part = part[odd]
+        wrong = odd[(~part.isfinite()).any(1)]
         if len(wrong):
             first = start + int(wrong[0]) if bad == 0 else first
             bad += len(wrong)
@@ -245,6 +248,7 @@ class _Bank:
         self.num_items, self.clock = problem.num_items, _Clock()
         self.raw = {view: bank[view] for view in problem.used}
         self.unit: dict[str, Tensor] = {}
+        self._buffers: dict[str, Tensor] = {}
         for view, rows in self.raw.items():
             if not normalize and rows.dtype == torch.float32 and rows.device == device:
                 self.unit[view] = rows
@@ -272,15 +276,19 @@ class _Bank:
         return self.prepared(self.raw[view][start:stop])
 
     def whole_rows(self, view: str, query: Tensor) -> Tensor:
-        """(b, N) similarities."""
+        """(b, N) similarities; they stand until the next block of queries (gather: until the next call)."""
         with self.clock.of("gemm"):
-            if self.plan.tile >= self.num_items:
-                return query @ self.tile(view, 0).T
-            found = torch.empty(len(query), self.num_items, device=self.device)
+            found = self._buffer(view if self.plan.method == "mask" else "", len(query))
             for start in range(0, self.num_items, self.plan.tile):
                 part = self.tile(view, start)
                 torch.mm(query, part.T, out=found[:, start : start + len(part)])
             return found
+
+    def _buffer(self, name: str, count: int) -> Tensor:
+        """(count, N) of a kind of scores: memory that was written before is written faster than new memory."""
+        if len(self._buffers.get(name, ())) < count:
+            self._buffers[name] = torch.empty(count, self.num_items, device=self.device)
+        return self._buffers[name][:count]
 
     def of_candidates(self, view: str, query: Tensor, rows: Tensor) -> Tensor:
         """(b, n) similarities to the bank rows (b, n)."""

@@ -19,7 +19,7 @@ GROUPED = 32  # bytes for each member of a group: its position, made twice, and 
 TILED = 16  # bytes for each bank item of a tile that is merged with those before it
 PAIR = 40  # bytes for each forbidden pair
 FEW = 32  # queries below which a product is slow
-MANY = 64  # queries above which it gets no faster: their similarities leave the caches
+MANY = 256  # queries above which it gets no faster
 
 
 class MemoryLimitError(ValueError):
@@ -114,8 +114,9 @@ class Problem:
         if method == "mask":
             return fixed + 4 * self.num_items * len(self.used)
         rows = max((6 * size * self.dims[view] for view, size in self._gathered()), default=0)
-        first = 0 if self.candidates else (4 * tile if tile >= self.num_items else TILED * tile)
-        return fixed + max(first, rows)
+        if self.candidates:
+            return fixed + rows
+        return fixed + (4 * tile + rows if tile >= self.num_items else max(TILED * tile, rows))  # a whole row is kept
 
     def _grouped(self) -> int:
         """Bytes of the members of the groups that the first selection looks at."""
