@@ -162,6 +162,13 @@ def test_unknown_labels_one_class_and_none(here, arrays, report):
     assert not report("bare").metrics and "new to the view" in outcome.out
 
 
+def test_whole_floats_in_a_column_are_labels_too(here, arrays):
+    here("cpr-mine", "mine", *arrays, *CASCADE, "--out", "whole")
+    np.save("y.npy", np.load("y.npy").astype(np.float32)[:, None])
+    here("cpr-mine", "mine", *arrays, *CASCADE, "--out", "float")
+    assert Path("whole/positives.npz").read_bytes() == Path("float/positives.npz").read_bytes()
+
+
 def _sizes(arrays):
     np.save("short.npy", np.zeros((COUNT - 1, 5), np.float32))
     return "--features", "rgb.npy,short.npy"
@@ -191,7 +198,8 @@ MISTAKES = {
     "integers": (3, "holds int64", _saved("--features", np.zeros((60, 5), np.int64))),
     "labels": (3, "There are 60 rows", _saved("--labels", np.zeros(59, np.int64), *PLAIN)),
     "label": (3, "hold -2", _saved("--labels", np.full(60, -2), *PLAIN)),
-    "floats": (3, "are float64", _saved("--labels", np.zeros(60), *PLAIN)),
+    "floats": (3, "are float64", _saved("--labels", np.linspace(0, 3, 60), *PLAIN)),
+    "not a number": (3, "not all whole", _saved("--labels", np.full(60, np.nan), *PLAIN)),
     "missing": (3, "gone.npy is not there", lambda arrays: ("--features", "gone.npy,flow.npy")),
     "no array": (3, "cannot be read as .npy", lambda arrays: ("--features", f"{__file__},flow.npy")),
     "view": (2, "E_CASCADE: no view 'depth'", lambda arrays: (*PLAIN, "--cascade", "depth:20,flow")),

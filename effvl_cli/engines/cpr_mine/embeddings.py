@@ -207,18 +207,19 @@ def _is_npy(path: Path) -> bool:
 
 
 def _column(path: Path | None, count: int, what: str) -> Tensor | None:
-    """(N,) int64 of a .npy file.
+    """(N,) int64 of a .npy file with (N,) or (N, 1) whole numbers of any type.
 
     Raises:
-        DataError: another shape or type, or a number below -1.
+        DataError: another shape, other numbers, or one below -1.
     """
     if path is None:
         return None
     array = _load(path, mapped=False)
-    if array.ndim != 1 or len(array) != count:
+    if array.shape not in ((count,), (count, 1)):
         raise DataError(f"{what} {path} have the shape {array.shape}", f"There are {count} rows: ({count},)")
-    if array.dtype.kind not in "iu":
-        raise DataError(f"{what} {path} are {array.dtype}", "Give whole numbers, -1 for unknown")
+    array = array.reshape(count)
+    if array.dtype.kind not in "iuf" or (array % 1 != 0).any():  # nor are NaN and infinity whole
+        raise DataError(f"{what} {path} are {array.dtype}, not all whole", "Give whole numbers, -1 for unknown")
     numbers = array.astype(np.int64)
     if len(numbers) and numbers.min() < -1:
         raise DataError(f"{what} {path} hold {numbers.min()}", "Give -1 for unknown, else 0 or more")
