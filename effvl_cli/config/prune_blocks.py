@@ -256,6 +256,7 @@ class PruneBlocksConfig(
     def __post_init__(self) -> None:
         """Check the options against one another."""
         super().__post_init__()
+        Lookahead.of(self)
         if self.search == "single":
             return
         together = self.blocks_per_step

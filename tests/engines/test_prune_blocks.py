@@ -430,3 +430,4 @@ def test_halves_of_a_vit_go_one_by_one(effvl, report, image_folder, programs):
 def test_searches_that_cannot_be(words, part, effvl):
     outcome = effvl("prune-blocks", *MODEL, *words, "--out", "r")
     assert outcome.code == 2 and part in outcome.error
+    assert not Path("r").exists()  # seen before a run is opened
