@@ -1,15 +1,17 @@
 """`csv:FILE`: a table of image paths with labels, captions, or both.
 
-Columns: path (or image, filepath, file), label (or class) and/or caption (or text), and optionally split. Comma or tab
-separated; relative paths start from the table's folder. Rows without a split column are divided 80/10/10 by hash of the
-path; with only one of val and test, as `folder:` does.
+Columns: path (or image, filepath, file), label (or class, fine) and/or caption (or text), and optionally split and
+coarse (a group of labels, which `effvl continual` makes a task of). Comma or tab separated; relative paths start from
+the table's folder. Rows without a split column are divided 80/10/10 by hash of the path; with only one of val and test,
+as `folder:` does.
 """
 
 import csv
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,15 +21,16 @@ from effvl_cli.data.folders import drawn_from, tenth
 
 COLUMNS = {
     "path": ("path", "image", "filepath", "file"),
-    "label": ("label", "class"),
+    "label": ("label", "class", "fine"),
     "caption": ("caption", "text"),
     "split": ("split",),
+    "coarse": ("coarse",),
 }
 SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 Row = dict[str, str]
 
 
-def build(argument: str, split: str, *, root: Path | None = None, seed: int = 0) -> FileImages:
+def build(argument: str, split: str, *, root: Path | None = None, seed: int = 0) -> "TableImages":
     """Registry builder; the argument is the table.
 
     Raises:
@@ -42,7 +45,7 @@ def build(argument: str, split: str, *, root: Path | None = None, seed: int = 0)
     if not chosen:
         raise DataError(f"{table} has no row for split {split}", "Add some, or leave the split column out")
     labels = [classes.index(row["label"]) if classes else 0 for row in chosen]
-    return FileImages(
+    return TableImages(
         f"csv:{table.stem}",
         split,
         root=table.parent,
@@ -51,7 +54,28 @@ def build(argument: str, split: str, *, root: Path | None = None, seed: int = 0)
         classes=readable(classes, table),
         captions=[row["caption"] for row in chosen] if "caption" in chosen[0] else None,
         remark="; ".join(_remarks(table, rows, chosen)),
+        coarse=_coarse(table, rows),
     )
+
+
+class TableImages(FileImages):
+    """Images of a table; `coarse` gives the group of each class, or is None where the table does not say."""
+
+    def __init__(self, name: str, split: str, *, coarse: Mapping[str, str] | None, **rest: Any) -> None:
+        super().__init__(name, split, **rest)
+        self.coarse = coarse
+
+
+def _coarse(table: Path, rows: list[Row]) -> dict[str, str] | None:
+    """Group of each class, both as words; None without labels or such a column."""
+    if not rows or not {"label", "coarse"} <= rows[0].keys():
+        return None
+    groups: dict[str, str] = {}
+    for row in rows:
+        label, group = (row[key].replace("_", " ") for key in ("label", "coarse"))
+        if groups.setdefault(label, group) != group:
+            raise DataError(f"{table}: class {label!r} is in {groups[label]!r} and in {group!r}", "Give it one coarse")
+    return groups
 
 
 def _chosen(rows: list[Row], split: str) -> list[Row]:
