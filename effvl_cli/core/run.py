@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 RUNS = Path("runs")
 EMBEDDED = "views.json"  # describes embeddings, see engines/common/view_folder.py
+LEARNED = "state/state.json"  # describes learned tasks, see engines/continual/state_files.py
 
 
 class Progress(Protocol):
@@ -309,5 +310,7 @@ def _digest_of(name: str) -> str:
     """Of a file, or of what the manifest and other descriptions in a folder say; "" for anything else."""
     path, there = Path(name), file_or_folder(name)  # a schedule given as text may be longer than a path
     if there == "folder":
-        return "+".join(sha256(path / found)[:16] for found in (MANIFEST, EMBEDDED) if (path / found).is_file())
+        return "+".join(
+            sha256(path / found)[:16] for found in (MANIFEST, EMBEDDED, LEARNED) if (path / found).is_file()
+        )
     return sha256(path)[:16] if there == "file" else ""

@@ -118,7 +118,10 @@ def _take(folder: Path, request: RunRequest, inputs: Mapping[str, str]) -> tuple
         return lock, {"finished": False, "attempt": 1}
     report = folder / REPORT
     if report.exists() and read_report(report).status == "completed" and not _grown(old.config, request.config):
-        return lock, {"finished": True, "attempt": 2}
+        if not getattr(request.config, "asked_again", False):
+            return lock, {"finished": True, "attempt": 2}
+        clear(folder)  # the answer may have changed with files that are no part of the run's identity
+        return lock, {"finished": False, "attempt": 1}
     attempt = 1
     with contextlib.suppress(OSError, ValueError):
         attempt = json.loads((folder / ENVIRONMENT).read_text())["attempt"]
