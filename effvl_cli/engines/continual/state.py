@@ -46,6 +46,7 @@ class TaskRecord:
         width: width multiple of its geometry, in parameters.
         tensor_digest: SHA-256 of its materialised tensors.
         probe_digest: SHA-256 of its logits on the probe batch.
+        tensors: the same of each tensor, by name.
         environment: what the probe digest holds for (torch, device, threads).
         added: the run that added it to a finished state; empty for a task of the job itself.
         figures: whatever else the run knows, JSON values.
@@ -61,6 +62,7 @@ class TaskRecord:
     ratio: float = 0.0
     width: float = 1.0
     tensor_digest: str = ""
+    tensors: Mapping[str, str] = field(default_factory=dict)
     probe_digest: str = ""
     environment: Mapping[str, Any] = field(default_factory=dict)
     added: str = ""
@@ -205,6 +207,35 @@ class State:
         if name not in found:
             raise UsageError(f"--task {name} is not in the state", f"It holds {', '.join(found)}")
         return found[name]
+
+    def at_geometry(self, number: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Base and owner in the geometry of a task."""
+        shapes = self.shapes[self.tasks[number - 1].geometry]
+        if any(tuple(value.shape) != tuple(shapes[key]) for key, value in self.base.items()):
+            raise NotImplementedError("grown networks")
+        return dict(self.base), dict(self.owner)
+
+    def picks(self, number: int) -> dict[str, Tensor]:
+        """(shape) bool in the geometry of a task: what it uses of earlier ones.
+
+        Raises:
+            ModelError: bits that do not fit its older elements.
+        """
+        _, owner = self.at_geometry(number)
+        packed, found = self.packed_picks[number - 1], {}
+        for key, value in owner.items():
+            old = _old(value, number)
+            found[key] = torch.zeros_like(old)
+            if key in packed or bool(old.any()):
+                bits = packed.get(key, torch.zeros(0, dtype=torch.uint8))
+                found[key][old] = _bits(bits, int(old.sum()), f"{_task_file(number)}: tensor {_PICK}{key}")
+        return found
+
+    def effective(self, number: int) -> dict[str, Tensor]:
+        """The shared weights of a task: its own, those that it picks, and zeros (arXiv 1910.06562, section 3)."""
+        base, owner = self.at_geometry(number)
+        picks = self.picks(number)
+        return {key: torch.where((owner[key] == number) | picks[key], value, 0.0) for key, value in base.items()}
 
     # --- disk ---------------------------------------------------------------------------------------------------------
 
@@ -374,6 +405,18 @@ def _fault(base: Tensors, owner: Tensors, num_tasks: int) -> str:
 def pack(bits: Tensor) -> Tensor:
     """(n,) bool to (ceil(n / 8),) uint8, little bit order."""
     return torch.from_numpy(np.packbits(bits.numpy(), bitorder="little"))
+
+
+def _bits(packed: Tensor, count: int, what: str) -> Tensor:
+    """(count,) bool.
+
+    Raises:
+        CorruptStateError: another size, or bits beyond the last element.
+    """
+    bits = np.unpackbits(packed.numpy(), bitorder="little")
+    if len(packed) != -(-count // 8) or bits[count:].any():
+        raise state_files.CorruptStateError(f"{what} does not hold {count} bits", "Copy the state again")
+    return torch.from_numpy(bits[:count].astype(np.bool_))
 
 
 def owner_planes(owner: Tensor, num_tasks: int) -> Tensor:

@@ -1,0 +1,60 @@
+"""States of tasks that nobody has learned: random weights of a real network, each task owning some of them."""
+
+import dataclasses
+
+import torch
+
+from effvl_cli.engines.continual.materialised import environment_of, materialised
+from effvl_cli.engines.continual.state import State, TaskRecord
+from effvl_cli.models import network as networks
+
+MODEL = "cifar-resnet:8,width=4"
+CPU = torch.device("cpu")
+
+
+def shared_names(module):
+    return [key for key, value in module.state_dict().items() if value.ndim > 1 and not key.startswith("fc.")]
+
+
+def add_task(state, number, *, share=0.4, seed=0, width=1.0, model=MODEL):
+    """The state with one more task, which takes this share of what is free."""
+    draw = torch.Generator().manual_seed(1000 * seed + number)
+    network = networks.build(model, seed=number, num_classes=2)
+    own = network.module.state_dict()
+    names = shared_names(network.module)
+    base = {key: state.base.get(key, torch.zeros(own[key].shape)).clone() for key in names}
+    owner = {key: state.owner.get(key, torch.zeros(own[key].shape, dtype=torch.uint8)).clone() for key in names}
+    for key in names:
+        mine = (owner[key] == 0) & (torch.rand(owner[key].shape, generator=draw) < share)
+        owner[key] = owner[key].masked_fill(mine, number)
+        base[key] = torch.where(mine, torch.randn(mine.shape, generator=draw), base[key])
+    picks = {key: torch.rand(base[key].shape, generator=draw) < 0.7 for key in names}
+    record = TaskRecord(
+        name=f"t{number}",
+        id=number,
+        classes=("a", "b"),
+        geometry=0,
+        preprocess=network.preprocess.to_dict(),
+        width=width,
+        environment=environment_of(CPU),
+    )
+    new = state.add(
+        record,
+        geometry={"model": network.name, "width": width},
+        base=base,
+        owner=owner,
+        picks=picks,
+        task_tensors={key: value for key, value in own.items() if key not in names},
+    )
+    plain = materialised(new, number)
+    sealed = dataclasses.replace(
+        new.tasks[-1], tensor_digest=plain.digest, tensors=plain.tensors, probe_digest=plain.probe_digest
+    )
+    return dataclasses.replace(new, tasks=(*new.tasks[:-1], sealed))
+
+
+def with_tasks(count, **options):
+    state = State.empty(MODEL)
+    for number in range(1, count + 1):
+        state = add_task(state, number, **options)
+    return state

@@ -1,0 +1,40 @@
+"""The plain network of a task: its weights by hand, and the same network whatever is learned after it."""
+
+import torch
+
+from effvl_cli.engines.continual.materialised import materialised, probe_images
+from effvl_cli.engines.continual.state import State
+from tests.engines.continual_states import add_task, with_tasks
+
+KEY = "layer2.0.conv1.weight"
+
+
+def test_weights_are_own_ones_picked_older_ones_and_zeros():
+    state = with_tasks(3)
+    base, owner, picked = state.base[KEY], state.owner[KEY], state.picks(2)[KEY]
+    assert 0.5 < picked[owner == 1].float().mean() < 0.9 and not picked[owner != 1].any()
+    found = materialised(state, 2).module.state_dict()
+    assert torch.equal(found[KEY][owner == 2], base[owner == 2])
+    assert torch.equal(found[KEY][picked], base[picked])
+    assert not found[KEY][(owner != 2) & ~picked].any()
+    own = state.task_tensors[1]
+    assert torch.equal(found["fc.weight"], own["fc.weight"]) and torch.equal(found["bn1.bias"], own["bn1.bias"])
+
+
+def test_a_task_stays_what_it_was_whatever_is_learned_after_it(workdir):
+    state = with_tasks(2)
+    before = [(plain.digest, plain.probe) for plain in (materialised(state, 1), materialised(state, 2))]
+    for number in (3, 4):
+        state = add_task(state, number)
+        state.commit(workdir / "state")
+        read = State.read(workdir / "state")
+        for number, (digest, logits) in enumerate(before, 1):
+            plain = materialised(read, number)
+            assert plain.digest == digest == read.tasks[number - 1].tensor_digest
+            assert torch.equal(plain.probe, logits)
+
+
+def test_the_probe_is_drawn_by_numpy_alone():
+    images = probe_images(materialised(with_tasks(1), 1).network.preprocess, torch.device("cpu"))
+    assert images.shape == (16, 3, 32, 32) and images.dtype == torch.float32
+    assert [round(float(x), 6) for x in images[0, 0, 0, :3]] == [0.12573, -0.132105, 0.640423]
