@@ -41,6 +41,15 @@ def dump_yaml(value: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True, width=1000)
 
 
+def dump_rows(rows: Iterable[Mapping[str, Any]]) -> str:
+    """YAML text of a list of flat rows, lists in them on one line."""
+    import yaml
+
+    return yaml.safe_dump(
+        [dict(row) for row in rows], sort_keys=False, allow_unicode=True, width=1000, default_flow_style=None
+    )
+
+
 def read_recipe(path: Path) -> Recipe:
     """Read a recipe, a sweep, or the config.yaml of a run.
 

@@ -108,11 +108,18 @@ def read_tasks(config: ContinualConfig) -> list[Task]:
         tasks = coarse_tasks(config.data, config.data_root)
     else:
         tasks = file_tasks(Path(config.tasks), config)
-    if config.num_tasks is not None:
-        if config.num_tasks > len(tasks):
-            raise UsageError(f"--num-tasks is {config.num_tasks}, and there are {len(tasks)}", "Give fewer")
-        tasks = tasks[: config.num_tasks]
-    return tasks
+    return first_tasks(tasks, config.num_tasks)
+
+
+def first_tasks(tasks: list[Task], wanted: int | None) -> list[Task]:
+    """The first so many, or all.
+
+    Raises:
+        UsageError: there are fewer.
+    """
+    if wanted is not None and wanted > len(tasks):
+        raise UsageError(f"--num-tasks is {wanted}, and there are {len(tasks)}", "Give fewer")
+    return tasks[:wanted]
 
 
 def chunks(config: GroupOptions) -> list[Task]:
