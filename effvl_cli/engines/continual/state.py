@@ -256,6 +256,7 @@ class State:
                 "Give another --out, or --fresh to start anew",
             )
         if there is not None and len(known) == len(self.tasks):
+            state_files.remove_others(folder, there["files"])  # what a kill may have left
             return
         kept = {_task_file(task.id): there["files"][_task_file(task.id)] for task in known} if there else {}
         files = {f"shared-{len(self.tasks)}.safetensors": self._shared()}

@@ -63,7 +63,7 @@ def write(folder: Path, about: Mapping[str, Any], files: Files, kept: Mapping[st
         }
     manifest = {"format": FORMAT, **about, "files": {name: described[name] for name in sorted(described)}}
     write_bytes(folder / MANIFEST, _text({**manifest, DIGEST: _digest(manifest)}))
-    _remove_others(folder, described)
+    remove_others(folder, described)
 
 
 def _text(manifest: Mapping[str, Any]) -> bytes:
@@ -74,7 +74,7 @@ def _digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(_text(manifest)).hexdigest()
 
 
-def _remove_others(folder: Path, named: Iterable[str]) -> None:
+def remove_others(folder: Path, named: Iterable[str]) -> None:
     """Remove tensors that no manifest names, and what interrupted writes have left."""
     wanted = {folder / name for name in named}
     for path in [*folder.rglob("*.safetensors"), *folder.rglob(".*-*")]:
