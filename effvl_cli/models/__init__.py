@@ -14,6 +14,16 @@ MODELS = Registry(
         Row("tiny:resnet", f"{_TINY}:resnet", "residual classifier for small images; without weights"),
         Row("cifar-resnet:", "effvl_cli.models.cifar_resnet:build", "ResNet for 32 px images: cifar-resnet:56"),
         Row(
+            "smallcnn",
+            "effvl_cli.models.small_cnn:build_small",
+            "four convolutions for 32 px images: smallcnn:width=12",
+        ),
+        Row(
+            "vgg:",
+            "effvl_cli.models.small_cnn:build_vgg",
+            "VGG with batch norm for 32 or 64 px: vgg:16,width=16,size=64",
+        ),
+        Row(
             "torchvision:",
             "effvl_cli.models.torchvision:build",
             "any torchvision classifier, e.g. torchvision:resnet50",

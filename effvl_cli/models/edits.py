@@ -32,6 +32,7 @@ class EditKind:
 EDITS: Mapping[str, EditKind] = {
     "blocks removed": EditKind("effvl_cli.models.removed_blocks:repeat", "blocks removed"),
     "prompts": EditKind("effvl_cli.models.tuned_prompts:repeat", "tuned prompts"),
+    "widened": EditKind("effvl_cli.models.widened:repeat", "widened layers"),
     "halves": EditKind("effvl_cli.models.halved_blocks:repeat", "blocks split in halves"),
 }
 

@@ -53,11 +53,11 @@ class Attention(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """(B, L, D) to (B, L, D)."""
-        batch, length, width = states.shape
-        qkv = self.qkv(states).reshape(batch, length, 3, self.heads, width // self.heads)
+        batch, length, _ = states.shape
+        qkv = self.qkv(states).reshape(batch, length, 3, self.heads, -1)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         mixed = F.scaled_dot_product_attention(query, key, value)
-        found: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, length, width))
+        found: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return found
 
 
