@@ -1,5 +1,6 @@
 """Options of `effvl continual` and its verbs, each in a file of its own."""
 
 from effvl_cli.config.continual_learn import ContinualConfig
+from effvl_cli.config.continual_verify import InspectConfig, VerifyConfig
 
-__all__ = ["ContinualConfig"]
+__all__ = ["ContinualConfig", "InspectConfig", "VerifyConfig"]

@@ -4,6 +4,7 @@ import dataclasses
 
 import torch
 
+from effvl_cli.cli import commands
 from effvl_cli.engines.continual.materialised import environment_of, materialised
 from effvl_cli.engines.continual.state import State, TaskRecord
 from effvl_cli.models import network as networks
@@ -53,8 +54,22 @@ def add_task(state, number, *, share=0.4, seed=0, width=1.0, model=MODEL):
     return dataclasses.replace(new, tasks=(*new.tasks[:-1], sealed))
 
 
-def with_tasks(count, **options):
-    state = State.empty(MODEL)
+def with_tasks(count, *, shared_format="dense", **options):
+    state = State.empty(MODEL, shared_format=shared_format)
     for number in range(1, count + 1):
         state = add_task(state, number, **options)
     return state
+
+
+def save_run(state, folder):
+    """The folder of a run that has this state."""
+    state.commit(folder / "state")
+    (folder / "config.yaml").write_text("effvl: 1\ncommand: continual\nconfig: {}\n")
+    return folder
+
+
+def with_commands(patch, *more):
+    """The verbs of this technique, where the table of commands lacks them."""
+    known = {command.title for command in commands.COMMANDS}
+    rows = commands.rows_of("continual", (("", "ContinualConfig", "."), *more))
+    patch.setattr(commands, "COMMANDS", (*commands.COMMANDS, *(row for row in rows if row.title not in known)))
