@@ -7,7 +7,8 @@ import torch
 from effvl_cli.cli import commands
 from effvl_cli.engines.continual.materialised import environment_of, materialised
 from effvl_cli.engines.continual.state import State, TaskRecord
-from effvl_cli.models import network as networks
+from effvl_cli.models.geometry import Geometry, build, maps_between
+from effvl_cli.techniques.continual.growth import grow
 
 MODEL = "cifar-resnet:8,width=4"
 CPU = torch.device("cpu")
@@ -20,11 +21,11 @@ def shared_names(module):
 def add_task(state, number, *, share=0.4, seed=0, width=1.0, model=MODEL):
     """The state with one more task, which takes this share of what is free."""
     draw = torch.Generator().manual_seed(1000 * seed + number)
-    network = networks.build(model, seed=number, num_classes=2)
+    geometry = Geometry(model, width)
+    network = build(geometry, num_classes=2, seed=number)
     own = network.module.state_dict()
     names = shared_names(network.module)
-    base = {key: state.base.get(key, torch.zeros(own[key].shape)).clone() for key in names}
-    owner = {key: state.owner.get(key, torch.zeros(own[key].shape, dtype=torch.uint8)).clone() for key in names}
+    base, owner = _grown(state, {key: own[key] for key in names}, geometry)
     for key in names:
         mine = (owner[key] == 0) & (torch.rand(owner[key].shape, generator=draw) < share)
         owner[key] = owner[key].masked_fill(mine, number)
@@ -41,7 +42,7 @@ def add_task(state, number, *, share=0.4, seed=0, width=1.0, model=MODEL):
     )
     new = state.add(
         record,
-        geometry={"model": network.name, "width": width},
+        geometry=geometry,
         base=base,
         owner=owner,
         picks=picks,
@@ -52,6 +53,18 @@ def add_task(state, number, *, share=0.4, seed=0, width=1.0, model=MODEL):
         new.tasks[-1], tensor_digest=plain.digest, tensors=plain.tensors, probe_digest=plain.probe_digest
     )
     return dataclasses.replace(new, tasks=(*new.tasks[:-1], sealed))
+
+
+def _grown(state, shapes, geometry):
+    """Base and owner of a state in the shapes of a geometry."""
+    if not state.tasks:
+        zeros = {key: torch.zeros(value.shape) for key, value in shapes.items()}
+        return zeros, {key: value.to(torch.uint8) for key, value in zeros.items()}
+    last = state.geometries[-1]
+    old, new = (build(part, num_classes=2, seed=0) for part in (last, geometry))
+    sizes = {key: value.shape for key, value in shapes.items()}
+    base, owner, _ = grow(state.base, state.owner, sizes, maps_between(old, new))
+    return base, owner
 
 
 def with_tasks(count, *, shared_format="dense", **options):

@@ -1,5 +1,6 @@
 """The plain network of a task: its weights by hand, and the same network whatever is learned after it."""
 
+import pytest
 import torch
 
 from effvl_cli.engines.continual.materialised import materialised, probe_images
@@ -38,3 +39,34 @@ def test_the_probe_is_drawn_by_numpy_alone():
     images = probe_images(materialised(with_tasks(1), 1).network.preprocess, torch.device("cpu"))
     assert images.shape == (16, 3, 32, 32) and images.dtype == torch.float32
     assert [round(float(x), 6) for x in images[0, 0, 0, :3]] == [0.12573, -0.132105, 0.640423]
+
+
+def test_growth_changes_nothing_of_earlier_tasks(workdir):
+    """Their tensors and their logits, bit for bit; and their picks are counted at their own width."""
+    state = with_tasks(2)
+    before = [materialised(state, number) for number in (1, 2)]
+    grown = add_task(add_task(state, 3, width=1.5), 4, width=1.5)
+    assert [geometry.width for geometry in grown.geometries] == [1, 1.5]
+    assert grown.base[KEY].shape > state.base[KEY].shape
+    grown.commit(workdir / "state")
+    read = State.read(workdir / "state")
+    for number, plain in enumerate(before, 1):
+        again = materialised(read, number)
+        assert again.digest == plain.digest and torch.equal(again.probe, plain.probe)
+        assert all(
+            torch.equal(a, b) for a, b in zip(read.picks(number).values(), state.picks(number).values(), strict=True)
+        )
+    assert materialised(read, 4).module.state_dict()[KEY].shape == grown.base[KEY].shape
+
+
+def test_a_grown_state_that_lost_a_weight_is_refused():
+    state = with_tasks(1)
+    grown = add_task(state, 2, width=1.5)
+    place = (grown.owner[KEY] == 1).nonzero()[0].tolist()
+    base = {key: value.clone() for key, value in grown.base.items()}
+    base[KEY][tuple(place)] += 1
+    with pytest.raises(ValueError, match="has changed where earlier tasks own it"):
+        state.add(
+            grown.tasks[1], geometry=grown.geometries[1], base=base, owner=grown.owner,
+            picks=grown.picks(2), task_tensors={},
+        )  # fmt: skip

@@ -10,6 +10,7 @@ from effvl_cli.core.errors import ModelError, UsageError
 from effvl_cli.engines.continual import state as states
 from effvl_cli.engines.continual import state_files
 from effvl_cli.engines.continual.state import State, TaskRecord
+from effvl_cli.models.geometry import Geometry
 
 PREPROCESS = {"size": [8, 8], "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear"}
 
@@ -31,7 +32,9 @@ def with_tasks(count, shared_format="dense", seed=0):
             base[key] = torch.where(mine, torch.randn(mine.shape, generator=draw), base[key])
         picks = {key: torch.rand(value.shape, generator=draw) < 0.7 for key, value in base.items()}
         own = {"bn.weight": torch.full((7,), float(number)), "head.weight": torch.randn(2, 7, generator=draw)}
-        state = state.add(record(number), geometry={"m": 1.0}, base=base, owner=owner, picks=picks, task_tensors=own)
+        state = state.add(
+            record(number), geometry=Geometry("smallcnn"), base=base, owner=owner, picks=picks, task_tensors=own
+        )
     return state
 
 
@@ -105,13 +108,6 @@ def test_every_flipped_bit_is_found_and_its_tensor_named(workdir):
     State.read(folder)
 
 
-def test_bits_beyond_the_last_element_are_refused(workdir):
-    planes = states.owner_planes(torch.tensor([1, 2, 3], dtype=torch.uint8), 3)
-    planes[0, 0] |= 8
-    with pytest.raises(ModelError, match="bits beyond its last element"):
-        states.owners_from_planes(planes, (3,), 3, workdir, "owner/a")
-
-
 @pytest.mark.parametrize("change", ["value", "owner", "free"])
 def test_what_does_not_belong_together_is_refused(change):
     state = with_tasks(1)
@@ -123,7 +119,7 @@ def test_what_does_not_belong_together_is_refused(change):
     else:
         base["a.weight"][tuple(place)] += 1
     with pytest.raises(ValueError, match=r"a\.weight"):
-        state.add(record(2), geometry={"m": 1.0}, base=base, owner=owner, picks={}, task_tensors={})
+        state.add(record(2), geometry=Geometry("smallcnn"), base=base, owner=owner, picks={}, task_tensors={})
 
 
 def test_a_state_of_another_version_is_named(workdir):

@@ -13,14 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from effvl_cli.core import checkpoint
-from effvl_cli.core.errors import ModelError
 from effvl_cli.core.measure import unfused_attention
 from effvl_cli.core.report import environment
 from effvl_cli.data.transforms import Preprocess
 from effvl_cli.engines.continual.state import State
-from effvl_cli.models import network as networks
-from effvl_cli.models.edits import apply_edits
+from effvl_cli.models.geometry import build
 from effvl_cli.models.network import Network
+from effvl_cli.techniques.continual.tasknet import materialise
 
 PROBE_SIZE = 16
 
@@ -101,23 +100,13 @@ def materialised(state: State, number: int, device: torch.device | None = None) 
     """
     device = device or torch.device("cpu")
     record = state.tasks[number - 1]
-    geometry = state.geometries[record.geometry]
-    network = _built(geometry, len(record.classes))
+    network = build(state.geometries[record.geometry], num_classes=len(record.classes), seed=0)
     network.preprocess = Preprocess.from_dict(dict(record.preprocess))
-    tensors = {**state.task_tensors[number - 1], **state.effective(number)}
+    weights, own = state.effective(number), state.task_tensors[number - 1]
     what = f"the tensors of task {record.name} and {network.name}"
-    checkpoint.check_keys(network.module.state_dict(), tensors, what=what, hint="The state is of another version")
-    network.module.load_state_dict(tensors)
+    expected = network.module.state_dict()
+    checkpoint.check_keys(expected, {**weights, **own}, what=what, hint="The state is of another version")
+    materialise(network.module, weights, own)
     network.source = f"task {record.name}"
-    network.module.to(device).eval()
+    network.module.to(device)
     return Materialised(network, device)
-
-
-def _built(geometry: Any, num_classes: int) -> Network:
-    """The backbone of a geometry with a head for so many classes."""
-    if geometry["width"] != 1:
-        raise ModelError(f"{geometry['model']} of width {geometry['width']} cannot be built", "Give --grow-max 1")
-    network = networks.build(geometry["model"], seed=0, num_classes=num_classes)
-    network.edits = list(geometry.get("edits", []))
-    apply_edits(network.module, network.edits)
-    return network

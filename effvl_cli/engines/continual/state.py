@@ -8,13 +8,13 @@ was old to it. T tasks, N elements of a tensor.
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +22,10 @@ from effvl_cli.core.errors import ModelError, UsageError
 from effvl_cli.core.run_choice import take_lock
 from effvl_cli.engines.continual import state_files
 from effvl_cli.engines.continual.state_files import MANIFEST, corrupt
+from effvl_cli.models.geometry import Geometry, build, maps_between
+from effvl_cli.techniques.continual.bits import BitsError, pack_owners, pack_picks, unpack_owners, unpack_picks
+from effvl_cli.techniques.continual.growth import IndexMap, taken
+from effvl_cli.techniques.continual.tasknet import effective_weights
 
 STATE = "state"
 """Folder in a run."""
@@ -77,7 +81,7 @@ class _Manifest:
     model: str
     shared_format: SharedFormat
     shapes: tuple[Mapping[str, tuple[int, ...]], ...]
-    geometries: tuple[Mapping[str, Any], ...]
+    geometries: tuple[Geometry, ...]
     tasks: tuple[TaskRecord, ...]
     config: Mapping[str, Any]
     config_sha256: str
@@ -91,7 +95,7 @@ class State:
 
     Attributes:
         model: registry name of the backbone.
-        geometries: JSON descriptions from which the backbone is built, oldest first.
+        geometries: from which the backbone is built, oldest first.
         shapes: of the shared tensors in each geometry.
         tasks: in the order in which they were learned.
         base: (shape) float32 values of committed owners at the newest geometry, 0 elsewhere.
@@ -104,7 +108,7 @@ class State:
     """
 
     model: str
-    geometries: tuple[Mapping[str, Any], ...] = ()
+    geometries: tuple[Geometry, ...] = ()
     shapes: tuple[Mapping[str, tuple[int, ...]], ...] = ()
     tasks: tuple[TaskRecord, ...] = ()
     base: Tensors = field(default_factory=dict)
@@ -131,7 +135,7 @@ class State:
         self,
         record: TaskRecord,
         *,
-        geometry: Mapping[str, Any],
+        geometry: Geometry,
         base: Tensors,
         owner: Tensors,
         picks: Tensors,
@@ -153,13 +157,13 @@ class State:
         if record.id != len(self.tasks) + 1:
             raise ValueError(f"task {record.name} has the id {record.id}, and the next one is {len(self.tasks) + 1}")
         shapes = {key: tuple(value.shape) for key, value in base.items()}
-        number, geometries, all_shapes = self._with_geometry(dict(geometry), shapes)
+        number, geometries, all_shapes = self._with_geometry(geometry, shapes)
         base = {key: _plain(value) for key, value in base.items()}
         owner = {key: _plain(value) for key, value in owner.items()}
-        if fault := _fault(base, owner, record.id) or self._changed(base, owner):
+        if fault := _fault(base, owner, record.id) or self._changed(geometry, base, owner):
             raise ValueError(fault)
         packed = {
-            key: pack(picks[key].cpu()[_old(value, record.id)])
+            key: pack_picks(picks[key].cpu(), _old(value, record.id))
             for key, value in owner.items()
             if record.id > 1 and bool(_old(value, record.id).any())
         }
@@ -174,21 +178,23 @@ class State:
             packed_picks=(*self.packed_picks, packed),
         )
 
-    def _changed(self, base: Tensors, owner: Tensors) -> str:
+    def _changed(self, geometry: Geometry, base: Tensors, owner: Tensors) -> str:
         """Which tensor no longer holds what earlier tasks own; empty when all do."""
+        maps = _maps(self.geometries[-1], geometry) if self.geometries and self.geometries[-1] != geometry else {}
         for key, before in self.owner.items():
-            if owner[key].shape != before.shape:
-                continue  # grown
-            taken = before > 0
-            if not torch.equal(owner[key][taken], before[taken]) or not torch.equal(
-                base[key][taken].view(torch.int32), self.base[key][taken].view(torch.int32)
-            ):
+            place = maps.get(key)
+            now, values = (
+                (owner[key], base[key]) if place is None else (taken(owner[key], place), taken(base[key], place))
+            )
+            kept = before > 0
+            same = torch.equal(values[kept].view(torch.int32), self.base[key][kept].view(torch.int32))
+            if not same or not torch.equal(now[kept], before[kept]):
                 return f"tensor {key} has changed where earlier tasks own it"
         return ""
 
     def _with_geometry(
-        self, geometry: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
-    ) -> tuple[int, tuple[Mapping[str, Any], ...], tuple[Mapping[str, tuple[int, ...]], ...]]:
+        self, geometry: Geometry, shapes: Mapping[str, tuple[int, ...]]
+    ) -> tuple[int, tuple[Geometry, ...], tuple[Mapping[str, tuple[int, ...]], ...]]:
         """Number of a geometry, and all of them with it."""
         if geometry in self.geometries:
             number = self.geometries.index(geometry)
@@ -208,34 +214,34 @@ class State:
             raise UsageError(f"--task {name} is not in the state", f"It holds {', '.join(found)}")
         return found[name]
 
-    def at_geometry(self, number: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Base and owner in the geometry of a task."""
-        shapes = self.shapes[self.tasks[number - 1].geometry]
-        if any(tuple(value.shape) != tuple(shapes[key]) for key, value in self.base.items()):
-            raise NotImplementedError("grown networks")
-        return dict(self.base), dict(self.owner)
+    def maps(self, number: int) -> dict[str, IndexMap]:
+        """Where the shared weights of a task lie in those of the newest geometry; empty where they are the same."""
+        old = self.geometries[self.tasks[number - 1].geometry]
+        found = _maps(old, self.geometries[-1]) if old != self.geometries[-1] else {}
+        return {key: value for key, value in found.items() if key in self.base}
+
+    def owners(self, number: int) -> dict[str, Tensor]:
+        """Owners in the geometry of a task."""
+        maps = self.maps(number)
+        return {key: taken(value, maps[key]) if key in maps else value for key, value in self.owner.items()}
 
     def picks(self, number: int) -> dict[str, Tensor]:
         """(shape) bool in the geometry of a task: what it uses of earlier ones.
 
         Raises:
-            ModelError: bits that do not fit its older elements.
+            CorruptStateError: bits that do not fit its older elements.
         """
-        _, owner = self.at_geometry(number)
         packed, found = self.packed_picks[number - 1], {}
-        for key, value in owner.items():
-            old = _old(value, number)
-            found[key] = torch.zeros_like(old)
-            if key in packed or bool(old.any()):
-                bits = packed.get(key, torch.zeros(0, dtype=torch.uint8))
-                found[key][old] = _bits(bits, int(old.sum()), f"{_task_file(number)}: tensor {_PICK}{key}")
+        for key, value in self.owners(number).items():
+            try:
+                found[key] = unpack_picks(packed.get(key, torch.zeros(0, dtype=torch.uint8)), _old(value, number))
+            except BitsError as error:
+                raise corrupt(Path(_task_file(number)), f"tensor {_PICK}{key}: {error}") from error
         return found
 
     def effective(self, number: int) -> dict[str, Tensor]:
         """The shared weights of a task: its own, those that it picks, and zeros (arXiv 1910.06562, section 3)."""
-        base, owner = self.at_geometry(number)
-        picks = self.picks(number)
-        return {key: torch.where((owner[key] == number) | picks[key], value, 0.0) for key, value in base.items()}
+        return effective_weights(self.base, self.owner, self.picks(number), number, self.maps(number))
 
     # --- disk ---------------------------------------------------------------------------------------------------------
 
@@ -278,7 +284,7 @@ class State:
     def _shared(self) -> dict[str, Tensor]:
         sparse = self.shared_format == "sparse"
         values = {key: value[self.owner[key] > 0] if sparse else value for key, value in self.base.items()}
-        planes = {key: owner_planes(value, len(self.tasks)) for key, value in self.owner.items()}
+        planes = {key: pack_owners(value, len(self.tasks)) for key, value in self.owner.items()}
         return {_BASE + key: value for key, value in values.items()} | {_OWNER + k: v for k, v in planes.items()}
 
     def _own(self, number: int) -> dict[str, Tensor]:
@@ -323,6 +329,12 @@ class State:
 
 def _ids(tasks: Sequence[TaskRecord]) -> list[int]:
     return [task.id for task in tasks]
+
+
+@functools.lru_cache(maxsize=8)
+def _maps(old: Geometry, new: Geometry) -> dict[str, IndexMap]:
+    """Where the tensors of one geometry lie in those of another."""
+    return maps_between(build(old, num_classes=2, seed=0), build(new, num_classes=2, seed=0))
 
 
 def _identity(task: TaskRecord) -> tuple[Any, ...]:
@@ -371,7 +383,10 @@ def _unpacked(shared: Tensors, about: _Manifest, path: Path) -> tuple[dict[str, 
         raise corrupt(path, "does not hold the tensors of its geometry")
     for key, shape in shapes.items():
         values = shared[_BASE + key]
-        owner[key] = owners_from_planes(shared[_OWNER + key], shape, len(about.tasks), path, _OWNER + key)
+        try:
+            owner[key] = unpack_owners(shared[_OWNER + key], shape, len(about.tasks))
+        except BitsError as error:
+            raise corrupt(path, f"tensor {_OWNER}{key}: {error}") from error
         owned = owner[key] > 0
         expected = (int(owned.sum()),) if about.shared_format == "sparse" else shape
         if tuple(values.shape) != expected or values.dtype != torch.float32:
@@ -398,50 +413,3 @@ def _fault(base: Tensors, owner: Tensors, num_tasks: int) -> str:
         if bool((value[owner[key] == 0] != 0).any()):
             return f"tensor {_BASE}{key} has values that no task owns"
     return ""
-
-
-# --- bits: to be replaced by techniques/continual/bits.py -------------------------------------------------------------
-
-
-def pack(bits: Tensor) -> Tensor:
-    """(n,) bool to (ceil(n / 8),) uint8, little bit order."""
-    return torch.from_numpy(np.packbits(bits.numpy(), bitorder="little"))
-
-
-def _bits(packed: Tensor, count: int, what: str) -> Tensor:
-    """(count,) bool.
-
-    Raises:
-        CorruptStateError: another size, or bits beyond the last element.
-    """
-    bits = np.unpackbits(packed.numpy(), bitorder="little")
-    if len(packed) != -(-count // 8) or bits[count:].any():
-        raise state_files.CorruptStateError(f"{what} does not hold {count} bits", "Copy the state again")
-    return torch.from_numpy(bits[:count].astype(np.bool_))
-
-
-def owner_planes(owner: Tensor, num_tasks: int) -> Tensor:
-    """(shape) owners to (B, ceil(n / 8)) uint8, B = bits of the largest owner."""
-    flat = owner.reshape(-1).numpy().astype(np.int64)
-    planes = [np.packbits((flat >> plane) & 1 == 1, bitorder="little") for plane in range(num_tasks.bit_length())]
-    return torch.from_numpy(np.stack(planes))
-
-
-def owners_from_planes(planes: Tensor, shape: Sequence[int], num_tasks: int, path: Path, name: str) -> Tensor:
-    """The reverse of `owner_planes`.
-
-    Raises:
-        CorruptStateError: another size, or bits beyond the last element.
-    """
-    count = int(np.prod(shape, dtype=np.int64))
-    expected = (num_tasks.bit_length(), -(-count // 8))
-    if planes.dtype != torch.uint8 or tuple(planes.shape) != expected:
-        raise corrupt(path, f"tensor {name} is {planes.dtype} {tuple(planes.shape)}, not uint8 {expected}")
-    bits = np.unpackbits(planes.numpy(), axis=1, bitorder="little")
-    if bits[:, count:].any():
-        raise corrupt(path, f"tensor {name} has bits beyond its last element")
-    owners = sum(
-        (bits[plane, :count].astype(np.int64) << plane for plane in range(len(bits))), np.zeros(count, np.int64)
-    )
-    kind = torch.uint8 if num_tasks <= 254 else torch.int16
-    return torch.from_numpy(owners).to(kind).reshape(tuple(shape))

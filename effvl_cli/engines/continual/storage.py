@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from effvl_cli.engines.continual.state import MANIFEST, State
+from effvl_cli.engines.continual.state import State
+from effvl_cli.engines.continual.state_files import MANIFEST
 
 NORM_PARTS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -19,7 +20,7 @@ def task_rows(state: State) -> list[dict[str, Any]]:
     total, rows = sum(value.numel() for value in state.owner.values()), []
     for task in state.tasks:
         own = sum(int((value == task.id).sum()) for value in state.owner.values())
-        old = sum(int(((value > 0) & (value < task.id)).sum()) for value in state.at_geometry(task.id)[1].values())
+        old = sum(int(((value > 0) & (value < task.id)).sum()) for value in state.owners(task.id).values())
         picked = sum(int(value.sum()) for value in state.picks(task.id).values())
         tensors = (*state.task_tensors[task.id - 1].values(), *state.packed_picks[task.id - 1].values())
         rows.append(
