@@ -90,6 +90,10 @@ COMMANDS = (
             ("bench", "BenchConfig", "Time mining on this machine, beside faiss where it is installed."),
         ),
     ),
+    *rows_of(
+        "continual",
+        (("", "ContinualConfig", "Learn task after task in one network and forget none: compact, pick, grow."),),
+    ),
 )
 
 

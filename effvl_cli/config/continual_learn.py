@@ -42,7 +42,15 @@ PER_TASK = (
     *("clip_grad", "augment", "shots", "val_fraction", "method", "norm_init", "release_init", "train_acc_gate"),
     *("pick_init", "pick_threshold", "pick_lr", "pick_decay_at", "pick_decay", "pick_stop_at"),
     *("prune_ratios", "prune_epochs", "prune_ramp_epochs", "prune_every", "prune_lr", "prune_schedule"),
-    *("prune_patience", "min_ratio", "retrain_epochs", "retrain_lr", "retrain_pick_lr", "retrain_patience"),
+    *(
+        "prune_keep",
+        "prune_patience",
+        "min_ratio",
+        "retrain_epochs",
+        "retrain_lr",
+        "retrain_pick_lr",
+        "retrain_patience",
+    ),
     *("goal", "goal_value", "num_goal_repeats", "goal_slack", "goal_lr", "on_unreachable", "on_exhausted"),
     *("grow_step", "grow_max", "data_root"),
 )
@@ -52,7 +60,7 @@ PER_TASK = (
 def _of(name: str) -> str:
     """Both defaults of an option, for its help."""
     embedded, other = (
-        ",".join(f"{x:g}" if isinstance(x, float) else str(x) for x in (v if isinstance(v, tuple) else (v,)))
+        ", ".join(f"{x:g}" if isinstance(x, float) else str(x) for x in (v if isinstance(v, tuple) else (v,)))
         for v in (OF_EMBEDDED[name], OF_OTHERS[name])
     )
     return f"(default: {other}; {EMBEDDED} {embedded})"
@@ -133,6 +141,9 @@ class PruneOptions(Checked):
     prune_schedule: Annotated[
         Literal["constant", "cosine"] | None, Doc(f"its course in each stage {_of('prune_schedule')}")
     ] = None
+    prune_keep: Annotated[
+        Literal["last", "best"], Doc("state that a stage ends with: its last one, or its best one after the ramp")
+    ] = "last"
     prune_patience: Annotated[Count, Doc("stages in a row below the goal that end the sweep; 0: all are tried")] = 2
     min_ratio: Annotated[float, Ge(0), Lt(1), Doc("share that a task releases at least, whatever the goal says")] = 0.0
 
@@ -290,12 +301,14 @@ class TaskOptions(
     def __post_init__(self) -> None:
         """Check the options against one another, and fill those that depend on the data."""
         super().__post_init__()
-        usual = OF_EMBEDDED if self.data == EMBEDDED else OF_OTHERS
+        usual = dict(OF_EMBEDDED if self.data == EMBEDDED else OF_OTHERS)
+        if self.method != "cpg":  # what is compared with others is compared in a table of runs
+            usual["controls"] = ("none",)
         derived = {}
         for name, value in usual.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-                derived[name] = EMBEDDED if usual is OF_EMBEDDED else "default"
+                derived[name] = EMBEDDED if self.data == EMBEDDED else "default"
         object.__setattr__(self, "derived", derived)
         controls = self.controls or ()
         if "none" in controls and len(controls) > 1:
@@ -304,6 +317,11 @@ class TaskOptions(
             raise ValueError(
                 f"--prune-ramp-epochs is {self.prune_ramp_epochs} and --prune-epochs {self.prune_epochs}. "
                 "A stage has to last as long as its ramp"
+            )
+        if self.prune_ratios and self.min_ratio > self.prune_ratios[-1]:
+            raise ValueError(
+                f"--min-ratio is {self.min_ratio:g}, and the largest of --prune-ratios {self.prune_ratios[-1]:g}. "
+                "Give a smaller one"
             )
 
 

@@ -219,13 +219,16 @@ def gather_with_gradient(rows: torch.Tensor) -> torch.Tensor:
 
 def share_buffers(module: torch.nn.Module) -> None:
     """Copy the first process's buffers, e.g. the running statistics of batch norm, to every process."""
-    if not _joined():
-        return
-    device = _collective_device()
     for buffer in module.buffers():
-        held = buffer.detach().to(device)
+        broadcast(buffer)
+
+
+def broadcast(tensor: torch.Tensor) -> None:
+    """Copy the first process's values of a tensor to every process, in place."""
+    if _joined():
+        held = tensor.detach().to(_collective_device())
         dist.broadcast(held, 0)
-        buffer.copy_(held)
+        tensor.copy_(held)
 
 
 def all_reduce_sum(rows: torch.Tensor) -> torch.Tensor:

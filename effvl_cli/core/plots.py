@@ -153,6 +153,55 @@ def paired_bars(
     _write(figure, path)
 
 
+def stacked_bars(
+    path: Path,
+    groups: Sequence[str],
+    parts: Mapping[str, Sequence[float]],
+    *,
+    title: str,
+    xlabel: str,
+) -> None:
+    """A horizontal bar for each group, from above, divided into parts; each part has a colour of its own."""
+    figure, axes = _figure(7.2, max(2.4, 1.2 + 0.22 * len(groups)))
+    left = np.zeros(len(groups))
+    for place, (name, sizes) in enumerate(parts.items()):
+        colour, hatch = COLOURS[place % len(COLOURS)], ("", "//", "..")[place // len(COLOURS) % 3]
+        axes.barh(range(len(groups)), sizes, 0.85, left=left, label=name, color=colour, hatch=hatch, edgecolor="white")
+        left += np.asarray(sizes, dtype=float)
+    axes.set_yticks(range(len(groups)), groups, fontsize=7)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.set(title=title, xlabel=xlabel)
+    figure.legend(loc="outside right center", fontsize=8)
+    _write(figure, path)
+
+
+def matrix(
+    path: Path,
+    values: Sequence[Sequence[float | None]],
+    names: Sequence[str],
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+) -> None:
+    """A square of numbers with their values in the cells, the largest brightest; None stays empty."""
+    size = max(4.2, 0.55 * len(names) + 1.8)
+    figure, axes = _figure(size, size)
+    shown = np.array([[np.nan if value is None else value for value in row] for row in values], dtype=float)
+    axes.imshow(shown, cmap="viridis", interpolation="nearest")
+    middle = (np.nanmin(shown) + np.nanmax(shown)) / 2
+    for row, column in zip(*np.nonzero(np.isfinite(shown)), strict=True):
+        value = shown[row, column]
+        colour = "black" if value > middle else "white"
+        axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=colour, fontsize=7)
+    axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.grid(visible=False)
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    _write(figure, path)
+
+
 def intervals(
     path: Path,
     rows: Mapping[str, tuple[float, float, float]],

@@ -1,0 +1,89 @@
+"""Pictures of a run of continual."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from effvl_cli.core import plots
+from effvl_cli.core.metrics import binomial_error
+from effvl_cli.core.run import Run
+
+MOST_LAYERS = 60
+SHORTEST = 16  # characters of a name that are always shown
+
+
+def accuracies(run: Run, rows: Sequence[Sequence[float | None]], names: Sequence[str]) -> None:
+    """Test accuracy of every task after each one was learned."""
+    percent = [[None if value is None else 100 * value for value in row] for row in rows]
+    run.plot(
+        "accuracy-matrix",
+        plots.matrix,
+        percent,
+        [short(name) for name in names],
+        title="Test accuracy, %",
+        xlabel="task",
+        ylabel="after learning",
+    )
+
+
+def capacity(run: Run, layers: Mapping[str, Mapping[str, int]], names: Sequence[str]) -> None:
+    """Whose the weights of each layer are."""
+    shown = dict(list(layers.items())[:MOST_LAYERS])
+    if not shown:
+        return
+    totals = {layer: sum(counts.values()) for layer, counts in shown.items()}
+    parts = {
+        short(name): [100 * counts.get(str(owner), 0) / totals[layer] for layer, counts in shown.items()]
+        for owner, name in [*enumerate(names, 1), (0, "free")]
+    }
+    run.plot("capacity", plots.stacked_bars, list(shown), parts, title="Owners of the weights", xlabel="% of the layer")
+
+
+def compaction(run: Run, tasks: Sequence[Mapping[str, Any]]) -> None:
+    """Accuracy on the images that decide, against the share of weights released, one line a task."""
+    series: dict[str, list[plots.Point]] = {}
+    for row in tasks:
+        points = [(0.0, row["attempts"][-1]["val"]), *((stage["ratio"], stage["val"]) for stage in row["sweep"])]
+        if len(points) > 1:
+            series[short(row["name"])] = [
+                (ratio, 100 * value, 100 * (binomial_error(value, row["n_val"]) or 0.0)) for ratio, value in points
+            ]
+    if series:
+        run.plot(
+            "compaction",
+            plots.curves,
+            series,
+            title="Accuracy while weights are released",
+            xlabel="share of the task's weights released",
+            ylabel="validation accuracy %  (bars: SE)",
+        )
+
+
+def picked(run: Run, tasks: Sequence[Mapping[str, Any]]) -> None:
+    """Share of older weights that each task uses, and of all weights that are its own."""
+    known = [row for row in tasks if row["picked_fraction"] is not None]
+    if known:
+        bars = {
+            "older weights picked": [100 * row["picked_fraction"] for row in known],
+            "own weights": [100 * row["own_fraction"] for row in known],
+        }
+        names = [short(row["name"]) for row in known]
+        run.plot("picked", plots.paired_bars, names, bars, title="What a task uses", ylabel="% (of older / of all)")
+
+
+def controls(run: Run, tasks: Sequence[Mapping[str, Any]], method: str) -> None:
+    """Final test accuracy of each task beside the controls."""
+    known = {
+        "individual_test_acc": "alone",
+        "individual_matched_test_acc": "alone, as long",
+        "finetune_test_acc": "fine-tuned",
+    }
+    bars = {text: [100 * row[name] for row in tasks] for name, text in known.items() if name in tasks[0]}
+    if bars:
+        mine = {method: [100 * row["test_acc"] for row in tasks]}
+        names = [short(row["name"]) for row in tasks]
+        run.plot("controls", plots.paired_bars, names, mine | bars, title="Beside the controls", ylabel="test %")
+
+
+def short(name: str) -> str:
+    """A name that fits beside a bar."""
+    return name if len(name) <= SHORTEST + 2 else f"{name[:SHORTEST]}.."

@@ -1,0 +1,100 @@
+"""The backbone at a width, and what earlier tasks left at a smaller one."""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from effvl_cli.core import seeds
+from effvl_cli.core.errors import ModelError
+from effvl_cli.engines.continual.context import HEAD, Context
+from effvl_cli.engines.continual.heads import fresh_head, head_path, put_head
+from effvl_cli.engines.continual.materialised import materialised, probe_images
+from effvl_cli.engines.continual.state import State
+from effvl_cli.models import geometry
+from effvl_cli.models.geometry import Geometry
+from effvl_cli.models.network import Network
+from effvl_cli.techniques.continual.growth import GrowthError, IndexMap, grow, placed, self_test
+from effvl_cli.techniques.continual.tasknet import load_task_state
+
+
+def geometry_at(context: Context, width: float) -> Geometry:
+    """Description of the backbone at a width."""
+    return Geometry(context.network.name, width, context.config.grow_round)
+
+
+def built(context: Context, width: float, *stream: str | int) -> Network:
+    """The backbone at a width, with the values that new weights begin with.
+
+    Args:
+        context: run.
+        width: multiple of the parameters.
+        stream: names of the random stream of a grown network.
+    """
+    if width == 1:
+        return copy.deepcopy(context.network)
+    seed = seeds.derive(context.config.seed, *stream, "grow")
+    network = geometry.build(geometry_at(context, width), num_classes=HEAD, seed=seed)
+    if context.network.source != "random":  # pretrained weights keep their place
+        _place(context.network, network, geometry.maps_between(context.network, network))
+    return network
+
+
+def continue_from(context: Context, state: State, network: Network, width: float) -> None:
+    """Norms, biases and tokens begin as those of the task before, in place."""
+    head = head_path(network.module)
+    before = {key: value for key, value in state.task_tensors[-1].items() if not key.startswith(f"{head}.")}
+    load_task_state(network.module, before, maps=_maps(context, state, network, width))
+
+
+def shared_at(
+    context: Context, state: State, network: Network, width: float
+) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, Tensor] | None]:
+    """Values and owners of the committed weights at a width, and where the network is new.
+
+    Raises:
+        ModelError: the grown network would compute something else than the old one.
+    """
+    if width == state.tasks[-1].width:
+        return state.base, state.owner, None
+    maps = _maps(context, state, network, width)
+    shapes = {name: network.module.state_dict()[name].shape for name in state.base}
+    _check_growth(context, state, network, maps)
+    return grow(state.base, state.owner, shapes, {name: maps[name] for name in state.base if name in maps})
+
+
+def _maps(context: Context, state: State, network: Network, width: float) -> dict[str, IndexMap]:
+    before = state.tasks[-1].width
+    return {} if before == width else geometry.maps_between(built(context, before, "maps"), network)
+
+
+def _place(old: Network, new: Network, maps: Mapping[str, IndexMap]) -> None:
+    """Write the values of a network into a larger one, in place."""
+    target = new.module.state_dict()
+    for name, value in old.module.state_dict().items():
+        if name in maps:
+            placed(target[name], value, maps[name])
+        else:
+            target[name].copy_(value)
+
+
+@torch.no_grad()
+def _check_growth(context: Context, state: State, network: Network, maps: Mapping[str, IndexMap]) -> None:
+    """With zeros in its new weights, the grown network gives the logits of the newest task."""
+    newest = materialised(state, len(state.tasks))
+    larger = copy.deepcopy(network)
+    classes = len(state.tasks[-1].classes)
+    put_head(larger.module, fresh_head(larger.module, classes, 0, ""))
+    head = f"{head_path(larger.module)}.weight"
+    for name in (*state.base, head):
+        larger.module.state_dict()[name].zero_()
+    columns = geometry.maps_between(newest.network, larger)
+    _place(newest.network, larger, {**maps, **columns})
+    module: nn.Module = larger.module.eval()
+    try:
+        self_test(newest.module, module, probe_images(newest.network.preprocess, torch.device("cpu")))
+    except GrowthError as error:
+        raise ModelError(
+            f"{context.network.name} cannot grow: {error} (E-GROW-UNSUPPORTED)", "Give --grow-max 1"
+        ) from error
