@@ -1,6 +1,7 @@
 """Options of `effvl continual` and its verbs, each in a file of its own."""
 
+from effvl_cli.config.continual_eval import EvalConfig, ExportConfig
 from effvl_cli.config.continual_learn import ContinualConfig
 from effvl_cli.config.continual_verify import InspectConfig, VerifyConfig
 
-__all__ = ["ContinualConfig", "InspectConfig", "VerifyConfig"]
+__all__ = ["ContinualConfig", "EvalConfig", "ExportConfig", "InspectConfig", "VerifyConfig"]

@@ -18,11 +18,11 @@ def shared_names(module):
     return [key for key, value in module.state_dict().items() if value.ndim > 1 and not key.startswith("fc.")]
 
 
-def add_task(state, number, *, share=0.4, seed=0, width=1.0, model=MODEL):
+def add_task(state, number, *, share=0.4, seed=0, width=1.0, model=MODEL, classes=("a", "b"), data=None):
     """The state with one more task, which takes this share of what is free."""
     draw = torch.Generator().manual_seed(1000 * seed + number)
     geometry = Geometry(model, width)
-    network = build(geometry, num_classes=2, seed=number)
+    network = build(geometry, num_classes=len(classes), seed=number)
     own = network.module.state_dict()
     names = shared_names(network.module)
     base, owner = _grown(state, {key: own[key] for key in names}, geometry)
@@ -34,7 +34,8 @@ def add_task(state, number, *, share=0.4, seed=0, width=1.0, model=MODEL):
     record = TaskRecord(
         name=f"t{number}",
         id=number,
-        classes=("a", "b"),
+        classes=classes,
+        data=data or {},
         geometry=0,
         preprocess=network.preprocess.to_dict(),
         width=width,

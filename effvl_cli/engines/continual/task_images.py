@@ -189,7 +189,7 @@ class TaskReader:
 
     def test_images(self, task: Task) -> TaskImages:
         """Test images of a task, not read yet."""
-        return self._restricted(task, self._open(task, "test"), None, "test")
+        return images_of(task, self._open(task, "test"), "test")
 
     def counts(self, task: Task) -> dict[str, int]:
         """How many training, validation and test images a task has; no image is read."""
@@ -201,17 +201,17 @@ class TaskReader:
         train = self._open(task, "train")
         if options.select_on == "test":
             train = self._with_val(task, train)
-            rows, val = _all(train, options), self._restricted(task, self._open(task, "test"), None, "val")
+            rows, val = _all(train, options), images_of(task, self._open(task, "test"), "val")
         elif options.val_fraction is None or train.endless:
-            rows, val = _all(train, options), self._restricted(task, self._open(task, "val"), None, "val")
+            rows, val = _all(train, options), images_of(task, self._open(task, "val"), "val")
         else:
             train = self._with_val(task, train)
             held = held_out(train, task.classes or train.classes, options.val_fraction, options.seed)
             rows = np.setdiff1d(np.arange(len(train)), held)
-            val = self._restricted(task, train, held, "val")
+            val = images_of(task, train, "val", held)
         if options.shots is not None and not train.endless:
             rows = rows[few_shot(Subset(train, rows), options.shots, options.seed, allow_empty=True)]
-        return self._restricted(task, train, rows, "train"), val
+        return images_of(task, train, "train", rows), val
 
     def _with_val(self, task: Task, train: ImageSource) -> ImageSource:
         """All images that are not test images."""
@@ -229,25 +229,25 @@ class TaskReader:
             raise DataError(f"task {task.name!r}: {source.name} {split} has no class {missing[0]!r}", "Mend the list")
         return source
 
-    @staticmethod
-    def _restricted(task: Task, source: ImageSource, rows: Indices | None, split: str) -> TaskImages:
-        """Images of the task's classes among some rows, or all.
 
-        Raises:
-            DataError: a class without images.
-        """
-        rows = np.arange(len(source)) if rows is None else rows
-        classes = task.classes or tuple(source.classes)
-        wanted = [source.classes.index(name) for name in classes]
-        chosen = rows[np.isin(source.labels[rows], wanted)]
-        found = np.bincount(source.labels[chosen], minlength=len(source.classes))[wanted]
-        if not found.all():
-            empty = [name for name, count in zip(classes, found, strict=True) if not count]
-            raise DataError(
-                f"task {task.name!r}: {source.name} has no {split} image of class {empty[0]!r}",
-                "Add some, or leave the class out",
-            )
-        return TaskImages(source, chosen, classes=classes, split=split, task=task.name)
+def images_of(task: Task, source: ImageSource, split: str, rows: Indices | None = None) -> TaskImages:
+    """Images of the task's classes among some rows, or all.
+
+    Raises:
+        DataError: a class without images.
+    """
+    rows = np.arange(len(source)) if rows is None else rows
+    classes = task.classes or tuple(source.classes)
+    wanted = [source.classes.index(name) for name in classes]
+    chosen = rows[np.isin(source.labels[rows], wanted)]
+    found = np.bincount(source.labels[chosen], minlength=len(source.classes))[wanted]
+    if not found.all():
+        empty = [name for name, count in zip(classes, found, strict=True) if not count]
+        raise DataError(
+            f"task {task.name!r}: {source.name} has no {split} image of class {empty[0]!r}",
+            "Add some, or leave the class out",
+        )
+    return TaskImages(source, chosen, classes=classes, split=split, task=task.name)
 
 
 def _all(source: ImageSource, options: TaskOptions) -> Indices:
