@@ -92,7 +92,12 @@ COMMANDS = (
     ),
     *rows_of(
         "continual",
-        (("", "ContinualConfig", "Learn task after task in one network and forget none: compact, pick, grow."),),
+        (
+            ("", "ContinualConfig", "Learn task after task in one network and forget none: compact, pick, grow."),
+            ("eval", "EvalConfig", "Measure RUN's tasks on their test images, or one of them on other images."),
+            ("verify", "VerifyConfig", "Prove that RUN's tasks are, bit for bit, what they were when committed."),
+            ("inspect", "InspectConfig", "List what RUN's tasks own, pick and take on disk, and what is free."),
+        ),
     ),
 )
 

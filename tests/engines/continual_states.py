@@ -4,7 +4,6 @@ import dataclasses
 
 import torch
 
-from effvl_cli.cli import commands
 from effvl_cli.engines.continual.materialised import environment_of, materialised
 from effvl_cli.engines.continual.state import State, TaskRecord
 from effvl_cli.models.geometry import Geometry, build, maps_between
@@ -80,10 +79,3 @@ def save_run(state, folder):
     state.commit(folder / "state")
     (folder / "config.yaml").write_text("effvl: 1\ncommand: continual\nconfig: {}\n")
     return folder
-
-
-def with_commands(patch, *more):
-    """The verbs of this technique, where the table of commands lacks them."""
-    known = {command.title for command in commands.COMMANDS}
-    rows = commands.rows_of("continual", (("", "ContinualConfig", "."), *more))
-    patch.setattr(commands, "COMMANDS", (*commands.COMMANDS, *(row for row in rows if row.title not in known)))

@@ -9,14 +9,9 @@ from effvl_cli.data import load
 from effvl_cli.engines.continual.materialised import materialised
 from effvl_cli.engines.continual.state import State
 from effvl_cli.engines.continual.tasks import Task
-from tests.engines.continual_states import MODEL, add_task, save_run, with_commands
+from tests.engines.continual_states import MODEL, add_task, save_run
 
 PAIRS = (("zero", "one"), ("two", "three"))
-
-
-@pytest.fixture(autouse=True)
-def _commands(monkeypatch):
-    with_commands(monkeypatch, ("eval", "EvalConfig", "."))
 
 
 @pytest.fixture
@@ -59,9 +54,11 @@ def test_every_task_is_measured_on_its_own_classes(effvl, digits, report):
 def folder_of(path, classes):
     draw = np.random.default_rng(0)
     for name in classes:
-        (path / "test" / name).mkdir(parents=True)
-        for k in range(3):
-            Image.fromarray(draw.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(path / "test" / name / f"{k}.png")
+        for split in ("train", "test"):
+            (path / split / name).mkdir(parents=True)
+            for k in range(3):
+                pixels = draw.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(path / split / name / f"{k}.png")
     return path
 
 

@@ -8,12 +8,7 @@ import pytest
 import torch
 
 from effvl_cli.engines.continual.state import State
-from tests.engines.continual_states import add_task, save_run, with_commands, with_tasks
-
-
-@pytest.fixture(autouse=True)
-def _commands(monkeypatch):
-    with_commands(monkeypatch, ("verify", "VerifyConfig", "."), ("inspect", "InspectConfig", "."))
+from tests.engines.continual_states import add_task, save_run, with_tasks
 
 
 @pytest.fixture(scope="module")
