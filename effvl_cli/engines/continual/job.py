@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 
 from effvl_cli.config.continual_learn import ContinualConfig
+from effvl_cli.core import distributed
 from effvl_cli.core.run import Run
 from effvl_cli.engines.continual import controls, pictures, results, sequence, tables
 from effvl_cli.engines.continual.context import Context, Job, open_context
 from effvl_cli.engines.continual.individual import Individuals
 from effvl_cli.engines.continual.results import Outcome
+from effvl_cli.engines.continual.state import STATE
 from effvl_cli.engines.continual.tasks import read_tasks
 
 table = tables.tasks
@@ -23,7 +25,9 @@ def run(config: ContinualConfig, run: Run) -> None:
     if config.method in UNOWNED:
         outcome = controls.alone(context, jobs, individuals)
     else:
-        outcome = results.of_state(context, jobs, sequence.learned(context, jobs, individuals))
+        sequence.learn(context, jobs, individuals)
+        distributed.barrier()
+        outcome = results.of_state(context, jobs, run.path(STATE))
     used = {row["name"]: row["epochs_used"] for row in outcome.tasks}
     found = controls.measured(context, jobs, individuals, used)
     results.report(context, jobs, outcome, found)

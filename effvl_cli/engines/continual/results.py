@@ -1,7 +1,9 @@
 """What a run reports: accuracies after every task, forgetting, the controls, and what the state takes."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,8 +12,10 @@ from effvl_cli.core.metrics import binomial_error
 from effvl_cli.core.report import ReportBuilder
 from effvl_cli.engines.continual.committing import unchanged
 from effvl_cli.engines.continual.context import Context, Job
-from effvl_cli.engines.continual.materialised import materialised
+from effvl_cli.engines.continual.materialised import materialised, probe_images
 from effvl_cli.engines.continual.state import State
+from effvl_cli.engines.continual.storage import stored_bytes
+from effvl_cli.techniques.continual import accounting, tasknet
 
 Rows = list[list[float | None]]
 """Row i: accuracy of each task after task i was learned; None for those to come."""
@@ -29,6 +33,7 @@ class Outcome:
         sizes: expansion, bytes and free weights.
         checks: whether tensors and logits of earlier tasks were the same throughout.
         layers: weights of each tensor by owner, 0 being free.
+        storage: bytes on disk by what they hold.
     """
 
     accuracy: Rows
@@ -37,22 +42,23 @@ class Outcome:
     sizes: dict[str, float | None] = field(default_factory=dict)
     checks: dict[str, float | None] = field(default_factory=dict)
     layers: dict[str, dict[str, int]] = field(default_factory=dict)
+    storage: dict[str, int] = field(default_factory=dict)
 
 
 def report(context: Context, jobs: Sequence[Job], outcome: Outcome, controls: Mapping[str, Any]) -> None:
     """Record the metrics and everything else that the run knows."""
     builder, last = context.run.report, [float(value) for value in outcome.accuracy[-1] if value is not None]
     images = sum(row["n_test"] for row in outcome.tasks)
-    mean = _average(outcome.accuracy)
+    mean = accounting.average_accuracy(outcome.accuracy)
     builder.metric("avg_acc", mean, unit="fraction", split="test", n=images, se=_error(last, outcome.tasks))
-    builder.metric("bwt", _transfer(outcome.accuracy), unit="fraction", split="test")
+    builder.metric("bwt", accounting.backward_transfer(outcome.accuracy), unit="fraction", split="test")
     _controls(builder, outcome, controls)
     for name, value in outcome.sizes.items():
         unit = "fraction" if name == "free_fraction" else "ratio"
         builder.metric(name, value, unit=unit, higher_is_better=name in ("free_fraction", "redundancy"))
     for name, value in outcome.checks.items():
         builder.metric(name, value, unit="difference" if name == "max_abs_diff" else "boolean")
-    forgotten = _forgotten(outcome.accuracy)
+    forgotten = accounting.forgetting(outcome.accuracy)
     for row, value in zip(outcome.tasks, forgotten, strict=True):
         row["forgetting"] = value
     builder.technique.update(
@@ -64,6 +70,7 @@ def report(context: Context, jobs: Sequence[Job], outcome: Outcome, controls: Ma
         fwt=None,
         controls=dict(controls),
         layers=outcome.layers,
+        storage=outcome.storage,
     )
 
 
@@ -81,46 +88,57 @@ def _controls(builder: ReportBuilder, outcome: Outcome, controls: Mapping[str, A
             for row, value in zip(outcome.tasks, values, strict=True):
                 row[f"{name}_test_acc"] = value
     if "individual" in controls:
-        gained = [row["test_acc"] - row["individual_test_acc"] for row in outcome.tasks]
-        builder.metric("transfer_vs_individual", sum(gained) / len(gained), unit="fraction", split="test")
+        gained = accounting.transfer(outcome.accuracy, controls["individual"])
+        builder.metric("transfer_vs_individual", gained, unit="fraction", split="test")
     if "finetune" in controls:
         rows = controls["finetune"]
-        builder.metric("finetune_avg_acc", _average(rows), unit="fraction", split="test")
-        builder.metric("finetune_bwt", _transfer(rows), unit="fraction", split="test")
+        builder.metric("finetune_avg_acc", accounting.average_accuracy(rows), unit="fraction", split="test")
+        builder.metric("finetune_bwt", accounting.backward_transfer(rows), unit="fraction", split="test")
         for row, value in zip(outcome.tasks, rows[-1], strict=True):
             row["finetune_test_acc"] = value
 
 
-def of_state(context: Context, jobs: Sequence[Job], state: State) -> Outcome:
-    """Accuracies and sizes of a state, each task's network made from it and measured once more."""
-    rows, last = [dict(record.figures) for record in state.tasks], []
-    for job, record in zip(jobs, state.tasks, strict=True):
-        plain = materialised(state, record.id, context.run.device)
-        last.append(context.accuracy.of(plain.module, job.data.test))
-        del plain
-    learned = [float(row["test_acc"]) for row in rows]
+def of_state(context: Context, jobs: Sequence[Job], folder: Path) -> Outcome:
+    """Accuracies and sizes of the state in a folder, each task's network made from it and measured once more."""
+    state = State.read(folder)
+    rows = [dict(record.figures) for record in state.tasks]
+    for row, job in zip(rows, jobs, strict=True):
+        _measure_again(context, job, state, row)
+    learned, last = ([float(row[name]) for row in rows] for name in ("test_acc", "final_test_acc"))
     count = len(rows)
     accuracy: Rows = [[*learned[: number + 1], *[None] * (count - number - 1)] for number in range(count)]
     accuracy[-1] = list(last)
+    checks: dict[str, float | None] = dict(unchanged(context, state))
+    checks["max_abs_diff"] = 0.0 if checks["logits_equal"] else None
     layers = {
         name: {str(owner): int(n) for owner, n in enumerate(torch.bincount(value.flatten().long()))}
         for name, value in state.owner.items()
     }
-    checks: dict[str, float | None] = dict(unchanged(context, state))
-    return Outcome(accuracy, "digest", rows, {}, checks, layers)
+    storage = stored_bytes(folder, state)
+    return Outcome(accuracy, "digest", rows, _sizes(context, state, storage), checks, layers, storage)
 
 
-def _average(rows: Rows) -> float:
-    last = [float(value) for value in rows[-1] if value is not None]
-    return sum(last) / len(last)
+def _measure_again(context: Context, job: Job, state: State, row: dict[str, Any]) -> None:
+    """Test accuracy and multiply-adds of a task's network, and how long it takes to switch to it."""
+    plain = materialised(state, job.number, context.run.device)
+    row["final_test_acc"] = context.accuracy.of(plain.module, job.data.test)
+    macs = accounting.multiply_adds(plain.module, probe_images(job.data.preprocess, context.run.device)[:1])
+    row |= {"dense_macs": macs.dense, "nonzero_macs": macs.nonzero}
+    began = time.perf_counter()
+    tasknet.materialise(plain.module, state.effective(job.number), state.task_tensors[job.number - 1])
+    row["switch_ms"] = 1000 * (time.perf_counter() - began)
 
 
-def _transfer(rows: Rows) -> float:
-    """Mean over the earlier tasks of the change since each was learned; 0 for a single task."""
-    changes = [float(rows[-1][k] or 0.0) - float(rows[k][k] or 0.0) for k in range(len(rows) - 1)]
-    return sum(changes) / len(changes) if changes else 0.0
-
-
-def _forgotten(rows: Rows) -> list[float]:
-    """For each task, its best accuracy at any time less the final one."""
-    return [max(float(row[k] or 0.0) for row in rows[k:]) - float(rows[-1][k] or 0.0) for k in range(len(rows))]
+def _sizes(context: Context, state: State, storage: Mapping[str, int]) -> dict[str, float | None]:
+    network = context.network.module.state_dict()
+    shared = sum(network[name].numel() for name in state.owner)
+    now = sum(value.numel() for value in state.owner.values())
+    free = sum(int((value == 0).sum()) for value in state.owner.values())
+    dense = accounting.bytes_of(network)
+    return {
+        "expansion_factor": accounting.expansion_factor(now, shared),
+        "total_bytes_factor": sum(storage.values()) / dense,
+        "vs_individual_bytes": sum(storage.values()) / (dense * len(state.tasks)),
+        "free_fraction": free / now,
+        "redundancy": accounting.redundancy(free, shared),
+    }

@@ -18,7 +18,7 @@ from effvl_cli.engines.continual.trail import forget_all
 CHECKS = ("tensor_digest_equal", "logits_equal")
 
 
-def learned(context: Context, jobs: Sequence[Job], individuals: Individuals) -> State:
+def learn(context: Context, jobs: Sequence[Job], individuals: Individuals) -> State:
     """Learn the tasks that the state of the run does not hold yet, each on top of those before it.
 
     Raises:
