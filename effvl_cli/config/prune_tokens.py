@@ -40,6 +40,16 @@ class TowerOptions:
     layer: Annotated[
         Count | None, Doc("blocks run before pruning (default: 0 for tiny:clip, else a quarter of the blocks)")
     ] = None
+    dropped: Annotated[
+        Literal["discard", "fuse", "average", "merge"],
+        Doc(
+            "what becomes of the other patches: nothing, one token for all, averaged into the most similar kept one, "
+            "or merged into it, so that it counts for more"
+        ),
+    ] = "discard"
+    diversity: Annotated[
+        float, Ge(0), Doc("how much a patch that is like one chosen before counts for less; 0: the highest scores stay")
+    ] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

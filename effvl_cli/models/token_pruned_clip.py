@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from open_clip.model import set_model_preprocess_cfg
@@ -16,6 +16,7 @@ from effvl_cli.core import checkpoint
 from effvl_cli.core.errors import ModelError
 from effvl_cli.models import network as networks
 from effvl_cli.models.openclip_tower import tower_of
+from effvl_cli.techniques.prune_tokens.dropped import Dropped
 from effvl_cli.techniques.prune_tokens.predictor import Predictor, make_predictor
 from effvl_cli.techniques.prune_tokens.prompts import CoupledPrompts, Prompts, VisualPrompts
 from effvl_cli.techniques.prune_tokens.text_prompts import TextPrompts
@@ -102,12 +103,21 @@ def load_pruned(path: str | Path, *, weights: str | None = None, download: bool 
             num_keep=num_keep(manifest["keep"], fields["patches"]),
             selector=predictor,
             prompts=prompts.visual if prompts else None,
+            **_choice(manifest),
         ).eval()
         model.register_buffer(CLASS_WEIGHTS, state[CLASS_WEIGHTS], persistent=False)
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"the manifest of {path} fits no such tower: {error}", "Repeat the run") from error
     set_model_preprocess_cfg(model, _preprocess_cfg(manifest, file))
     return model
+
+
+def _choice(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What becomes of dropped patches, and how alike kept ones may be; older runs do not say."""
+    found = {"dropped": "discard", "diversity": 0.0, **manifest.get("choice", {})}
+    if found["dropped"] not in get_args(Dropped):
+        raise ValueError(f"dropped patches are to {found['dropped']!r}")
+    return {"dropped": found["dropped"], "diversity": float(found["diversity"])}
 
 
 def _base(manifest: Mapping[str, Any], weights: str | None, *, download: bool) -> networks.Network:
@@ -208,6 +218,7 @@ def contents(
     any_keep: bool,
     class_weights: Tensor,
     about: Mapping[str, Any],
+    choice: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Predictor, prompts and class weights as tensors, and the manifest that tells what they are; see `read`.
 
@@ -220,6 +231,7 @@ def contents(
         any_keep: whether the prompts were tuned for any keep rate.
         class_weights: (E, Y) unit class embeddings, tuned text prompts included.
         about: classes, templates, preprocessing.
+        choice: dropped and diversity of `PrunedVision`, where they are not its own.
     """
     state: dict[str, Tensor] = {}
     for prefix, module in (("predictor", parts.predictor), ("prompts", parts.prompts)):
@@ -238,6 +250,7 @@ def contents(
         else None,
         "prompts": describe_prompts(parts.prompts, any_keep=any_keep) if parts.prompts else None,
         "keep": keep,
+        "choice": choice or {},
         **about,
     }
     return state, manifest

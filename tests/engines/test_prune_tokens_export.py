@@ -96,6 +96,16 @@ def test_the_loaded_model_is_open_clips_with_fewer_patches(made, pixels):
     assert not torch.allclose(tuned, model.class_weights, atol=1e-3)
 
 
+def test_what_becomes_of_dropped_patches_is_exported_too(made, effvl):
+    more = ("--dropped", "merge", "--diversity", 0.3, "--format", "state,onnx", "--out", "out")
+    outcome = effvl("prune-tokens", "export", made / "predictor", *more)
+    assert outcome.code == 0 and "one image at a time" not in outcome.err, outcome.err
+    visual = load_pruned("out").visual
+    assert (visual.dropped, visual.diversity) == ("merge", 0.3)
+    plain = load_pruned(made / "predictor").visual
+    assert (plain.dropped, plain.diversity) == ("discard", 0.0)
+
+
 def test_prompts_of_another_rate_are_left_out(made, effvl, report):
     outcome = effvl("prune-tokens", "export", made / "tuned", "--keep", 0.6, "--format", "state", "--out", "out")
     assert outcome.code == 0, outcome.err

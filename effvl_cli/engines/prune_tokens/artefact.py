@@ -39,7 +39,7 @@ def save(
     state, manifest = contents(context, parts, any_keep, ranking)
     context.run.save_model(state, manifest)
     if predictor is not None:
-        edit = {"layer": context.layer, "keep": manifest["keep"], "predictor": manifest["predictor"]}
+        edit = {"layer": context.layer, **{name: manifest[name] for name in ("keep", "choice", "predictor")}}
         context.run.report.edit("tokens-kept", **edit, prompts=manifest["prompts"])
 
 
@@ -55,6 +55,7 @@ def contents(
         ranking=ranking,
         keep=config.keep if isinstance(config, KeepOptions) else None,
         any_keep=any_keep,
+        choice={"dropped": config.dropped, "diversity": config.diversity},
         class_weights=with_prompts(context, parts.prompts).classifier,
         about={
             "classes": list(context.classes),

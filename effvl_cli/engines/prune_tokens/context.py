@@ -66,7 +66,10 @@ class Context(Generic[C_co]):
     @property
     def place(self) -> Place:
         """Where the tower is pruned."""
-        return Place(self.shape, self.tower.num_heads, self.layer, self.predictor)
+        config = self.config
+        return Place(
+            self.shape, self.tower.num_heads, self.layer, self.predictor, config.dropped, diverse=config.diversity > 0
+        )
 
     def images(self, split: str, indices: np.ndarray | None = None) -> Decoded:
         """Decode images of a split; all of them when no indices are given.

@@ -4,11 +4,12 @@ from effvl_cli.core import seeds
 from effvl_cli.core.errors import UsageError
 from effvl_cli.data.decoded import Decoded
 from effvl_cli.engines.prune_tokens.context import Tuning
+from effvl_cli.engines.prune_tokens.selectors import prune
 from effvl_cli.engines.prune_tokens.texts import class_texts
 from effvl_cli.models.openclip_text import prompt_template, text_blocks
 from effvl_cli.techniques.prune_tokens.prompts import CoupledPrompts, Prompts, VisualPrompts
 from effvl_cli.techniques.prune_tokens.text_prompts import TextPrompts, context_states
-from effvl_cli.techniques.prune_tokens.tower import PrunedVision, Selector, mean_states
+from effvl_cli.techniques.prune_tokens.tower import Selector, mean_states
 
 INIT_IMAGES = 64  # images whose kept patches initialise the visual prompts
 
@@ -40,7 +41,7 @@ def initial_prompts(context: Tuning, images: Decoded, selector: Selector, kept: 
         return Prompts(None, text).to(device)
     start = prompt_start(context)
     depth = min(config.prompt_depth, text.depth) if text and config.prompts == "coupled" else config.prompt_depth
-    plain = PrunedVision(context.tower, layer=context.layer, num_keep=kept, selector=selector)
+    plain = prune(context, selector, kept / context.shape.num_patches)
     rows = images[list(range(0, len(images), max(1, len(images) // INIT_IMAGES)))[:INIT_IMAGES]]
     mean = mean_states(plain, context.network.preprocess.normalise(rows.to(device)), start=start, depth=depth)
     noise = seeds.generator(config.seed, "prompts")

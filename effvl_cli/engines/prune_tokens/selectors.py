@@ -63,7 +63,15 @@ def prune(context: AnyContext, selector: Selector, keep: float, prompts: Prompts
     """The tower with that share of its patches kept, and visual prompts in it."""
     kept = num_keep(keep, context.shape.num_patches)
     visual = prompts.visual if prompts else None
-    return PrunedVision(context.tower, layer=context.layer, num_keep=kept, selector=selector, prompts=visual).eval()
+    return PrunedVision(
+        context.tower,
+        layer=context.layer,
+        num_keep=kept,
+        selector=selector,
+        prompts=visual,
+        dropped=context.config.dropped,
+        diversity=context.config.diversity,
+    ).eval()
 
 
 def tower_with(context: Selecting, name: str, keep: float, predictor: Selector | None) -> WrappedTower:

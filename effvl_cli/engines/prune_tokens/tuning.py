@@ -33,7 +33,13 @@ class TuneTask(loop.Task):
         self.objective = context.config.tune_objective
         self.num_keep = num_keep(context.config.keep, context.shape.num_patches)
         self.vision = PrunedVision(
-            context.tower, layer=context.layer, num_keep=self.num_keep, selector=selector, prompts=prompts.visual
+            context.tower,
+            layer=context.layer,
+            num_keep=self.num_keep,
+            selector=selector,
+            prompts=prompts.visual,
+            dropped=context.config.dropped,
+            diversity=context.config.diversity,
         )
         self.texts = None if prompts.text is None else class_texts(context, prompts.text.template)
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from .dropped import Dropped
 from .tower import Tower
 
 
@@ -107,9 +108,16 @@ class TowerShape:
         rows = self.num_prefix + self.num_patches
         return (1 + rows) * self.width**2 + rows * self.width
 
-    def evit(self) -> int:
-        """EvitSelector: CLS attention, and the mean of what is dropped; its row in the blocks is not here."""
-        return self.cls_attention() + self.num_patches * self.width
+    def compared(self, num_keep: int, num_heads: int) -> int:
+        """The keys of all patches, and each chosen one against all."""
+        return self.num_patches * (self.width**2 + num_keep * (self.width // num_heads))
+
+    def kept_of_dropped(self, num_keep: int, dropped: Dropped) -> int:
+        """What is done with the patches that are not kept; the row of `fuse` in the blocks is not here."""
+        if dropped == "discard":
+            return 0
+        similar = (self.num_patches - num_keep) * num_keep if dropped in ("average", "merge") else 0
+        return (similar + self.num_patches) * self.width
 
     def taylor(self, layer: int, probes: int) -> int:
         """TaylorSelector with the feature scorer: two forward passes of blocks p to L-1, and 1 + probes backward ones.

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .tower import Context, keep_indices, num_keep
+from .keeping import keep_indices
+from .tower import Context, num_keep
 
 VALIDATION_SHARE = 10  # one ranked image in this many
 

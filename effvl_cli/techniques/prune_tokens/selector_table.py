@@ -6,6 +6,7 @@ Each names its source where it is defined; the rows are ours.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from .dropped import Dropped
 from .evit import EvitSelector
 from .macs import TowerShape
 from .predictor import Predictor
@@ -32,12 +33,16 @@ class Place:
         num_heads: attention heads of a block.
         layer: p, the blocks before the pruning.
         predictor: None where there is none.
+        dropped: what becomes of the patches that are not kept.
+        diverse: whether kept ones are compared with one another.
     """
 
     shape: TowerShape
     num_heads: int
     layer: int
     predictor: Predictor | None = None
+    dropped: Dropped = "discard"
+    diverse: bool = False
 
 
 Make = Callable[[Selector | None, int, bool], Selector | None]
@@ -55,7 +60,7 @@ class SelectorSpec:
         make: the selector, from the predictor, a seed, and whether it reads the block before; None for `golden`, which
             is made where images are searched, and for what merges tokens.
         macs: multiply-adds of the selector for an image.
-        rows: tokens that it adds after the kept patches.
+        dropped: what becomes of the patches that it does not keep, if it says that itself.
         merges: tokens that it merges in each block from p on, at a keep rate, in place of dropping any.
         needs_cls: whether it reads the attention of CLS.
         needs_pooled_prefix: whether it reads gradients, which do not reach all patches if the pooling reads patches.
@@ -66,7 +71,7 @@ class SelectorSpec:
 
     make: Make | None = None
     macs: Callable[[Place], int] = _nothing
-    rows: int = 0
+    dropped: Dropped | None = None
     merges: Callable[[Place, float], tuple[int, ...]] | None = None
     needs_cls: bool = False
     needs_pooled_prefix: bool = False
@@ -99,8 +104,8 @@ SELECTORS: dict[str, SelectorSpec] = {
     ),
     "evit": SelectorSpec(
         make=lambda predictor, seed, previous: EvitSelector(previous=previous),
-        macs=lambda place: place.shape.evit(),
-        rows=1,
+        macs=lambda place: place.shape.cls_attention(),
+        dropped=EvitSelector.dropped,
         needs_cls=True,
     ),
     "tome": SelectorSpec(
@@ -158,7 +163,10 @@ def macs_of(place: Place, name: str, keep: float, prompts: Prompts | None = None
     spec = spec_of(name)
     if spec.merges:
         return shape.merged(spec.merges(place, keep), place.layer, place.num_heads)
-    return shape.pruned(kept, place.layer, rows + spec.rows, start) + spec.macs(place)
+    dropped = spec.dropped or place.dropped
+    passed = shape.pruned(kept, place.layer, rows + (dropped == "fuse"), start)
+    compared = shape.compared(kept, place.num_heads) if place.diverse else 0
+    return passed + spec.macs(place) + compared + shape.kept_of_dropped(kept, dropped)
 
 
 def reachable(place: Place, name: str, keeps: Sequence[float]) -> tuple[list[float], list[float]]:

@@ -83,6 +83,8 @@ class ClsAttentionSelector:
         previous: attention of block p-1, on its input; otherwise that of block p.
     """
 
+    weighs = True
+
     def __init__(self, *, previous: bool = False) -> None:
         self.previous = previous
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .macs import TowerShape
+from .token_sizes import attention, merge
 from .tower import Tower, WrappedTower
 
 TOLERANCE = 1.02  # merges count as equal in cost to dropping up to this ratio
@@ -51,25 +52,6 @@ def most_merges(num_tokens: int, num_prefix: int) -> int:
     return (num_tokens - num_prefix) // 2
 
 
-def merge(rows: Tensor, size: Tensor, target: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Means of the tokens that become one, weighted by the number of patches that each stands for.
-
-    Args:
-        rows: (B, n, D).
-        size: (B, n), patches that each token stands for.
-        target: (B, n) from `soft_matching`.
-        count: r.
-
-    Returns:
-        The merged tokens (B, m, D) and their sizes (B, m).
-    """
-    images, tokens, width = rows.shape
-    sizes = size.new_zeros(images, tokens - count).scatter_add_(1, target, size)
-    share = (size / sizes.gather(1, target)).to(rows.dtype)
-    empty = rows.new_zeros(images, tokens - count, width)
-    return empty.scatter_add_(1, target[..., None].expand_as(rows), rows * share[..., None]), sizes
-
-
 def merging_block(
     tower: Tower, index: int, states: Tensor, size: Tensor | None, count: int
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -85,9 +67,7 @@ def merging_block(
     Returns:
         The states (B, m, D), their sizes, and the rows that the tokens became; the last is None for r = 0.
     """
-    query, keys, values = tower.qkv(index, states)
-    bias = None if size is None else size.log()[:, None, None].to(query.dtype)
-    attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=bias)
+    query, keys, attended = attention(tower, index, states, size)
     if count == 0:
         return tower.attend(index, states, attended), size, None
     target = soft_matching(keys.mean(1), count, tower.num_prefix)

@@ -13,7 +13,10 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from .dropped import Dropped, fused, nearest_kept
+from .keeping import diverse_indices, keep_indices
 from .prompts import CoupledPrompts, VisualPrompts, mean_patch_states
+from .token_sizes import merge, sized_block
 
 
 class Tower(Protocol):
@@ -96,8 +99,7 @@ class Context:
 class Selector(Protocol):
     """Chooses patches. One that is an `nn.Module` is stored with the pruned tower.
 
-    One that keeps something of what it drops also has `fuse(patches, keep, scores)`: patch states (B, N, D), kept ids
-    (B, K) and scores (B, N) to rows (B, e, D) that follow the kept patches.
+    One with `dropped` says itself what becomes of what it drops; one with `weighs` gives scores that are weights.
     """
 
     def score(self, states: Tensor, context: Context) -> Tensor:
@@ -134,20 +136,6 @@ def require_finite(scores: Tensor, ids: Tensor | None = None) -> None:
     if not finite.all():
         bad = (~finite).nonzero().flatten()
         raise NonFiniteError((bad if ids is None else ids.to(bad.device)[bad]).tolist())
-
-
-def keep_indices(scores: Tensor, count: int) -> Tensor:
-    """Patch ids of the `count` highest scores; equal scores keep the lowest ids.
-
-    Args:
-        scores: (B, N).
-        count: K.
-
-    Returns:
-        (B, K) int64, ascending in each row, so that the raster order of the patches stays.
-    """
-    # topk does not define which of several equal scores it takes; a stable sort does.
-    return scores.argsort(dim=1, descending=True, stable=True)[:, :count].sort(dim=1).values
 
 
 def gather_patches(states: Tensor, keep: Tensor, num_prefix: int, num_patches: int) -> Tensor:
@@ -214,6 +202,8 @@ class PrunedVision(WrappedTower):
         num_keep: K, 1 to N. With K = N and without prompts the tower's own forward pass runs.
         selector: chooses the patches.
         prompts: learnable tokens, never dropped.
+        dropped: what becomes of the other patches; see `dropped`.
+        diversity: how much patches that are like others count for less; see `diverse_indices`.
 
     Raises:
         ValueError: `layer` or `num_keep` is out of range.
@@ -227,6 +217,8 @@ class PrunedVision(WrappedTower):
         num_keep: int,
         selector: Selector,
         prompts: VisualPrompts | CoupledPrompts | None = None,
+        dropped: Dropped = "discard",
+        diversity: float = 0.0,
     ) -> None:
         super().__init__(tower, layer)
         if not 1 <= num_keep <= self.num_patches:
@@ -234,6 +226,8 @@ class PrunedVision(WrappedTower):
         self.num_keep = num_keep
         self.selector = selector
         self.prompts = prompts
+        self.dropped: Dropped = getattr(selector, "dropped", dropped)
+        self.diversity = diversity
 
     def forward(self, images: Tensor, ids: Tensor | None = None, *, return_keep: bool = False) -> Any:
         """Embed images.
@@ -256,7 +250,7 @@ class PrunedVision(WrappedTower):
         else:
             previous, states = self._enter(images)
             scores = self.scores(states, ids, previous)
-            keep = None if scores is None else keep_indices(scores, self.num_keep)
+            keep = None if scores is None else self._chosen(states, scores)
             output = self.from_states(states, keep, scores)
         if not return_keep:
             return output
@@ -269,7 +263,15 @@ class PrunedVision(WrappedTower):
     def select(self, states: Tensor, ids: Tensor | None = None) -> Tensor | None:
         """Ids of the kept patches, (B, K) int64 ascending; None when all are kept. `states` from `states()`."""
         scores = self.scores(states, ids)
-        return None if scores is None else keep_indices(scores, self.num_keep)
+        return None if scores is None else self._chosen(states, scores)
+
+    def _chosen(self, states: Tensor, scores: Tensor) -> Tensor:
+        """Ids of the kept patches (B, K), from states (B, P+N+v, D) and scores (B, N)."""
+        if not self.diversity:
+            return keep_indices(scores, self.num_keep)
+        first, last = self.tower.num_prefix, self.tower.num_prefix + self.num_patches
+        (keys,) = self.tower.qkv(self.layer, states[:, first:last], "k")
+        return diverse_indices(scores, keys.mean(1), self.num_keep, self.diversity)
 
     def from_states(self, states: Tensor, keep: Tensor | None, scores: Tensor | None = None) -> Any:
         """Run blocks p to L-1 on the kept patches.
@@ -277,14 +279,17 @@ class PrunedVision(WrappedTower):
         Args:
             states: from `states()`; may be cached.
             keep: (B, K) ids from `select()`, or None for all patches.
-            scores: (B, N) of the patches, which a selector that fuses what it drops needs.
+            scores: (B, N) of the patches, needed where they weigh what is dropped.
         """
+        size, place = None, None
         if keep is not None:
-            states = self._drop(states, keep, scores)
+            states, size, place = self._drop(states, keep, scores)
         for index in range(self.layer, self.tower.depth):
-            states = self._block(index, states)
+            states = self._block(index, states, size)
         if self.prompts is not None:
             states = states[:, : -self.prompts.num_tokens]
+        if place is not None and not self.tower.pools_prefix_only:  # a token counts as often as it has patches
+            states = states.gather(1, place[..., None].expand(-1, -1, states.shape[2]))
         return self.tower.head(states)
 
     def _enter(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -308,23 +313,37 @@ class PrunedVision(WrappedTower):
             require_finite(scores, ids)
         return scores
 
-    def _drop(self, states: Tensor, keep: Tensor, scores: Tensor | None) -> Tensor:
-        """(B, P+N+v, D) to (B, P+K+e+v, D): the patches in `keep` (B, K) stay, and e rows that the selector fuses."""
+    def _drop(self, states: Tensor, keep: Tensor, scores: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Leave the patches in `keep` (B, K), and what the others become.
+
+        Returns:
+            States (B, P+K+e+v, D); the sizes of the tokens (B, P+K), for `merge`; and the row of each of the P+N tokens
+            (B, P+N), where they were averaged.
+        """
         first, last = self.tower.num_prefix, self.tower.num_prefix + self.num_patches
         kept = gather_patches(states, keep, first, self.num_patches)
-        fuse = getattr(self.selector, "fuse", None)
-        if fuse is None or scores is None:
-            return kept
+        if self.dropped == "discard":
+            return kept, None, None
+        patches, place = states[:, first:last], first + keep.shape[1]
         with torch.autocast(states.device.type, enabled=False):
-            fused = fuse(states[:, first:last], keep, scores)
-        place = first + keep.shape[1]
-        return torch.cat([kept[:, :place], fused.to(kept.dtype), kept[:, place:]], 1)
+            if self.dropped == "fuse":
+                weights = scores if getattr(self.selector, "weighs", False) else None
+                weights = torch.ones(patches.shape[:2], device=states.device) if weights is None else weights
+                one = fused(patches, keep, weights).to(kept.dtype)
+                return torch.cat([kept[:, :place], one, kept[:, place:]], 1), None, None
+            target = nearest_kept(patches, keep)
+            single = torch.ones(patches.shape[:2], device=states.device)
+            means, sizes = merge(patches, single, target, self.num_patches - keep.shape[1])
+        kept = torch.cat([kept[:, :first], means.to(kept.dtype), kept[:, place:]], 1)
+        prefix = torch.arange(first, device=states.device).expand(states.shape[0], -1)
+        size = torch.cat([sizes.new_ones(states.shape[0], first), sizes], 1) if self.dropped == "merge" else None
+        return kept, size, torch.cat([prefix, first + target], 1)
 
-    def _block(self, index: int, states: Tensor) -> Tensor:
+    def _block(self, index: int, states: Tensor, size: Tensor | None = None) -> Tensor:
         """One block, with its own prompts, (B, n, D) to the same or with v more rows."""
         if self.prompts is not None:
             states = self.prompts.insert(index, states, self.tower)
-        return self.tower.block(index, states)
+        return self.tower.block(index, states) if size is None else sized_block(self.tower, index, states, size)
 
     def _all_patches(self, images: Tensor) -> Tensor:
         """(B, N) ids of all patches."""
@@ -349,6 +368,6 @@ def mean_states(vision: PrunedVision, images: Tensor, *, start: int, depth: int)
         states = vision.states(images)
         keep = vision.select(states)
         if keep is not None:
-            states = gather_patches(states, keep, num_prefix, tower.grid[0] * tower.grid[1])
+            states = vision._drop(states, keep, None)[0]
     after = mean_patch_states(tower, states, num_prefix=num_prefix, start=layer, depth=tower.depth)
     return torch.cat([before, after])[start : start + depth]

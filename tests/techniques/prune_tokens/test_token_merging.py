@@ -7,10 +7,10 @@ from open_clip.timm_model import TimmModel
 
 from effvl_cli.models.timm_tower import TimmTower
 from effvl_cli.techniques.prune_tokens.macs import TowerShape
+from effvl_cli.techniques.prune_tokens.token_sizes import merge
 from effvl_cli.techniques.prune_tokens.tome import (
     MergedVision,
     equal_keep,
-    merge,
     merge_schedule,
     merging_block,
     soft_matching,

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from effvl_cli.techniques.prune_tokens.dropped import fused
 from effvl_cli.techniques.prune_tokens.evit import EvitSelector
 from effvl_cli.techniques.prune_tokens.ranking import golden_ranking
 from effvl_cli.techniques.prune_tokens.selectors import (
@@ -198,10 +199,8 @@ def test_evit_equals_a_slow_reference(make_tower, images, layer):
 def test_evit_weights_by_hand():
     patches = torch.tensor([[[1.0], [2.0], [5.0], [7.0]]])
     scores = torch.tensor([[0.1, 0.4, 0.3, 0.05]])
-    assert EvitSelector().fuse(patches, torch.tensor([[1, 3]]), scores).item() == pytest.approx(
-        (0.1 * 1 + 0.3 * 5) / 0.4
-    )
-    nothing = EvitSelector().fuse(patches, torch.tensor([[1, 3]]), torch.tensor([[0.0, 1.0, 0.0, 1.0]]))
+    assert fused(patches, torch.tensor([[1, 3]]), scores).item() == pytest.approx((0.1 * 1 + 0.3 * 5) / 0.4)
+    nothing = fused(patches, torch.tensor([[1, 3]]), torch.tensor([[0.0, 1.0, 0.0, 1.0]]))
     assert nothing.item() == 0  # attention that underflowed: no NaN
 
 
@@ -218,9 +217,7 @@ def test_evit_keeps_its_row_before_the_prompts(make_tower, images):
     pruned.from_states(states, keep_indices(scores, 5), scores)
     assert seen[0].shape == (1, 1 + 5 + 1 + 2, 32)
     assert torch.equal(seen[0][:, -2:], states[:, -2:])
-    assert (
-        seen[0][:, 6] - EvitSelector().fuse(states[:, 1:17], keep_indices(scores, 5), scores)[:, 0]
-    ).abs().max() == 0
+    assert (seen[0][:, 6] - fused(states[:, 1:17], keep_indices(scores, 5), scores)[:, 0]).abs().max() == 0
 
 
 def test_taylor_agrees_with_evaluated_removals(make_tower, images):

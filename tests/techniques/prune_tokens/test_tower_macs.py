@@ -9,7 +9,8 @@ from effvl_cli.techniques.prune_tokens.evit import EvitSelector
 from effvl_cli.techniques.prune_tokens.macs import TowerShape
 from effvl_cli.techniques.prune_tokens.predictor import MixerPredictor
 from effvl_cli.techniques.prune_tokens.ranking import golden_ranking
-from effvl_cli.techniques.prune_tokens.selectors import ClsAttentionSelector, TaylorSelector
+from effvl_cli.techniques.prune_tokens.selector_table import Place, macs_of
+from effvl_cli.techniques.prune_tokens.selectors import ClsAttentionSelector, GridSelector, TaylorSelector
 from effvl_cli.techniques.prune_tokens.tome import MergedVision
 from effvl_cli.techniques.prune_tokens.tower import Context, PrunedVision
 
@@ -107,11 +108,18 @@ def test_merging_by_hand():
     assert TOY.merged((2, 0), 0, 2) == 1_536 + block + TOY.block(3) + 32
 
 
-def test_evit_by_counter(slow_attention):
+@pytest.mark.parametrize("dropped", ["discard", "average", "merge", "fuse"])
+@pytest.mark.parametrize("diversity", [0.0, 0.5])
+@pytest.mark.parametrize("name", ["grid", "evit"])
+def test_what_is_dropped_and_compared_by_counter(slow_attention, dropped, diversity, name):
     tower = _vit(12, 4, 8, 2, 2, 2.0, 4)
     shape = TowerShape.of(tower)
-    pruned = PrunedVision(tower, layer=1, num_keep=3, selector=EvitSelector()).eval()
-    assert _counted(pruned, torch.randn(1, 3, 12, 12)) == shape.pruned(3, 1, 1) + shape.evit()
+    selector = EvitSelector() if name == "evit" else GridSelector()
+    options = {"num_keep": 3, "selector": selector, "dropped": dropped, "diversity": diversity}
+    counted = _counted(PrunedVision(tower, layer=1, **options).eval(), torch.randn(1, 3, 12, 12))
+    place = Place(shape, 2, 1, dropped=dropped, diverse=diversity > 0)
+    adds = 0 if name == "evit" or dropped in ("discard", "fuse") else 9 * 8  # sums of patches: no product to count
+    assert counted == macs_of(place, name, 3 / 9) - adds
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
