@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-# Folder that holds cifar10_jpeg.tar.gz: train/<class>/*.jpg and test/<class>/*.jpg
+# Folder that holds cifar10_jpeg.tar.gz: train/<class>/*.jpg and test/<class>/*.jpg; and tinyimagenet60.tar.gz:
+# train/<class>/*.JPEG, val/<class>/*.JPEG and index.csv with columns file, split, fine and coarse
 EFFVL_TEST_DATA ?= ../shared/data
 export EFFVL_TEST_DATA
 
@@ -56,7 +57,9 @@ mini-%: recipes/mini/%.yaml $(READY)
 
 mini-pretrain mini-pretrain-search mini-prune-blocks mini-prune-blocks-published mini-prune-tokens-cifar table-pretrain-cifar10: \
 	runs/data/cifar10
+mini-continual: runs/data/cifar10
 mini-prune-blocks-published: runs/data/cifar10-resnets
+mini-continual-tinyimagenet: runs/data/tinyimagenet60-tasks/tasks.yaml
 mini-prompt-tune-cifar: runs/data/cifar10.csv
 
 # Sweeps for the tables of the papers, for clusters: run as above, on your own data.
@@ -106,6 +109,16 @@ runs/data/cifar10-resnets: $(wildcard $(EFFVL_TEST_DATA)/weights/*.th)
 # What pretrain/clip-cifar10 did not train on: a tenth of the training images, and the test images.
 runs/data/cifar10.csv: runs/data/cifar10
 	$(BIN)/python -m effvl_cli.data.held_out $<
+
+# 12 tasks of 5 classes each, by the column `coarse` of the images' table.
+runs/data/tinyimagenet60-tasks/tasks.yaml: runs/data/tinyimagenet60
+	$(BIN)/effvl continual list-tasks --data csv:$</index.csv --by coarse --out $(@D) --fresh
+	touch $@
+
+runs/data/tinyimagenet60: $(EFFVL_TEST_DATA)/tinyimagenet60.tar.gz
+	mkdir -p $@
+	tar -xzf $< -C $@
+	touch $@
 
 runs/data/cifar10: $(EFFVL_TEST_DATA)/cifar10_jpeg.tar.gz
 	mkdir -p $@

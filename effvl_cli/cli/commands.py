@@ -31,8 +31,9 @@ class Command:
 def rows_of(name: str, rows: tuple[tuple[str, str, str], ...]) -> tuple[Command, ...]:
     """Rows of a technique, from (verb, class of its options in `config/NAME.py`, one line for help)."""
     module = name.replace("-", "_")
+    engines = f"effvl_cli.engines.{module}"
     return tuple(
-        Command(name, verb, f"effvl_cli.config.{module}:{cls}", f"effvl_cli.engines.{module}.{verb or 'job'}", summary)
+        Command(name, verb, f"effvl_cli.config.{module}:{cls}", f"{engines}.{verb.replace('-', '_') or 'job'}", summary)
         for verb, cls, summary in rows
     )
 
@@ -97,6 +98,11 @@ COMMANDS = (
             ("eval", "EvalConfig", "Measure RUN's tasks on their test images, or one of them on other images."),
             ("verify", "VerifyConfig", "Prove that RUN's tasks are, bit for bit, what they were when committed."),
             ("inspect", "InspectConfig", "List what RUN's tasks own, pick and take on disk, and what is free."),
+            (
+                "list-tasks",
+                "ListTasksConfig",
+                "Divide a data set into tasks, as a list for --tasks FILE; needs no RUN.",
+            ),
         ),
     ),
 )

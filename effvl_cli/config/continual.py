@@ -2,6 +2,7 @@
 
 from effvl_cli.config.continual_eval import EvalConfig, ExportConfig
 from effvl_cli.config.continual_learn import ContinualConfig
+from effvl_cli.config.continual_tasks import ListTasksConfig
 from effvl_cli.config.continual_verify import InspectConfig, VerifyConfig
 
-__all__ = ["ContinualConfig", "EvalConfig", "ExportConfig", "InspectConfig", "VerifyConfig"]
+__all__ = ["ContinualConfig", "EvalConfig", "ExportConfig", "InspectConfig", "ListTasksConfig", "VerifyConfig"]

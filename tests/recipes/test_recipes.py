@@ -53,6 +53,10 @@ METRICS = {
             for when in ("", "_pre")
         ),
     ),
+    "continual": (
+        *("avg_acc", "bwt", "individual_avg_acc", "individual_matched_avg_acc", "finetune_avg_acc", "finetune_bwt"),
+        *("expansion_factor", "tensor_digest_equal", "logits_equal"),
+    ),
     "cpr-mine train": ("retrieval_r1_rgb", "finetune_rgb"),
     "prompt-tune": (
         *(f"{kind}_{arm}{rate}" for kind in ("top1", "gain", "grad_ratio") for arm in ARMS_OF_NOISE for rate in RATES),
@@ -103,7 +107,7 @@ def kinds():
     seen = {}
     for path in RECIPES:
         recipe = read_recipe(path)
-        if recipe.command.startswith("cpr-mine"):  # tests of their own
+        if recipe.command.startswith(("cpr-mine", "continual")):  # tests of their own
             continue
         same = {key: value for key, value in recipe.config.items() if key != "data" or ":" in value}
         if recipe.config.get("method") == "supervised":
