@@ -11,8 +11,8 @@ class Command:
         name: the technique.
         verb: the part of the job, or "".
         config: "module:Class" of its options.
-        engine: module with `run(config, run)` and `table(report)`, and `preview(config)` for `--dry-run`: tables
-            of what a run will do and cost.
+        engine: module with `run(config, run)` and `table(report)`, `preview(config)` for `--dry-run` (tables of what
+            a run will do and cost), and `refuse(config, folder, fresh)` where an earlier run's folder may have to stay.
         summary: one line for help.
     """
 

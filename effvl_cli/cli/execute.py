@@ -4,6 +4,8 @@ import importlib
 import os
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,8 @@ def _run(command: Command, resolved: Resolved, invocation: Invocation, console: 
     request = RunRequest(
         command.title, config, recipe, invocation.argv, invocation.fresh, resolved.inherited, engine.table
     )
+    if hasattr(engine, "refuse"):
+        request = replace(request, refuse=partial(engine.refuse, config))
     opened = open_run(
         request,
         device,

@@ -36,6 +36,8 @@ class RunRequest:
     fresh: bool = False
     inherited: Mapping[str, str] = field(default_factory=dict)
     table: Callable[[Report], Table] | None = None
+    refuse: Callable[[Path, bool], None] = lambda folder, fresh: None
+    """Told the folder of an earlier run of the same command, and whether it would be deleted; raises if it must not."""
 
 
 Decision = tuple[IO[str] | None, dict[str, Any]]
@@ -103,6 +105,8 @@ def _take(folder: Path, request: RunRequest, inputs: Mapping[str, str]) -> tuple
         raise UsageError(f"{folder} holds files that do not belong to a run", "Give another --out")
     lock = take_lock(folder)
     known = (folder / CONFIG).exists()
+    if known and _read_config(folder).command == request.command:
+        request.refuse(folder, request.fresh)
     if request.fresh and known and not (folder / REGISTER).exists():
         raise UsageError(f"{folder} does not list the files of its run", "Remove it, or give another --out")
     if request.fresh or not known:  # without a config, registered files are leftovers of an interrupted --fresh

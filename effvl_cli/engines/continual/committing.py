@@ -86,7 +86,7 @@ def _figures(
         **learned.figures,
         "goal": {"source": learned.goal.source, "value": learned.goal.value},
         "val_acc": learned.figures["val"],
-        "test_acc": context.accuracy.of(plain.module, job.data.test),
+        "test_acc": context.accuracy.of(plain.module, job.test),
         "width_at_commit": live.width,
         "own_fraction": own / total,
         "picked_fraction": picked / old if old else None,

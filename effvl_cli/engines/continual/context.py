@@ -10,6 +10,7 @@ from torch import nn
 from effvl_cli.config.continual_learn import TaskOptions
 from effvl_cli.core.phases import Phases
 from effvl_cli.core.run import Run
+from effvl_cli.data.decoded import Decoded
 from effvl_cli.engines.continual.accuracy import Accuracy
 from effvl_cli.engines.continual.task_images import TaskReader, TaskSplits
 from effvl_cli.engines.continual.tasks import Task
@@ -42,6 +43,17 @@ class Job:
     def data(self) -> TaskSplits:
         """Its images; read when they are first needed."""
         return self.reader.splits(self.task)
+
+    @cached_property
+    def test(self) -> Decoded:
+        """Its test images, which stay."""
+        return self.data.test
+
+    def release(self) -> None:
+        """Forget the images that it is learned from; they are read again when they are needed."""
+        if "data" in self.__dict__:
+            self.test  # noqa: B018 - is kept
+            del self.__dict__["data"]
 
     @property
     def prefix(self) -> str:
@@ -121,7 +133,7 @@ class Context:
 
     def measure(self, module: nn.Module, job: Job) -> dict[str, float]:
         """Accuracies of a network on the validation, test and training images of a task."""
-        splits = {"val": job.data.val, "test": job.data.test, "train": job.data.train_images}
+        splits = {"val": job.data.val, "test": job.test, "train": job.data.train_images}
         return {name: self.accuracy.of(module, images) for name, images in splits.items()}
 
     @staticmethod

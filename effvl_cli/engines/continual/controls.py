@@ -30,19 +30,29 @@ def measured(
     """
     wanted, found = context.config.controls or (), {}
     if "individual" in wanted:
-        found["individual"] = [individuals.of(job).test for job in jobs]
+        found["individual"] = [_alone(individuals, job) for job in jobs]
     if "individual-matched" in wanted:
-        found["individual_matched"] = [individuals.of(job, epochs=epochs[job.task.name]).test for job in jobs]
+        found["individual_matched"] = [_alone(individuals, job, epochs[job.task.name]) for job in jobs]
     if "finetune" in wanted:
         found["finetune"] = square(fine_tuned(context, jobs))  # type: ignore[assignment]
     return found
 
 
+def _alone(individuals: Individuals, job: Job, epochs: int | None = None) -> float:
+    """Test accuracy of the network of one task."""
+    found = individuals.of(job, epochs=epochs).test
+    job.release()
+    return found
+
+
 def alone(context: Context, jobs: Sequence[Job], individuals: Individuals) -> Outcome:
     """The method individual or finetune, as a run of its own."""
-    tasks = [job.described() for job in jobs]
+    tasks = []
+    for job in jobs:
+        tasks.append(job.described())
+        job.release()
     if context.config.method == "individual":
-        accuracies = [individuals.of(job).test for job in jobs]
+        accuracies = [_alone(individuals, job) for job in jobs]
         rows = square([accuracies[:number] for number in range(1, len(jobs) + 1)])
         sizes: dict[str, float | None] = {"expansion_factor": float(len(jobs)), "total_bytes_factor": float(len(jobs))}
     else:

@@ -54,21 +54,23 @@ class Individuals:
         """
         context, length = self.context, epochs or job.length
         phase = self._phase(job, length, origin)
-        entry = context.run.cache.entry("continual-individual", self._key(job, length, origin))
-        found = context.phases.once(f"{phase} figures", lambda: self._figures(job, phase, length, origin, entry))
+        found = context.phases.once(f"{phase} figures", lambda: self._figures(job, phase, length, origin))
         return Individual(**found, epochs=length)
 
     def weights(self, job: Job) -> Mapping[str, Tensor]:
         """State dict of the network of a task, from the cache."""
-        entry = self.context.run.cache.entry("continual-individual", self._key(job, job.length, None))
+        entry = self._entry(job, job.length, None)
         known = entry.load("weights", self.context.run.warn)
         if known is None:
             known = self._trained(job, f"{self._phase(job, job.length, None)}-again", job.length, None).state_dict()
             self._save(entry, "weights", known)
         return known
 
-    def _figures(self, job: Job, phase: str, epochs: int, origin: Origin | None, entry: Entry) -> dict[str, float]:
-        context = self.context
+    def _entry(self, job: Job, epochs: int, origin: Origin | None) -> Entry:
+        return self.context.run.cache.entry("continual-individual", self._key(job, epochs, origin))
+
+    def _figures(self, job: Job, phase: str, epochs: int, origin: Origin | None) -> dict[str, float]:
+        context, entry = self.context, self._entry(job, epochs, origin)
         begun = (context.phases.folder / phase).is_dir()  # in this run: its records continue too
         known = None if distributed.all_reduce_max(int(begun)) else entry.load("figures", context.run.warn)
         if known is not None:

@@ -121,8 +121,8 @@ def of_state(context: Context, jobs: Sequence[Job], folder: Path) -> Outcome:
 def _measure_again(context: Context, job: Job, state: State, row: dict[str, Any]) -> None:
     """Test accuracy and multiply-adds of a task's network, and how long it takes to switch to it."""
     plain = materialised(state, job.number, context.run.device)
-    row["final_test_acc"] = context.accuracy.of(plain.module, job.data.test)
-    macs = accounting.multiply_adds(plain.module, probe_images(job.data.preprocess, context.run.device)[:1])
+    row["final_test_acc"] = context.accuracy.of(plain.module, job.test)
+    macs = accounting.multiply_adds(plain.module, probe_images(plain.network.preprocess, context.run.device)[:1])
     row |= {"dense_macs": macs.dense, "nonzero_macs": macs.nonzero}
     began = time.perf_counter()
     tasknet.materialise(plain.module, state.effective(job.number), state.task_tensors[job.number - 1])

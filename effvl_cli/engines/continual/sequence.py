@@ -43,6 +43,7 @@ def learn(context: Context, jobs: Sequence[Job], individuals: Individuals) -> St
             state.commit(folder)
         distributed.barrier()
         forget_all(context.phases, job.prefix)
+        job.release()
     return state
 
 

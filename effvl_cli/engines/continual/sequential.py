@@ -43,6 +43,7 @@ class _Sequence:
             fit = partial(self._fit, job, phase)
             rows.append(list(self.trail.follow(phase, fit, partial(self._row, phase))["row"]))
             self.heads.append(self._head(phase))
+            job.release()
             if before is not None:
                 self.trail.forget(before)
             before = phase
@@ -63,7 +64,7 @@ class _Sequence:
         newest = self._head(phase)
         for head, job in zip([*self.heads, newest], self.jobs, strict=False):
             put_head(self.module, head)
-            row.append(self.context.accuracy.of(self.module, job.data.test))
+            row.append(self.context.accuracy.of(self.module, job.test))
         return {"row": row}
 
     def _head(self, phase: str) -> nn.Linear:
