@@ -11,11 +11,19 @@ class Buffers:
     """A copy of the buffers of modules, to be restored.
 
     Args:
-        modules: owners of the buffers; buffers that no state dict holds are included.
+        modules: owners of the buffers; buffers that no state dict holds are included, those of parts that say
+            `steady_buffers` are not: no forward pass moves them, and they may be as large as the network.
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self.live = [buffer for module in modules for buffer in module.buffers()]
+        steady = {
+            id(buffer)
+            for module in modules
+            for part in module.modules()
+            if getattr(part, "steady_buffers", False)
+            for buffer in part.buffers(recurse=False)
+        }
+        self.live = [buffer for module in modules for buffer in module.buffers() if id(buffer) not in steady]
         self.kept = [buffer.detach().clone() for buffer in self.live]
 
     @torch.no_grad()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .picking import PickRule, composed
+from .picking import PickRule, bits_of, composed, mask_of, picked
 
 ReleaseInit = Literal["zero", "kaiming-scaled"]
 FREE = 0
@@ -44,6 +44,7 @@ class OwnedWeight(nn.Module):
         rule: of the scores.
     """
 
+    steady_buffers = True  # no forward pass moves them
     base: Tensor
     owner: Tensor
     frozen_pick: Tensor | None
@@ -71,14 +72,17 @@ class OwnedWeight(nn.Module):
         if self.all_own:
             return delta
         if self.score is not None and self.frozen_pick is None:
-            return composed(delta, self.score, self.base, self.outside, self.rule.threshold)
-        return torch.where(self.outside, self.shared, delta)
+            return picked(delta, self.score, self.base, self.own_bits, self.old_bits, self.rule.threshold)
+        return composed(delta, self.shared, self.own_bits)
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Derive the masks again after `owner`, `base` or `frozen_pick` changed."""
         self.outside = self.owner != self.task if self.task else torch.ones_like(self.owner, dtype=torch.bool)
         self.all_own = not bool(self.outside.any())
+        self.own_bits = mask_of(~self.outside, self.base)
+        picks = self.score is not None and self.frozen_pick is None
+        self.old_bits = mask_of(self.old, self.base) if picks else self.own_bits[:0]
         self.shared = self.base if self.frozen_pick is None else torch.where(self.frozen_pick, self.base, 0.0)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
@@ -166,10 +170,12 @@ class OwnedWeight(nn.Module):
         self.task = task
         self.owner.masked_fill_(free, task)
         self.frozen_pick = None
+        self.score = None
         self.refresh()
         self._start_values(free, release_init, generator)
-        has_old = bool(self.old.any())
-        self.score = nn.Parameter(torch.full_like(self.base, self.rule.init)) if picks and has_old else None
+        if picks and bool(self.old.any()):
+            self.score = nn.Parameter(torch.full_like(self.base, self.rule.init))
+            self.refresh()
 
     def _start_values(self, free: Tensor, release_init: ReleaseInit, generator: torch.Generator | None) -> None:
         fresh = free if self.fresh is None else self.fresh & free
@@ -247,11 +253,11 @@ class OwnedWeight(nn.Module):
         """Zero `delta` and the optimizers' moments of it off the own weights."""
         if self.all_own:
             return
-        self.delta.masked_fill_(self.outside, 0.0)
+        bits_of(self.delta.data).bitwise_and_(self.own_bits)
         for optimizer in optimizers:
             for value in optimizer.state.get(self.delta, {}).values():
                 if isinstance(value, Tensor) and value.shape == self.delta.shape:
-                    value.masked_fill_(self.outside, 0.0)
+                    bits_of(value).bitwise_and_(self.own_bits)
 
     @torch.no_grad()
     def faults(self, last: int) -> Iterator[str]:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from effvl_cli.core.modes import Buffers
 from effvl_cli.techniques.continual.owned import OwnershipError, TiedWeightsError, owned_names, unwrap
 from effvl_cli.techniques.continual.owned_network import OwnedNetwork
 from effvl_cli.techniques.continual.picking import PickRule
@@ -313,6 +314,12 @@ def test_picks_stand_while_they_are_frozen_and_start_again_after():
     network.reset_scores()
     assert len(network.score_parameters()) == 4
     assert weight.picks()[tuple(dropped)]
+
+
+def test_a_step_that_does_not_count_copies_only_what_a_forward_pass_moves():
+    network = _second_task()
+    sizes = [buffer.numel() for buffer in Buffers([network.module]).kept]
+    assert sorted(sizes) == [1, 8, 8]  # of the norm
 
 
 # --- what a task computes with ---------------------------------------------------------------------------------------
