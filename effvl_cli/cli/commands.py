@@ -96,6 +96,7 @@ COMMANDS = (
         (
             ("", "ContinualConfig", "Learn task after task in one network and forget none: compact, pick, grow."),
             ("eval", "EvalConfig", "Measure RUN's tasks on their test images, or one of them on other images."),
+            ("export", "ExportConfig", "Export the network of one of RUN's tasks for use without effvl."),
             ("verify", "VerifyConfig", "Prove that RUN's tasks are, bit for bit, what they were when committed."),
             ("inspect", "InspectConfig", "List what RUN's tasks own, pick and take on disk, and what is free."),
             (

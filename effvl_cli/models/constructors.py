@@ -10,17 +10,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 from torchvision.models import ConvNeXt, EfficientNet, MobileNetV2, RegNet, ResNet, VisionTransformer
 from torchvision.models.efficientnet import MBConv
 from torchvision.ops import StochasticDepth
 
 from effvl_cli.core.errors import ModelError
-from effvl_cli.models import cifar_resnet
+from effvl_cli.models import cifar_resnet, small_cnn
 from effvl_cli.models.edits import in_words
-from effvl_cli.models.network import Network
+from effvl_cli.models.network import Network, build
 from effvl_cli.models.removed_blocks import REMOVED, removals_of
 from effvl_cli.models.torchvision import options_of
+from effvl_cli.models.widened import WIDENED
 from effvl_cli.techniques.prune_blocks import containers
 from effvl_cli.techniques.prune_blocks.stand_ins import FURTHER_INPUTS, STAND_INS, WRAPPED
 from effvl_cli.techniques.prune_blocks.surgery import Removal
@@ -56,9 +58,43 @@ def constructors(network: Network) -> Iterator[Code]:
     source, _, name = network.name.partition(":")
     if source not in _SOURCES:
         raise NoConstructorError(f"{network.name} has no constructor outside effvl", "Load its model.pt2")
-    if more := in_words([edit for edit in network.edits if edit["kind"] != REMOVED]):
+    if more := in_words([edit for edit in network.edits if edit["kind"] not in (REMOVED, WIDENED)]):
         raise NoConstructorError(f"{network.name} has {more}", "Load its model.pt2")
-    return _SOURCES[source](name, network.module, removals_of(network.edits))
+    removals = removals_of(network.edits)
+    if all(edit["kind"] != WIDENED for edit in network.edits):
+        return _SOURCES[source](name, network.module, removals)
+    if removals:
+        raise NoConstructorError(f"{network.name} has {in_words(network.edits)}", "Load its model.pt2")
+    narrow = build(network.name, seed=0, num_classes=network.module.num_classes).module
+    return (_enlarged(code, narrow, network.module) for code in _SOURCES[source](name, narrow, ()))
+
+
+def _enlarged(whole: Code, narrow: nn.Module, wide: nn.Module) -> Code:
+    """The network as its name builds it, then each tensor of another shape and each number that differs."""
+    before = narrow.state_dict()
+    shapes = {key: tuple(value.shape) for key, value in wide.state_dict().items() if value.shape != before[key].shape}
+    numbers = [
+        f"network.get_submodule({json.dumps(path)}).{name} = {value}"
+        for path, part in wide.named_modules()
+        for name, value in vars(part).items()
+        if isinstance(value, int | tuple) and name != "training" and not name.startswith("_")
+        if vars(narrow.get_submodule(path)).get(name) != value
+    ]
+    return replace(
+        whole,
+        imports=[*whole.imports, "import torch"],
+        definitions=[*whole.definitions, inspect.getsource(resize)],
+        statements=[*(f"resize(network, {json.dumps(key)}, {shape})" for key, shape in shapes.items()), *numbers],
+    )
+
+
+def resize(network: nn.Module, name: str, shape: tuple[int, ...]) -> None:
+    """Give a tensor of a network another shape; its values are loaded later."""
+    path, _, attribute = name.rpartition(".")
+    part, tensor = network.get_submodule(path), torch.empty(shape)
+    setattr(
+        part, attribute, nn.Parameter(tensor) if attribute in dict(part.named_parameters(recurse=False)) else tensor
+    )
 
 
 def _without(whole: Code, removals: Sequence[Removal]) -> Code:
@@ -267,8 +303,31 @@ def _cifar(name: str, module: Any, removals: Sequence[Removal]) -> Iterator[Code
     )
 
 
+def _plain(name: str, module: Any, removals: Sequence[Removal]) -> Iterator[Code]:
+    """The networks of models/small_cnn.py."""
+    stages: list[list[int]] = [[]]
+    for layer in module.features:
+        if isinstance(layer, nn.MaxPool2d):
+            stages.append([])
+        elif isinstance(layer, nn.Conv2d):
+            stages[-1].append(layer.out_channels)
+    last_pool = not stages[-1]
+    stages = stages[:-1] if last_pool else stages
+    layers = [layer for layer in module.body if isinstance(layer, nn.Linear)]
+    flat = isinstance(module.pool, nn.Identity)
+    pixels = [*layers, module.head][0].in_features // stages[-1][-1] if flat else 0
+    sizes = f"{stages}, {[layer.out_features for layer in layers]}, {module.num_classes}"
+    yield Code(
+        f"PlainCNN({sizes}, pixels={pixels}, last_pool={last_pool})",
+        ["import math", "from collections.abc import Sequence", "from torch import Tensor, nn"],
+        [f"VGG_HIDDEN = {small_cnn.VGG_HIDDEN}", inspect.getsource(small_cnn.PlainCNN)],
+    )
+
+
 _SOURCES: dict[str, Callable[[str, Any, Sequence[Removal]], Iterator[Code]]] = {
     "torchvision": _torchvision,
     "timm": _timm,
     "cifar-resnet": _cifar,
+    "smallcnn": _plain,
+    "vgg": _plain,
 }

@@ -9,11 +9,12 @@ import tempfile
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from effvl_cli.core import checkpoint
 from effvl_cli.core.errors import CheckError, ModelError
 from effvl_cli.core.files import disk_errors, write_text
+from effvl_cli.core.measure import unfused_attention
 from effvl_cli.models.constructors import Code, constructors
 from effvl_cli.models.edits import in_words
 from effvl_cli.models.network import CHECKPOINT, Network
@@ -21,6 +22,7 @@ from effvl_cli.models.program import noise, on_cpu
 
 REBUILD = "rebuild.py"
 _IMPORTS = ("from pathlib import Path", "from safetensors.torch import load_file", "from torch import nn")
+_UNFUSED = "    torch.backends.mha.set_fastpath_enabled(False)  # attention's fused inference rounds otherwise\n"
 _TEMPLATE = '''"""{title} as plain Python, without effvl.
 
 `build()` gives the network with its weights. Its inputs are (B, 3, {height}, {width}) images in 0..1, less the mean
@@ -40,7 +42,7 @@ def build() -> nn.Module:
     network = structure()
     weights = load_file(Path(__file__).with_name("{file}"))
 {aliases}    network.load_state_dict(weights)
-    return network.eval()
+{exact}    return network.eval()
 
 
 if __name__ == "__main__":
@@ -63,7 +65,7 @@ def write_rebuild(network: Network, folder: Path) -> None:
         raise ModelError(f"no {CHECKPOINT} in {folder}", "Write the checkpoint first")
     guesses = constructors(network)
     images = noise(2, network.preprocess.size)
-    with torch.no_grad():
+    with torch.no_grad(), unfused_attention():
         logits = on_cpu(network.module)(images)
     faults = []
     for code in guesses:
@@ -79,6 +81,8 @@ def write_rebuild(network: Network, folder: Path) -> None:
 def _text(network: Network, code: Code) -> str:
     preprocess = network.preprocess
     lines = [f"network = {code.value}", *code.statements, "return network"] if code.statements else []
+    attends = any(isinstance(part, nn.MultiheadAttention) for part in network.module.modules())
+    more = ["import torch"] if attends else []
     _, aliases = checkpoint.independent(network.module.state_dict())
     return _TEMPLATE.format(
         title=" with ".join(filter(None, (network.name, in_words(network.edits)))),
@@ -87,10 +91,11 @@ def _text(network: Network, code: Code) -> str:
         mean=preprocess.mean,
         std=preprocess.std,
         classes=network.module.num_classes,
-        imports="\n".join(sorted({*_IMPORTS, *code.imports}, key=_import_order)),
+        imports="\n".join(sorted({*_IMPORTS, *code.imports, *more}, key=_import_order)),
         definitions="".join(f"\n{definition}\n" for definition in code.definitions),
         structure="\n".join(f"    {line}" for line in lines or [f"return {code.value}"]),
         file=CHECKPOINT,
+        exact=_UNFUSED if attends else "",
         aliases="".join(
             f"    weights[{json.dumps(alias)}] = weights[{json.dumps(key)}]\n" for alias, key in aliases.items()
         ),
@@ -108,7 +113,7 @@ def _fault(text: str, folder: Path, images: Tensor, logits: Tensor) -> str:
         file.write(text)
         file.flush()
         try:
-            with torch.random.fork_rng(devices=[]), torch.no_grad():
+            with torch.random.fork_rng(devices=[]), torch.no_grad(), unfused_attention():
                 found = runpy.run_path(file.name)["build"]()(images)
         except Exception as error:  # a wrong guess may fail in any way: arguments, keys, shapes
             return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"

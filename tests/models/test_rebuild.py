@@ -15,11 +15,13 @@ from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
 from effvl_cli.core.checkpoint import save_model
 from effvl_cli.core.errors import CheckError, ModelError
-from effvl_cli.core.measure import count_parameters
+from effvl_cli.core.measure import count_parameters, unfused_attention
 from effvl_cli.data.transforms import Preprocess
+from effvl_cli.models import geometry
 from effvl_cli.models import network as networks
 from effvl_cli.models.constructors import NoConstructorError
 from effvl_cli.models.edits import apply_edits
+from effvl_cli.models.geometry import Geometry
 from effvl_cli.models.network import Network
 from effvl_cli.models.program import PROGRAM, save_program
 from effvl_cli.models.rebuild import REBUILD, write_rebuild
@@ -255,3 +257,28 @@ def test_a_reader_without_effvl_gets_the_same_bits(workdir):
         expected = logits(network.module)
         assert torch.equal(found["plain"], expected) and torch.equal(found["program"], expected)
         assert int((workdir / name / "printed.txt").read_text()) == count_parameters(network.module)
+
+
+@pytest.mark.parametrize(
+    "name", ["smallcnn", "vgg:11,width=4,hidden=24", "vgg:11,width=4,hidden=24,size=64", "cifar-resnet:8,width=4"]
+)
+@pytest.mark.parametrize("width", [1.0, 1.5])
+def test_networks_of_continual_at_their_widths(tmp_path, name, width):
+    network = geometry.build(Geometry(name, width), num_classes=3, seed=0)
+    write(network, tmp_path)
+    size = network.preprocess.size[0]
+    images = torch.randn(2, 3, size, size)
+    assert torch.equal(logits(rebuilt(tmp_path), images), logits(network.module.eval(), images))
+
+
+def test_attention_is_rebuilt_without_its_fused_inference(tmp_path):
+    network = without(small("torchvision:vit_b_16", tiny_vit()), "encoder.layers.encoder_layer_1")
+    assert "set_fastpath_enabled(False)" in write(network, tmp_path)
+    assert torch.backends.mha.get_fastpath_enabled()
+    with unfused_attention():
+        expected = logits(network.module)
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    try:
+        assert torch.equal(logits(rebuilt(tmp_path)), expected)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
