@@ -72,7 +72,10 @@ class LearnOptions(SaveOptions):
 
     panel: ClassVar[str] = "Training"
 
-    epochs: Annotated[Positive | None, Doc(f"passes over the task's training images {_of('epochs')}")] = None
+    epochs: Annotated[
+        Count | None,
+        Doc(f"passes over the task's training images; 0: a first task takes --weights as they are {_of('epochs')}"),
+    ] = None
     batch_size: Annotated[Positive | None, Doc(f"images per step, over all processes {_of('batch_size')}")] = None
     lr: Annotated[Rate | None, Doc(f"peak rate of SGD with Nesterov momentum {_of('lr')}")] = None
     schedule: Annotated[

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
 from effvl_cli.config.continual_learn import ContinualConfig
 from effvl_cli.config.recipe_file import read_recipe
 from effvl_cli.config.resolve import resolve
 from effvl_cli.engines.continual.coarse import CIFAR100
 from effvl_cli.engines.continual.tasks import read_tasks
+from effvl_cli.models.network import build
 from tests.data import layouts
 from tests.engines.test_continual_tasks import CIFAR100_NAMES
 
@@ -85,22 +87,25 @@ def test_six_fine_grained_tasks(six):
     assert [task.name for task in tasks] == list(SIX)
     assert tasks[1].classes == ("001.Black footed Albatross", "002.Laysan Albatross")
     own = [task.options(options) for task in tasks]
+    assert [row.epochs for row in own] == [0, 300, 300, 300, 300, 300]
     assert [row.goal_value for row in own] == [0.7616, 0.8283, 0.9183, 0.9656, 0.756, 0.8078]
     assert [(row.prune_every, row.prune_lr) for row in own[:2]] == [(1000, 3e-4), (50, 1e-3)]
     assert [row.lr for row in own] == [1e-3, 1e-3, 1e-2, 1e-3, 1e-3, 1e-3]
 
 
 def test_six_fine_grained_tasks_run_in_miniature(effvl, six, quick_figures, report):
-    more = ("--model", "smallcnn", "--weights", "none", "--num-tasks", 2, "--batch-size", 4, "--epochs", 1)
+    save_file(build("smallcnn:width=4", seed=0, num_classes=2).module.state_dict(), "two.safetensors")
+    more = ("--model", "smallcnn:width=4", "--weights", "two.safetensors", "--num-tasks", 2, "--batch-size", 4)
     listed = Path("recipes/continual/fine-grained-tasks.yml")
     listed.write_text(re.sub("prune-epochs: 10", "prune-epochs: 4", listed.read_text()))
     outcome = effvl(
         *("continual", "--recipe", "recipes/continual/fine-grained-cpg.yaml", *more, "--prune-ratios", 0.5),
-        *("--prune-epochs", 4, "--device", "cpu", "--out", "run"),
+        *("--epochs", 1, "--prune-epochs", 4, "--device", "cpu", "--out", "run"),
     )
     assert outcome.code == 0, outcome.err
     rows = report("run").technique["tasks"]
     assert [row["name"] for row in rows] == ["imagenet", "cubs_cropped"]
+    assert rows[0]["attempts"][0]["width"] == 1
     assert report("run").metrics["bwt"].value == 0.0
 
 

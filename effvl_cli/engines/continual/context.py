@@ -3,15 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from effvl_cli.config.continual_learn import TaskOptions
+from effvl_cli.core.errors import UsageError
 from effvl_cli.core.phases import Phases
 from effvl_cli.core.run import Run
 from effvl_cli.data.decoded import Decoded
 from effvl_cli.engines.continual.accuracy import Accuracy
+from effvl_cli.engines.continual.heads import fresh_head, head_path
 from effvl_cli.engines.continual.task_images import TaskReader, TaskSplits
 from effvl_cli.engines.continual.tasks import Task
 from effvl_cli.models import network as networks
@@ -128,8 +130,28 @@ class Context:
         return [self.network.name, self.network.edits, self.network.weights_sha256]
 
     def job(self, task: Task, number: int) -> Job:
-        """A task with its options."""
-        return Job(task, number, task.options(self.config), self.reader)
+        """A task with its options.
+
+        Raises:
+            UsageError: it is not to be trained, and is not a first one that comes with weights.
+        """
+        job = Job(task, number, task.options(self.config), self.reader)
+        if job.length == 0 and (number > 1 or self.config.weights in (None, "none")):
+            raise UsageError(
+                f"--epochs is 0 for task {task.name!r}", "Only a first task takes its network, from --weights, as it is"
+            )
+        return job
+
+    def head(self, module: nn.Module, job: Job) -> nn.Linear:
+        """What a task's head begins with: random weights, or those of --weights where it is not trained.
+
+        Raises:
+            DataError: --weights have another number of classes.
+        """
+        if job.length:
+            return fresh_head(module, len(job.data.classes), self.config.seed, job.task.name)
+        whole = _load(self.config, self.run, num_classes=len(job.data.classes))
+        return cast("nn.Linear", whole.module.get_submodule(head_path(whole.module)))
 
     def measure(self, module: nn.Module, job: Job) -> dict[str, float]:
         """Accuracies of a network on the validation, test and training images of a task."""
@@ -149,20 +171,25 @@ def open_context(config: TaskOptions, run: Run) -> Context:
         ModelError: weights that do not fit.
         UsageError: an unknown network or a normalisation that is none.
     """
+    network = _load(config, run, num_classes=None)
+    run.report.model(network.name, network.source, network.module)
+    keeps = config.goal in ("finetune-avg", "finetune-max")
+    return Context(config, run, network, keeps)
+
+
+def _load(config: TaskOptions, run: Run, *, num_classes: int | None) -> Network:
+    """The network with its own head of so many classes, or with one that no task keeps."""
     options = replace(config, normalise=None) if config.normalise == "per-task" else config
     weights = "none" if config.weights is None else config.weights
-    network = networks.load(
+    return networks.load(
         config.model,
         weights,
         default=EMBEDDED_MODEL,
         kind="classifier",
         seed=config.seed,
-        num_classes=HEAD,
-        new_head=True,
+        num_classes=num_classes or HEAD,
+        new_head=num_classes is None,
         options=options,
         log=run.log,
         warn=run.warn,
     )
-    run.report.model(network.name, network.source, network.module)
-    keeps = config.goal in ("finetune-avg", "finetune-max")
-    return Context(config, run, network, keeps)

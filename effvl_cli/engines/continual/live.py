@@ -12,7 +12,7 @@ from effvl_cli.core import distributed, seeds
 from effvl_cli.core.errors import DistributedError, ModelError
 from effvl_cli.core.optim import Optimizers
 from effvl_cli.engines.continual.context import Context, Job
-from effvl_cli.engines.continual.heads import fresh_head, put_head
+from effvl_cli.engines.continual.heads import put_head
 from effvl_cli.engines.continual.plain import sgd
 from effvl_cli.engines.continual.state import State
 from effvl_cli.engines.continual.widths import built, continue_from, shared_at
@@ -123,7 +123,7 @@ def open_live(context: Context, job: Job, state: State, width: float, attempt: i
     if state.tasks and config.norm_init == "previous":
         continue_from(context, state, network, width)
     module: nn.Module = network.module
-    put_head(module, fresh_head(module, len(job.data.classes), config.seed, job.task.name))
+    put_head(module, context.head(module, job))
     module.to(context.run.device)
     owned = OwnedNetwork(
         module,

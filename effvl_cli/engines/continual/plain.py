@@ -8,7 +8,7 @@ from torch import nn
 from effvl_cli.config.continual_learn import TaskOptions
 from effvl_cli.core.optim import Optimizers
 from effvl_cli.engines.continual.context import Context, Job
-from effvl_cli.engines.continual.heads import fresh_head, put_head
+from effvl_cli.engines.continual.heads import put_head
 
 
 def plain_network(context: Context, job: Job) -> nn.Module:
@@ -20,7 +20,7 @@ def plain_network(context: Context, job: Job) -> nn.Module:
 
 def new_head(context: Context, module: nn.Module, job: Job) -> None:
     """Put a fresh head for the task on a network, in place."""
-    put_head(module, fresh_head(module, len(job.data.classes), context.config.seed, job.task.name))
+    put_head(module, context.head(module, job))
     module.to(context.run.device)
 
 
