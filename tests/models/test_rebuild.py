@@ -31,6 +31,14 @@ from effvl_cli.techniques.prune_blocks.surgery import Removal
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.fixture(autouse=True)
+def _fused_attention():
+    """On, as torch begins with; a `rebuild.py` that is run here switches it off for its process."""
+    torch.backends.mha.set_fastpath_enabled(True)
+    yield
+    torch.backends.mha.set_fastpath_enabled(True)
+
+
 def small(name, module=None, size=(32, 32)):
     """A network for small images, with weights that initialisation does not give."""
     if module is None:
@@ -277,8 +285,4 @@ def test_attention_is_rebuilt_without_its_fused_inference(tmp_path):
     assert torch.backends.mha.get_fastpath_enabled()
     with unfused_attention():
         expected = logits(network.module)
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    try:
-        assert torch.equal(logits(rebuilt(tmp_path)), expected)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
+    assert torch.equal(logits(rebuilt(tmp_path)), expected)
