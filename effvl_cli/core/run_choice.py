@@ -105,7 +105,7 @@ def _take(folder: Path, request: RunRequest, inputs: Mapping[str, str]) -> tuple
         raise UsageError(f"{folder} holds files that do not belong to a run", "Give another --out")
     lock = take_lock(folder)
     known = (folder / CONFIG).exists()
-    if known and _read_config(folder).command == request.command:
+    if known and _command_of(folder) == request.command:
         request.refuse(folder, request.fresh)
     if request.fresh and known and not (folder / REGISTER).exists():
         raise UsageError(f"{folder} does not list the files of its run", "Remove it, or give another --out")
@@ -130,6 +130,13 @@ def _take(folder: Path, request: RunRequest, inputs: Mapping[str, str]) -> tuple
     with contextlib.suppress(OSError, ValueError):
         attempt = json.loads((folder / ENVIRONMENT).read_text())["attempt"]
     return lock, {"finished": False, "attempt": attempt + 1}
+
+
+def _command_of(folder: Path) -> str:
+    """The command that made the folder; empty where its description is damaged."""
+    with contextlib.suppress(UsageError):
+        return _read_config(folder).command
+    return ""
 
 
 def take_lock(folder: Path) -> IO[str]:
