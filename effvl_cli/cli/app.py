@@ -171,7 +171,8 @@ def earlier_run(command: Command, config: type, typed: dict[str, Any], recipe: s
     """The config.yaml of the run that a verb works on: RUN, else the recipe's, else the newest completed one.
 
     None where none was given, of a verb that needs none (`run_optional`), or whose option `in_place_of_run` was given.
-    Of a folder that is wanted for a file in it (`run_holds`), whatever command wrote it, no options are taken over.
+    Of a folder that is wanted for a file in it (`run_holds`), whatever command wrote it, no options are taken over
+    (but for `run_gives_options`).
     """
     from effvl_cli.core.find_run import find_holding, find_run
     from effvl_cli.core.run_files import CONFIG
@@ -183,6 +184,8 @@ def earlier_run(command: Command, config: type, typed: dict[str, Any], recipe: s
         if instead:
             return None
         folder = find_holding(held, command.title, given)
+        if getattr(config, "run_gives_options", False):
+            return read_recipe(folder / CONFIG)
         return Recipe(str(folder / CONFIG), command.title, {})
     if given is None and (instead or getattr(config, "run_optional", False)):
         return None

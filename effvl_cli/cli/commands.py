@@ -95,6 +95,7 @@ COMMANDS = (
         "continual",
         (
             ("", "ContinualConfig", "Learn task after task in one network and forget none: compact, pick, grow."),
+            ("add-task", "AddTaskConfig", "Learn one more task on top of RUN's, without the data of those."),
             ("eval", "EvalConfig", "Measure RUN's tasks on their test images, or one of them on other images."),
             ("export", "ExportConfig", "Export the network of one of RUN's tasks for use without effvl."),
             ("verify", "VerifyConfig", "Prove that RUN's tasks are, bit for bit, what they were when committed."),

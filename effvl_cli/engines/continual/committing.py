@@ -93,15 +93,7 @@ def _figures(
         "nnz": own + picked,
         "sparsity": 1 - (own + picked) / total,
         "digest": plain.digest,
-        "train_seconds": _seconds(context, job),
     }
-
-
-def _seconds(context: Context, job: Job) -> float:
-    """Time that the phases of the task took, in the attempts that finished them."""
-    known = context.phases.values
-    phases = [name for name in known if name.startswith(f"{job.prefix}-") and name.endswith(" trained")]
-    return sum(float(known[name]["seconds"]) for name in phases)
 
 
 def unchanged(context: Context, state: State) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from effvl_cli.config.continual_learn import ContinualConfig
 from effvl_cli.core import distributed
-from effvl_cli.core.errors import ModelError, UsageError
+from effvl_cli.core.errors import UsageError
 from effvl_cli.core.files import write_json
 from effvl_cli.core.run import Run
 from effvl_cli.engines.continual import controls, pictures, results, sequence, tables
@@ -18,11 +18,9 @@ from effvl_cli.engines.continual.results import Outcome
 from effvl_cli.engines.continual.state import STATE
 from effvl_cli.engines.continual.state_files import MANIFEST
 from effvl_cli.engines.continual.tasks import Task, read_tasks, refuse_changed
-from effvl_cli.models.geometry import check_growable
 
 table = tables.tasks
 TASKS = "tasks.json"
-GROWING = ("cpg", "pae")
 UNOWNED = ("individual", "finetune")
 """Methods in which weights have no owners."""
 
@@ -32,7 +30,7 @@ def run(config: ContinualConfig, run: Run) -> None:
     context = open_context(config, run)
     jobs = [context.job(task, number) for number, task in enumerate(read_tasks(config), 1)]
     run.write(TASKS, write_json, [job.task.to_dict() for job in jobs])
-    _check(context, jobs)
+    sequence.check(context, jobs)
     individuals = Individuals(context)
     if config.method in UNOWNED:
         outcome = controls.alone(context, jobs, individuals)
@@ -42,7 +40,7 @@ def run(config: ContinualConfig, run: Run) -> None:
         outcome = results.of_state(context, jobs, run.path(STATE))
     used = {row["name"]: row["epochs_used"] for row in outcome.tasks}
     found = controls.measured(context, jobs, individuals, used)
-    results.report(context, jobs, outcome, found)
+    results.report(context, outcome, found)
     _draw(context, jobs, outcome)
 
 
@@ -67,30 +65,6 @@ def _records(path: Path) -> list[dict[str, Any]]:
     with contextlib.suppress(OSError, ValueError, KeyError):
         return list(json.loads(path.read_text())["tasks"])
     return []
-
-
-def _check(context: Context, jobs: Sequence[Job]) -> None:
-    """Refuse what cannot be learned before anything is.
-
-    Raises:
-        ModelError: a network that is not the one of its name, or that cannot grow.
-        UsageError: a batch larger than a task.
-    """
-    config, run = context.config, context.run
-    if context.network.edits:
-        kinds = ", ".join(str(edit["kind"]) for edit in context.network.edits)
-        raise ModelError(f"--weights {config.weights} are of a changed network ({kinds})", "Give those of a whole one")
-    grows = [job for job in jobs if job.config.method in GROWING and job.config.grow_max > 1]
-    if any(job.config.goal != "none" for job in grows):
-        check_growable(context.network.name)
-    for job in jobs:
-        count, size = context.reader.counts(job.task)["train"], job.config.batch_size or 1
-        if size > count:
-            raise UsageError(
-                f"--batch-size is {size}, and task {job.task.name!r} has {count} training images", f"Give 1 to {count}"
-            )
-    if config.select_on == "test":
-        run.warn("W-SELECT-ON-TEST: the test images decide on goals, growth and ratios; no figure of this run is clean")
 
 
 def _draw(context: Context, jobs: Sequence[Job], outcome: Outcome) -> None:

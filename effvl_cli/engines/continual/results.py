@@ -45,7 +45,7 @@ class Outcome:
     storage: dict[str, int] = field(default_factory=dict)
 
 
-def report(context: Context, jobs: Sequence[Job], outcome: Outcome, controls: Mapping[str, Any]) -> None:
+def report(context: Context, outcome: Outcome, controls: Mapping[str, Any]) -> None:
     """Record the metrics and everything else that the run knows."""
     builder, last = context.run.report, [float(value) for value in outcome.accuracy[-1] if value is not None]
     images = sum(row["n_test"] for row in outcome.tasks)
@@ -85,11 +85,12 @@ def _controls(builder: ReportBuilder, outcome: Outcome, controls: Mapping[str, A
         if name in controls:
             values = controls[name]
             builder.metric(f"{name}_avg_acc", sum(values) / len(values), unit="fraction", split="test")
-            for row, value in zip(outcome.tasks, values, strict=True):
+            for row, value in zip(outcome.tasks[-len(values) :], values, strict=True):
                 row[f"{name}_test_acc"] = value
     if "individual" in controls:
-        gained = accounting.transfer(outcome.accuracy, controls["individual"])
-        builder.metric("transfer_vs_individual", gained, unit="fraction", split="test")
+        compared = [row for row in outcome.tasks if "individual_test_acc" in row]
+        gained = [row["test_acc"] - row["individual_test_acc"] for row in compared]
+        builder.metric("transfer_vs_individual", sum(gained) / len(gained), unit="fraction", split="test")
     if "finetune" in controls:
         rows = controls["finetune"]
         builder.metric("finetune_avg_acc", accounting.average_accuracy(rows), unit="fraction", split="test")
@@ -99,11 +100,11 @@ def _controls(builder: ReportBuilder, outcome: Outcome, controls: Mapping[str, A
 
 
 def of_state(context: Context, jobs: Sequence[Job], folder: Path) -> Outcome:
-    """Accuracies and sizes of the state in a folder, each task's network made from it and measured once more."""
+    """Accuracies and sizes of the state in a folder; the networks of these tasks are measured once more."""
     state = State.read(folder)
-    rows = [dict(record.figures) for record in state.tasks]
-    for row, job in zip(rows, jobs, strict=True):
-        _measure_again(context, job, state, row)
+    rows = [{"final_test_acc": record.figures["test_acc"], **record.figures} for record in state.tasks]
+    for job in jobs:
+        _measure_again(context, job, state, rows[job.number - 1])
     learned, last = ([float(row[name]) for row in rows] for name in ("test_acc", "final_test_acc"))
     count = len(rows)
     accuracy: Rows = [[*learned[: number + 1], *[None] * (count - number - 1)] for number in range(count)]
@@ -126,7 +127,15 @@ def _measure_again(context: Context, job: Job, state: State, row: dict[str, Any]
     row |= {"dense_macs": macs.dense, "nonzero_macs": macs.nonzero}
     began = time.perf_counter()
     tasknet.materialise(plain.module, state.effective(job.number), state.task_tensors[job.number - 1])
+    row["train_seconds"] = _seconds(context, job)  # not in the state, whose bytes do not depend on the time
     row["switch_ms"] = 1000 * (time.perf_counter() - began)
+
+
+def _seconds(context: Context, job: Job) -> float:
+    """Time that the phases of the task took, in the attempts that finished them."""
+    known = context.phases.values
+    phases = [name for name in known if name.startswith(f"{job.prefix}-") and name.endswith(" trained")]
+    return sum(float(known[name]["seconds"]) for name in phases)
 
 
 def _sizes(context: Context, state: State, storage: Mapping[str, int]) -> dict[str, float | None]:

@@ -5,46 +5,100 @@ from pathlib import Path
 
 from effvl_cli.config.identity import to_yaml_mapping
 from effvl_cli.core import distributed
-from effvl_cli.core.errors import CheckError
+from effvl_cli.core.errors import CheckError, ModelError, UsageError
 from effvl_cli.engines.continual.committing import add_to, unchanged
 from effvl_cli.engines.continual.context import Context, Job
 from effvl_cli.engines.continual.goal import goal_of
 from effvl_cli.engines.continual.individual import Individuals
 from effvl_cli.engines.continual.learner import Learner
-from effvl_cli.engines.continual.state import STATE, State
+from effvl_cli.engines.continual.state import STATE, State, TaskRecord
 from effvl_cli.engines.continual.state_files import MANIFEST
 from effvl_cli.engines.continual.trail import forget_all
+from effvl_cli.models.geometry import check_growable
 
-CHECKS = ("tensor_digest_equal", "logits_equal")
+GROWING = ("cpg", "pae")
+"""Methods whose network grows where a goal is missed."""
 
 
-def learn(context: Context, jobs: Sequence[Job], individuals: Individuals) -> State:
-    """Learn the tasks that the state of the run does not hold yet, each on top of those before it.
-
-    Raises:
-        CheckError: a task changed what an earlier one computes, or misses its goal under the policy to fail.
-    """
+def learn(context: Context, jobs: Sequence[Job], individuals: Individuals) -> None:
+    """Learn the tasks that the state of the run does not hold yet, each on top of those before it."""
     folder = context.run.path(STATE)
     state = _begun(context, folder)
-    for record, job in zip(state.tasks, jobs, strict=False):
-        forget_all(context.phases, job.prefix)
-        for text in record.figures["warnings"]:
-            context.run.warn(text)
+    take_up(context, state.tasks, jobs)
     for job in jobs[len(state.tasks) :]:
-        context.run.check_stop()
-        goal = goal_of(context, job, jobs[: job.number - 1], individuals)
         remaining = len(jobs) - job.number + (context.config.num_reserve_tasks or 0)
-        found = Learner(context, job, state, goal, remaining).learn()
-        state = add_to(context, job, found, state)
-        checks = unchanged(context, state)
-        if min(checks.values()) < 1:
-            raise CheckError(f"task {job.task.name!r} changed what an earlier task computes", "Please report this")
+        state = learn_next(context, job, state, jobs[: job.number - 1], remaining, individuals)
         if distributed.is_main():
             state.commit(folder)
         distributed.barrier()
         forget_all(context.phases, job.prefix)
-        job.release()
-    return state
+
+
+def learn_next(
+    context: Context,
+    job: Job,
+    state: State,
+    earlier: Sequence[Job],
+    remaining: int,
+    individuals: Individuals,
+    *,
+    added: str = "",
+) -> State:
+    """The state with one more task; nothing is written.
+
+    Args:
+        context: run.
+        job: the task.
+        state: without it.
+        earlier: tasks before it whose data are here.
+        remaining: tasks to come.
+        individuals: trains networks of one task.
+        added: the run that adds the task to a finished state.
+
+    Raises:
+        CheckError: the task changed what an earlier one computes, or misses its goal under the policy to fail.
+    """
+    context.run.check_stop()
+    goal = goal_of(context, job, earlier, individuals)
+    found = Learner(context, job, state, goal, remaining).learn()
+    larger = add_to(context, job, found, state, added=added)
+    if min(unchanged(context, larger).values()) < 1:
+        raise CheckError(f"task {job.task.name!r} changed what an earlier task computes", "Please report this")
+    job.release()
+    return larger
+
+
+def take_up(context: Context, records: Sequence[TaskRecord], jobs: Sequence[Job]) -> None:
+    """Report what an earlier attempt would have, and delete what it needed for tasks that are committed."""
+    for record, job in zip(records, jobs, strict=False):
+        forget_all(context.phases, job.prefix)
+        context.reader.note(job.task)
+        for text in record.figures["warnings"]:
+            context.run.warn(text)
+
+
+def check(context: Context, jobs: Sequence[Job]) -> None:
+    """Refuse what cannot be learned before anything is.
+
+    Raises:
+        ModelError: a network that is not the one of its name, or that cannot grow.
+        UsageError: a batch larger than a task.
+    """
+    config, run = context.config, context.run
+    if context.network.edits:
+        kinds = ", ".join(str(edit["kind"]) for edit in context.network.edits)
+        raise ModelError(f"--weights {config.weights} are of a changed network ({kinds})", "Give those of a whole one")
+    grows = [job for job in jobs if job.config.method in GROWING and job.config.grow_max > 1]
+    if any(job.config.goal != "none" for job in grows):
+        check_growable(context.network.name)
+    for job in jobs:
+        count, size = context.reader.counts(job.task)["train"], job.config.batch_size or 1
+        if size > count:
+            raise UsageError(
+                f"--batch-size is {size}, and task {job.task.name!r} has {count} training images", f"Give 1 to {count}"
+            )
+    if config.select_on == "test":
+        run.warn("W-SELECT-ON-TEST: the test images decide on goals, growth and ratios; no figure of this run is clean")
 
 
 def _begun(context: Context, folder: Path) -> State:

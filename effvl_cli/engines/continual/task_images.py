@@ -191,6 +191,11 @@ class TaskReader:
         """Test images of a task, not read yet."""
         return images_of(task, self._open(task, "test"), "test")
 
+    def note(self, task: Task) -> None:
+        """Name the images of a task in the report; none is read."""
+        for source in (*self._learned_from(task, task.options(self.config)), self.test_images(task)):
+            self.run.report.data(source)
+
     def counts(self, task: Task) -> dict[str, int]:
         """How many training, validation and test images a task has; no image is read."""
         train, val = self._learned_from(task, task.options(self.config))

@@ -178,7 +178,7 @@ def file_tasks(path: Path, config: ContinualConfig) -> list[Task]:
     rows = read_yaml(path)
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise UsageError(f"{path} is not a list of tasks", "Write rows like - {name: a, data: cifar100, coarse: fish}")
-    tasks = [_row_task(row, f"row {number} of {path}", config) for number, row in enumerate(rows, 1)]
+    tasks = [row_task(row, f"row {number} of {path}", config) for number, row in enumerate(rows, 1)]
     repeated = [name for name, count in Counter(task.name for task in tasks).items() if count > 1]
     if repeated:
         raise UsageError(f"{path} has two tasks named {repeated[0]!r}", "Rename one")
@@ -187,7 +187,13 @@ def file_tasks(path: Path, config: ContinualConfig) -> list[Task]:
     return tasks
 
 
-def _row_task(row: Mapping[str, Any], where: str, config: ContinualConfig) -> Task:
+def row_task(row: Mapping[str, Any], where: str, config: TaskOptions) -> Task:
+    """The task of one row: name, and optionally data, classes or coarse, and options of the task alone.
+
+    Raises:
+        UsageError: a name that is not allowed, an unknown key, a value that is no text.
+        DataError: classes that the data set does not have.
+    """
     name = row.get("name")
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise UsageError(f"name is {name!r} in {where}", "Give 1 to 64 letters, digits, dots, dashes and underscores")

@@ -1,0 +1,102 @@
+"""`effvl continual add-task`: one more task on a finished state, which equals the longer run digest for digest."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from effvl_cli.config.continual_add_task import AddTaskConfig
+from effvl_cli.core import distributed
+from effvl_cli.core.errors import UsageError
+from effvl_cli.core.find_run import find_holding
+from effvl_cli.core.run import Run
+from effvl_cli.core.table import Table
+from effvl_cli.engines.continual import controls, pictures, results, tables
+from effvl_cli.engines.continual.context import Context, Job, open_context
+from effvl_cli.engines.continual.individual import Individuals
+from effvl_cli.engines.continual.sequence import check, learn_next, take_up
+from effvl_cli.engines.continual.state import STATE, State, writer
+from effvl_cli.engines.continual.tasks import Task, row_task
+
+table = tables.tasks
+MOST_TASKS = 2**15 - 1
+
+
+def run(config: AddTaskConfig, run: Run) -> None:
+    """Learn the task, commit it to the state of RUN, and measure it."""
+    folder = _folder(config)
+    state = State.read(folder / STATE)
+    context = open_context(replace(config, model=state.model), run)
+    job = context.job(_task(config), _number(config, run, state))
+    check(context, [job])
+    individuals = Individuals(context)
+    known = context.phases.once("state", lambda: [record.tensor_digest for record in state.tasks[: job.number - 1]])
+    if known != [record.tensor_digest for record in state.tasks[: job.number - 1]]:
+        raise UsageError(f"{folder / STATE} has changed since this run began", "Give --fresh to start anew")
+    if len(state.tasks) < job.number:
+        state = learn_next(context, job, state, [], _reserve(config, state), individuals, added=run.report.run_id)
+        _commit(state, folder)
+    take_up(context, state.tasks[-1:], [job])
+    outcome = results.of_state(context, [job], folder / STATE)
+    used = {job.task.name: outcome.tasks[-1]["epochs_used"]}
+    results.report(context, outcome, controls.measured(context, [job], individuals, used))
+    _draw(context, job, outcome)
+
+
+def preview(config: AddTaskConfig) -> list[Table]:
+    """What `--dry-run` shows besides the options."""
+    return []
+
+
+def _folder(config: AddTaskConfig) -> Path:
+    return find_holding(config.run_holds, "continual add-task", config.run)
+
+
+def _task(config: AddTaskConfig) -> Task:
+    row = {"name": config.task, "data": config.data}
+    if config.classes:
+        row["classes"] = ",".join(config.classes)
+    if config.coarse:
+        row["coarse"] = config.coarse
+    return row_task(row, "the options", config)
+
+
+def _number(config: AddTaskConfig, run: Run, state: State) -> int:
+    """Id of the task: the next one, or the last one where an earlier attempt of this run has committed it.
+
+    Raises:
+        UsageError: the state holds a task of that name, or as many as it can.
+    """
+    names = [record.name for record in state.tasks]
+    if config.task in names:
+        if state.tasks[-1].name == config.task and state.tasks[-1].added == run.report.run_id and run.attempt > 1:
+            return len(names)
+        raise UsageError(f"--task {config.task} is in the state already", "Give the new task another name")
+    if len(names) >= MOST_TASKS:
+        raise UsageError(f"the state holds {len(names)} tasks, the most that it can", "Begin another run")
+    return len(names) + 1
+
+
+def _reserve(config: AddTaskConfig, state: State) -> int:
+    """Tasks expected after this one: as many as the longer run would expect."""
+    if config.num_reserve_tasks is not None:
+        return config.num_reserve_tasks
+    added = sum(bool(record.added) for record in state.tasks)
+    return max(0, int(state.config.get("num-reserve-tasks") or 0) - added - 1)
+
+
+def _commit(state: State, folder: Path) -> None:
+    """Write the state under the lock of its run.
+
+    Raises:
+        UsageError: another process works in that folder.
+    """
+    if distributed.is_main():
+        with writer(folder):
+            state.commit(folder / STATE)
+    distributed.barrier()
+
+
+def _draw(context: Context, job: Job, outcome: results.Outcome) -> None:
+    run, names = context.run, [row["name"] for row in outcome.tasks]
+    pictures.capacity(run, outcome.layers, names)
+    pictures.compaction(run, outcome.tasks)
+    pictures.picked(run, outcome.tasks)
