@@ -96,22 +96,23 @@ class HeldImages:
         self.captions: Sequence[str] | None = None
         self.ids: Sequence[str] = images.ids
         self.labels: NDArray[np.int64] = images.labels.numpy()
-        self._images = images
+        self._source = source
+        self._pictures: NDArray[np.uint8] = images.pixels.permute(0, 2, 3, 1).contiguous().numpy()
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._pictures)
 
     def image(self, index: int) -> Image.Image:
         """One image, resized and cropped."""
-        return Image.fromarray(self._images[[index]][0].permute(1, 2, 0).numpy())
+        return Image.fromarray(self._pictures[index])
 
     def images(self, indices: Indices) -> NDArray[np.uint8]:
         """(B, H, W, 3)."""
-        return self._images[indices.tolist()].permute(0, 2, 3, 1).numpy()
+        return self._pictures[indices]
 
     def fingerprint(self) -> str:
         """Digest of what they were read from."""
-        return self._images.source.fingerprint()
+        return self._source.fingerprint()
 
 
 @dataclass(frozen=True, eq=False)
