@@ -12,6 +12,7 @@ from effvl_cli.core.table import Table
 from effvl_cli.engines.continual import controls, pictures, results, tables
 from effvl_cli.engines.continual.context import Context, Job, open_context
 from effvl_cli.engines.continual.individual import Individuals
+from effvl_cli.engines.continual.preview import preview_task
 from effvl_cli.engines.continual.sequence import check, learn_next, take_up
 from effvl_cli.engines.continual.state import STATE, State, writer
 from effvl_cli.engines.continual.tasks import Task, row_task
@@ -43,7 +44,7 @@ def run(config: AddTaskConfig, run: Run) -> None:
 
 def preview(config: AddTaskConfig) -> list[Table]:
     """What `--dry-run` shows besides the options."""
-    return []
+    return preview_task(config, _task(config), State.read(_folder(config) / STATE).model)
 
 
 def _folder(config: AddTaskConfig) -> Path:

@@ -13,6 +13,8 @@ from effvl_cli.engines.continual.phase_training import Course
 from effvl_cli.engines.continual.state import State
 from effvl_cli.engines.continual.trail import Trail
 
+GROWING = ("cpg", "pae")
+"""Methods whose network grows where a goal is missed."""
 ALL_PICKED = ("pae", "packnet")  # methods in which a task uses every older weight
 
 

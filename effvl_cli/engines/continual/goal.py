@@ -62,6 +62,8 @@ def goal_of(context: Context, job: Job, earlier: Sequence[Job], individuals: Ind
             "Give --goal individual, or --goal value --goal-value ACCURACY",
         )
     values = [individuals.of(job, origin=origin).val for origin in drawn_origins(context, job, list(earlier))]
+    for other in earlier:
+        other.release()
     value = max(values) if config.goal == "finetune-max" else sum(values) / len(values)
     return Goal(config.goal, value, config.goal_slack)
 

@@ -12,6 +12,7 @@ from effvl_cli.core.cache import Entry
 from effvl_cli.core.loop import FitResult
 from effvl_cli.engines.continual import phase_training, rates
 from effvl_cli.engines.continual.context import Context, Job
+from effvl_cli.engines.continual.heads import fresh_head, put_head
 from effvl_cli.engines.continual.phase_training import Course
 from effvl_cli.engines.continual.plain import new_head, optimizers, plain_network
 
@@ -92,7 +93,8 @@ class Individuals:
         context, config = self.context, job.config
         module = plain_network(context, job)
         if origin is not None:
-            module.load_state_dict(self.weights(origin.job), strict=False)
+            put_head(module, fresh_head(module, len(origin.job.data.classes), 0, ""))
+            module.load_state_dict(self.weights(origin.job))
             new_head(context, module, job)
         stream: tuple[str | int, ...] = (job.task.name, "learn", 0)
         if origin is not None:

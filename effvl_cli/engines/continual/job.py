@@ -11,9 +11,11 @@ from effvl_cli.core import distributed
 from effvl_cli.core.errors import UsageError
 from effvl_cli.core.files import write_json
 from effvl_cli.core.run import Run
+from effvl_cli.core.table import Table
 from effvl_cli.engines.continual import controls, pictures, results, sequence, tables
 from effvl_cli.engines.continual.context import Context, Job, open_context
 from effvl_cli.engines.continual.individual import Individuals
+from effvl_cli.engines.continual.preview import preview_job
 from effvl_cli.engines.continual.results import Outcome
 from effvl_cli.engines.continual.state import STATE
 from effvl_cli.engines.continual.state_files import MANIFEST
@@ -42,6 +44,11 @@ def run(config: ContinualConfig, run: Run) -> None:
     found = controls.measured(context, jobs, individuals, used)
     results.report(context, outcome, found)
     _draw(context, jobs, outcome)
+
+
+def preview(config: ContinualConfig) -> list[Table]:
+    """What `--dry-run` shows besides the options: the cost, and what the state will take."""
+    return preview_job(config)
 
 
 def refuse(config: ContinualConfig, folder: Path, fresh: bool) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from effvl_cli.core.errors import CheckError
 from effvl_cli.engines.continual import retrain
-from effvl_cli.engines.continual.attempt import Attempt
+from effvl_cli.engines.continual.attempt import GROWING, Attempt
 from effvl_cli.engines.continual.context import Context, Job
 from effvl_cli.engines.continual.goal import Goal
 from effvl_cli.engines.continual.live import Live
@@ -91,7 +91,7 @@ class Learner:
             attempt = Attempt(self.context, self.job, self.state, width, len(self.attempts))
             figures = attempt.learn()
             self.attempts.append({"width": width, "val": figures["val"], "train": figures["train"]})
-            most = max(width, config.grow_max if config.method in ("cpg", "pae") else 1.0)
+            most = max(width, config.grow_max if config.method in GROWING else 1.0)
             move = next_move(attempt.passes(figures), self.goal.least, width, most)
             if move != "grow":
                 if not figures["has_own"]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from effvl_cli.config.identity import to_yaml_mapping
 from effvl_cli.core import distributed
 from effvl_cli.core.errors import CheckError, ModelError, UsageError
+from effvl_cli.engines.continual.attempt import GROWING
 from effvl_cli.engines.continual.committing import add_to, unchanged
 from effvl_cli.engines.continual.context import Context, Job
 from effvl_cli.engines.continual.goal import goal_of
@@ -15,9 +16,6 @@ from effvl_cli.engines.continual.state import STATE, State, TaskRecord
 from effvl_cli.engines.continual.state_files import MANIFEST
 from effvl_cli.engines.continual.trail import forget_all
 from effvl_cli.models.geometry import check_growable
-
-GROWING = ("cpg", "pae")
-"""Methods whose network grows where a goal is missed."""
 
 
 def learn(context: Context, jobs: Sequence[Job], individuals: Individuals) -> None:
