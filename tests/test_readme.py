@@ -19,6 +19,7 @@ COMMANDS = [shlex.split(line)[1:] for line in dict.fromkeys(LINES) if line.start
 STORED = (
     *("prune-tokens eval", "pretrain eval", "pretrain search", "prompt-tune eval", "prompt-tune export"),
     *("cpr-mine eval", "cpr-mine embed"),
+    *("continual add-task", "continual verify", "continual export"),
 )
 PYTHON = (ROOT / "recipes" / "PYTHON.md").read_text()
 EXAMPLES = dict(re.findall(r"^## .*?\(`(\w+)`\).*?^```python\n(.*?)^```", PYTHON, re.M | re.S))
@@ -33,6 +34,8 @@ def test_a_command_resolves(effvl, workdir, monkeypatch, words):
         run = workdir / "runs" / technique / "flowers"
         run.mkdir(parents=True)
         (run / "config.yaml").write_text(f"effvl: 1\ncommand: {technique}\nconfig: {{}}\n")
+        (run / "state").mkdir()
+        (run / "state" / "state.json").write_text("{}")  # continual looks for it; no other technique does
         words = [word.replace("<name>", "flowers") for word in words]
         words = words if any(word.startswith("runs/") for word in words) else [*words, str(run)]
     outcome = effvl(*words, "--dry-run")
