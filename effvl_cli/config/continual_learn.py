@@ -346,3 +346,7 @@ class ContinualConfig(TaskOptions):
     num_tasks: Annotated[Positive | None, Doc("learn the first so many tasks (default: all)")] = None
     num_classes_per_task: Annotated[int, Ge(2), Le(100_000), Doc("chunk: classes of each task")] = 2
     class_order: Annotated[Literal["label", "seed"], Doc("chunk: order of the classes; seed: shuffled")] = "label"
+    shared_format: Annotated[
+        Literal["dense", "sparse"],
+        Doc("shared weights on disk: all values, or those alone that a task owns; both exact"),
+    ] = "dense"

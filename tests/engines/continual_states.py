@@ -6,15 +6,11 @@ import torch
 
 from effvl_cli.engines.continual.materialised import environment_of, materialised
 from effvl_cli.engines.continual.state import State, TaskRecord
-from effvl_cli.models.geometry import Geometry, build, maps_between
+from effvl_cli.models.geometry import Geometry, build, maps_between, owned_of
 from effvl_cli.techniques.continual.growth import grow
 
 MODEL = "cifar-resnet:8,width=4"
 CPU = torch.device("cpu")
-
-
-def shared_names(module):
-    return [key for key, value in module.state_dict().items() if value.ndim > 1 and not key.startswith("fc.")]
 
 
 def add_task(state, number, *, share=0.4, seed=0, width=1.0, model=MODEL, classes=("a", "b"), data=None):
@@ -23,7 +19,7 @@ def add_task(state, number, *, share=0.4, seed=0, width=1.0, model=MODEL, classe
     geometry = Geometry(model, width)
     network = build(geometry, num_classes=len(classes), seed=number)
     own = network.module.state_dict()
-    names = shared_names(network.module)
+    names = owned_of(network)
     base, owner = _grown(state, {key: own[key] for key in names}, geometry)
     for key in names:
         mine = (owner[key] == 0) & (torch.rand(owner[key].shape, generator=draw) < share)
@@ -68,7 +64,7 @@ def _grown(state, shapes, geometry):
 
 
 def with_tasks(count, *, shared_format="dense", **options):
-    state = State.empty(MODEL, shared_format=shared_format)
+    state = State.empty(options.get("model", MODEL), shared_format=shared_format)
     for number in range(1, count + 1):
         state = add_task(state, number, **options)
     return state

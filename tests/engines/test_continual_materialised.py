@@ -5,7 +5,7 @@ import torch
 
 from effvl_cli.engines.continual.materialised import materialised, probe_images
 from effvl_cli.engines.continual.state import State
-from tests.engines.continual_states import add_task, with_tasks
+from tests.engines.continual_states import MODEL, add_task, with_tasks
 
 KEY = "layer2.0.conv1.weight"
 
@@ -41,13 +41,17 @@ def test_the_probe_is_drawn_by_numpy_alone():
     assert [round(float(x), 6) for x in images[0, 0, 0, :3]] == [0.12573, -0.132105, 0.640423]
 
 
-def test_growth_changes_nothing_of_earlier_tasks(workdir):
-    """Their tensors and their logits, bit for bit; and their picks are counted at their own width."""
-    state = with_tasks(2)
+@pytest.mark.parametrize("model", [MODEL, "vgg:11,width=4,hidden=24,size=64", "vit:nano/8@16"])
+def test_growth_changes_nothing_of_earlier_tasks(model, workdir):
+    """Their tensors and their logits, bit for bit; and their picks are counted at their own width.
+
+    Columns behind a flattened map and rows of a joint query, key and value matrix are no leading blocks.
+    """
+    state = with_tasks(2, model=model)
     before = [materialised(state, number) for number in (1, 2)]
-    grown = add_task(add_task(state, 3, width=1.5), 4, width=1.5)
-    assert [geometry.width for geometry in grown.geometries] == [1, 1.5]
-    assert grown.base[KEY].shape > state.base[KEY].shape
+    grown = add_task(add_task(state, 3, width=2.0, model=model), 4, width=2.0, model=model)
+    assert [geometry.width for geometry in grown.geometries] == [1, 2]
+    assert all(grown.base[key].numel() > value.numel() for key, value in state.base.items() if ".proj" not in key)
     grown.commit(workdir / "state")
     read = State.read(workdir / "state")
     for number, plain in enumerate(before, 1):
@@ -56,7 +60,8 @@ def test_growth_changes_nothing_of_earlier_tasks(workdir):
         assert all(
             torch.equal(a, b) for a, b in zip(read.picks(number).values(), state.picks(number).values(), strict=True)
         )
-    assert materialised(read, 4).module.state_dict()[KEY].shape == grown.base[KEY].shape
+    last = materialised(read, 4).module.state_dict()
+    assert all(last[key].shape == value.shape for key, value in grown.base.items())
 
 
 def test_a_grown_state_that_lost_a_weight_is_refused():

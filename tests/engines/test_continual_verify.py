@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from effvl_cli.engines.continual.state import State
+from effvl_cli.engines.continual.storage import stored_bytes
+from effvl_cli.techniques.continual import accounting
 from tests.engines.continual_states import add_task, save_run, with_tasks
 
 
@@ -109,6 +111,23 @@ def test_shares_and_bytes_by_hand(effvl, saved, three, report):
     files = sum(path.stat().st_size for path in Path(saved, "state").rglob("*") if path.is_file())
     assert found.metrics["total_bytes"].value == files
     assert "conv1.weight" in done.out and "free %" in done.out
+
+
+def test_storage_is_the_formula_to_the_byte(workdir, three):
+    """Of section 8 with its correction, and what tasks have for themselves; files are that and their headers."""
+    folder = save_run(three, workdir / "x") / "state"
+    found = stored_bytes(folder, three)
+    sizes = {key: value.numel() for key, value in three.owner.items()}
+    old = [{key: int(((o > 0) & (o < k)).sum()) for key, o in three.owner.items()} for k in (1, 2, 3)]
+    heads = [accounting.bytes_of({k: v for k, v in part.items() if k.startswith("fc.")}) for part in three.task_tensors]
+    own = [accounting.bytes_of(part) - head for part, head in zip(three.task_tensors, heads, strict=True)]
+    expected = accounting.storage(sizes, old, own, heads)
+    assert (found["base"], found["owner"], found["picks"]) == (expected.base, expected.owner, expected.picks)
+    assert found["norms"] + found["biases"] + found["tokens"] == expected.tasks and found["heads"] == expected.heads
+    headers = 0
+    for path in folder.rglob("*.safetensors"):
+        headers += 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    assert found["headers"] == headers and found["manifest"] == (folder / "state.json").stat().st_size
 
 
 def test_storing_owned_values_alone_is_exact_and_smaller(workdir, three):

@@ -12,6 +12,7 @@ from effvl_cli.core.table import Table
 from effvl_cli.engines.continual import controls, pictures, results, tables
 from effvl_cli.engines.continual.context import Context, Job, open_context
 from effvl_cli.engines.continual.individual import Individuals
+from effvl_cli.engines.continual.open_state import refuse_unfinished
 from effvl_cli.engines.continual.preview import preview_task
 from effvl_cli.engines.continual.sequence import check, learn_next, take_up
 from effvl_cli.engines.continual.state import STATE, State, writer
@@ -24,7 +25,9 @@ MOST_TASKS = 2**15 - 1
 def run(config: AddTaskConfig, run: Run) -> None:
     """Learn the task, commit it to the state of RUN, and measure it."""
     folder = _folder(config)
-    state = State.read(folder / STATE)
+    with writer(folder):  # early: nobody learns a task for a state that is in use
+        refuse_unfinished(folder)
+        state = State.read(folder / STATE)
     context = open_context(replace(config, model=state.model), run)
     job = context.job(_task(config), _number(config, run, state))
     check(context, [job])

@@ -47,7 +47,7 @@ def run(config: EvalConfig, run: Run) -> None:
             _row(record, images, logits.argmax(1))
             | {
                 "images_per_s": len(images) / taken,
-                "switch_ms": 1000 * switched,
+                "load_ms": 1000 * switched,
             }
         )
         run.check_stop()
@@ -100,11 +100,11 @@ def table(report: Report) -> Table:
             percent(row["se"], 2),
             " ".join(f"{name} {percent(value)}" for name, value in _lowest(row)),
             f"{row['images_per_s']:,.0f}",
-            f"{row['switch_ms']:.1f}",
+            f"{row['load_ms']:.1f}",
         )
         for row in report.technique["tasks"]
     )
-    columns = ("task", "classes", "images", "top-1 %", "SE", "lowest class %", "images/s", "switch ms")
+    columns = ("task", "classes", "images", "top-1 %", "SE", "lowest class %", "images/s", "load ms")
     mean = report.metrics["avg_acc"]
     return Table(report.command, columns, rows, (f"mean {percent(mean.value)} %, {mean.split} images",))
 

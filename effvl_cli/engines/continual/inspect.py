@@ -7,6 +7,7 @@ from effvl_cli.config.continual_verify import InspectConfig
 from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
 from effvl_cli.core.table import Cell, Table, percent
+from effvl_cli.engines.continual import pictures
 from effvl_cli.engines.continual.open_state import open_state, run_of
 from effvl_cli.engines.continual.state import STATE
 from effvl_cli.engines.continual.storage import layer_rows, stored_bytes, task_rows
@@ -24,6 +25,8 @@ def run(config: InspectConfig, run: Run) -> None:
     report.metric("total_bytes", sum(sizes.values()), unit="bytes", higher_is_better=False)
     report.technique |= {"model": state.model, "tasks": tasks, "layers": layers, "storage": sizes}
     report.technique["shown_layers"] = config.layers
+    owners = {row["name"]: {str(k): n for k, n in enumerate((row["free"], *row["owned"]))} for row in layers}
+    pictures.capacity(run, owners, [task.name for task in state.tasks])
 
 
 def table(report: Report) -> Table:

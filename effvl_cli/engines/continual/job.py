@@ -37,7 +37,7 @@ def run(config: ContinualConfig, run: Run) -> None:
     if config.method in UNOWNED:
         outcome = controls.alone(context, jobs, individuals)
     else:
-        sequence.learn(context, jobs, individuals)
+        sequence.learn(context, jobs, individuals, shared_format=config.shared_format)
         distributed.barrier()
         outcome = results.of_state(context, jobs, run.path(STATE))
     used = {row["name"]: row["epochs_used"] for row in outcome.tasks}

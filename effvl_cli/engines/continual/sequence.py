@@ -12,16 +12,18 @@ from effvl_cli.engines.continual.context import Context, Job
 from effvl_cli.engines.continual.goal import goal_of
 from effvl_cli.engines.continual.individual import Individuals
 from effvl_cli.engines.continual.learner import Learner
-from effvl_cli.engines.continual.state import STATE, State, TaskRecord
+from effvl_cli.engines.continual.state import STATE, SharedFormat, State, TaskRecord
 from effvl_cli.engines.continual.state_files import MANIFEST
 from effvl_cli.engines.continual.trail import forget_all
 from effvl_cli.models.geometry import check_growable
 
 
-def learn(context: Context, jobs: Sequence[Job], individuals: Individuals) -> None:
+def learn(
+    context: Context, jobs: Sequence[Job], individuals: Individuals, *, shared_format: SharedFormat = "dense"
+) -> None:
     """Learn the tasks that the state of the run does not hold yet, each on top of those before it."""
     folder = context.run.path(STATE)
-    state = _begun(context, folder)
+    state = _begun(context, folder, shared_format)
     take_up(context, state.tasks, jobs)
     for job in jobs[len(state.tasks) :]:
         remaining = len(jobs) - job.number + (context.config.num_reserve_tasks or 0)
@@ -99,9 +101,14 @@ def check(context: Context, jobs: Sequence[Job]) -> None:
         run.warn("W-SELECT-ON-TEST: the test images decide on goals, growth and ratios; no figure of this run is clean")
 
 
-def _begun(context: Context, folder: Path) -> State:
+def _begun(context: Context, folder: Path, shared_format: SharedFormat) -> State:
     """The state of an earlier attempt of this run, or an empty one."""
     if (folder / MANIFEST).is_file():
         return State.read(folder)
     report = context.run.report
-    return State.empty(context.network.name, config=to_yaml_mapping(context.config), config_sha256=report.config_sha256)
+    return State.empty(
+        context.network.name,
+        config=to_yaml_mapping(context.config),
+        config_sha256=report.config_sha256,
+        shared_format=shared_format,
+    )
