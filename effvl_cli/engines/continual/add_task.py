@@ -25,9 +25,8 @@ MOST_TASKS = 2**15 - 1
 def run(config: AddTaskConfig, run: Run) -> None:
     """Learn the task, commit it to the state of RUN, and measure it."""
     folder = _folder(config)
-    with writer(folder):  # early: nobody learns a task for a state that is in use
-        refuse_unfinished(folder)
-        state = State.read(folder / STATE)
+    _refuse_in_use(folder)
+    state = State.read(folder / STATE)
     context = open_context(replace(config, model=state.model), run)
     job = context.job(_task(config), _number(config, run, state))
     check(context, [job])
@@ -48,6 +47,18 @@ def run(config: AddTaskConfig, run: Run) -> None:
 def preview(config: AddTaskConfig) -> list[Table]:
     """What `--dry-run` shows besides the options."""
     return preview_task(config, _task(config), State.read(_folder(config) / STATE).model)
+
+
+def _refuse_in_use(folder: Path) -> None:
+    """Learn no task for a state that another process will have changed by then.
+
+    Raises:
+        UsageError: another process works in that folder, or its run has not finished.
+    """
+    if distributed.is_main():
+        with writer(folder):
+            refuse_unfinished(folder)
+    distributed.barrier()
 
 
 def _folder(config: AddTaskConfig) -> Path:
