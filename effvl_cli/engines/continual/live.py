@@ -52,7 +52,7 @@ class Live:
         parts: list[torch.optim.Optimizer] = [sgd(groups, lr, config)]
         scores = self.owned.score_parameters()
         if pick_lr > 0 and scores:
-            parts.append(torch.optim.Adam(scores, lr=pick_lr))
+            parts.append(torch.optim.Adam(scores, lr=pick_lr, fused=True))
         return Optimizers(parts)
 
     def after_backward(self, step: int) -> None:

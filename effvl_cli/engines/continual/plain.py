@@ -44,7 +44,7 @@ def optimizers(context: Context, module: nn.Module, config: TaskOptions, lr: flo
 
 
 def sgd(groups: list[dict[str, object]], lr: float | None, config: TaskOptions) -> torch.optim.SGD:
-    """SGD with Nesterov momentum; groups without parameters are left out."""
+    """SGD with Nesterov momentum in one pass over the weights; groups without parameters are left out."""
     assert lr is not None  # filled in by the options
     kept = [group for group in groups if group["params"]]
-    return torch.optim.SGD(kept, lr=lr, momentum=config.momentum, nesterov=config.momentum > 0)
+    return torch.optim.SGD(kept, lr=lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
