@@ -3,6 +3,8 @@
 One function serves the commit, `eval`, `verify` and `export`, so that they all speak of the same network.
 """
 
+import copy
+import functools
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +19,7 @@ from effvl_cli.core.measure import unfused_attention
 from effvl_cli.core.report import environment
 from effvl_cli.data.transforms import Preprocess
 from effvl_cli.engines.continual.state import State
-from effvl_cli.models.geometry import build
+from effvl_cli.models.geometry import Geometry, build
 from effvl_cli.models.network import Network
 from effvl_cli.techniques.continual.tasknet import materialise
 
@@ -87,6 +89,12 @@ class Materialised:
         return hashlib.sha256(self.probe.contiguous().numpy().tobytes()).hexdigest()
 
 
+@functools.lru_cache(maxsize=2)
+def _built(geometry: Geometry, num_classes: int) -> Network:
+    """The network with any weights, to be copied: drawing them takes longer than all the rest."""
+    return build(geometry, num_classes=num_classes, seed=0)
+
+
 def materialised(state: State, number: int, device: torch.device | None = None) -> Materialised:
     """The network of a task at the task's own width.
 
@@ -100,7 +108,7 @@ def materialised(state: State, number: int, device: torch.device | None = None) 
     """
     device = device or torch.device("cpu")
     record = state.tasks[number - 1]
-    network = build(state.geometries[record.geometry], num_classes=len(record.classes), seed=0)
+    network = copy.deepcopy(_built(state.geometries[record.geometry], len(record.classes)))
     network.preprocess = Preprocess.from_dict(dict(record.preprocess))
     weights, own = state.effective(number), state.task_tensors[number - 1]
     what = f"the tensors of task {record.name} and {network.name}"

@@ -187,8 +187,8 @@ class State:
                 (owner[key], base[key]) if place is None else (taken(owner[key], place), taken(base[key], place))
             )
             kept = before > 0
-            same = torch.equal(values[kept].view(torch.int32), self.base[key][kept].view(torch.int32))
-            if not same or not torch.equal(now[kept], before[kept]):
+            moved = (values.view(torch.int32) != self.base[key].view(torch.int32)) | (now != before)
+            if bool((kept & moved).any()):
                 return f"tensor {key} has changed where earlier tasks own it"
         return ""
 
@@ -231,8 +231,11 @@ class State:
         Raises:
             CorruptStateError: bits that do not fit its older elements.
         """
+        return self._picks(number, self.owners(number))
+
+    def _picks(self, number: int, owner: Tensors) -> dict[str, Tensor]:
         packed, found = self.packed_picks[number - 1], {}
-        for key, value in self.owners(number).items():
+        for key, value in owner.items():
             try:
                 found[key] = unpack_picks(packed.get(key, torch.zeros(0, dtype=torch.uint8)), _old(value, number))
             except BitsError as error:
@@ -241,7 +244,9 @@ class State:
 
     def effective(self, number: int) -> dict[str, Tensor]:
         """The shared weights of a task: its own, those that it picks, and zeros (arXiv 1910.06562, section 3)."""
-        return effective_weights(self.base, self.owner, self.picks(number), number, self.maps(number))
+        maps, owner = self.maps(number), self.owners(number)
+        base = {key: taken(value, maps[key]) if key in maps else value for key, value in self.base.items()}
+        return effective_weights(base, owner, self._picks(number, owner), number)
 
     # --- disk ---------------------------------------------------------------------------------------------------------
 
@@ -410,6 +415,6 @@ def _fault(base: Tensors, owner: Tensors, num_tasks: int) -> str:
             return f"tensor {key} has no owners of its shape"
         if bool((owner[key] > num_tasks).any()):
             return f"tensor {_OWNER}{key} names an owner above {num_tasks}"
-        if bool((value[owner[key] == 0] != 0).any()):
+        if bool(((owner[key] == 0) & (value != 0)).any()):
             return f"tensor {_BASE}{key} has values that no task owns"
     return ""

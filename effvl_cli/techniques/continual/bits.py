@@ -1,5 +1,6 @@
 """Owners and picks as bits, and digests of what a task computes with."""
 
+import functools
 import hashlib
 from collections.abc import Mapping
 
@@ -23,6 +24,12 @@ def pack(bits: Tensor) -> Tensor:
     return found
 
 
+@functools.cache
+def _bits_of_bytes() -> Tensor:
+    """(256, 8) bool: the bits of every byte, the lowest first."""
+    return (torch.arange(256).unsqueeze(1) >> torch.arange(_BYTE) & 1).bool()
+
+
 def unpack(packed: Tensor, count: int) -> Tensor:
     """The reverse of `pack`.
 
@@ -38,7 +45,7 @@ def unpack(packed: Tensor, count: int) -> Tensor:
     """
     if packed.dtype != torch.uint8 or packed.ndim != 1 or len(packed) != -(-count // _BYTE):
         raise BitsError(f"{count} bits take {-(-count // _BYTE)} bytes, and there are {tuple(packed.shape)}")
-    bits = torch.stack([packed >> place & 1 for place in range(_BYTE)], 1).reshape(-1).bool()
+    bits = _bits_of_bytes().to(packed.device).index_select(0, packed.int()).reshape(-1)
     if bool(bits[count:].any()):
         raise BitsError(f"bits are set behind the last of {count}")
     return bits[:count]
@@ -94,9 +101,7 @@ def unpack_picks(packed: Tensor, old: Tensor) -> Tensor:
     Raises:
         BitsError: another number of bits, or padding bits that are set.
     """
-    found = torch.zeros_like(old)
-    found[old] = unpack(packed, int(old.sum()))
-    return found
+    return torch.zeros_like(old).masked_scatter_(old, unpack(packed, int(old.count_nonzero())))
 
 
 def tensor_digest(value: Tensor) -> str:

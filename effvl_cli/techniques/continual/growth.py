@@ -113,7 +113,11 @@ def _mesh(value: Tensor, place: IndexMap) -> tuple[Tensor, ...]:
 def taken(value: Tensor, place: IndexMap) -> Tensor:
     """The entries of a large tensor that a map names: contiguous, of the small tensor's shape."""
     for dimension, index in enumerate(place):
-        value = value.index_select(dimension, index.to(value.device))
+        leading = not len(index) or int(index[-1]) == len(index) - 1  # indices rise
+        if leading:
+            value = value.narrow(dimension, 0, len(index))
+        else:
+            value = value.index_select(dimension, index.to(value.device))
     return value.contiguous()
 
 
