@@ -312,6 +312,8 @@ class TaskOptions(
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
                 derived[name] = EMBEDDED if self.data == EMBEDDED else "default"
+        if "prune_ramp_epochs" in derived and self.prune_epochs and self.prune_ramp_epochs:
+            object.__setattr__(self, "prune_ramp_epochs", min(self.prune_epochs, self.prune_ramp_epochs))
         object.__setattr__(self, "derived", derived)
         controls = self.controls or ()
         if "none" in controls and len(controls) > 1:

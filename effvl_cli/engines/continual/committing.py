@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from effvl_cli.core import distributed
 from effvl_cli.core.errors import ModelError
 from effvl_cli.core.measure import unfused_attention
 from effvl_cli.engines.continual.context import Context, Job
@@ -32,6 +33,7 @@ def add_to(context: Context, job: Job, learned: Learned, state: State, *, added:
     live = learned.live
     live.check("learning")
     live.module.eval()
+    distributed.share_buffers(live.module)
     images = probe_images(job.data.preprocess, context.run.device)
     with torch.no_grad(), unfused_attention():
         before = live.module(images).float().cpu()

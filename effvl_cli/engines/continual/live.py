@@ -13,7 +13,7 @@ from effvl_cli.core.errors import DistributedError, ModelError
 from effvl_cli.core.optim import Optimizers
 from effvl_cli.engines.continual.context import Context, Job
 from effvl_cli.engines.continual.heads import put_head
-from effvl_cli.engines.continual.plain import sgd
+from effvl_cli.engines.continual.plain import sgd, synchronised
 from effvl_cli.engines.continual.state import State
 from effvl_cli.engines.continual.widths import built, continue_from, shared_at
 from effvl_cli.techniques.continual.bits import content_digest
@@ -124,7 +124,7 @@ def open_live(context: Context, job: Job, state: State, width: float, attempt: i
         continue_from(context, state, network, width)
     module: nn.Module = network.module
     put_head(module, context.head(module, job))
-    module.to(context.run.device)
+    module = synchronised(module.to(context.run.device), config)
     owned = OwnedNetwork(
         module,
         exclude=context.excluded,

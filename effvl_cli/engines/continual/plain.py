@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from effvl_cli.config.continual_learn import TaskOptions
+from effvl_cli.core import distributed
 from effvl_cli.core.optim import Optimizers
 from effvl_cli.engines.continual.context import Context, Job
 from effvl_cli.engines.continual.heads import put_head
@@ -15,7 +16,15 @@ def plain_network(context: Context, job: Job) -> nn.Module:
     """The backbone as every task finds it, with a head for the task, on the device."""
     module: nn.Module = copy.deepcopy(context.network.module)
     new_head(context, module, job)
-    return module.to(context.run.device).train()
+    return synchronised(module.to(context.run.device), job.config).train()
+
+
+def synchronised(module: nn.Module, config: TaskOptions) -> nn.Module:
+    """With --sync-bn and several processes, batch norm takes its statistics over the images of all of them."""
+    if not config.sync_bn or distributed.world().size == 1:
+        return module
+    found: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    return found
 
 
 def new_head(context: Context, module: nn.Module, job: Job) -> None:

@@ -97,6 +97,8 @@ def check(context: Context, jobs: Sequence[Job]) -> None:
             raise UsageError(
                 f"--batch-size is {size}, and task {job.task.name!r} has {count} training images", f"Give 1 to {count}"
             )
+    if config.sync_bn and distributed.world().size > 1 and run.device.type != "cuda":
+        raise UsageError(f"--sync-bn works on GPUs, and the device is {run.device.type}", "Leave it out")
     if config.select_on == "test":
         run.warn("W-SELECT-ON-TEST: the test images decide on goals, growth and ratios; no figure of this run is clean")
 

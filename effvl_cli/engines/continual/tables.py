@@ -49,17 +49,15 @@ def _row(row: Mapping[str, Any], final: float, *, owning: bool) -> tuple[Cell, .
 
 def _notes(report: Report) -> list[str]:
     metrics = {name: metric.value for name, metric in report.metrics.items()}
-    notes = [
-        f"mean of the final test accuracies {percent(metrics['avg_acc'])} %, backward transfer "
-        f"{points(metrics['bwt'])} points"
-    ]
+    moved = "" if metrics["bwt"] is None else f", backward transfer {points(metrics['bwt'])} points"
+    notes = [f"mean of the final test accuracies {percent(metrics['avg_acc'])} %{moved}"]
     compared = {
         "individual_avg_acc": "networks of one task alone",
         "individual_matched_avg_acc": "the same, trained as long as the tasks were",
         "finetune_avg_acc": "one network fine-tuned from task to task",
     }
     notes += [f"{text}: {percent(metrics[name])} %" for name, text in compared.items() if name in metrics]
-    if "finetune_bwt" in metrics:
+    if metrics.get("finetune_bwt") is not None:
         notes[-1] += f", backward transfer {points(metrics['finetune_bwt'])} points"
     if metrics.get("expansion_factor") is not None:
         text = f"{times(metrics['expansion_factor'])} the weights of one network"
