@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .growth import IndexMap, placed, taken
+from .picking import bits_of, mask_of
 
 _PARAMETRIZED = "parametrizations."
 
@@ -69,7 +70,7 @@ def effective_weight(base: Tensor, owner: Tensor, picks: Tensor | None, task: in
     """
     old = (owner > 0) & (owner < task)
     used = (owner == task) | (old if picks is None else old & picks)
-    return torch.where(used, base, 0.0).contiguous()
+    return (bits_of(base) & mask_of(used, base)).view(base.dtype).contiguous()
 
 
 def effective_weights(
