@@ -160,12 +160,15 @@ def stacked_bars(
     *,
     title: str,
     xlabel: str,
+    rest: str = "",
 ) -> None:
-    """A horizontal bar for each group, from above, divided into parts; each part has a colour of its own."""
+    """A horizontal bar for each group, from above, divided into parts of a colour each; the part `rest` is grey."""
     figure, axes = _figure(7.2, max(2.4, 1.2 + 0.22 * len(groups)))
     left = np.zeros(len(groups))
     for place, (name, sizes) in enumerate(parts.items()):
         colour, hatch = COLOURS[place % len(COLOURS)], ("", "//", "..")[place // len(COLOURS) % 3]
+        if name == rest:
+            colour, hatch = "#dddddd", ""
         axes.barh(range(len(groups)), sizes, 0.85, left=left, label=name, color=colour, hatch=hatch, edgecolor="white")
         left += np.asarray(sizes, dtype=float)
     axes.set_yticks(range(len(groups)), groups, fontsize=7)
@@ -189,8 +192,10 @@ def matrix(
     size = max(4.2, 0.55 * len(names) + 1.8)
     figure, axes = _figure(size, size)
     shown = np.array([[np.nan if value is None else value for value in row] for row in values], dtype=float)
-    axes.imshow(shown, cmap="viridis", interpolation="nearest")
-    middle = (np.nanmin(shown) + np.nanmax(shown)) / 2
+    highest = np.nanmax(shown)
+    lowest = min(np.nanmin(shown), highest - 1)  # equal numbers are all bright
+    axes.imshow(shown, cmap="viridis", interpolation="nearest", vmin=lowest, vmax=highest)
+    middle = (lowest + highest) / 2
     for row, column in zip(*np.nonzero(np.isfinite(shown)), strict=True):
         value = shown[row, column]
         colour = "black" if value > middle else "white"

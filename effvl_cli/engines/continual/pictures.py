@@ -8,6 +8,7 @@ from effvl_cli.core.metrics import binomial_error
 from effvl_cli.core.run import Run
 
 MOST_LAYERS = 60
+FREE = "free"
 SHORTEST = 16  # characters of a name that are always shown
 
 
@@ -33,9 +34,10 @@ def capacity(run: Run, layers: Mapping[str, Mapping[str, int]], names: Sequence[
     totals = {layer: sum(counts.values()) for layer, counts in shown.items()}
     parts = {
         short(name): [100 * counts.get(str(owner), 0) / totals[layer] for layer, counts in shown.items()]
-        for owner, name in [*enumerate(names, 1), (0, "free")]
+        for owner, name in [*enumerate(names, 1), (0, FREE)]
     }
-    run.plot("capacity", plots.stacked_bars, list(shown), parts, title="Owners of the weights", xlabel="% of the layer")
+    words = {"title": "Owners of the weights", "xlabel": "% of the layer", "rest": FREE}
+    run.plot("capacity", plots.stacked_bars, list(shown), parts, **words)
 
 
 def compaction(run: Run, tasks: Sequence[Mapping[str, Any]]) -> None:
