@@ -85,6 +85,13 @@ bench-gpu: $(READY)
 .peers/torch-pruning: PEER := torch-pruning==1.6.1
 .peers/cleanlab: PEER := cleanlab==2.9.0 pandas==3.1.1 termcolor==3.3.0
 .peers/faiss-cpu: PEER := faiss-cpu==1.15.1
+.peers/avalanche-lib: PEER := avalanche-lib==0.6.0 \
+	absl-py==2.5.1 beautifulsoup4==4.15.0 certifi==2026.10.19.post1 charset-normalizer==3.5.3 click==8.5.1 \
+	dill==0.4.1 gdown==6.5.1 gitdb==4.0.12 gitpython==3.2.1 gputil==1.4.0 grpcio==1.85.3 idna==3.20 \
+	lightning-utilities==0.15.3 markdown==3.11.3 opentelemetry-api==1.45.2 platformdirs==4.14.8 \
+	protobuf==7.36.2 psutil==7.2.2 pytorchcv==0.0.74 qpsolvers==4.13.0 requests==2.34.2 sentry-sdk==2.75.0 \
+	setproctitle==1.3.8 smmap==5.0.3 soupsieve==4.1.3 tensorboard==2.21.0 tensorboard-data-server==0.7.2 \
+	torchmetrics==1.9.0 tqdm==4.70.1 urllib3==2.8.0 wandb==0.31.0 werkzeug==3.1.9 xxhash==4.1.0
 .peers/%: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ $(PEER)
 
@@ -99,6 +106,9 @@ bench-suspects: .peers/cleanlab
 
 bench-cpr-mine: export PYTHONPATH := .peers/faiss-cpu:.
 bench-cpr-mine: .peers/faiss-cpu
+
+bench-continual: export PYTHONPATH := .peers/avalanche-lib
+bench-continual: .peers/avalanche-lib
 
 # Published CIFAR-10 ResNets, resnet20-12fca82f.th and resnet56-4bfd9763.th of github.com/akamaster/pytorch_resnet_cifar10
 runs/data/cifar10-resnets: $(wildcard $(EFFVL_TEST_DATA)/weights/*.th)
