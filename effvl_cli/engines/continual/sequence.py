@@ -1,5 +1,6 @@
 """Tasks learned one after another into a state on disk."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -73,6 +74,9 @@ def take_up(context: Context, records: Sequence[TaskRecord], jobs: Sequence[Job]
     for record, job in zip(records, jobs, strict=False):
         forget_all(context.phases, job.prefix)
         context.reader.note(job.task)
+        for name, value in context.phases.values.items():
+            if re.match(rf"{re.escape(job.prefix)}-\d+-.* trained$", name):
+                context.run.resumed(name, int(value["steps"]))
         for text in record.figures["warnings"]:
             context.run.warn(text)
 
