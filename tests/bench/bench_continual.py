@@ -121,7 +121,7 @@ def steps(spec: str, rounds: int) -> bool:
     return good
 
 
-def switching(spec: str, rounds: int) -> None:
+def switching(spec: str, rounds: int) -> bool:
     """From one task to another: the effective weights of a network, beside one copy of them."""
     network = learning(spec, "picking")
     state = {key: value.clone() for key, value in task_state(network.module).items()}
@@ -137,13 +137,17 @@ def switching(spec: str, rounds: int) -> None:
         },
         rounds,
     )
-    for name, text in (("effective", "weights of a task from base, owners and picks"), ("load", "into a network")):
-        share = ratio(found[name], found["copy"])
+    texts = {"effective": "weights of a task from base, owners and picks", "load": "to weights that are kept"}
+    shares = {name: ratio(found[name], found["copy"]) for name in texts}
+    passed = shares["load"].value <= 1
+    for name, share in shares.items():
+        judged = f", allowed 1   {'PASS' if passed else 'FAIL'}" if name == "load" else ""
         print(
-            f"switching, {text}: {found[name].median_ms:.0f} ms, {share.value:.2f} "
-            f"({share.low:.2f}-{share.high:.2f}) of one copy of the weights ({found['copy'].median_ms:.0f} ms)",
+            f"switching, {texts[name]}: {found[name].median_ms:.0f} ms, {share.value:.2f} "
+            f"({share.low:.2f}-{share.high:.2f}) of one copy of the weights ({found['copy'].median_ms:.0f} ms){judged}",
             flush=True,
         )
+    return passed
 
 
 def without_norms(width: int = 64) -> nn.Sequential:
@@ -216,8 +220,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=8)
     given = parser.parse_args()
     print(f"{torch.get_num_threads()} thread(s), torch {torch.__version__}, batch {BATCH}")
-    good = [steps(given.model, given.rounds), peer(given.rounds)]
-    switching(given.model, given.rounds)
+    good = [steps(given.model, given.rounds), peer(given.rounds), switching(given.model, given.rounds)]
     return 0 if all(good) else 1
 
 

@@ -103,6 +103,8 @@ def effective_weights(
 def materialise(module: nn.Module, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> nn.Module:
     """Make a plain network of the task's geometry that task's, in place: float32, in evaluation mode.
 
+    The tensors themselves become the network's, without a copy.
+
     Args:
         module: plain, built at the task's width with its number of classes.
         weights: of `effective_weights`.
@@ -114,5 +116,5 @@ def materialise(module: nn.Module, weights: Mapping[str, Tensor], state: Mapping
     Raises:
         RuntimeError: names or shapes do not fit.
     """
-    module.load_state_dict({**weights, **state}, strict=True)
+    module.load_state_dict({**weights, **state}, strict=True, assign=True)
     return module.eval()
