@@ -24,6 +24,8 @@ class AddTaskConfig(RunInput, TaskOptions):
         *("epochs", "lr", "batch_size", "device", "out"),
     )
 
+    run: Annotated[str | None, Doc("run folder with the state (default: the newest completed one)")] = None
+    """Not told from others by its content, as inputs of other verbs are: the command itself changes that."""
     task: Annotated[str | None, Doc("name of the task")] = None
     classes: Annotated[tuple[str, ...], Doc("its classes in --data, by name or number (default: all)")] = ()
     coarse: Annotated[str | None, Doc("or the coarse label whose classes they are")] = None

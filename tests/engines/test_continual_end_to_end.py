@@ -9,6 +9,7 @@ import torch
 
 from effvl_cli.core.checkpoint import read_state_dict
 from effvl_cli.core.run_choice import take_lock
+from effvl_cli.engines.continual import add_task, results
 from effvl_cli.engines.continual.materialised import materialised
 from effvl_cli.engines.continual.state import State
 from tests.engines.test_continual_job import EASY, GROWING, SEQUENCE
@@ -75,3 +76,46 @@ def test_a_task_is_added_only_where_nobody_works(effvl, learned):
     (learned / "report.json").write_text(json.dumps({**report, "status": "preempted"}))
     outcome = effvl(*line)
     assert outcome.code == 2 and "has not finished" in outcome.err
+
+
+def test_the_same_addition_shows_its_result_goes_on_after_a_kill_and_knows_a_state_put_back(
+    effvl, learned, monkeypatch
+):
+    line = ("continual", "add-task", learned, "--task", "six-seven", "--classes", "six,seven", *EASY)
+    backup = learned.parent / "backup"
+    shutil.copytree(learned / "state", backup)
+
+    def killed(*words):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "of_state", killed)  # right after the state was replaced
+        assert effvl(*line).code == 130
+    (learned / "state/shared-3.safetensors").write_bytes(b"left behind")
+    outcome = effvl(*line)
+    assert outcome.code == 0 and [task.name for task in State.read(learned / "state").tasks][-1] == "six-seven"
+    assert not (learned / "state/shared-3.safetensors").exists()
+    [folder] = Path("runs/continual-add-task").iterdir()
+    stored = effvl(*line)
+    assert stored.code == 0 and "finished before" in stored.err and stored.out == outcome.out
+    shutil.rmtree(learned / "state")
+    shutil.copytree(backup, learned / "state")
+    outcome = effvl(*line)
+    assert outcome.code == 2 and "no longer holds the task 'six-seven'" in outcome.error and "--fresh" in outcome.error
+    assert effvl(*line, "--fresh").code == 0 and [folder] == list(Path("runs/continual-add-task").iterdir())
+
+
+def test_a_state_that_changes_while_a_task_is_learned_is_not_replaced(effvl, learned, monkeypatch):
+    line = ("continual", "add-task", learned, *EASY, "--task")
+    learn = add_task.learn_next
+
+    def overtaken(*words, **more):
+        monkeypatch.setattr(add_task, "learn_next", learn)
+        assert effvl(*line, "eight", "--classes", "eight,nine", "--out", "eight").code == 0
+        return learn(*words, **more)
+
+    monkeypatch.setattr(add_task, "learn_next", overtaken)
+    outcome = effvl(*line, "six", "--classes", "six,seven", "--out", "six")
+    assert outcome.code == 2 and "has changed since this run began" in outcome.error
+    assert effvl(*line, "six", "--classes", "six,seven", "--out", "six", "--fresh").code == 0
+    assert [task.name for task in State.read(learned / "state").tasks][-2:] == ["eight", "six"]

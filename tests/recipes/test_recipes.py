@@ -64,6 +64,7 @@ METRICS = {
     ),
     "prune-tokens": (
         *("top1_dense", "top1_predictor", "top1_predictor_tuned", "top1_cls_attn", "top1_random"),
+        *("top1_golden", "top1_dense_golden", "top1_grid", "top1_evit", "top1_tome"),
         *("gain_over_random", "gain_over_cls_attn"),
     ),
     "prune-blocks": (

@@ -7,7 +7,9 @@ from effvl_cli.config.continual_add_task import AddTaskConfig
 from effvl_cli.core import distributed
 from effvl_cli.core.errors import UsageError
 from effvl_cli.core.find_run import find_holding
+from effvl_cli.core.report import read_report
 from effvl_cli.core.run import Run
+from effvl_cli.core.run_files import REPORT
 from effvl_cli.core.table import Table
 from effvl_cli.engines.continual import controls, pictures, results, tables
 from effvl_cli.engines.continual.context import Context, Job, open_context
@@ -33,15 +35,32 @@ def run(config: AddTaskConfig, run: Run) -> None:
     individuals = Individuals(context)
     known = context.phases.once("state", lambda: [record.tensor_digest for record in state.tasks[: job.number - 1]])
     if known != [record.tensor_digest for record in state.tasks[: job.number - 1]]:
-        raise UsageError(f"{folder / STATE} has changed since this run began", "Give --fresh to start anew")
+        raise _changed(folder)
     if len(state.tasks) < job.number:
         state = learn_next(context, job, state, [], _reserve(config, state), individuals, added=run.report.run_id)
-        _commit(state, folder)
+    _commit(state, folder)
     take_up(context, state.tasks[-1:], [job])
     outcome = results.of_state(context, [job], folder / STATE)
     used = {job.task.name: outcome.tasks[-1]["epochs_used"]}
     results.report(context, outcome, controls.measured(context, [job], individuals, used))
     _draw(context, job, outcome)
+
+
+def refuse(config: AddTaskConfig, folder: Path, fresh: bool) -> None:
+    """Show no stored result of a task that is not in the state.
+
+    Raises:
+        UsageError: this run has added its task, and an earlier state was put back since.
+    """
+    report = folder / REPORT
+    if fresh or not report.is_file() or read_report(report).status != "completed":
+        return
+    state = State.read(_folder(config) / STATE)
+    if (config.task, folder.name) not in {(record.name, record.added) for record in state.tasks}:
+        raise UsageError(
+            f"{_folder(config) / STATE} no longer holds the task {config.task!r} that the run in {folder} added",
+            "Give --fresh to learn it again",
+        )
 
 
 def preview(config: AddTaskConfig) -> list[Table]:
@@ -99,15 +118,25 @@ def _reserve(config: AddTaskConfig, state: State) -> int:
 
 
 def _commit(state: State, folder: Path) -> None:
-    """Write the state under the lock of its run.
+    """Write the state under the lock of its run; one that was written before only loses what a kill left behind.
 
     Raises:
-        UsageError: another process works in that folder.
+        UsageError: another process works in that folder, or has changed the state meanwhile.
     """
     if distributed.is_main():
         with writer(folder):
+            there = [record.tensor_digest for record in State.read(folder / STATE).tasks]
+            ours = [record.tensor_digest for record in state.tasks]
+            if there not in (ours, ours[:-1]):
+                raise _changed(folder)
             state.commit(folder / STATE)
     distributed.barrier()
+
+
+def _changed(folder: Path) -> UsageError:
+    return UsageError(
+        f"{folder / STATE} has changed since this run began", "Give --fresh to learn the task on what is there now"
+    )
 
 
 def _draw(context: Context, job: Job, outcome: results.Outcome) -> None:

@@ -31,8 +31,8 @@ def run(config: ContinualConfig, run: Run) -> None:
     """Learn the tasks, and measure all of them at the end."""
     context = open_context(config, run)
     jobs = [context.job(task, number) for number, task in enumerate(read_tasks(config), 1)]
-    run.write(TASKS, write_json, [job.task.to_dict() for job in jobs])
     sequence.check(context, jobs)
+    run.write(TASKS, write_json, [job.task.to_dict() for job in jobs])  # from here on the list stays
     individuals = Individuals(context)
     if config.method in UNOWNED:
         outcome = controls.alone(context, jobs, individuals)
