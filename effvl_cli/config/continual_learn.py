@@ -76,7 +76,9 @@ class LearnOptions(SaveOptions):
         Count | None,
         Doc(f"passes over the task's training images; 0: a first task takes --weights as they are {_of('epochs')}"),
     ] = None
-    batch_size: Annotated[Positive | None, Doc(f"images per step, over all processes {_of('batch_size')}")] = None
+    batch_size: Annotated[
+        Positive | None, Doc(f"images per step, over all processes; fewer for a task with fewer {_of('batch_size')}")
+    ] = None
     lr: Annotated[Rate | None, Doc(f"peak rate of SGD with Nesterov momentum {_of('lr')}")] = None
     schedule: Annotated[
         Literal["step", "cosine", "plateau"] | None,
@@ -137,7 +139,8 @@ class PruneOptions(Checked):
     ] = None
     prune_epochs: Annotated[Positive | None, Doc(f"epochs of each stage {_of('prune_epochs')}")] = None
     prune_ramp_epochs: Annotated[
-        Positive | None, Doc(f"epochs of a stage in which weights are released {_of('prune_ramp_epochs')}")
+        Positive | None,
+        Doc(f"epochs of a stage in which weights are released, at most --prune-epochs {_of('prune_ramp_epochs')}"),
     ] = None
     prune_every: Annotated[Positive | None, Doc(f"steps between two releases in them {_of('prune_every')}")] = None
     prune_lr: Annotated[Rate | None, Doc(f"rate of the stages {_of('prune_lr')}")] = None
@@ -295,7 +298,7 @@ class TaskOptions(
         tuple[Literal["individual", "individual-matched", "finetune", "none"], ...] | None,
         Doc(f"what is trained beside, for comparison {_of('controls')}"),
     ] = None
-    packnet_ratio: Annotated[Fraction, Doc("packnet: share of its weights that every task releases")] = 0.6
+    packnet_ratio: Annotated[float, Gt(0), Lt(1), Doc("packnet: share of its weights that every task releases")] = 0.6
     eval_batch_size: Annotated[Positive, VOLATILE, Doc("images per step on each device, outside training")] = 256
     deterministic: Annotated[
         bool, Doc("use only deterministic kernels; an op without one is an error that names it")

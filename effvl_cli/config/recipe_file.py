@@ -194,6 +194,10 @@ def read_yaml(path: Path) -> Any:
         depth = 0
 
         def compose_node(self, parent: Any, index: Any) -> Any:
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            if tag := getattr(event, "tag", None):  # a BaseLoader would read on as if it were not there
+                short = tag.replace("tag:yaml.org,2002:", "!!")
+                raise UsageError(f"{path} line {event.start_mark.line + 1} has the tag {short}", "Write it without")
             self.depth += 1
             if self.depth > DEEPEST:  # far below the limit of recursion, and before all of it is read
                 raise UsageError(f"{path} is nested more than {DEEPEST} deep", "Recipes are flat: one option per line")

@@ -25,6 +25,11 @@ def points(value: float | None, digits: int = 1) -> str | None:
     return None if value is None else f"{100 * value:+.{digits}f}"
 
 
+def counted(count: int, noun: str) -> str:
+    """A number and its noun, e.g. "1 task", "3 tasks"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def times(value: float | None) -> str | None:
     """A ratio, e.g. 1.471 -> "1.47x"."""
     return None if value is None else f"{value:.2f}x"

@@ -6,6 +6,7 @@ It stands beside `checkpoint.safetensors`, is written for people, and is never r
 import json
 import runpy
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -91,7 +92,7 @@ def _text(network: Network, code: Code) -> str:
         mean=preprocess.mean,
         std=preprocess.std,
         classes=network.module.num_classes,
-        imports="\n".join(sorted({*_IMPORTS, *code.imports, *more}, key=_import_order)),
+        imports="\n".join(_merged([*_IMPORTS, *code.imports, *more])),
         definitions="".join(f"\n{definition}\n" for definition in code.definitions),
         structure="\n".join(f"    {line}" for line in lines or [f"return {code.value}"]),
         file=CHECKPOINT,
@@ -100,6 +101,16 @@ def _text(network: Network, code: Code) -> str:
             f"    weights[{json.dumps(alias)}] = weights[{json.dumps(key)}]\n" for alias, key in aliases.items()
         ),
     )
+
+
+def _merged(lines: Sequence[str]) -> list[str]:
+    """Lines of imports in order, with one of each module that names are taken from."""
+    names: dict[str, set[str]] = {}
+    for line in lines:
+        module, _, taken = line.partition(" import ") if line.startswith("from") else (line, "", "")
+        names.setdefault(module, set()).update(filter(None, taken.split(", ")))
+    merged = [f"{module} import {', '.join(sorted(taken))}" if taken else module for module, taken in names.items()]
+    return sorted(merged, key=_import_order)
 
 
 def _import_order(line: str) -> tuple[bool, str]:

@@ -44,6 +44,9 @@ def test_every_task_is_measured_on_its_own_classes(effvl, digits, report):
     assert [(row["top1"], row["n"]) for row in found.technique["tasks"]] == expected
     assert found.metrics["avg_acc"].value == pytest.approx(sum(value for value, _ in expected) / 2)
     assert found.metrics["top1_t2"].n == expected[1][1]
+    assert found.metrics["avg_acc"].n == expected[0][1] + expected[1][1]  # as in the job
+    variance = sum(value * (1 - value) / (count - 1) for value, count in expected)
+    assert found.metrics["avg_acc"].se == pytest.approx(variance**0.5 / 2)
     row = found.technique["tasks"][0]
     shares = [row["acc_per_class"][name] for name in PAIRS[0]]
     assert min(shares) <= row["top1"] <= max(shares) and row["images_per_s"] > 0 and row["load_ms"] > 0

@@ -29,6 +29,7 @@ def test_the_report_of_a_network_that_grew(grown, report):
     done = report(grown)
     figures = {name: metric.value for name, metric in done.metrics.items()}
     assert figures["bwt"] == 0.0 and figures["tensor_digest_equal"] == figures["logits_equal"] == 1
+    assert not done.metrics["max_abs_diff"].higher_is_better and done.metrics["logits_equal"].higher_is_better
     assert figures["max_abs_diff"] == 0 and 1.3 < figures["expansion_factor"] <= 1.5
     tasks = done.technique["tasks"]
     assert [len(row["attempts"]) for row in tasks] == [2, 1, 1]

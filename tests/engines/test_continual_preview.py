@@ -21,6 +21,13 @@ def test_the_state_of_twenty_tasks_with_vgg16():
     assert found.notes[1].startswith("2.6")
 
 
+def test_one_task_is_no_plural():
+    config = ContinualConfig(model="smallcnn:width=2")
+    task = Task("t", "digits", None, ("zero", "one"))
+    found = storage_table(open_context(config, unopened("continual", config)), [task])
+    assert found.title.startswith("state of 1 task with smallcnn") and "1 of them" not in found.notes[1]
+
+
 def test_dry_run_shows_cost_and_state(effvl):
     outcome = effvl("continual", "--model", "smallcnn:width=2", "--num-tasks", 2, "--dry-run")
     assert outcome.code == 0 and "state of 2 tasks with smallcnn:width=2 at width 1.5" in outcome.out

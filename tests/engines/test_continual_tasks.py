@@ -181,6 +181,7 @@ def test_rows_of_a_file(pictures, tmp_path):
         ("- {name: a, prune-ratios: '0.5,0.3'}", "Give rising numbers between 0 and 1"),
         ("- {name: a, goal: value, goal-value: 93}", "Percent are divided by 100: 0.93"),
         ("- {name: a, epochs: {x: 1}}", "Rows are flat"),
+        ("- {name: a}\n- {name: !!python/name:os.system b}", "tasks.yaml line 2 has the tag !!python/name:os.system"),
         ("- {name: a, data: nothing}", "unknown data set 'nothing'"),
         ("- {name: a, classes: [zero, one], coarse: fish}", "has both classes and coarse"),
     ],

@@ -124,6 +124,13 @@ def test_the_most_readable_code_that_gives_the_logits(name, tmp_path):
     assert [m.p for m in found.modules() if type(m).__name__ == "StochasticDepth"] == pytest.approx(rates)
 
 
+@pytest.mark.parametrize("name", ["cifar-resnet:8,width=4", "smallcnn:width=4", "torchvision:resnet18"])
+def test_names_of_a_module_are_imported_once(name, tmp_path):
+    lines = [line for line in write(small(name), tmp_path).splitlines() if line.startswith(("import ", "from "))]
+    modules = [line.split()[1] for line in lines]
+    assert len(modules) == len(set(modules)) and "torch" in modules
+
+
 def test_a_depth_of_timms_vit(tmp_path):
     network = small("timm:test_vit", size=(160, 160))
     blocks = len(network.module.blocks)

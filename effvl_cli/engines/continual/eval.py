@@ -16,6 +16,7 @@ from effvl_cli.data.decoded import Decoded
 from effvl_cli.data.source import ImageSource
 from effvl_cli.engines.common.batches import decode
 from effvl_cli.engines.common.classifier import logits_of
+from effvl_cli.engines.continual.accuracy import mean_error
 from effvl_cli.engines.continual.materialised import materialised
 from effvl_cli.engines.continual.open_state import chosen, open_state
 from effvl_cli.engines.continual.state import TaskRecord
@@ -53,7 +54,9 @@ def run(config: EvalConfig, run: Run) -> None:
         run.check_stop()
     for row in rows:
         run.report.metric(f"top1_{row['task']}", row["top1"], split=SPLIT, n=row["n"], se=row["se"])
-    run.report.metric("avg_acc", sum(row["top1"] for row in rows) / len(rows), split=SPLIT, n=len(rows))
+    accuracies, counts = [row["top1"] for row in rows], [row["n"] for row in rows]
+    mean, error = sum(accuracies) / len(rows), mean_error(accuracies, counts)
+    run.report.metric("avg_acc", mean, split=SPLIT, n=sum(counts), se=error)
     run.report.technique["tasks"] = rows
 
 

@@ -119,13 +119,14 @@ class TaskTraining(loop.Task):
 
 def steps_per_epoch(config: TaskOptions, data: TaskSplits) -> int:
     """Steps of an epoch."""
-    return len(data.train) // batch_size(config, data)
+    return len(data.train) // batch_size(config, len(data.train))
 
 
-def batch_size(config: TaskOptions, data: TaskSplits) -> int:
-    """Images per step."""
+def batch_size(config: TaskOptions, count: int) -> int:
+    """Images per step of a task with so many: all of them, in equal shares of the processes, where they are few."""
     assert config.batch_size is not None  # filled in by the options
-    return config.batch_size
+    world = distributed.world().size
+    return config.batch_size if config.batch_size <= count else max(world, count - count % world)
 
 
 def fit(
@@ -201,7 +202,7 @@ def _validate(accuracy: Accuracy, data: TaskSplits, module: nn.Module) -> float:
 
 
 def _batches(config: TaskOptions, run: Run, data: TaskSplits, course: Course) -> Callable[[int], Iterator[Batch]]:
-    size, seed = batch_size(config, data), seeds.derive(config.seed, *course.stream)
+    size, seed = batch_size(config, len(data.train)), seeds.derive(config.seed, *course.stream)
     check_divides(size, "--batch-size")
     sampler = EpochSampler(len(data.train), size, seed)
     transform = augment(config.augment, data.preprocess)

@@ -10,7 +10,7 @@ from effvl_cli.config.continual_learn import ContinualConfig, TaskOptions
 from effvl_cli.core import bench
 from effvl_cli.core.measure import count_macs
 from effvl_cli.core.run import unopened
-from effvl_cli.core.table import Cell, Table, times
+from effvl_cli.core.table import Cell, Table, counted, times
 from effvl_cli.engines.common.cost_table import TRAINING, Part, cost_table, part, speed_of, training_memory
 from effvl_cli.engines.continual.attempt import GROWING
 from effvl_cli.engines.continual.context import Context, open_context
@@ -60,7 +60,7 @@ def _cost(context: Context, tasks: Sequence[Task]) -> Table:
     size = context.config.batch_size or 1
     noise = bench.noise(context.network.preprocess.size, context.run.device)
     memory = training_memory(module, "sgd", lambda count: module(noise(count)), size)
-    title = f"cost of {len(tasks)} tasks with {context.network.name}"
+    title = f"cost of {counted(len(tasks), 'task')} with {context.network.name}"
     return cost_table(title, parts, context.run.device, memory=memory, notes=(MOST_WORK,))
 
 
@@ -108,10 +108,14 @@ def storage_table(context: Context, tasks: Sequence[Task]) -> Table:
     total = found.total + heads
     notes = (
         f"{sum(sizes.values()):,} shared weights at width {width:g}, {shared_at_one:,} at width 1",
-        f"{times(total / dense)} one network of width 1, {times(total / (dense * len(tasks)))} {len(tasks)} of them",
+        f"{times(total / dense)} one network of width 1"
+        + (f", {times(total / (dense * len(tasks)))} {len(tasks)} of them" if len(tasks) > 1 else ""),
     )
     return Table(
-        f"state of {len(tasks)} tasks with {one.name} at width {width:g}", ("part", "bytes"), tuple(rows), notes
+        f"state of {counted(len(tasks), 'task')} with {one.name} at width {width:g}",
+        ("part", "bytes"),
+        tuple(rows),
+        notes,
     )
 
 

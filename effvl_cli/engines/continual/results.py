@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from effvl_cli.core.metrics import binomial_error
 from effvl_cli.core.report import ReportBuilder
+from effvl_cli.engines.continual.accuracy import mean_error
 from effvl_cli.engines.continual.committing import unchanged
 from effvl_cli.engines.continual.context import Context, Job
 from effvl_cli.engines.continual.materialised import materialised, probe_images
@@ -48,16 +48,18 @@ class Outcome:
 def report(context: Context, outcome: Outcome, controls: Mapping[str, Any]) -> None:
     """Record the metrics and everything else that the run knows."""
     builder, last = context.run.report, [float(value) for value in outcome.accuracy[-1] if value is not None]
-    images = sum(row["n_test"] for row in outcome.tasks)
+    images = [row["n_test"] for row in outcome.tasks]
     mean = accounting.average_accuracy(outcome.accuracy)
-    builder.metric("avg_acc", mean, unit="fraction", split="test", n=images, se=_error(last, outcome.tasks))
+    builder.metric("avg_acc", mean, unit="fraction", split="test", n=sum(images), se=mean_error(last, images))
     builder.metric("bwt", accounting.backward_transfer(outcome.accuracy), unit="fraction", split="test")
     _controls(builder, outcome, controls)
     for name, value in outcome.sizes.items():
         unit = "fraction" if name == "free_fraction" else "ratio"
         builder.metric(name, value, unit=unit, higher_is_better=name in ("free_fraction", "redundancy"))
     for name, value in outcome.checks.items():
-        builder.metric(name, value, unit="difference" if name == "max_abs_diff" else "boolean")
+        difference = name == "max_abs_diff"
+        unit = "difference" if difference else "boolean"
+        builder.metric(name, value, unit=unit, higher_is_better=not difference)
     forgotten = accounting.forgetting(outcome.accuracy)
     for row, value in zip(outcome.tasks, forgotten, strict=True):
         row["forgetting"] = value
@@ -72,12 +74,6 @@ def report(context: Context, outcome: Outcome, controls: Mapping[str, Any]) -> N
         layers=outcome.layers,
         storage=outcome.storage,
     )
-
-
-def _error(accuracies: Sequence[float], tasks: Sequence[Mapping[str, Any]]) -> float | None:
-    """Standard error of the mean of accuracies on separate images."""
-    errors = [binomial_error(value, row["n_test"]) or 0.0 for value, row in zip(accuracies, tasks, strict=True)]
-    return float(sum(error**2 for error in errors) ** 0.5 / len(errors)) if errors else None
 
 
 def _controls(builder: ReportBuilder, outcome: Outcome, controls: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from effvl_cli.engines.continual.context import Context, Job
 from effvl_cli.engines.continual.goal import goal_of
 from effvl_cli.engines.continual.individual import Individuals
 from effvl_cli.engines.continual.learner import Learner
+from effvl_cli.engines.continual.phase_training import batch_size
 from effvl_cli.engines.continual.state import STATE, SharedFormat, State, TaskRecord
 from effvl_cli.engines.continual.state_files import MANIFEST
 from effvl_cli.engines.continual.trail import forget_all
@@ -86,7 +87,7 @@ def check(context: Context, jobs: Sequence[Job]) -> None:
 
     Raises:
         ModelError: a network that is not the one of its name, or that cannot grow.
-        UsageError: a batch larger than a task.
+        UsageError: a task with fewer images than there are processes.
     """
     config, run = context.config, context.run
     if context.network.edits:
@@ -95,16 +96,27 @@ def check(context: Context, jobs: Sequence[Job]) -> None:
     grows = [job for job in jobs if job.config.method in GROWING and job.config.grow_max > 1]
     if any(job.config.goal != "none" for job in grows):
         check_growable(context.network.name)
-    for job in jobs:
-        count, size = context.reader.counts(job.task)["train"], job.config.batch_size or 1
-        if size > count:
-            raise UsageError(
-                f"--batch-size is {size}, and task {job.task.name!r} has {count} training images", f"Give 1 to {count}"
-            )
+    _check_batches(context, jobs)
     if config.sync_bn and distributed.world().size > 1 and run.device.type != "cuda":
         raise UsageError(f"--sync-bn works on GPUs, and the device is {run.device.type}", "Leave it out")
     if config.select_on == "test":
         run.warn("W-SELECT-ON-TEST: the test images decide on goals, growth and ratios; no figure of this run is clean")
+
+
+def _check_batches(context: Context, jobs: Sequence[Job]) -> None:
+    """Say where a task has fewer images than a batch, which is smaller there.
+
+    Raises:
+        UsageError: it has fewer than there are processes.
+    """
+    world = distributed.world().size
+    for job in jobs:
+        count, asked = context.reader.counts(job.task)["train"], job.config.batch_size
+        size = batch_size(job.config, count)
+        if count < world:
+            raise UsageError(f"task {job.task.name!r} has {count} training images for {world} processes", "Start fewer")
+        if size != asked:
+            context.run.log(f"--batch-size is {size}, not {asked}, for task {job.task.name}: {count} training images")
 
 
 def _begun(context: Context, folder: Path, shared_format: SharedFormat) -> State:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from effvl_cli.core.report import Report
-from effvl_cli.core.table import Cell, Table, percent, points, times
+from effvl_cli.core.table import Cell, Table, counted, percent, points, times
 
 COLUMNS = {
     "individual_test_acc": "alone %",
@@ -27,7 +27,9 @@ def tasks(report: Report) -> Table:
         (*_row(row, value, owning=owning), *(percent(row.get(name)) for name in shown))
         for row, value in zip(rows, final, strict=True)
     )
-    title = f"continual {technique['method']}: {report.model.name if report.model else ''}, {len(rows)} tasks"
+    title = (
+        f"continual {technique['method']}: {report.model.name if report.model else ''}, {counted(len(rows), 'task')}"
+    )
     return Table(title, (*columns, *(COLUMNS[name] for name in shown)), cells, tuple(_notes(report)))
 
 
