@@ -210,10 +210,13 @@ class GoalOptions(Checked):
         if value is not None and not 0 < value <= 1:
             hint = f"Percent are divided by 100: {value / 100:g}" if 1 < value <= 100 else "Give an accuracy, e.g. 0.93"
             raise ValueError(f"--goal-value is {value:g}, not in 0..1. {hint}")
-        if (self.goal == "value") != (value is not None):
-            raise ValueError(f"--goal is {self.goal} with --goal-value {value}. Give both --goal value and a number")
-        if (self.goal == "file") != (self.goal_file is not None):
-            raise ValueError(f"--goal is {self.goal} with --goal-file {self.goal_file}. Give both --goal file and FILE")
+        for kind, given, example in (("value", value, "0.93"), ("file", self.goal_file, "goals.json")):
+            if self.goal == kind and given is None:
+                raise ValueError(f"--goal is {kind} without --goal-{kind}. Give one, e.g. --goal-{kind} {example}")
+            if self.goal != kind and given is not None:
+                raise ValueError(
+                    f"--goal-{kind} is {given} and --goal {self.goal}. Give --goal {kind}, or leave it out"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,11 @@ def points(value: float | None, digits: int = 1) -> str | None:
     return None if value is None else f"{100 * value:+.{digits}f}"
 
 
+def shortened(text: str, most: int = 40) -> str:
+    """A text, cut where it is longer, e.g. a name that a user gave to a folder."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def counted(count: int, noun: str) -> str:
     """A number and its noun, e.g. "1 task", "3 tasks"."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

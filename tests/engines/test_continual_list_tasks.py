@@ -43,6 +43,21 @@ def test_coarse_labels_of_a_table(here, workdir):
     assert without_origin(tasks) == without_origin(read_tasks(ContinualConfig(data=data, tasks="coarse")))
 
 
+def test_classes_without_images_and_long_names(here, workdir, report):
+    long = "a" * 200
+    rows = [("train", long), ("val", long), ("test", long), ("train", "b"), ("test", "b"), ("val", "c"), ("test", "c")]
+    Path("t.csv").write_text("path,split,label\n" + "".join(f"{s}/{n[:3]}.png,{s},{n}\n" for s, n in rows))
+    line = ("continual", "list-tasks", "--data", "csv:t.csv", "--num-classes-per-task", 3)
+    outcome = here(*line, "--out", "list")
+    assert long[:21] + "..." in outcome.out and "a" * 34 not in outcome.out
+    warnings = report("list").warnings
+    [text] = [text for text in warnings if "no train image" in text]
+    assert text.startswith("1 class has no train image, in 1 task; the first: 'c' of task") and "Add some" in text
+    [text] = [text for text in warnings if "no val image" in text]
+    assert text.startswith("1 class has no val image, in 1 task; the first: 'b' of task '001-")
+    assert "--val-fraction" in text and "--val-fraction" in here(*line, "--dry-run").out
+
+
 def test_a_folder_of_data_sets(here, effvl, workdir):
     for name in ("birds", "cars 2"):
         for split in ("train", "test"):

@@ -132,6 +132,33 @@ def test_a_class_without_images(pictures, tmp_path):
         reader(config(data=pictures)).test(Task("some", pictures, None, ("ant", "bird")))
 
 
+def test_a_class_without_validation_images(pictures, tmp_path):
+    task = Task("some", pictures, None, ("ant", "bee"))
+    for image in (tmp_path / "animals" / "val" / "bee").iterdir():
+        image.unlink()
+    with pytest.raises(DataError, match=r"has no val image of class 'bee'\. Give --val-fraction, e\.g\. 0\.1"):
+        reader(config(data=pictures)).counts(task)
+    assert reader(config(data=pictures, val_fraction=0.2)).counts(task)["val"] == 3 + 2  # of 14 ants and 10 bees
+
+
+def test_data_without_validation_images(tmp_path):
+    lines = [f"{split}/{name}.png,{split},{name}\n" for name in "ab" for split in ("train", "test")]
+    (tmp_path / "t.csv").write_text("path,split,label\n" + "".join(lines))
+    data = f"csv:{tmp_path / 't.csv'}"
+    with pytest.raises(DataError, match="Give --val-fraction"):
+        reader(config(data=data)).counts(Task("some", data, None, ("a", "b")))
+
+
+def test_long_names_are_cut_in_messages(pictures):
+    long = "x" * 250
+    with pytest.raises(DataError) as caught:
+        reader(config(data=pictures)).test(Task("some", pictures, None, ("ant", long)))
+    assert long[:37] + "..." in str(caught.value) and long[:38] not in str(caught.value)
+    with pytest.raises(DataError) as caught:
+        refuse_other_classes("a", [f"c{k}" for k in range(100)], [long])
+    assert len(str(caught.value)) < 500 and "missing: c0, c1" in str(caught.value)
+
+
 def test_endless_images_need_a_number():
     options = config(data="shape-captions", tasks="chunk")
     task = Task("two", "shape-captions", None, ("red circle", "blue ring"))
@@ -179,6 +206,13 @@ def test_rows_of_a_file(pictures, tmp_path):
         ("- {name: a, model: smallcnn}", "unknown key 'model' in row 1 of tasks.yaml, task 'a'"),
         ("- {name: a, epochs: zero}", "epochs is zero in row 1 of tasks.yaml, task 'a'. It must be a whole number"),
         ("- {name: a, prune-ratios: '0.5,0.3'}", "Give rising numbers between 0 and 1"),
+        ("- {name: a, prune-ratios: [0.5, 0.3]}", "row 1 of tasks.yaml, task 'a': --prune-ratios is '0.5,0.3'"),
+        (
+            "- {name: a, goal: value}",
+            "task 'a': --goal is value without --goal-value. Give one, e.g. --goal-value 0.93",
+        ),
+        ("- {name: a, goal-value: 0.9}", "task 'a': --goal-value is 0.9 and --goal individual. Give --goal value"),
+        ("- {name: a}\n- {name: b, data: nothing}", "row 2 of tasks.yaml, task 'b': unknown data set 'nothing'"),
         ("- {name: a, goal: value, goal-value: 93}", "Percent are divided by 100: 0.93"),
         ("- {name: a, epochs: {x: 1}}", "Rows are flat"),
         ("- {name: a}\n- {name: !!python/name:os.system b}", "tasks.yaml line 2 has the tag !!python/name:os.system"),

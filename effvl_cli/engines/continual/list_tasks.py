@@ -1,6 +1,6 @@
 """`effvl continual list-tasks`: a data set divided into tasks, as a file that a user can edit."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from effvl_cli.core.errors import DataError, UsageError
 from effvl_cli.core.files import write_text
 from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
-from effvl_cli.core.table import Cell, Table
+from effvl_cli.core.table import Cell, Table, counted, shortened
 from effvl_cli.data import SPLITS, any_split, load
 from effvl_cli.data.source import ImageSource
+from effvl_cli.engines.continual.task_images import NO_IMAGES, NO_VAL
 from effvl_cli.engines.continual.tasks import Task, checked_classes, chunks, coarse_tasks, first_tasks, slug
 
 FILE = "tasks.yaml"
@@ -25,12 +26,15 @@ HEADER = """\
 # A row may also set options of its task alone, e.g. epochs: 60.
 """
 SHOWN = 5  # names of classes in a row of the table
+LONGEST = 24  # characters of each
 
 
 def run(config: ListTasksConfig, run: Run) -> None:
     """Write the list; no image is read."""
     tasks = _divided(config)
     rows = _counted(tasks, run)
+    for text in _lacking(rows):
+        run.warn(text)
     run.write(FILE, write_text, _text(tasks))
     run.report.metric("tasks", len(tasks), unit="count")
     run.report.technique.update(tasks=rows, file=str(run.path(FILE)))
@@ -38,7 +42,8 @@ def run(config: ListTasksConfig, run: Run) -> None:
 
 def preview(config: ListTasksConfig) -> list[Table]:
     """The tasks."""
-    return [_table("tasks", _counted(_divided(config)))]
+    rows = _counted(_divided(config))
+    return [_table("tasks", rows, *_lacking(rows))]
 
 
 def table(report: Report) -> Table:
@@ -97,6 +102,8 @@ def _counted(tasks: Sequence[Task], run: Run | None = None) -> list[dict[str, An
                     run.report.data(found)
             source = opened[task.data, split]
             row[split] = None if source is None or source.endless else _number(source, task)
+            if split != "test":
+                row[f"without_{split}"] = _empty(source, task)
         rows.append(row)
     return rows
 
@@ -112,10 +119,30 @@ def _number(source: ImageSource, task: Task) -> int:
     return int(np.isin(source.labels, wanted).sum())
 
 
+def _empty(source: ImageSource | None, task: Task) -> list[str]:
+    """Classes of a task without an image; none of a split that has no end."""
+    if source is None or source.endless:
+        return [] if source is not None else list(task.classes)
+    present = {source.classes[label] for label in np.unique(source.labels)}
+    return [name for name in task.classes if name not in present]
+
+
+def _lacking(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Warnings about classes that cannot be learned, or not be decided on."""
+    for split, advice in (("train", NO_IMAGES), ("val", NO_VAL)):
+        empty = [(row["name"], name) for row in rows for name in row[f"without_{split}"]]
+        if empty:
+            tasks, (first, label) = len({task for task, _ in empty}), empty[0]
+            which = f"the first: {shortened(label)!r} of task {first!r}"
+            classes = "1 class has" if len(empty) == 1 else f"{len(empty)} classes have"
+            yield f"{classes} no {split} image, in {counted(tasks, 'task')}; {which}. {advice}"
+
+
 def _table(title: str, rows: Sequence[dict[str, Any]], *notes: str) -> Table:
     return Table(title, COLUMNS, tuple(map(_cells, rows)), notes)
 
 
 def _cells(row: dict[str, Any]) -> tuple[Cell, ...]:
-    names = ", ".join(row["classes"][:SHOWN]) + (", ..." if len(row["classes"]) > SHOWN else "")
-    return row["name"], len(row["classes"]), *(row[split] for split in SPLITS), names
+    shown = [shortened(name, LONGEST) for name in row["classes"][:SHOWN]]
+    names = ", ".join(shown) + (", ..." if len(row["classes"]) > SHOWN else "")
+    return shortened(row["name"]), len(row["classes"]), *(row[split] for split in SPLITS), names

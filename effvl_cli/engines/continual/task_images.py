@@ -13,6 +13,7 @@ from effvl_cli.config.continual_learn import TaskOptions
 from effvl_cli.core import seeds
 from effvl_cli.core.errors import DataError, UsageError
 from effvl_cli.core.run import Run
+from effvl_cli.core.table import shortened
 from effvl_cli.data import load
 from effvl_cli.data.decoded import CHUNK, Decoded
 from effvl_cli.data.fewshot import few_shot
@@ -22,6 +23,8 @@ from effvl_cli.engines.common.batches import decode
 from effvl_cli.engines.continual.tasks import Task
 
 ON_WHOLE_PICTURES = ("crop-flip", "rrc-flip")  # augmentations that crop before they resize
+NO_IMAGES = "Add some, or leave the class out"
+NO_VAL = "Give --val-fraction, e.g. 0.1, to take them from the training images; or add some, or leave the class out"
 
 
 class Joined:
@@ -209,7 +212,7 @@ class TaskReader:
             train = self._with_val(task, train)
             rows, val = _all(train, options), images_of(task, self._open(task, "test"), "val")
         elif options.val_fraction is None or train.endless:
-            rows, val = _all(train, options), images_of(task, self._open(task, "val"), "val")
+            rows, val = _all(train, options), images_of(task, self._open_val(task), "val", hint=NO_VAL)
         else:
             train = self._with_val(task, train)
             held = held_out(train, task.classes or train.classes, options.val_fraction, options.seed)
@@ -225,6 +228,17 @@ class TaskReader:
             return train if train.endless else Joined(train, self._open(task, "val"))
         return train
 
+    def _open_val(self, task: Task) -> ImageSource:
+        """Validation images of the data set itself.
+
+        Raises:
+            DataError: it has none; names the option that makes some.
+        """
+        try:
+            return self._open(task, "val")
+        except DataError as error:
+            raise DataError(error.message, NO_VAL) from error
+
     def _open(self, task: Task, split: str) -> ImageSource:
         key = task.data, task.data_root, split
         if key not in self._opened:
@@ -232,12 +246,16 @@ class TaskReader:
         source = self._opened[key]
         missing = [name for name in task.classes if name not in source.classes]
         if missing:
-            raise DataError(f"task {task.name!r}: {source.name} {split} has no class {missing[0]!r}", "Mend the list")
+            raise DataError(
+                f"task {task.name!r}: {source.name} {split} has no class {shortened(missing[0])!r}", "Mend the list"
+            )
         return source
 
 
-def images_of(task: Task, source: ImageSource, split: str, rows: Indices | None = None) -> TaskImages:
-    """Images of the task's classes among some rows, or all.
+def images_of(
+    task: Task, source: ImageSource, split: str, rows: Indices | None = None, *, hint: str = NO_IMAGES
+) -> TaskImages:
+    """Images of the task's classes among some rows, or all; the hint is for a class without any.
 
     Raises:
         DataError: a class without images.
@@ -250,8 +268,7 @@ def images_of(task: Task, source: ImageSource, split: str, rows: Indices | None 
     if not found.all():
         empty = [name for name, count in zip(classes, found, strict=True) if not count]
         raise DataError(
-            f"task {task.name!r}: {source.name} has no {split} image of class {empty[0]!r}",
-            "Add some, or leave the class out",
+            f"task {task.name!r}: {source.name} has no {split} image of class {shortened(empty[0])!r}", hint
         )
     return TaskImages(source, chosen, classes=classes, split=split, task=task.name)
 
@@ -281,7 +298,7 @@ def held_out(source: ImageSource, classes: Sequence[str], fraction: float, seed:
         count = min(max(1, round(fraction * len(places))), len(places))
         if count == len(places) > 0:
             raise UsageError(
-                f"--val-fraction {fraction:g} leaves none of the {len(places)} training images of {name!r}",
+                f"--val-fraction {fraction:g} leaves none of the {len(places)} training images of {shortened(name)!r}",
                 "Give less, or add images",
             )
         order = np.random.default_rng(seeds.derive(seed, "val", name)).permutation(len(places))

@@ -2,8 +2,9 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -14,6 +15,7 @@ from effvl_cli.config.recipe_file import read_yaml
 from effvl_cli.config.validate import unknown_option, validate
 from effvl_cli.core import seeds
 from effvl_cli.core.errors import DataError, UsageError
+from effvl_cli.core.table import counted, shortened
 from effvl_cli.data import any_split
 from effvl_cli.data.source import ImageSource
 from effvl_cli.engines.continual.coarse import coarse_of
@@ -22,6 +24,17 @@ NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 OWN_KEYS = ("name", "data", "classes", "coarse")
 LONGEST = 40  # characters of a task's name that lists all its classes
 Config = TypeVar("Config", bound=TaskOptions)
+
+
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Put the place in front of messages that do not name it, such as those on two options that do not go together."""
+    try:
+        yield
+    except (UsageError, DataError) as error:
+        if where in error.message:
+            raise
+        raise type(error)(f"{where}: {error.message}", error.hint) from error
 
 
 class GroupOptions(Protocol):
@@ -80,7 +93,9 @@ class Task:
         values |= dict.fromkeys(set(config.derived) & set(PER_TASK))
         own = {key.replace("-", "_"): value for key, value in self.overrides.items()}
         values |= {**own, "data": self.data, "data_root": self.data_root}
-        found: Config = validate(type(config), values, dict.fromkeys(values, self.origin or f"task {self.name!r}"))
+        where = self.origin or f"task {self.name!r}"
+        with _named(where):
+            found: Config = validate(type(config), values, dict.fromkeys(values, where))
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -196,27 +211,32 @@ def row_task(row: Mapping[str, Any], where: str, config: TaskOptions) -> Task:
     """
     name = row.get("name")
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise UsageError(f"name is {name!r} in {where}", "Give 1 to 64 letters, digits, dots, dashes and underscores")
+        shown = shortened(repr(name), 80)
+        raise UsageError(f"name is {shown} in {where}", "Give 1 to 64 letters, digits, dots, dashes and underscores")
     where = f"{where}, task {name!r}"
     known = [*OWN_KEYS, *(option.replace("_", "-") for option in PER_TASK)]
     overrides = {}
     for written, value in row.items():
         key = written.replace("_", "-")
         if key not in known:
-            raise unknown_option(key, known, f"key {key!r} in {where}")
+            raise unknown_option(key, known, f"key {shortened(key)!r} in {where}")
         if key not in OWN_KEYS:
             overrides[key] = ",".join(_texts(value, key, where))
     data = "".join(_texts(row.get("data", config.data), "data", where, single=True))
     root = overrides.pop("data-root", config.data_root)
     task = Task(name, data, root, (), overrides, where)
-    source = any_split(data, root=root)
-    return checked_classes(Task(name, data, root, _classes(row, source, where), overrides, where), source, task.origin)
+    with _named(where):
+        source = any_split(data, root=root)
+        classes = _classes(row, source, where)
+    return checked_classes(replace(task, classes=classes), source, where)
 
 
 def _texts(value: Any, key: str, where: str, *, single: bool = False) -> list[str]:
     items = value if isinstance(value, list) else [value]
     if not all(isinstance(item, str) for item in items) or (single and len(items) != 1):
-        raise UsageError(f"{key} in {where} is {value!r}", "Rows are flat: one text, or a list of texts")
+        raise UsageError(
+            f"{key} in {where} is {shortened(repr(value), 80)}", "Rows are flat: one text, or a list of texts"
+        )
     return items
 
 
@@ -228,7 +248,8 @@ def _classes(row: Mapping[str, Any], source: ImageSource, where: str) -> tuple[s
         groups = coarse_of(source)
         [asked] = _texts(row["coarse"], "coarse", where, single=True)
         if asked not in groups and asked.replace("_", " ") not in groups:
-            raise DataError(f"{source.name} has no coarse label {asked!r} ({where})", f"It has {', '.join(groups)}")
+            told = f"{source.name} has no coarse label {shortened(asked)!r} ({where})"
+            raise DataError(told, f"It has {_shown(list(groups), 20)}")
         return groups[asked if asked in groups else asked.replace("_", " ")]
     if "classes" not in row:
         return tuple(source.classes)
@@ -245,8 +266,7 @@ def _class(word: str, source: ImageSource, where: str) -> str:
     if word.isdecimal() and int(word) < len(source.classes):
         return source.classes[int(word)]
     raise DataError(
-        f"{source.name} has no class {word!r} ({where})",
-        f"It has {', '.join(source.classes[:10])}{', ...' if len(source.classes) > 10 else ''}",
+        f"{source.name} has no class {shortened(word)!r} ({where})", f"It has {_shown(list(source.classes))}"
     )
 
 
@@ -258,9 +278,9 @@ def checked_classes(task: Task, source: ImageSource, where: str = "") -> Task:
     """
     repeated = [name for name, count in Counter(task.classes).items() if count > 1]
     if repeated:
-        raise DataError(f"task {task.name!r} has class {repeated[0]!r} twice", "Name each class once")
+        raise DataError(f"task {task.name!r} has class {shortened(repeated[0])!r} twice", "Name each class once")
     if len(task.classes) < 2:
-        listed = ", ".join(task.classes) or "none"
+        listed = _shown(list(task.classes)) or "none"
         raise DataError(
             f"task {task.name!r} of {source.name} has fewer than two classes: {listed}{f' ({where})' if where else ''}",
             "A task needs two or more to tell apart",
@@ -279,10 +299,10 @@ def refuse_other_classes(name: str, stored: Sequence[str], found: Sequence[str])
     missing = [label for label in stored if label not in found]
     extra = [label for label in found if label not in stored]
     lacking = [("missing", missing), ("not learned", extra)]
-    difference = "; ".join(f"{what}: {', '.join(labels)}" for what, labels in lacking if labels)
+    difference = "; ".join(f"{what}: {_shown(labels)}" for what, labels in lacking if labels)
     raise DataError(
-        f"task {name!r} was learned with {len(stored)} classes ({', '.join(stored)}) and the data have {len(found)} "
-        f"({', '.join(found)}): {difference or 'another order'}",
+        f"task {name!r} was learned with {len(stored)} classes ({_shown(list(stored))}) and the data have {len(found)} "
+        f"({_shown(list(found))}): {difference or 'another order'}",
         "Give data with the same classes",
     )
 
@@ -304,16 +324,19 @@ def refuse_changed(stored: Sequence[Task], tasks: Sequence[Task]) -> None:
                 )
     if len(tasks) > len(stored):
         raise UsageError(
-            f"this run folder was made for {len(stored)} tasks, and the list now has {len(tasks)}",
+            f"this run folder was made for {counted(len(stored), 'task')}, and the list now has {len(tasks)}",
             f"Add the others with `effvl continual add-task --task {tasks[len(stored)].name}`",
         )
     if len(tasks) < len(stored):
         raise UsageError(
-            f"this run folder was made for {len(stored)} tasks, and the list now has {len(tasks)}: "
+            f"this run folder was made for {counted(len(stored), 'task')}, and the list now has {len(tasks)}: "
             f"{stored[len(tasks)].name!r} is missing",
             "Restore the list, give another --out, or start over with --fresh",
         )
 
 
-def _shown(value: Any) -> str:
-    return ", ".join(value) if isinstance(value, list) else str(value)
+def _shown(value: Any, most: int = 10) -> str:
+    """For a message: the first few of a list, each cut where it is long."""
+    if not isinstance(value, list):
+        return shortened(str(value), 80)
+    return ", ".join(map(shortened, value[:most])) + (", ..." if len(value) > most else "")
