@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,12 +61,15 @@ def curves(
     xlabel: str,
     ylabel: str,
     reference: tuple[str, float] | None = None,
+    apart: bool = False,
 ) -> None:
     """Lines with error bars: each series is (x, y, standard error) points; `reference` is a dashed level.
 
-    A line that a later one would cover is drawn wider, so that it shows on both sides of it.
+    A line that a later one would cover is drawn wider, so that it shows on both sides of it. `apart` is for series
+    that are often equal: points at the same x stand side by side, and the legend beside the picture.
     """
-    crowded = len(series) > CROWDED
+    crowded = apart or len(series) > CROWDED
+    series = _side_by_side(series) if apart else series
     figure, axes = _figure(7.2 if crowded else 5.6, 3.8)
     if reference:
         axes.axhline(reference[1], color="#555555", linestyle="--", linewidth=1, label=reference[0])
@@ -76,6 +80,17 @@ def curves(
     else:
         axes.legend()
     _write(figure, path)
+
+
+def _side_by_side(series: Mapping[str, Sequence[Point]]) -> dict[str, list[Point]]:
+    """The series moved apart along x, all of them together within half of the smallest step."""
+    places = sorted({point[0] for points in series.values() for point in points})
+    step = min((after - before for before, after in pairwise(places)), default=0.0)
+    middle, between = (len(series) - 1) / 2, 0.5 * step / max(1, len(series) - 1)
+    return {
+        name: [(x + (place - middle) * min(between, 0.15 * step), y, error) for x, y, error in points]
+        for place, (name, points) in enumerate(series.items())
+    }
 
 
 def panels(
@@ -129,8 +144,12 @@ def paired_bars(
     ylabel: str,
     errors: Mapping[str, Sequence[tuple[float, float]]] | None = None,
     level: float | None = None,
+    digits: int = 2,
 ) -> None:
-    """Bars side by side in each group, with their values; `errors` are (below, above); `level` is a dashed line."""
+    """Bars side by side in each group, with their values in so many digits after the point.
+
+    `errors` are (below, above); `level` is a dashed line.
+    """
     figure, axes = _figure(max(5.6, 0.9 * len(groups)), 3.4)
     place = np.arange(len(groups))
     width = 0.8 / len(bars)
@@ -140,7 +159,7 @@ def paired_bars(
         colour = COLOURS[index % len(COLOURS)]
         drawn = axes.bar(place + offset, heights, width * 0.92, label=name, color=colour, yerr=spread, capsize=2)
         plain = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # a value on the dashed level stays readable
-        axes.bar_label(drawn, fmt="%.2f", fontsize=8, padding=3, bbox=plain)
+        axes.bar_label(drawn, fmt=f"%.{digits}f", fontsize=8, padding=3, bbox=plain)
     if level is not None:
         axes.axhline(level, color="#555555", linestyle="--", linewidth=1)
     axes.set_xticks(place, groups)

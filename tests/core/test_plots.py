@@ -3,7 +3,7 @@
 import matplotlib.pyplot as plt
 import pytest
 
-from effvl_cli.core.plots import Costed, _draw_curves, fronts
+from effvl_cli.core.plots import Costed, _draw_curves, curves, fronts, paired_bars
 
 
 @pytest.fixture
@@ -45,3 +45,30 @@ def test_points_of_a_front_have_error_bars(tmp_path, monkeypatch):
     [axes] = drawn[0].axes
     across, along = ([c.lines[2][k].get_segments()[0][:, k].tolist() for c in axes.containers] for k in (0, 1))
     assert across == [[0.5, 3.0], [2.0, 2.0]] and along == [[89.5, 90.5], [94.75, 95.25]]
+
+
+def test_equal_points_stand_side_by_side(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("effvl_cli.core.plots._write", lambda figure, path: drawn.append(figure))
+    line = [(0.0, 90.0, 0.5), (0.3, 95.0, 0.5), (0.5, 100.0, 0.0)]
+    words = {"title": "", "xlabel": "", "ylabel": ""}
+    curves(tmp_path / "x.png", {"a": line, "b": line, "c": line}, apart=True, **words)
+    [axes] = drawn[0].axes
+    found = [container.lines[0].get_xdata().tolist() for container in axes.containers]
+    # 0.15 of the smallest step, 0.2
+    assert found == [pytest.approx([x + shift for x, _, _ in line]) for shift in (-0.03, 0.0, 0.03)]
+    assert axes.get_legend() is None and len(drawn[0].legends) == 1  # beside the picture
+    many = {str(k): line for k in range(21)}
+    curves(tmp_path / "x.png", many, apart=True, **words)
+    firsts = [container.lines[0].get_xdata()[0] for container in drawn[1].axes[0].containers]
+    assert (firsts[0], firsts[-1]) == pytest.approx((-0.05, 0.05))
+    curves(tmp_path / "x.png", {"a": line[:1], "b": line[:1]}, apart=True, **words)  # one x: no step
+
+
+def test_values_of_bars_in_so_many_digits(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("effvl_cli.core.plots._write", lambda figure, path: drawn.append(figure))
+    for digits in ({}, {"digits": 0}):
+        paired_bars(tmp_path / "x.png", ["g"], {"a": [100.0], "b": [9.0]}, title="", ylabel="", **digits)
+    found = [[text.get_text() for text in figure.axes[0].texts] for figure in drawn]
+    assert found == [["100.00", "9.00"], ["100", "9"]]

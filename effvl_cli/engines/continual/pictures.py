@@ -6,10 +6,11 @@ from typing import Any
 from effvl_cli.core import plots
 from effvl_cli.core.metrics import binomial_error
 from effvl_cli.core.run import Run
+from effvl_cli.core.table import shortened
 
 MOST_LAYERS = 60
 FREE = "free"
-SHORTEST = 16  # characters of a name that are always shown
+LONGEST = 18  # characters of a name beside a bar
 
 
 def accuracies(run: Run, rows: Sequence[Sequence[float | None]], names: Sequence[str]) -> None:
@@ -19,7 +20,7 @@ def accuracies(run: Run, rows: Sequence[Sequence[float | None]], names: Sequence
         "accuracy-matrix",
         plots.matrix,
         percent,
-        [short(name) for name in names],
+        labels(names),
         title="Test accuracy, %",
         xlabel="task",
         ylabel="after learning",
@@ -33,8 +34,8 @@ def capacity(run: Run, layers: Mapping[str, Mapping[str, int]], names: Sequence[
         return
     totals = {layer: sum(counts.values()) for layer, counts in shown.items()}
     parts = {
-        short(name): [100 * counts.get(str(owner), 0) / totals[layer] for layer, counts in shown.items()]
-        for owner, name in [*enumerate(names, 1), (0, FREE)]
+        name: [100 * counts.get(str(owner), 0) / totals[layer] for layer, counts in shown.items()]
+        for owner, name in [*enumerate(labels(names), 1), (0, FREE)]
     }
     words = {"title": "Owners of the weights", "xlabel": "% of the layer", "rest": FREE}
     run.plot("capacity", plots.stacked_bars, list(shown), parts, **words)
@@ -43,10 +44,10 @@ def capacity(run: Run, layers: Mapping[str, Mapping[str, int]], names: Sequence[
 def compaction(run: Run, tasks: Sequence[Mapping[str, Any]]) -> None:
     """Accuracy on the images that decide, against the share of weights released, one line a task."""
     series: dict[str, list[plots.Point]] = {}
-    for row in tasks:
+    for name, row in zip(labels([row["name"] for row in tasks]), tasks, strict=True):
         points = [(0.0, row["attempts"][-1]["val"]), *((stage["ratio"], stage["val"]) for stage in row["sweep"])]
         if len(points) > 1:
-            series[short(row["name"])] = [
+            series[name] = [
                 (ratio, 100 * value, 100 * (binomial_error(value, row["n_val"]) or 0.0)) for ratio, value in points
             ]
     if series:
@@ -55,8 +56,9 @@ def compaction(run: Run, tasks: Sequence[Mapping[str, Any]]) -> None:
             plots.curves,
             series,
             title="Accuracy while weights are released",
-            xlabel="share of the task's weights released",
+            xlabel="share of the task's weights released  (equal shares side by side)",
             ylabel="validation accuracy %  (bars: SE)",
+            apart=True,
         )
 
 
@@ -65,11 +67,11 @@ def picked(run: Run, tasks: Sequence[Mapping[str, Any]]) -> None:
     known = [row for row in tasks if row["picked_fraction"] is not None]
     if known:
         bars = {
-            "older weights picked": [100 * row["picked_fraction"] for row in known],
-            "own weights": [100 * row["own_fraction"] for row in known],
+            "picked, % of the older weights": [100 * row["picked_fraction"] for row in known],
+            "own, % of all weights": [100 * row["own_fraction"] for row in known],
         }
-        names = [short(row["name"]) for row in known]
-        run.plot("picked", plots.paired_bars, names, bars, title="What a task uses", ylabel="% (of older / of all)")
+        names = labels([row["name"] for row in known])
+        run.plot("picked", plots.paired_bars, names, bars, title="What a task uses", ylabel="% of weights", digits=0)
 
 
 def controls(run: Run, tasks: Sequence[Mapping[str, Any]], method: str) -> None:
@@ -82,10 +84,11 @@ def controls(run: Run, tasks: Sequence[Mapping[str, Any]], method: str) -> None:
     bars = {text: [100 * row[name] for row in tasks] for name, text in known.items() if name in tasks[0]}
     if bars:
         mine = {method: [100 * row["test_acc"] for row in tasks]}
-        names = [short(row["name"]) for row in tasks]
+        names = labels([row["name"] for row in tasks])
         run.plot("controls", plots.paired_bars, names, mine | bars, title="Beside the controls", ylabel="test %")
 
 
-def short(name: str) -> str:
-    """A name that fits beside a bar."""
-    return name if len(name) <= SHORTEST + 2 else f"{name[:SHORTEST]}.."
+def labels(names: Sequence[str]) -> list[str]:
+    """Names that fit beside a bar; with their numbers in front where two would look alike."""
+    cut = [shortened(name, LONGEST) for name in names]
+    return [f"{number} {name}" if [*cut, FREE].count(name) > 1 else name for number, name in enumerate(cut, 1)]
