@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from effvl_cli.core import distributed
+from effvl_cli.core import distributed, seeds
 from effvl_cli.core.checkpoint import STEPS, Step, StepFolders
 from effvl_cli.core.errors import NumericalError
 from effvl_cli.core.modes import Buffers, as_found
@@ -217,12 +217,19 @@ class _Loop:
             batch = self.batch = next(stream)
             self.data_wait += time.monotonic() - waiting
             with self._sync(last=part == plan.accumulate - 1):
-                with autocast(self.run.device, plan.precision):
+                with self._stream(part), autocast(self.run.device, plan.precision):
                     loss, logs = self.step_module(batch, self.step)
                 self.scaler.scale(loss / plan.accumulate).backward()
             for name, value in {"loss": loss, **logs}.items():
                 totals[name] = totals.get(name, 0.0) + value.detach() / plan.accumulate
         return totals, self._update()
+
+    def _stream(self, part: int) -> contextlib.AbstractContextManager[None]:
+        """The global generators, which dropout and its like draw from, set for a micro-batch of this step."""
+        names = ("step", self.plan.phase, self.step, part, distributed.world().rank)
+        if self.run.device.type == "cuda":
+            torch.cuda.manual_seed(seeds.derive(self.run.report.seed, *names))
+        return seeds.global_stream(self.run.report.seed, *names)
 
     def _sync(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
         if isinstance(self.step_module, nn.parallel.DistributedDataParallel) and not last:

@@ -30,7 +30,11 @@ from PIL import Image
         ("pretrain clip", 2, ["unknown verb 'clip'", "search, eval"]),
         ("prune-tokens evl", 2, ["unknown verb 'evl'", "'eval'"]),
         ("prune", 2, ["unknown command 'prune'", "Did you mean 'prune-tokens'"]),
-        ("help", 2, ["unknown command 'help'", "pretrain, prune-tokens, prune-blocks, prompt-tune, cpr-mine, list"]),
+        (
+            "help",
+            2,
+            ["unknown command 'help'", "pretrain, prune-tokens, prune-blocks, prompt-tune, cpr-mine, continual, list"],
+        ),
         ("predict", 2, ["unknown command 'predict'", "It is a verb: effvl prune-tokens predict"]),
         ("export", 2, ["It is a verb: effvl prune-tokens export or effvl prune-blocks export"]),
         ("prune-token", 2, ["unknown command 'prune-token'", "'prune-tokens'"]),

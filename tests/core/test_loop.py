@@ -74,6 +74,24 @@ def train(run, task, the_plan, batches=stream, name="adamw"):
     return fit(task, optimizers, batches, run, the_plan), optimizers
 
 
+def test_dropout_is_drawn_alike_in_each_run_of_a_seed_and_after_a_resume(open_toy):
+    def network():
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Dropout(0.5), torch.nn.Linear(16, 2))
+
+    found = []
+    for name in ("a", "b"):
+        toy = Toy(module=network())
+        torch.manual_seed(len(found))  # what was drawn before does not matter
+        train(open_toy(name), toy, plan(8))
+        found.append(toy.module.state_dict())
+    half, rest = Toy(module=network()), Toy(module=network())
+    train(open_toy("c"), half, plan(4))
+    train(open_toy("c"), rest, plan(8))
+    found.append(rest.module.state_dict())
+    assert all(torch.equal(state[key], found[0][key]) for state in found for key in found[0])
+
+
 def test_resumed_equals_straight_to_the_bit(open_toy):
     straight, resumed = Toy(), Toy()
     _, whole = train(open_toy("a"), straight, plan(20))

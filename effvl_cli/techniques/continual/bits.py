@@ -1,4 +1,4 @@
-"""Owners and picks as bits, and digests of what a task computes with."""
+"""Owners and picks as bits, and digests of what a task computes with. Ours."""
 
 import functools
 import hashlib

@@ -2,7 +2,7 @@
 
 A channel between two layers has no influence if every weight that reads it is 0, or if its activation is the constant 0
 in evaluation mode. Removing one may leave others without influence, so it is repeated until none is found. Channels of
-residual streams, which several layers write or read, stay. C channels, K outputs of the next layer.
+residual streams, which several layers write or read, stay. Ours. C channels, K outputs of the next layer.
 """
 
 import copy

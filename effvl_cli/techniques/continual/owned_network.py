@@ -1,4 +1,4 @@
-"""A network whose weights have owners, as one object: what an engine holds while it learns a task."""
+"""A network whose weights have owners (arXiv 1910.06562), as one object that an engine holds while it learns."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

@@ -1,4 +1,7 @@
-"""What becomes of a task after an attempt and after the sweep of ratios: pure rules over recorded accuracies."""
+"""What becomes of a task after an attempt and after the sweep of ratios: pure rules over recorded accuracies.
+
+arXiv 1910.06562 and its released code.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

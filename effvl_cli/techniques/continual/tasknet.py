@@ -1,7 +1,7 @@
 """What each task has for itself, and a task's network as a plain one.
 
 A task's own state is everything in the network's state dict that has no owner: norms with their running statistics,
-biases, class and register tokens, positions, and the head.
+biases, class and register tokens, positions, and the head (arXiv 1910.06562, which has no transformers).
 """
 
 from collections.abc import Collection, Mapping
