@@ -89,7 +89,7 @@ def test_one_line_and_its_code(effvl, line, code, parts):
         ("effvl: 1\ncommand: prune-tokens\nseeds: {a: 1}\n", ["seeds in r.yaml"]),
         ("effvl: 1\ncommand: [a]\n", ["command in r.yaml is not text"]),
         ("effvl: 1\n? [a]\n: b\n", ["line 2", "not a word"]),
-        ("!!python/object/apply:os.mkdir [made]\n", ["not a recipe"]),
+        ("!!python/object/apply:os.mkdir [made]\n", ["line 1 has the tag"]),
         ("effvl: 1\ncommand: pretrain\nconfig: {}\n", ["recipe for `effvl pretrain`"]),
         ("effvl: 1\ncommand: prune-tokens\nconfg: {}\n", ["'confg'", "'config'"]),
         ("command: prune-tokens\n", ["not a recipe", "effvl: 1"]),

@@ -66,6 +66,7 @@ def test_a_resumed_job_has_the_same_figures(job, effvl, report):
     assert before.technique["mining"] == after.technique["mining"]
 
 
+@pytest.mark.slow
 def test_views_take_turns_with_the_newest_encoder_of_the_other(effvl, report):
     words = (*FEW, "--arms", "cpr", "--order", "rgb,flow", "--num-cycles", 2, "--batch-size", 512)
     words = tuple(word for place, word in enumerate(words) if place not in (5, 6))  # the first --batch-size

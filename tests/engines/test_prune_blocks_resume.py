@@ -111,6 +111,7 @@ def of_two(whole, look, tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_candidates_of_a_lookahead_and_find_the_same(look, of_two, report):
     steps = [report(folder).technique["steps"][0] for folder in (look, of_two / "look")]
     assert len(steps[0]["lookahead"]) == 3 and steps[0]["lookahead"] == steps[1]["lookahead"]
@@ -120,6 +121,7 @@ def test_two_processes_share_the_candidates_of_a_lookahead_and_find_the_same(loo
     assert trained == {f"step-1-without-{row['path_original']}" for row in steps[1]["lookahead"]}
 
 
+@pytest.mark.slow
 def test_a_lookahead_that_was_killed_goes_on_where_it_was(look, workdir, here, report):
     """The cache of this test does not hold the baseline, so that both train it."""
     begun = sorted((look / "checkpoints").glob("step-1-without-*"), key=lambda path: path.stat().st_mtime)
@@ -155,6 +157,7 @@ def test_scoring_that_was_killed_goes_on_with_the_next_batch(whole, workdir, her
     assert report("one").technique["importance"] == report("two").technique["importance"]
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together_and_one_goes_on(look, workdir, here, report, monkeypatch):
     """The first process's candidate keeps its records; those of the second's, which it did not write, are not known."""
     line = (*LOOK, "--log-every", 1)

@@ -20,6 +20,7 @@ def many_images(image_folder):
     return image_folder
 
 
+@pytest.mark.slow
 def test_killed_while_ranking_predicting_and_tuning_it_ends_with_the_same_figures(
     many_images, workdir, tmp_path, here, report
 ):
