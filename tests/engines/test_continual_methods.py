@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -101,6 +102,13 @@ def test_a_task_without_free_weights_picks_from_older_ones(here, effvl, report):
     row = report("grown").technique["tasks"][2]
     assert [a["width"] for a in row["attempts"]] == [1, 1.5, 2] and row["own_fraction"] > 0.3
     assert report("grown").metrics["tensor_digest_equal"].value == 1
+
+
+def test_rates_of_the_scores():
+    config = SimpleNamespace(pick_decay_at=0.5, pick_decay=0.2, pick_stop_at=0.7)
+    shares = (0.0, 0.49, 0.5, 0.69, 0.7)
+    assert [rates.picking(config, has_own=True)(t) for t in shares] == [1.0, 1.0, 0.2, 0.2, 0.0]
+    assert [rates.picking(config, has_own=False)(t) for t in shares] == [1.0, 1.0, 0.2, 0.2, 0.2]
 
 
 def test_goals_from_a_file_and_from_earlier_networks(here, effvl, report):

@@ -79,13 +79,10 @@ class Sweep:
 
     def chosen(self) -> float:
         """The ratio to keep, of the stages so far."""
-        recorded, least, mandatory = self.recorded, self.goal.least, self.mandatory
-        reachable = {q: v for q, v in recorded.items() if q >= mandatory} or {max(recorded): 0.0}
-        if least is None or not self.missed:
-            return selection.choose(reachable, least, min_ratio=0.0).ratio
-        met = selection.deepest(recorded, least, mandatory)
-        # Where no stage reaches the goal, the official sweep ends as soon as the later tasks have their share.
-        return min(reachable) if met is None else met
+        recorded, least = self.recorded, self.goal.least
+        if least is not None and self.missed:
+            return selection.choose_at_limit(recorded, least, mandatory=self.mandatory).ratio
+        return selection.choose(recorded, least, min_ratio=min(self.mandatory, max(recorded))).ratio
 
     def _goes_on(self) -> bool:
         patience = self.attempt.job.config.prune_patience or None

@@ -152,15 +152,6 @@ def redundancy(free: int, shared_at_one: int) -> float:
     return free / shared_at_one
 
 
-def total_counts(counts: Mapping[str, Mapping[int, int]]) -> dict[int, int]:
-    """Weights of each owner over all tensors."""
-    found: dict[int, int] = {}
-    for by_owner in counts.values():
-        for owner, count in by_owner.items():
-            found[owner] = found.get(owner, 0) + count
-    return dict(sorted(found.items()))
-
-
 def picked_fraction(picks: Mapping[str, Tensor], old: Mapping[str, Tensor]) -> float | None:
     """Share of the old weights that a task uses; None where there are none."""
     available = sum(int(mask.sum()) for mask in old.values())

@@ -104,11 +104,6 @@ def unpack_picks(packed: Tensor, old: Tensor) -> Tensor:
     return torch.zeros_like(old).masked_scatter_(old, unpack(packed, int(old.count_nonzero())))
 
 
-def tensor_digest(value: Tensor) -> str:
-    """SHA-256 of the little-endian bytes of a tensor in C-order."""
-    return hashlib.sha256(_bytes(value)).hexdigest()
-
-
 def content_digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over the sorted (name, dtype, shape, little-endian bytes) of tensors."""
     total = hashlib.sha256()

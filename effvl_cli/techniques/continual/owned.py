@@ -11,7 +11,7 @@ arXiv 1910.06562, section 3. The parametrisation of a weight W of task t is
 
 import fnmatch
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -350,10 +350,3 @@ def wrap(module: nn.Module, exclude: Sequence[str] = (), rule: PickRule | None =
         found[name] = OwnedWeight(getattr(part, attribute), rule)
         parametrize.register_parametrization(part, attribute, found[name])
     return found
-
-
-def unwrap(module: nn.Module, names: Collection[str]) -> None:
-    """Make the effective weights plain parameters, in place."""
-    for name in names:
-        path, _, attribute = name.rpartition(".")
-        parametrize.remove_parametrizations(module.get_submodule(path), attribute, leave_parametrized=True)

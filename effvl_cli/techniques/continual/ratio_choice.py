@@ -78,22 +78,22 @@ def choose(recorded: Mapping[float, float], goal: float | None, *, min_ratio: fl
     return Chosen(allowed[0], reached=False) if found is None else Chosen(found, reached=True)
 
 
-def choose_at_limit(
-    recorded: Mapping[float, float], goal: float, *, mandatory: float, min_ratio: float = 0.0
-) -> Chosen:
+def choose_at_limit(recorded: Mapping[float, float], goal: float, *, mandatory: float) -> Chosen:
     """The stage to keep at the largest width when the goal was missed before the sweep.
 
     A stage may reach the goal although the network before it did not: then the deepest one that reaches the goal and
-    releases the mandatory share. Only where there is none, the deepest recorded stage whatever its accuracy.
+    releases the mandatory share. Only where there is none, the stage at which the released code ends its sweep whatever
+    the accuracy: the first that releases the mandatory share, or the deepest recorded so far.
 
     Args:
         recorded: validation accuracy of each ratio.
         goal: less the slack.
         mandatory: see `mandatory_ratio`.
-        min_ratio: smallest ratio to choose.
     """
-    found = deepest(recorded, goal, max(mandatory, min_ratio))
-    return Chosen(max(recorded), reached=False) if found is None else Chosen(found, reached=True)
+    found = deepest(recorded, goal, mandatory)
+    if found is not None:
+        return Chosen(found, reached=True)
+    return Chosen(min((q for q in recorded if q >= mandatory), default=max(recorded)), reached=False)
 
 
 def sweep_goes_on(

@@ -1,7 +1,5 @@
 """How the released share rises during a stage, and how the scores' learning rate falls."""
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -40,24 +38,3 @@ class Ramp:
         if self.first <= step < self.last and (step - self.first) % self.every == 0:
             return self(step)
         return None
-
-
-@dataclass(frozen=True)
-class Milestones:
-    """A factor of the learning rate that falls at shares of a phase.
-
-    Attributes:
-        at: shares of the phase, rising.
-        gamma: factor at each.
-        stop_at: share from which the rate is 0.
-    """
-
-    at: Sequence[float] = ()
-    gamma: float = 0.1
-    stop_at: float = math.inf
-
-    def __call__(self, done: float) -> float:
-        """The factor when the share `done` of the phase is over."""
-        if done >= self.stop_at:
-            return 0.0
-        return self.gamma ** sum(done >= milestone for milestone in self.at)

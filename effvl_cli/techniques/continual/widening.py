@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import nn
 
 from .growth import Axis, GrowthError, channels, units
@@ -181,8 +180,3 @@ def _widen_block(block: Any, width: float, round_to: int) -> None:
         attention.num_heads, attention.attn_dim = heads, heads * size
     else:
         attention.heads = heads
-
-
-def shared_shapes(module: nn.Module) -> dict[str, torch.Size]:
-    """Shapes of all tensors of a plain network, by name."""
-    return {name: value.shape for name, value in module.state_dict().items()}

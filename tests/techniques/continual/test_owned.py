@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from effvl_cli.core.modes import Buffers
-from effvl_cli.techniques.continual.owned import OwnershipError, TiedWeightsError, owned_names, unwrap
+from effvl_cli.techniques.continual.owned import OwnershipError, TiedWeightsError, owned_names
 from effvl_cli.techniques.continual.owned_network import OwnedNetwork
 from effvl_cli.techniques.continual.picking import PickRule
 from effvl_cli.techniques.continual.tasknet import effective_weights, materialise, task_state
@@ -344,16 +344,6 @@ def test_live_and_materialised_logits_are_equal(picks):
     with torch.no_grad():
         assert torch.equal(plain(images), live)
     assert not plain.training
-
-
-def test_unwrap_leaves_the_effective_weights():
-    network = _second_task()
-    with torch.no_grad():
-        network.module.eval()
-        before = network.module(_images())
-        unwrap(network.module, network.tensors)
-        assert torch.equal(network.module(_images()), before)
-    assert owned_names(network.module) == list(network.tensors)
 
 
 def test_a_snapshot_and_a_copy_return_to_the_same_network():
