@@ -188,7 +188,7 @@ class ReportBuilder:
         """Record that (part of) a split was read, and warn of the source's remark on it."""
         if getattr(source, "remark", ""):
             self.warn(f"{source.name}, split {source.split}: {source.remark}")
-        if len(getattr(source, "classes", ())) == 1:
+        if len(getattr(source, "classes", ())) == 1 and getattr(source, "kind", "") != "boxes":
             self.warn(f"{source.name} has only one class, {source.classes[0]!r}: its accuracies are meaningless")
         if num_samples is None:
             num_samples = 0 if getattr(source, "endless", False) else len(source)

@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from effvl_cli.core.errors import DataError, UsageError
 from effvl_cli.core.registry import Registry, Row
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "val", "test")
 
-IMAGES, CLIPS = "images", "clips"  # kinds of samples
+IMAGES, CLIPS, BOXES = "images", "clips", "boxes"  # kinds of samples
 
 DATASETS = Registry(
     "data set",
@@ -53,6 +53,12 @@ DATASETS = Registry(
             "video:ucf101[:1|2|3], video:hmdb51[:1|2|3], video:kinetics400, video:FILE.csv or video:FOLDER",
             CLIPS,
         ),
+        Row(
+            "road-scenes",
+            "effvl_cli.data.road_scenes:build",
+            "procedural roads by day and night, 160x256 px, 4 classes; road-scenes:style=outside,scenes=100,frames=8",
+            BOXES,
+        ),
     ],
 )
 
@@ -88,8 +94,12 @@ def any_split(spec: str, *, root: str | Path | None = None) -> "ImageSource":
         raise
 
 
-def open_source(spec: str, split: str, *, kind: str | None, root: str | Path | None = None, seed: int = 0) -> "Source":
+def open_source(
+    spec: str, split: str, *, kind: str | None, root: str | Path | None = None, seed: int = 0, **more: Any
+) -> "Source":
     """One split of a data set of the kind that a command works on; None: whatever it is.
+
+    `more` is passed to the builder: what data sets of that kind can be told besides.
 
     Raises:
         UsageError: unknown name, or samples of another kind.
@@ -97,7 +107,7 @@ def open_source(spec: str, split: str, *, kind: str | None, root: str | Path | N
     """
     row, argument = DATASETS.find(spec)
     _refuse_kind(spec, row.kind or kind, kind)
-    source: Source = DATASETS.builder(row)(argument, split, root=Path(root) if root else None, seed=seed)
+    source: Source = DATASETS.builder(row)(argument, split, root=Path(root) if root else None, seed=seed, **more)
     _refuse_kind(spec, getattr(source, "kind", IMAGES), kind)
     with suppress(AttributeError):  # a plug-in's class may not accept the attribute
         source.opened = (spec, str(root) if root else None)  # type: ignore[attr-defined]
