@@ -1,0 +1,1 @@
+"""`effvl detect`."""

@@ -1,0 +1,284 @@
+"""Detections against ground truth: COCO's box metric (by faster-coco-eval), as a whole, by class and by subset."""
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from faster_coco_eval import COCO
+from faster_coco_eval.core.faster_eval_api import COCOeval_faster
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from effvl_cli.data.boxes import BoxRecord
+
+Detections = Mapping[str, Any]
+"""One image's: boxes (N, 4) xyxy in pixels of the file, scores (N,), labels (N,) from 1; tensors or arrays."""
+
+Floats = NDArray[np.float64]
+
+# name: (kind, IoU or None for the mean over .50:.05:.95, area range, most detections per class and image)
+NUMBERS: dict[str, tuple[str, float | None, str, int]] = {
+    "ap": ("precision", None, "all", 100),
+    "ap50": ("precision", 0.5, "all", 100),
+    "ap75": ("precision", 0.75, "all", 100),
+    "ap_small": ("precision", None, "small", 100),
+    "ap_medium": ("precision", None, "medium", 100),
+    "ap_large": ("precision", None, "large", 100),
+    "ar1": ("recall", None, "all", 1),
+    "ar10": ("recall", None, "all", 10),
+    "ar100": ("recall", None, "all", 100),
+    "ar_small": ("recall", None, "small", 100),
+    "ar_medium": ("recall", None, "medium", 100),
+    "ar_large": ("recall", None, "large", 100),
+}
+"""COCO's twelve numbers, in its order."""
+
+
+@dataclass(frozen=True)
+class ClassFigures:
+    """One class; `ap` and `ap50` are None where it has no ground truth (boxes to ignore are none)."""
+
+    ap: float | None
+    ap50: float | None
+    n_gt: int
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One set of images.
+
+    Attributes:
+        numbers: the keys of `NUMBERS`; None where no class has ground truth.
+        per_class: in the order of the classes.
+        precision: (C, 10, 101) at IoU .50:.05:.95 and recall 0:.01:1; NaN for a class without ground truth.
+        n_images: how many images.
+    """
+
+    numbers: Mapping[str, float | None]
+    per_class: tuple[ClassFigures, ...]
+    precision: Floats = field(repr=False, compare=False)
+    n_images: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All images, and the parts that were asked for."""
+
+    whole: Figures
+    subsets: Mapping[str, Figures]
+    matches: "Matches" = field(repr=False, compare=False)
+
+
+def evaluate(
+    records: Sequence[BoxRecord],
+    detections: Sequence[Detections],
+    num_classes: int,
+    subsets: Mapping[str, Sequence[int]] | None = None,
+) -> Evaluation:
+    """COCO's box metric of some detections.
+
+    Args:
+        records: ground truth of I images; `ignore` and `iscrowd` boxes are COCO's crowds, those of label 0 for every
+            class.
+        detections: of the I images, in their order.
+        num_classes: C; labels run from 1 to C.
+        subsets: name: indices of images, e.g. of those at night.
+    """
+    matches = Matches(records, detections, num_classes)
+    return Evaluation(
+        matches.figures(), {name: matches.figures(indices) for name, indices in (subsets or {}).items()}, matches
+    )
+
+
+class Matches:
+    """Which detection hits which box, image by image: found once, then summed over any choice of the images."""
+
+    def __init__(self, records: Sequence[BoxRecord], detections: Sequence[Detections], num_classes: int) -> None:
+        if len(records) != len(detections):
+            raise ValueError(f"{len(detections)} images of detections, {len(records)} of ground truth")
+        self.num_images, self.num_classes = len(records), num_classes
+        truth = COCO(_truth(records, num_classes))
+        self.evaluator = COCOeval_faster(truth, truth.loadRes(_results(detections)), "bbox", separate_eval=True)
+        self.num_boxes = np.stack([_counts(record, num_classes) for record in records]) if records else np.zeros((0, 1))
+        self.found: list[Any] = []
+        if records:
+            self.evaluator.evaluate()
+            self.found = self.evaluator._evalImgs_cpp  # [class][area range][image], flat
+
+    def figures(self, indices: Sequence[int] | None = None) -> Figures:
+        """The figures of some images (all of them by default)."""
+        chosen = range(self.num_images) if indices is None else [int(index) for index in indices]
+        if not len(chosen):
+            nothing = np.full((self.num_classes, 10, 101), np.nan)
+            empty = (ClassFigures(None, None, 0),) * self.num_classes
+            return Figures(dict.fromkeys(NUMBERS), empty, nothing, 0)
+        parameters, totals = self._accumulated(chosen)
+        curves = totals["precision"][:, :, :, 0, -1].transpose(2, 0, 1)
+        boxes = self.num_boxes[list(chosen)].sum(0)
+        per_class = tuple(
+            ClassFigures(_mean(curve), _mean(curve[0]), int(count)) for curve, count in zip(curves, boxes, strict=True)
+        )
+        numbers = {name: _number(parameters, totals, *asked) for name, asked in NUMBERS.items()}
+        return Figures(numbers, per_class, np.where(curves < 0, np.nan, curves), len(chosen))
+
+    def standard_error(
+        self,
+        label: int | None = None,
+        indices: Sequence[int] | None = None,
+        iou: float | None = 0.5,
+        draws: int = 500,
+        seed: int = 0,
+    ) -> float | None:
+        """Bootstrap over images: standard deviation of the AP of images drawn with replacement.
+
+        Args:
+            label: a class, from 1; None for the mean over the classes.
+            indices: the images to draw from; all by default.
+            iou: 0.5 for AP50 and so on, None for AP.
+            draws: how many resamples.
+            seed: of the draws.
+
+        Returns:
+            None where fewer than two images or none with ground truth are at hand.
+        """
+        chosen = np.arange(self.num_images) if indices is None else np.asarray(indices, dtype=np.int64)
+        if len(chosen) < 2:
+            return None
+        labels = range(1, self.num_classes + 1) if label is None else [label]
+        generator = np.random.default_rng(seed)
+        figures = [
+            _number(*self._accumulated(generator.choice(chosen, len(chosen)), labels), "precision", iou, "all", 100)
+            for _ in range(draws)
+        ]
+        known = [figure for figure in figures if figure is not None]  # a resample can miss every box of the class
+        return float(np.std(known, ddof=1)) if len(known) > 1 else None
+
+    def _accumulated(self, chosen: Any, labels: Sequence[int] | None = None) -> tuple[Any, dict[str, Any]]:
+        """COCO's precision (T, R, K, A, M) and recall (T, K, A, M) over some images; area "all" alone with `labels`."""
+        parameters = copy.copy(self.evaluator._paramsEval)
+        areas = len(parameters.areaRng)
+        kept_areas = range(areas) if labels is None else range(1)
+        labels = range(1, self.num_classes + 1) if labels is None else labels
+        parameters.areaRng = parameters.areaRng[: len(kept_areas)]
+        parameters.catIds, parameters.imgIds = list(labels), list(range(1, len(chosen) + 1))
+        rows = [((label - 1) * areas + area) * self.num_images for label in labels for area in kept_areas]
+        part = COCOeval_faster(separate_eval=True, iouType="bbox")
+        part._paramsEval, part._evalImgs_cpp = parameters, [self.found[row + image] for row in rows for image in chosen]
+        part.accumulate()
+        return parameters, part.eval
+
+
+def bootstrap(
+    evaluation: Evaluation,
+    label: int | None = None,
+    indices: Sequence[int] | None = None,
+    iou: float | None = 0.5,
+    draws: int = 500,
+    seed: int = 0,
+) -> float | None:
+    """Standard error over images, e.g. of the AP50 of a class at night: `Matches.standard_error`."""
+    return evaluation.matches.standard_error(label, indices, iou, draws, seed)
+
+
+def proposal_recall(
+    proposals: Sequence[Tensor],
+    records: Sequence[BoxRecord],
+    ious: Sequence[float] = (0.5, 0.7, 0.9),
+    limits: Sequence[int] = (100, 300),
+) -> dict[str, float | None]:
+    """Share of the boxes that a proposal covers.
+
+    Args:
+        proposals: (R, 4) xyxy of each image, in pixels of the file, the surest first.
+        records: ground truth; boxes to ignore are left out.
+        ious: what covering means.
+        limits: how many proposals of each image count.
+
+    Returns:
+        `proposal_recall<limit>_iou<percent>`; None without any box.
+    """
+    best: dict[int, list[Tensor]] = {limit: [] for limit in limits}
+    for boxes, record in zip(proposals, records, strict=True):
+        asked = torch.as_tensor(record.boxes[~_ignored(record)], dtype=torch.float32)
+        overlaps = box_iou(asked, boxes.float().cpu())
+        for limit in limits:
+            first = overlaps[:, :limit]
+            best[limit].append(first.amax(1) if first.shape[1] else overlaps.new_zeros(len(asked)))
+    figures: dict[str, float | None] = {}
+    for limit in limits:
+        values = torch.cat(best[limit]) if best[limit] else torch.zeros(0)
+        for iou in ious:
+            share = float((values >= iou).float().mean()) if len(values) else None
+            figures[f"proposal_recall{limit}_iou{round(100 * iou)}"] = share
+    return figures
+
+
+def _ignored(record: BoxRecord) -> NDArray[np.bool_]:
+    """(N,) boxes that are neither hit nor missed."""
+    return record.ignore | record.iscrowd
+
+
+def _counts(record: BoxRecord, num_classes: int) -> NDArray[np.int64]:
+    """(C,) boxes of each class that count."""
+    labels = np.asarray(record.labels, dtype=np.int64)[~_ignored(record)]
+    return np.bincount(labels, minlength=num_classes + 1)[1:]
+
+
+def _truth(records: Sequence[BoxRecord], num_classes: int) -> dict[str, Any]:
+    """Ground truth in COCO's form, image and annotation ids from 1: its evaluators take a match with id 0 for none."""
+    annotations: list[dict[str, Any]] = []
+    for image, record in enumerate(records, 1):
+        crowd = _ignored(record)
+        for box, label, area, ignored in zip(record.boxes, record.labels, record.area, crowd, strict=True):
+            for category in range(1, num_classes + 1) if int(label) == 0 else (int(label),):
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": image,
+                        "category_id": category,
+                        "bbox": _corner_and_size(box),
+                        "area": float(area),
+                        "iscrowd": int(ignored),
+                    }
+                )
+    images = [{"id": image, "width": r.width, "height": r.height} for image, r in enumerate(records, 1)]
+    categories = [{"id": category, "name": str(category)} for category in range(1, num_classes + 1)]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _results(detections: Sequence[Detections]) -> list[dict[str, Any]]:
+    """Detections in the form of COCO's results, image ids from 1."""
+    return [
+        {"image_id": image, "category_id": int(label), "bbox": _corner_and_size(box), "score": float(score)}
+        for image, found in enumerate(detections, 1)
+        for box, score, label in zip(*(np.asarray(found[key]) for key in ("boxes", "scores", "labels")), strict=True)
+    ]
+
+
+def _corner_and_size(box: NDArray[Any]) -> list[float]:
+    left, top, right, bottom = (float(value) for value in box)
+    return [left, top, right - left, bottom - top]
+
+
+def _number(
+    parameters: Any, totals: Mapping[str, Any], kind: str, iou: float | None, area: str, most: int
+) -> float | None:
+    """One of COCO's numbers from accumulated totals."""
+    thresholds = (
+        slice(None)
+        if iou is None
+        else [i for i, value in enumerate(parameters.iouThrs) if math.isclose(value, iou, abs_tol=1e-9)]
+    )
+    where = (parameters.areaRngLbl.index(area), parameters.maxDets.index(most))
+    return _mean(totals[kind][thresholds][..., where[0], where[1]])
+
+
+def _mean(values: Any) -> float | None:
+    """Mean over what is known; COCO writes -1 for a class without ground truth."""
+    known = values[values > -1]
+    return float(known.mean()) if known.size else None
