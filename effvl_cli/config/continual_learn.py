@@ -1,7 +1,7 @@
 """Options of `effvl continual`, which `effvl continual add-task` shares."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -55,6 +55,15 @@ PER_TASK = (
     *("grow_step", "grow_max", "data_root"),
 )
 """Options that a row of a task list may set for its task alone."""
+
+
+Follows = Mapping[str, tuple[str, Callable[[Any, Any], bool]]]
+"""Options by name: the one that each follows from, and whether two values, as written, go together."""
+
+
+def _no_longer(ramp: Any, epochs: Any) -> bool:
+    """Whether a ramp fits into a stage; values that are no numbers are refused elsewhere."""
+    return not (str(ramp).isdecimal() and str(epochs).isdecimal()) or int(ramp) <= int(epochs)
 
 
 def _of(name: str) -> str:
@@ -132,6 +141,7 @@ class PruneOptions(Checked):
     """How a task's weights are made few."""
 
     panel: ClassVar[str] = "Compaction"
+    follows: ClassVar[Follows] = {"prune_ramp_epochs": ("prune_epochs", _no_longer)}
 
     prune_ratios: Annotated[
         tuple[Annotated[float, Gt(0), Lt(1)], ...] | None,
@@ -181,6 +191,10 @@ class GoalOptions(Checked):
     """Which accuracy a task has to reach."""
 
     panel: ClassVar[str] = "Goal"
+    follows: ClassVar[Follows] = {
+        "goal_value": ("goal", lambda value, goal: goal == "value"),
+        "goal_file": ("goal", lambda path, goal: goal == "file"),
+    }
 
     goal: Annotated[
         Literal["individual", "finetune-avg", "finetune-max", "value", "file", "none"],

@@ -63,7 +63,7 @@ def resolve(
     origins = dict.fromkeys(known, "default")
 
     def take(found: Mapping[str, Any], origin: str) -> None:
-        for name in _displaced(_alternatives(config), found):
+        for name in (*_displaced(_alternatives(config), found), *outdated(config, values, found)):
             values.pop(name, None)
             origins[name] = "default"
         values.update(found)
@@ -113,6 +113,20 @@ def _displaced(groups: Sequence[Sequence[str]], found: Mapping[str, Any]) -> lis
         given = [way for way in ways if any(name in found for name in way.split("+"))]
         displaced += [name for way in ways if given and way not in given for name in way.split("+")]
     return displaced
+
+
+def outdated(config: type, earlier: Mapping[str, Any], later: Mapping[str, Any]) -> list[str]:
+    """Options of an earlier source that do not go with what a later one gives for the option that they follow from.
+
+    Which follow from which, and when two values go together, is said by the `follows` of the option dataclasses.
+    """
+    found: list[str] = []
+    for group in config.__mro__:
+        for name, (leader, together) in group.__dict__.get("follows", {}).items():
+            given = leader in later and name not in later and earlier.get(name) is not None
+            if given and not together(earlier[name], later[leader]):
+                found.append(name)
+    return found
 
 
 def _refuse_both(config: type, typed: Mapping[str, Any]) -> None:

@@ -2,11 +2,14 @@
 
 import pytest
 
-from effvl_cli.config.continual import ContinualConfig
+from effvl_cli.config.continual import AddTaskConfig, ContinualConfig
+from effvl_cli.config.recipe_file import dump_yaml, read_recipe
+from effvl_cli.config.resolve import resolve
 from effvl_cli.config.validate import validate
 from effvl_cli.core.distributed import World
 from effvl_cli.core.errors import UsageError
 from effvl_cli.engines.continual import phase_training
+from effvl_cli.engines.continual.tasks import Task
 
 
 @pytest.mark.parametrize(("data", "usual"), [("cifar100", 4), ("digits", 1)])
@@ -37,3 +40,44 @@ def test_a_task_with_fewer_images_than_a_batch_is_learned(effvl):
     outcome = effvl("continual", *few, "--batch-size", 64, "--out", "small")
     assert outcome.code == 0, outcome.err
     assert "--batch-size is 8, not 64, for task zero-one: 8 training images" in outcome.err
+
+
+INHERITED = {"data": "cifar100", "prune-epochs": "20", "prune-ramp-epochs": "4", "goal": "value", "goal-value": "0.9"}
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ({}, (20, 4, "value", 0.9)),
+        ({"prune_epochs": "1"}, (1, 1, "value", 0.9)),
+        ({"prune_epochs": "4"}, (4, 4, "value", 0.9)),
+        ({"prune_epochs": "30"}, (30, 4, "value", 0.9)),
+        ({"goal": "individual"}, (20, 4, "individual", None)),
+        ({"goal": "value"}, (20, 4, "value", 0.9)),
+        ({"goal_value": "0.8"}, (20, 4, "value", 0.8)),
+    ],
+)
+def test_what_follows_from_an_option_follows_the_one_that_is_given(typed, expected, tmp_path):
+    """Beside options of RUN, of a recipe, and of the run that a row of tasks belongs to."""
+    path = tmp_path / "config.yaml"
+
+    def names(config):
+        return config.prune_epochs, config.prune_ramp_epochs, config.goal, config.goal_value
+
+    path.write_text(dump_yaml({"effvl": "1", "command": "continual", "config": INHERITED}))
+    added = resolve(AddTaskConfig, {**typed, "task": "t"}, command="continual add-task", base=read_recipe(path))
+    assert names(added.config) == expected
+    assert names(resolve(ContinualConfig, typed, command="continual", recipe=str(path)).config) == expected
+    run = resolve(ContinualConfig, {}, command="continual", recipe=str(path)).config
+    row = {key.replace("_", "-"): value for key, value in typed.items()}
+    assert names(Task("t", "cifar100", None, (), row, "row 1").options(run)) == expected
+
+
+def test_what_is_given_beside_it_is_refused_where_it_does_not_fit(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_yaml({"effvl": "1", "command": "continual", "config": INHERITED}))
+    typed = {"prune_epochs": "2", "prune_ramp_epochs": "3"}
+    with pytest.raises(UsageError, match="--prune-ramp-epochs is 3 and --prune-epochs 2"):
+        resolve(ContinualConfig, typed, command="continual", recipe=str(path))
+    with pytest.raises(UsageError, match="prune-epochs is one"):
+        resolve(ContinualConfig, {"prune_epochs": "one"}, command="continual", recipe=str(path))

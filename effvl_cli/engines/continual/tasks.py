@@ -12,6 +12,7 @@ import numpy as np
 
 from effvl_cli.config.continual_learn import PER_TASK, ContinualConfig, TaskOptions
 from effvl_cli.config.recipe_file import read_yaml
+from effvl_cli.config.resolve import outdated
 from effvl_cli.config.validate import unknown_option, validate
 from effvl_cli.core import seeds
 from effvl_cli.core.errors import DataError, UsageError
@@ -92,6 +93,7 @@ class Task:
         values = {item.name: getattr(config, item.name) for item in fields(config)}
         values |= dict.fromkeys(set(config.derived) & set(PER_TASK))
         own = {key.replace("-", "_"): value for key, value in self.overrides.items()}
+        values |= dict.fromkeys(outdated(type(config), values, own))
         values |= {**own, "data": self.data, "data_root": self.data_root}
         where = self.origin or f"task {self.name!r}"
         with _named(where):
