@@ -240,7 +240,11 @@ class GrowOptions(Checked):
     panel: ClassVar[str] = "Growth"
 
     grow_step: Annotated[float, Gt(0), Doc("what a goal that is missed adds to the width, in parameters")] = 0.5
-    grow_max: Annotated[float, Ge(1), Doc("largest width, as a multiple of the parameters")] = 1.5
+    grow_max: Annotated[
+        float,
+        Ge(1),
+        Doc("largest width, as a multiple of the parameters; above 1 for vgg, resnet, smallcnn, vit: and timm's ViTs"),
+    ] = 1.5
     grow_round: Annotated[Positive, Doc("channel counts are multiples of this")] = 1
 
 

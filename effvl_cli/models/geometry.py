@@ -10,12 +10,11 @@ from torch import Tensor
 from effvl_cli.core import seeds
 from effvl_cli.core.errors import ModelError
 from effvl_cli.models import network as networks
-from effvl_cli.models.edits import apply_edits
 from effvl_cli.models.network import Network
 from effvl_cli.models.widened import widened
 from effvl_cli.techniques.continual.growth import GrowthError, IndexMap, index_maps
 from effvl_cli.techniques.continual.owned import TiedWeightsError, owned_names
-from effvl_cli.techniques.continual.widening import layouts
+from effvl_cli.techniques.continual.widening import layouts, widen
 
 # Networks whose enlarged form computes what the small one computed, when the new weights are zero.
 _GROWABLE = re.compile(
@@ -68,6 +67,11 @@ def check_growable(model: str) -> None:
         )
 
 
+def not_growable(model: str, reason: object) -> ModelError:
+    """The error for a network whose enlarged form is none, or computes something else."""
+    return ModelError(f"{model} cannot grow: {reason} (E-GROW-UNSUPPORTED)", "Give --grow-max 1")
+
+
 def build(geometry: Geometry, *, num_classes: int, seed: int) -> Network:
     """The network at its width, with random weights drawn from the seed; its head is not enlarged.
 
@@ -79,10 +83,12 @@ def build(geometry: Geometry, *, num_classes: int, seed: int) -> Network:
     if geometry.width == 1:
         return network
     check_growable(geometry.model)
-    edit = widened(geometry.width, geometry.round_to)
     with seeds.global_stream(seed, "widened"):
-        apply_edits(network.module, [edit])
-    network.edits.append(edit)
+        try:
+            widen(network.module, geometry.width, geometry.round_to)
+        except (GrowthError, AttributeError) as error:  # of a family that is known, and built otherwise
+            raise not_growable(geometry.model, error) from error
+    network.edits.append(widened(geometry.width, geometry.round_to))
     return network
 
 

@@ -68,6 +68,9 @@ def test_a_task_added_to_a_finished_state_equals_the_longer_run(options, effvl, 
     figures = report("added").metrics
     assert figures["bwt"].value == 0.0 and figures["tensor_digest_equal"].value == 1
     assert report("added").technique["R"][-1] == report(longer).technique["R"][-1]
+    said = "`effvl continual inspect RUN` lists those of its state/ now, added ones included"
+    for folder in ("shorter", "added"):  # neither knows what is added after it
+        assert said in Path(folder, "report.html").read_text()
     again = effvl(*added[:-1], "again")
     assert again.code == 2 and "four-five is in the state already" in again.error
     again = effvl("continual", *reserve, *options, "--out", "shorter", "--fresh")

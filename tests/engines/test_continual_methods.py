@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from effvl_cli.engines.continual import rates
+from effvl_cli.engines.continual import phase_training, rates
 from effvl_cli.engines.continual.state import State
 
 TINY = {
@@ -146,9 +146,21 @@ def test_options_that_cannot_be_are_refused(words, said, effvl):
     assert outcome.code == 2 and said in outcome.error
 
 
-def test_a_network_that_cannot_grow_is_refused_before_it_is_trained(effvl):
-    outcome = effvl(*lone("--model", "timm:mobilenetv3_small_050", "--grow-max", 1.5), "--out", "r")
-    assert outcome.code == 4 and "E-GROW-UNSUPPORTED" in outcome.error
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ("timm:mobilenetv3_small_050", "--model timm:mobilenetv3_small_050 cannot grow"),
+        ("timm:vit_pwee_patch16_reg1_gap_256", "is a VisionTransformer"),  # blocks of another kind
+        ("timm:vit_dwee_patch16_reg1_gap_256", "is invalid for input of size"),  # attention that knows one width
+    ],
+)
+def test_a_network_that_cannot_grow_is_refused_before_it_is_trained(model, reason, effvl, monkeypatch):
+    def trained(*words, **more):
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(phase_training, "fit", trained)
+    outcome = effvl(*lone("--model", model, "--grow-max", 1.5), "--out", "r")
+    assert outcome.code == 4 and "E-GROW-UNSUPPORTED" in outcome.error and reason in outcome.error, outcome.err
 
 
 def test_decisions_on_the_test_images_are_marked(here, report):

@@ -120,7 +120,7 @@ def test_a_wrong_layout_fails_the_self_test(model):
         self_test(small.module, large.module, _probe(small))
 
 
-@pytest.mark.parametrize("model", ["timm:convnext_atto", "torchvision:mobilenet_v2", "cifar-resnet:8,pad=both"])
+@pytest.mark.parametrize("model", ["timm:convnext_atto", "torchvision:vit_b_16", "cifar-resnet:8,pad=both"])
 def test_other_families_do_not_grow(model):
     with pytest.raises(ModelError, match=r"E-GROW-UNSUPPORTED"):
         geometry.check_growable(model)

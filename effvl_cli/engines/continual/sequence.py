@@ -17,7 +17,7 @@ from effvl_cli.engines.continual.phase_training import batch_size
 from effvl_cli.engines.continual.state import STATE, SharedFormat, State, TaskRecord
 from effvl_cli.engines.continual.state_files import MANIFEST
 from effvl_cli.engines.continual.trail import forget_all
-from effvl_cli.models.geometry import check_growable
+from effvl_cli.engines.continual.widths import try_growth
 
 
 def learn(
@@ -93,9 +93,10 @@ def check(context: Context, jobs: Sequence[Job]) -> None:
     if context.network.edits:
         kinds = ", ".join(str(edit["kind"]) for edit in context.network.edits)
         raise ModelError(f"--weights {config.weights} are of a changed network ({kinds})", "Give those of a whole one")
-    grows = [job for job in jobs if job.config.method in GROWING and job.config.grow_max > 1]
-    if any(job.config.goal != "none" for job in grows):
-        check_growable(context.network.name)
+    for job in jobs:
+        if job.config.method in GROWING and job.config.grow_max > 1 and job.config.goal != "none":
+            try_growth(context, min(1 + job.config.grow_step, job.config.grow_max))
+            break
     _check_batches(context, jobs)
     if config.sync_bn and distributed.world().size > 1 and run.device.type != "cuda":
         raise UsageError(f"--sync-bn works on GPUs, and the device is {run.device.type}", "Leave it out")

@@ -11,6 +11,7 @@ COLUMNS = {
     "individual_matched_test_acc": "alone, as long %",
     "finetune_test_acc": "fine-tuned %",
 }
+LATER = "tasks as this run left them: `effvl continual inspect RUN` lists those of its state/ now, added ones included"
 
 
 def tasks(report: Report) -> Table:
@@ -72,6 +73,8 @@ def _notes(report: Report) -> list[str]:
         equal = metrics["tensor_digest_equal"] == metrics.get("logits_equal") == 1
         said = "unchanged" if equal else "NOT unchanged"
         notes.append(f"tensors and logits of every earlier task after each later one: {said}")
+    if report.technique["storage"]:
+        notes.append(LATER)
     if report.technique["selection_split"] == "test":
         notes.append("W-SELECT-ON-TEST: goals, growth and ratios were decided on the test images")
     return notes

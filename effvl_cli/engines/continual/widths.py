@@ -7,16 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from effvl_cli.core import seeds
-from effvl_cli.core.errors import ModelError
 from effvl_cli.engines.continual.context import HEAD, Context
 from effvl_cli.engines.continual.heads import fresh_head, head_path, put_head
-from effvl_cli.engines.continual.materialised import materialised, probe_images
+from effvl_cli.engines.continual.materialised import PROBE_SIZE, materialised, probe_images
 from effvl_cli.engines.continual.state import State
 from effvl_cli.models import geometry
 from effvl_cli.models.geometry import Geometry
 from effvl_cli.models.network import Network
 from effvl_cli.techniques.continual.growth import GrowthError, IndexMap, grow, placed, self_test
 from effvl_cli.techniques.continual.tasknet import load_task_state
+
+TRIED = 2  # images on which a growth is tried
 
 
 def geometry_at(context: Context, width: float) -> Geometry:
@@ -79,22 +80,34 @@ def _place(old: Network, new: Network, maps: Mapping[str, IndexMap]) -> None:
             target[name].copy_(value)
 
 
-@torch.no_grad()
+def try_growth(context: Context, width: float) -> None:
+    """Grow the network as a task would, so that one that cannot is refused before anything is trained.
+
+    Raises:
+        ModelError: it is of no known family, or its enlarged form would compute something else (E-GROW-UNSUPPORTED).
+    """
+    large = built(context, width, "trial")
+    _same_logits(context.network, large, geometry.maps_between(context.network, large), TRIED)
+
+
 def _check_growth(context: Context, state: State, network: Network, maps: Mapping[str, IndexMap]) -> None:
     """With zeros in its new weights, the grown network gives the logits of the newest task."""
-    newest = materialised(state, len(state.tasks))
+    newest = materialised(state, len(state.tasks)).network
     larger = copy.deepcopy(network)
-    classes = len(state.tasks[-1].classes)
-    put_head(larger.module, fresh_head(larger.module, classes, 0, ""))
-    head = f"{head_path(larger.module)}.weight"
-    for name in (*state.base, head):
-        larger.module.state_dict()[name].zero_()
-    columns = geometry.maps_between(newest.network, larger)
-    _place(newest.network, larger, {**maps, **columns})
-    module: nn.Module = larger.module.eval()
+    put_head(larger.module, fresh_head(larger.module, len(state.tasks[-1].classes), 0, ""))
+    _same_logits(newest, larger, {**maps, **geometry.maps_between(newest, larger)}, PROBE_SIZE)
+
+
+@torch.no_grad()
+def _same_logits(small: Network, large: Network, maps: Mapping[str, IndexMap], count: int) -> None:
+    """Compare a network with its enlarged form, whose new weights become zero, on so many images."""
+    module: nn.Module = large.module.eval()
+    for name in (*geometry.owned_of(large), f"{head_path(module)}.weight"):
+        module.state_dict()[name].zero_()
+    _place(small, large, maps)
+    images = probe_images(small.preprocess, torch.device("cpu"))[:count]
     try:
-        self_test(newest.module, module, probe_images(newest.network.preprocess, torch.device("cpu")))
-    except GrowthError as error:
-        raise ModelError(
-            f"{context.network.name} cannot grow: {error} (E-GROW-UNSUPPORTED)", "Give --grow-max 1"
-        ) from error
+        self_test(copy.deepcopy(small.module).eval(), module, images)
+    except (GrowthError, RuntimeError) as error:  # a forward pass that does not know of other sizes
+        reason = str(error).partition("\n")[0]
+        raise geometry.not_growable(small.name, reason) from error
