@@ -172,6 +172,30 @@ def paired_bars(
     _write(figure, path)
 
 
+def histograms(
+    path: Path,
+    groups: Mapping[str, Sequence[float]],
+    *,
+    title: str,
+    xlabel: str,
+    bins: Sequence[float],
+    ylabel: str = "images",
+    marks: Mapping[str, float] | None = None,
+) -> None:
+    """How often values of some groups lie between the edges `bins`, a group above the other; `marks` are dashed."""
+    figure, axes = _figure(5.6, 3.4)
+    shown = {name: values for name, values in groups.items() if len(values)}
+    inside = [np.clip(values, bins[0], bins[-1]) for values in shown.values()]  # what lies outside is in the end bins
+    style = {"edgecolor": "white", "linewidth": 0.3}
+    axes.hist(inside, bins=bins, stacked=True, label=list(shown), color=COLOURS[: len(shown)], **style)
+    for (name, place), dashes in zip((marks or {}).items(), ("--", ":", "-."), strict=False):
+        axes.axvline(place, color="#555555", linestyle=dashes, linewidth=1, label=name)
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    axes.grid(axis="x", visible=False)
+    axes.legend()
+    _write(figure, path)
+
+
 def stacked_bars(
     path: Path,
     groups: Sequence[str],

@@ -1,0 +1,71 @@
+"""Options of `effvl detect dedup`, and of the skipping of near-duplicates in other commands."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from annotated_doc import Doc
+from annotated_types import Ge
+
+from effvl_cli.config.options import ARTEFACT, Checked, Count, Fraction
+
+BITS, DISTANCE = 10, 0.02  # within which frames are near-duplicates
+LEAK_DISTANCE = 0.05  # within which a frame is in two splits
+HASHES = ("dhash", "phash")
+MOST_COMPARED = 200_000  # images of which each is compared with each
+
+
+@dataclass(frozen=True, kw_only=True)
+class DedupOptions(Checked):
+    """Which training images are left out as near-duplicates."""
+
+    panel: ClassVar[str] = "Near-duplicates"
+
+    signature: Annotated[
+        Literal["dhash+ncc", "dhash", "phash", "ncc", "embed"],
+        Doc(
+            "what images are compared by: gradient hash, DCT hash, correlation of small images, features of "
+            "--embed-model; dhash+ncc: both have to be near"
+        ),
+    ] = "dhash+ncc"
+    tau: Annotated[
+        float | None,
+        Ge(0),
+        Doc(
+            f"largest distance of a near-duplicate: differing bits of a hash (default: {BITS}), or 1 - correlation "
+            f"(default: {DISTANCE}; with dhash+ncc too)"
+        ),
+    ] = None
+    tau_bits: Annotated[Count, Doc("dhash+ncc: differing bits of the hash, besides --tau")] = BITS
+    keep: Annotated[Fraction | None, Doc("share of the images to keep: the smallest --tau that reaches it")] = None
+    scope: Annotated[
+        Literal["seq", "source", "all"],
+        Doc(
+            "what an image is compared with: the last one kept of its sequence, the same with all sequences of a "
+            "source as one, or every one kept"
+        ),
+    ] = "seq"
+    max_gap: Annotated[Count, Doc("keep an image once so many in a row were skipped; 0: never for that reason")] = 30
+    label_guard: Annotated[bool, Doc("skip an image only if it shows the same objects in about the same places")] = True
+    guard_iou: Annotated[Fraction, Doc("overlap that each of its boxes needs with one of the other image")] = 0.8
+    embed_model: Annotated[
+        str | None, Doc("embed: the network, see `effvl list models` (default: the one of --embed-weights)")
+    ] = None
+    embed_weights: Annotated[
+        str | None, ARTEFACT, Doc("embed: its run folder, file or pretrained tag that is cached")
+    ] = None
+    force: Annotated[
+        bool, Doc(f"compare each image with each, even of more than {MOST_COMPARED:,} images; takes hours")
+    ] = False
+
+    def __post_init__(self) -> None:
+        """Check the options against one another."""
+        super().__post_init__()
+        if self.keep is not None and self.tau is not None:
+            raise ValueError("--keep chooses --tau, and both are given. Leave one out")
+        if self.signature in HASHES and self.tau is not None and not float(self.tau).is_integer():
+            raise ValueError(f"--tau is {self.tau}, and {self.signature} differs in whole bits. Give a whole number")
+        embedded = self.embed_model is not None or self.embed_weights is not None
+        if self.signature == "embed" and not embedded:
+            raise ValueError("--signature embed needs a network. Give --embed-model, --embed-weights or both")
+        if embedded and self.signature != "embed":
+            raise ValueError("--embed-model and --embed-weights belong to --signature embed. Give that too")

@@ -1,0 +1,1 @@
+"""Boxes of day and night: the cascade's head, subclasses of a condition."""
