@@ -77,6 +77,7 @@ def test_scores_of_blocks_are_in_the_precision_asked_for(precision, effvl):
 @pytest.mark.parametrize("precision", TYPES)
 def test_sr_init_draws_are_answered_in_the_precision_asked_for(precision, effvl, monkeypatch):
     line = ("prune-blocks", "score", "--weights", "none", "--model", "cifar-resnet:14,width=4", "--data", "digits")
+    line = (*line, "--score-size", 6)  # of each class
     real, types = criteria.sr_init, set()
 
     def noted(*args, **more):

@@ -54,10 +54,10 @@ def run(config: SearchConfig, run: Run) -> None:
     check_batch(config)
     if distributed.world().size > 1:
         raise UsageError("`pretrain search` runs on one process", "Run it without torchrun or srun")
+    candidates = _candidates(config, Trainee(config, 1).costs)  # what cannot be is refused before images are read
     images = TrainImages.open(config, run, build_network(config).preprocess)
     run.report.data(images.source, num_samples=len(images))
     trainer = ArmTrainer.build(config, run, images)
-    candidates = _candidates(config, trainer.costs)
     budget = config.units or _budget_of_run(config) or DEFAULT_BUDGET
     folders, units = _checkpoints(config, trainer, budget, candidates)
     run.report.model(trainer.network.name, trainer.network.source, trainer.network.module)
