@@ -103,21 +103,24 @@ def look(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def of_two(whole, look, tmp_path_factory):
-    """What two processes leave: `look` of the job, `score` of the verb."""
-    root = tmp_path_factory.mktemp("two")
-    lines = {"look": LOOK, "score": ("prune-blocks", "score", whole, "--score-batch-size", 7, "--force")}
-    run_each([(*line, "--out", root / name, "--cache-dir", look.parent / "cache") for name, line in lines.items()], 2)
-    return root
+def look_of_two(look, tmp_path_factory):
+    """What two processes leave of the job."""
+    return of_two(LOOK, look, tmp_path_factory.mktemp("two"))
+
+
+def of_two(line, other, root):
+    """The folder of a run on two processes, which take the trained network from beside another run."""
+    run_each([(*line, "--out", root / "run", "--cache-dir", other.parent / "cache")], 2)
+    return root / "run"
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_candidates_of_a_lookahead_and_find_the_same(look, of_two, report):
-    steps = [report(folder).technique["steps"][0] for folder in (look, of_two / "look")]
+def test_two_processes_share_the_candidates_of_a_lookahead_and_find_the_same(look, look_of_two, report):
+    steps = [report(folder).technique["steps"][0] for folder in (look, look_of_two)]
     assert len(steps[0]["lookahead"]) == 3 and steps[0]["lookahead"] == steps[1]["lookahead"]
-    one, two = (load_model(folder / "checkpoint.safetensors")[0] for folder in (look, of_two / "look"))
+    one, two = (load_model(folder / "checkpoint.safetensors")[0] for folder in (look, look_of_two))
     assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
-    trained = {path.name for path in (of_two / "look" / "checkpoints").glob("step-1-without-*")}
+    trained = {path.name for path in (look_of_two / "checkpoints").glob("step-1-without-*")}
     assert trained == {f"step-1-without-{row['path_original']}" for row in steps[1]["lookahead"]}
 
 
@@ -136,9 +139,11 @@ def test_a_lookahead_that_was_killed_goes_on_where_it_was(look, workdir, here, r
     assert report("two").resume.count == 1
 
 
-def test_two_processes_find_the_same_scores(whole, of_two, here):
-    here("prune-blocks", "score", whole, "--score-batch-size", 7, "--force", "--out", "one")
-    one, two = (load_file(folder / "scores" / "step_1.safetensors") for folder in (Path("one"), of_two / "score"))
+def test_two_processes_find_the_same_scores(whole, workdir, here):
+    line = ("prune-blocks", "score", whole, "--score-batch-size", 7, "--force")
+    here(*line, "--out", "one")
+    two = of_two(line, whole, workdir)
+    one, two = (load_file(folder / "scores" / "step_1.safetensors") for folder in (Path("one"), two))
     assert one.keys() == two.keys() and one["loss"].abs().sum() > 0
     for key in ("order", "correct", "loss", "nan", "used"):
         assert torch.equal(one[key], two[key]), key
