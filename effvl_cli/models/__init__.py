@@ -12,6 +12,11 @@ MODELS = Registry(
         Row("tiny:clip", f"{_TINY}:clip", "CLIP, 64 px, patch 8, 0.4 M parameters; weights included"),
         Row("tiny:clip-32px", f"{_TINY}:clip_32px", "CLIP for 32 px images, patch 4 (CIFAR); without weights"),
         Row("tiny:resnet", f"{_TINY}:resnet", "residual classifier for small images; without weights"),
+        Row(
+            "tiny:thin-resnet",
+            f"{_TINY}:thin_resnet",
+            "residual classifier, the backbone of cascade-rcnn:tiny; without weights",
+        ),
         Row("cifar-resnet:", "effvl_cli.models.cifar_resnet:build", "ResNet for 32 px images: cifar-resnet:56"),
         Row(
             "smallcnn",
@@ -40,5 +45,10 @@ MODELS = Registry(
         Row("r2plus1d_18", f"{_VIDEO}:build_r2plus1d", "video encoder of clips; without weights"),
         Row("mc3_18", f"{_VIDEO}:build_mc3", "video encoder of clips; without weights"),
         Row("tiny3d", f"{_VIDEO}:build_tiny3d", "video encoder of clips of about 20 px; without weights"),
+        Row(
+            "cascade-rcnn:",
+            "effvl_cli.models.detector:build",
+            "detector of boxes: cascade-rcnn:tiny, light or paper[,stages=K]; without weights",
+        ),
     ],
 )

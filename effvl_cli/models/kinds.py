@@ -26,4 +26,7 @@ KINDS: Mapping[str, NetworkKind] = {
     "classifier": NetworkKind("logits (B, classes)"),
     "backbone": NetworkKind("features (B, D)"),
     "video": NetworkKind("embeddings (B, D) of clips (B, C, T, H, W)", ("backbone", "projection")),
+    "detector": NetworkKind(
+        "boxes, scores and labels of a list of images (3, H, W)", ("backbone", "rpn", "roi_heads", "spec")
+    ),
 }

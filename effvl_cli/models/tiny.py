@@ -1,5 +1,7 @@
 """Small networks for the embedded data: seconds to run on a CPU, the same code paths as the large ones."""
 
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import open_clip
@@ -10,6 +12,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from effvl_cli.data.transforms import Preprocess
 from effvl_cli.models.network import CHECKPOINT, Network
+from effvl_cli.models.normalise import STATISTICS
 from effvl_cli.models.openclip import adapt_weights
 
 ASSETS = Path(__file__).parent / "assets"
@@ -53,3 +56,37 @@ def resnet(argument: str = "", *, num_classes: int | None = None) -> Network:
     module.num_classes = num_classes or 10
     preprocess = Preprocess(size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), interpolation="bilinear")
     return Network("tiny:resnet", "classifier", module, preprocess)
+
+
+def thin_resnet(argument: str = "", *, num_classes: int | None = None) -> Network:
+    """ResNet of four blocks and 16 to 128 channels for images of 64 px and more: the backbone of tiny detectors."""
+    parts = OrderedDict(thin_resnet_body(nn.BatchNorm2d).named_children())
+    parts |= {"avgpool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "fc": nn.Linear(128, num_classes or 10)}
+    module = nn.Sequential(parts)
+    module.num_classes = num_classes or 10  # type: ignore[assignment]
+    mean, std = STATISTICS["imagenet"]  # as the detectors
+    preprocess = Preprocess(size=(64, 64), mean=mean, std=std, interpolation="bilinear")
+    return Network("tiny:thin-resnet", "classifier", module, preprocess)
+
+
+def thin_resnet_body(norm: Callable[[int], nn.Module]) -> nn.Sequential:
+    """torchvision's stem and one basic block of 16, 32, 64 and 128 channels each, named as in its ResNets.
+
+    Args:
+        norm: layer for a number of channels.
+    """
+    parts: OrderedDict[str, nn.Module] = OrderedDict(
+        conv1=nn.Conv2d(3, 16, 7, stride=2, padding=3, bias=False),
+        bn1=norm(16),
+        relu=nn.ReLU(inplace=True),
+        maxpool=nn.MaxPool2d(3, stride=2, padding=1),
+        layer1=nn.Sequential(BasicBlock(16, 16, norm_layer=norm)),
+    )
+    for k, width in enumerate((32, 64, 128), start=2):
+        halved = nn.Sequential(nn.Conv2d(width // 2, width, 1, stride=2, bias=False), norm(width))
+        parts[f"layer{k}"] = nn.Sequential(BasicBlock(width // 2, width, 2, halved, norm_layer=norm))
+    body = nn.Sequential(parts)
+    for part in body.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+    return body
