@@ -209,6 +209,19 @@ def test_standard_error_over_images() -> None:
     assert bootstrap(evaluation, indices=[3]) is None
 
 
+def test_a_resample_is_worth_what_cocos_metric_says() -> None:
+    """Images that are there several times, crowds among their boxes, by the evaluator itself."""
+    records, detections = noisy_problem(8, images=9)
+    matches = evaluate(records, detections, CLASSES).matches
+    for seed in range(20):
+        drawn = np.random.default_rng(seed).integers(0, 9, 9)
+        expected = evaluate([records[i] for i in drawn], [detections[i] for i in drawn], CLASSES).whole.per_class
+        times = np.bincount(drawn, minlength=9).astype(float)
+        for label, one in enumerate(expected, 1):
+            assert matches.ranked(label).average_precision(times, None) == pytest.approx(one.ap, abs=1e-9)
+            assert matches.ranked(label).average_precision(times, 0.5) == pytest.approx(one.ap50, abs=1e-9)
+
+
 def test_proposal_recall() -> None:
     truth = [
         record([[0, 0, 10, 10], [50, 50, 60, 60]], [1, 1]),

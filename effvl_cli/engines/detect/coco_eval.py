@@ -106,6 +106,7 @@ class Matches:
         self.evaluator = COCOeval_faster(truth, truth.loadRes(_results(detections)), "bbox", separate_eval=True)
         self.num_boxes = np.stack([_counts(record, num_classes) for record in records]) if records else np.zeros((0, 1))
         self.found: list[Any] = []
+        self._ranked: dict[int, Ranked] = {}
         if records:
             self.evaluator.evaluate()
             self.found = self.evaluator._evalImgs_cpp  # [class][area range][image], flat
@@ -149,28 +150,102 @@ class Matches:
         chosen = np.arange(self.num_images) if indices is None else np.asarray(indices, dtype=np.int64)
         if len(chosen) < 2:
             return None
-        labels = range(1, self.num_classes + 1) if label is None else [label]
         generator = np.random.default_rng(seed)
-        figures = [
-            _number(*self._accumulated(generator.choice(chosen, len(chosen)), labels), "precision", iou, "all", 100)
+        times = [
+            np.bincount(generator.choice(chosen, len(chosen)), minlength=self.num_images).astype(np.float64)
             for _ in range(draws)
         ]
-        known = [figure for figure in figures if figure is not None]  # a resample can miss every box of the class
+        labels = range(1, self.num_classes + 1) if label is None else [label]
+        per_class = [[ranked.average_precision(drawn, iou) for drawn in times] for ranked in map(self.ranked, labels)]
+        # a resample can miss every box of a class, or of all of them
+        figures = [
+            _mean(np.array([value for value in values if value is not None])) for values in zip(*per_class, strict=True)
+        ]
+        known = [figure for figure in figures if figure is not None]
         return float(np.std(known, ddof=1)) if len(known) > 1 else None
 
-    def _accumulated(self, chosen: Any, labels: Sequence[int] | None = None) -> tuple[Any, dict[str, Any]]:
-        """COCO's precision (T, R, K, A, M) and recall (T, K, A, M) over some images; area "all" alone with `labels`."""
+    def ranked(self, label: int) -> "Ranked":
+        """The detections of a class, the surest first."""
+        if label not in self._ranked:
+            first = (label - 1) * len(self.evaluator.params.areaRng) * self.num_images
+            states = [one.__getstate__() for one in self.found[first : first + self.num_images]]
+            self._ranked[label] = Ranked.of(states, self.evaluator.params)
+        return self._ranked[label]
+
+    def _accumulated(self, chosen: Sequence[int]) -> tuple[Any, dict[str, Any]]:
+        """Settings, COCO's precision (T, R, K, A, M) and recall (T, K, A, M) over some images."""
         parameters = copy.copy(self.evaluator._paramsEval)
-        areas = len(parameters.areaRng)
-        kept_areas = range(areas) if labels is None else range(1)
-        labels = range(1, self.num_classes + 1) if labels is None else labels
-        parameters.areaRng = parameters.areaRng[: len(kept_areas)]
-        parameters.catIds, parameters.imgIds = list(labels), list(range(1, len(chosen) + 1))
-        rows = [((label - 1) * areas + area) * self.num_images for label in labels for area in kept_areas]
+        parameters.imgIds = list(range(1, len(chosen) + 1))
+        rows = range(0, len(self.found), self.num_images)
         part = COCOeval_faster(separate_eval=True, iouType="bbox")
         part._paramsEval, part._evalImgs_cpp = parameters, [self.found[row + image] for row in rows for image in chosen]
         part.accumulate()
         return parameters, part.eval
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Detections of a class by falling score, for sums over images that count several times.
+
+    Attributes:
+        image: (D,) of each detection.
+        hit: for each IoU, positions of the detections that hit a box that counts.
+        weight: for each IoU, (D,) 1, or 0 where a detection lies in a box to ignore; None: all 1.
+        boxes: (I,) boxes of each image that count.
+        ious: (T,).
+        recalls: (R,) at which precision is read.
+    """
+
+    image: NDArray[np.int64]
+    hit: tuple[NDArray[np.int64], ...]
+    weight: tuple[Floats | None, ...]
+    boxes: Floats
+    ious: Floats
+    recalls: Floats
+
+    @classmethod
+    def of(cls, states: Sequence[tuple[Any, ...]], parameters: Any) -> "Ranked":
+        """From the matches that COCO's evaluator found in each image, of every size."""
+        thresholds = len(parameters.iouThrs)
+        scores = np.concatenate([np.asarray(state[2], dtype=np.float64) for state in states])
+        image = np.concatenate([np.full(len(state[2]), place) for place, state in enumerate(states)])
+        matched, ignored = (
+            np.concatenate([np.asarray(state[key], dtype=np.int64).reshape(thresholds, -1) for state in states], 1)
+            for key in (0, 4)
+        )
+        order = np.argsort(-scores, kind="stable")
+        matched, ignored = matched[:, order] > 0, ignored[:, order] > 0
+        return cls(
+            image[order].astype(np.int64),
+            tuple(np.flatnonzero(hits & ~skipped) for hits, skipped in zip(matched, ignored, strict=True)),
+            tuple((~skipped).astype(np.float64) if skipped.any() else None for skipped in ignored),
+            np.array([len(state[3]) - sum(state[3]) for state in states], dtype=np.float64),
+            np.asarray(parameters.iouThrs),
+            np.asarray(parameters.recThrs),
+        )
+
+    def average_precision(self, times: Floats, iou: float | None) -> float | None:
+        """COCO's AP of images that count `times` (I,) each; None without a box.
+
+        A detection that counts twice changes neither the precision nor the recall at the ends of its steps, and the
+        envelope of the precision takes no others.
+        """
+        boxes = float(self.boxes @ times)
+        if boxes == 0:
+            return None
+        drawn = times[self.image]
+        seen = drawn.cumsum()
+        wanted = range(len(self.ious)) if iou is None else np.flatnonzero(np.isclose(self.ious, iou))
+        values = []
+        for place in wanted:
+            hit, weight = self.hit[place], self.weight[place]
+            hits = drawn[hit].cumsum()
+            total = (seen if weight is None else (drawn * weight).cumsum())[hit]
+            precision = hits / np.maximum(total, 1)
+            envelope = np.maximum.accumulate(precision[::-1])[::-1]
+            where = np.searchsorted(hits / boxes, self.recalls)
+            values.append(float(np.append(envelope, 0.0)[where].mean()))
+        return float(np.mean(values))
 
 
 def bootstrap(
