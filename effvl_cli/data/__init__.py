@@ -59,6 +59,18 @@ DATASETS = Registry(
             "procedural roads by day and night, 160x256 px, 4 classes; road-scenes:style=outside,scenes=100,frames=8",
             BOXES,
         ),
+        Row(
+            "coco:",
+            "effvl_cli.data.coco:build",
+            "coco:FILE.json, or coco:FOLDER with train.json, test.json or annotations/instances_train2017.json ...",
+            BOXES,
+        ),
+        Row(
+            "voc:",
+            "effvl_cli.data.voc:build",
+            "voc:FOLDER with Annotations, JPEGImages, ImageSets/Main; voc:FOLDER,train=trainval names other lists",
+            BOXES,
+        ),
     ],
 )
 

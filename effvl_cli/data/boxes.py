@@ -237,6 +237,7 @@ class Reading:
         rescale: scale boxes where the declared size of an image is not that of the file.
         drop_empty: leave out images without boxes.
         on_bad: "error" or "skip": missing image files.
+        whole: take all of a split that the data set has, also where a part of it would be set aside for validation.
         cache: where drawn scenes are kept; None: the user's.
     """
 
@@ -247,6 +248,7 @@ class Reading:
     rescale: bool = False
     drop_empty: bool = False
     on_bad: str = "error"
+    whole: bool = False
     cache: Cache | None = None
 
 

@@ -1,0 +1,390 @@
+"""From what a file of annotations says to a data set of images with boxes: files, sizes, sequences, faulty boxes.
+
+The readers of the formats give `Annotations`; what holds for all formats is done here, for all boxes at once.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from effvl_cli.core.errors import DataError, UsageError
+from effvl_cli.data.boxes import LEAST_SIDE, LISTED, BoxRecord, BoxSource, Problems, Reading, SourceInfo, Time
+from effvl_cli.data.files import file_states
+from effvl_cli.data.loader import BadFiles
+from effvl_cli.data.source import digest
+
+MAX_FAULTY = 0.01  # share of boxes without extent, and of images of another size than declared, that is tolerated
+LEAST_BOX = 1.0  # px; a side that is left of a clipped box
+TIMES: dict[str, Time] = {"day": "day", "daytime": "day", "night": "night", "nighttime": "night"}
+TRAILING = re.compile(r"(\d+)$")
+ORIENTATION = 0x0112  # of EXIF; from 5 on, width and height change places
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+
+
+@dataclass
+class Listed:
+    """An image as the annotations list it; None: they do not say.
+
+    Attributes:
+        file: name, unique.
+        path: where it should be.
+        image_id: its number.
+        width: as declared.
+        height: likewise.
+        seq: video, scene or sequence.
+        frame: place in it.
+        time: word for the lighting.
+    """
+
+    file: str
+    path: Path
+    image_id: int | None = None
+    width: int | None = None
+    height: int | None = None
+    seq: str | None = None
+    frame: int | None = None
+    time: str | None = None
+
+
+@dataclass
+class Annotations:
+    """What a file or folder of annotations says, in columns over all its boxes.
+
+    Attributes:
+        where: the file or folder, for messages.
+        classes: names.
+        category_ids: their numbers in the file; empty: 1..C.
+        images: M of them.
+        owner: (N,) position of the image of each box.
+        boxes: (N, 4) x1, y1, x2, y2.
+        category: (N,) position of the class.
+        crowd: (N,) whether it is a group.
+        ignore: (N,) whether it is to be ignored, e.g. as difficult.
+        area: (N,) of the object; NaN: not said.
+        problems: met while reading.
+    """
+
+    where: Path
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    images: list[Listed]
+    owner: Ints
+    boxes: Floats
+    category: Ints
+    crowd: Flags
+    ignore: Flags
+    area: Floats
+    problems: Problems = field(default_factory=Problems)
+
+    def keep_boxes(self, keep: Flags) -> "Annotations":
+        """Without some boxes."""
+        columns = ("owner", "boxes", "category", "crowd", "ignore", "area")
+        return replace(self, **{name: getattr(self, name)[keep] for name in columns})
+
+    def keep_images(self, rows: Ints) -> "Annotations":
+        """Only some images, with their boxes."""
+        place = np.full(len(self.images), -1, dtype=np.int64)
+        place[rows] = np.arange(len(rows))
+        images = [self.images[int(row)] for row in rows]
+        kept = replace(self, images=images, owner=place[self.owner])
+        return kept.keep_boxes(kept.owner >= 0)
+
+
+@dataclass
+class Boxes:
+    """Boxes gathered one by one, for formats with a file for each image."""
+
+    owner: list[int] = field(default_factory=list)
+    boxes: list[tuple[float, float, float, float]] = field(default_factory=list)
+    category: list[int] = field(default_factory=list)
+    crowd: list[bool] = field(default_factory=list)
+    ignore: list[bool] = field(default_factory=list)
+
+    def add(
+        self,
+        owner: int,
+        box: tuple[float, float, float, float],
+        category: int,
+        *,
+        crowd: bool = False,
+        ignore: bool = False,
+    ) -> None:
+        """One box of an image."""
+        self.owner.append(owner)
+        self.boxes.append(box)
+        self.category.append(category)
+        self.crowd.append(crowd)
+        self.ignore.append(ignore)
+
+    def columns(self) -> dict[str, Any]:
+        """As `Annotations` has them."""
+        return {
+            "owner": np.array(self.owner, dtype=np.int64),
+            "boxes": np.array(self.boxes, dtype=np.float64).reshape(-1, 4),
+            "category": np.array(self.category, dtype=np.int64),
+            "crowd": np.array(self.crowd, dtype=np.bool_),
+            "ignore": np.array(self.ignore, dtype=np.bool_),
+            "area": np.full(len(self.owner), np.nan),
+        }
+
+
+# --- sequences -------------------------------------------------------------------------------------------------------
+
+
+def name_sequences(images: Sequence[Listed], regex: str | None = None) -> None:
+    """Give each image a sequence and a frame, in place, where the annotations give none.
+
+    The sequence is the file's name without its last digits where at least two images share that, else the image
+    itself; numbered files of a folder that holds all images are no sequence.
+
+    Raises:
+        UsageError: no regular expression, or one without a group `seq` or `frame`.
+        DataError: it is found in no file's name.
+    """
+    if regex is not None:
+        _by_regex(images, regex)
+    stems = [str(Path(image.file).with_suffix("")) for image in images]
+    heads = [TRAILING.sub("", stem) for stem in stems]
+    shared = Counter(heads)
+    for image, stem, head in zip(images, stems, heads, strict=True):
+        number = TRAILING.search(stem)
+        if image.frame is None and number:
+            image.frame = int(number[1])
+        if image.seq is None:
+            whole_folder = head in ("",) or (head.endswith("/") and shared[head] == len(images))
+            image.seq = stem if shared[head] < 2 or whole_folder else head
+
+
+def _by_regex(images: Sequence[Listed], text: str) -> None:
+    try:
+        regex = re.compile(text)
+    except re.error as error:
+        raise UsageError(f"--seq-regex {text!r} is no regular expression: {error}", "Mend it") from error
+    if not {"seq", "frame"} & regex.groupindex.keys():
+        raise UsageError(f"--seq-regex {text!r} names no group", r"Write e.g. '(?P<seq>.*)_(?P<frame>\d+)'")
+    found = 0
+    for image in images:
+        if match := regex.search(image.file):
+            found += 1
+            groups = match.groupdict()
+            image.seq = groups.get("seq") or image.seq
+            if (groups.get("frame") or "").isdecimal():
+                image.frame = int(groups["frame"])
+    if images and not found:
+        raise DataError(f"--seq-regex {text!r} is not found in any file name, e.g. {images[0].file}", "Mend it")
+
+
+def time_of(image: Listed) -> Time | None:
+    """Day or night, where the annotations say one of them."""
+    return TIMES.get(str(image.time or "").lower())
+
+
+# --- the data set ----------------------------------------------------------------------------------------------------
+
+
+def box_source(name: str, split: str, found: Annotations, reading: Reading, *, remark: str = "") -> BoxSource:
+    """A data set made of annotations whose images have sequences.
+
+    Args:
+        name: of the data set and of its source.
+        split: of the data set.
+        found: the images of that split.
+        reading: how faults are dealt with.
+        remark: note for reports.
+
+    Raises:
+        DataError: no image, missing files, too many faults, or no box at all; names the file of annotations.
+    """
+    if not found.images:
+        raise DataError(f"{found.where} holds no images for split {split}", "Give another file or split")
+    content = _Content(split, found)
+    found, sizes = _with_files(found, reading)
+    found = _of_file_size(found, sizes, reading)
+    found = _clipped(_with_extent(found), sizes)
+    counts = np.bincount(found.owner, minlength=len(found.images))
+    if not len(found.owner):
+        raise DataError(f"{found.where}: none of {len(found.images)} images of split {split} has a box", "Check it")
+    found.problems.add("empty", "images without boxes are kept as background", int((counts == 0).sum()))
+    records = _records(name, found, sizes)
+    if reading.drop_empty:
+        records = [record for record in records if len(record.boxes)]
+    return BoxSource(
+        name,
+        split,
+        classes=found.classes,
+        records=records,
+        content=content.digest,
+        category_ids=found.category_ids,
+        problems=found.problems,
+        sources=(SourceInfo(name),),
+        remark=remark,
+    )
+
+
+class _Content:
+    """Digest of what annotations say and of the state of the image files, found when it is asked for."""
+
+    def __init__(self, split: str, found: Annotations) -> None:
+        self.split, self.found, self.known = split, found, ""
+
+    def digest(self) -> str:
+        if not self.known:
+            found = self.found
+            images = [f"{image.file} {image.seq} {image.time}" for image in found.images]
+            columns = (found.owner, found.boxes, found.category, found.crowd, found.ignore)
+            numbers = [column.tobytes().hex() for column in columns]
+            states = file_states(image.path for image in found.images)
+            self.known = digest([self.split, *found.classes, *images, *numbers, *states])
+        return self.known
+
+
+def _with_files(found: Annotations, reading: Reading) -> tuple[Annotations, Ints]:
+    """Without images that are missing, and (M, 2) width and height of the others as they are shown."""
+    sizes, faults = [], []
+    for row, image in enumerate(found.images):
+        size, fault = _shown_size(image.path)
+        sizes.append(size)
+        if fault:
+            faults.append((row, f"{image.file} {fault}"))
+    if not faults:
+        return found, np.array(sizes, dtype=np.int64)
+    texts = [text for _, text in faults]
+    total = len(found.images)
+    if reading.on_bad != "skip" or len(faults) > BadFiles("skip", total).limit:
+        raise DataError(
+            f"{found.where}: {len(faults)} of {total} images cannot be used: {', '.join(texts[:LISTED])}",
+            "Check --data-root and the folder of the images"
+            + (", or give --on-bad skip" if reading.on_bad != "skip" else "; at most 1 % are skipped"),
+        )
+    for text in texts:
+        found.problems.add("missing", text)
+    rows = np.setdiff1d(np.arange(total), [row for row, _ in faults])
+    return found.keep_images(rows), np.array(sizes, dtype=np.int64)[rows]
+
+
+def _shown_size(path: Path) -> tuple[tuple[int, int], str]:
+    """Width and height of an image file with its EXIF orientation, and what is wrong with it."""
+    try:
+        with Image.open(path) as file:
+            width, height = file.size
+            if file.format != "JPEG" or "exif" in file.info:
+                turned = int(file.getexif().get(ORIENTATION, 1)) >= 5
+                width, height = (height, width) if turned else (width, height)
+    except FileNotFoundError:
+        return (0, 0), "is missing"
+    except Exception as error:  # the decoders raise nearly anything on damaged bytes
+        return (0, 0), f"is no image ({type(error).__name__})"
+    if min(width, height) < LEAST_SIDE:
+        return (0, 0), f"is {width}x{height} px"
+    return (width, height), ""
+
+
+def _of_file_size(found: Annotations, sizes: Ints, reading: Reading) -> Annotations:
+    """The file's size wins over the declared one."""
+    shown = zip(found.images, sizes.tolist(), strict=True)
+    declared = np.array([(image.width or width, image.height or height) for image, (width, height) in shown])
+    other = np.flatnonzero((declared != sizes).any(1))
+    if not len(other):
+        return found
+    texts = [
+        f"{found.images[row].file} is {sizes[row][0]}x{sizes[row][1]}, declared {declared[row][0]}x{declared[row][1]}"
+        for row in other.tolist()
+    ]
+    if reading.rescale:
+        factors = (sizes / declared.clip(1))[found.owner]
+        for text in texts:
+            found.problems.add("rescaled", text)
+        return replace(found, boxes=found.boxes * np.tile(factors, 2), area=found.area * factors.prod(1))
+    if len(other) > MAX_FAULTY * len(sizes):
+        raise DataError(
+            f"{found.where}: {len(other)} of {len(sizes)} images have another size than declared: {texts[0]}",
+            "Mend the annotations, or give --rescale-boxes where the images were resized and the boxes were not",
+        )
+    for text in texts:
+        found.problems.add("resized", text)
+    return found
+
+
+def _with_extent(found: Annotations) -> Annotations:
+    """Without boxes that have no extent."""
+    boxes = found.boxes
+    good = np.asarray(np.isfinite(boxes).all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1))
+    bad = np.flatnonzero(~good)
+    texts = [f"{found.images[found.owner[row]].file} {boxes[row].round(2).tolist()}" for row in bad[:LISTED].tolist()]
+    if len(bad) > MAX_FAULTY * len(boxes):
+        raise DataError(
+            f"{found.where}: {len(bad)} of {len(boxes)} boxes are degenerate (NaN, or no width or height): "
+            f"{'; '.join(texts)}",
+            "Mend the annotations; up to 1 % are dropped",
+        )
+    for number in range(len(bad)):
+        found.problems.add("degenerate", texts[number] if number < len(texts) else "")
+    return found.keep_boxes(good) if len(bad) else found
+
+
+def _clipped(found: Annotations, sizes: Ints) -> Annotations:
+    """Boxes within their images: those outside are dropped, and those of which less than 1 px is left."""
+    limits = np.tile(sizes[found.owner], 2).astype(np.float64)
+    inside = found.boxes.clip(0, limits)
+    sides = inside[:, 2:] - inside[:, :2]
+    changed = (inside != found.boxes).any(1)
+    outside = (sides <= 0).any(1)
+    small = changed & ~outside & (sides < LEAST_BOX).any(1)
+    for kind, which in (("outside", outside), ("slivers", small), ("clipped", changed & ~outside & ~small)):
+        for row in np.flatnonzero(which).tolist():
+            found.problems.add(kind, f"{found.images[found.owner[row]].file} {found.boxes[row].round(2).tolist()}")
+    return replace(found, boxes=inside).keep_boxes(~(outside | small))
+
+
+def _records(name: str, found: Annotations, sizes: Ints) -> list[BoxRecord]:
+    order = np.argsort(found.owner, kind="stable")
+    ends = np.bincount(found.owner, minlength=len(found.images)).cumsum()
+    boxes, labels = found.boxes[order].astype(np.float32), found.category[order] + 1
+    crowd, ignore = found.crowd[order], (found.crowd | found.ignore)[order]
+    own = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    area = np.where(np.isnan(found.area[order]), own, found.area[order]).astype(np.float32)
+    records, start = [], 0
+    for row, (image, end) in enumerate(zip(found.images, ends.tolist(), strict=True)):
+        part = slice(start, end)
+        start = end
+        records.append(
+            BoxRecord(
+                image_id=row + 1 if image.image_id is None else image.image_id,
+                file=image.file,
+                path=image.path,
+                width=int(sizes[row, 0]),
+                height=int(sizes[row, 1]),
+                boxes=boxes[part],
+                labels=labels[part],
+                iscrowd=crowd[part],
+                ignore=ignore[part],
+                area=area[part],
+                seq=image.seq or image.file,
+                frame=image.frame,
+                time=time_of(image),
+                source=name,
+            )
+        )
+    return records
+
+
+def check_unique(names: Sequence[Any], what: str, where: Path) -> None:
+    """Refuse a data set in which something stands twice.
+
+    Raises:
+        DataError: names the first.
+    """
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        first = ", ".join(str(name) for name in twice[:3])
+        raise DataError(f"{where}: {len(twice)} {what} stand more than once: {first}", "Each has to be unique")

@@ -1,0 +1,116 @@
+"""Which images of annotations are train, val and test where the data set does not say.
+
+As for images in folders (`data/folders.py`): with only one of val and test, that one is reported, and a tenth of train
+is used for validation; with neither, all is divided 80/10/10. Frames of one sequence stay together, and day and night
+are divided apart, as far as the annotations tell them.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from effvl_cli.core.errors import DataError
+from effvl_cli.data.annotations import Annotations, Listed, time_of
+from effvl_cli.data.folders import NAMES, drawn_from
+
+TOLERANCE = 2.0  # how far a share may be from what is wanted before sequences are cut
+
+
+def part_of(split: str, found: Sequence[str], *, whole: bool) -> tuple[str, range | None]:
+    """Which of the splits that a data set has holds one, and which tenths of it; None: all.
+
+    Args:
+        split: that is asked for.
+        found: splits that there are.
+        whole: a split that the data set has is taken whole, also where a tenth of it would be for validation.
+
+    Raises:
+        DataError: there is nothing to take it from.
+    """
+    name, tenths = drawn_from(split, val="val" in found, test="test" in found)
+    if whole and split in found:
+        name, tenths = split, None
+    if name not in found:
+        raise DataError(f"no annotations of split {name}, which {split} is taken from", "Give files for it")
+    return name, tenths
+
+
+def split_words(name: str) -> str:
+    """The split that a file's or folder's name stands for; "" where it does not say."""
+    words = set("".join(letter if letter.isalpha() else " " for letter in name.lower()).split())
+    for split, known in NAMES.items():
+        if words & {*known, *(f"{word}set" for word in known)}:
+            return split
+    return ""
+
+
+def divided(found: Annotations, tenths: range | None) -> tuple[Annotations, str]:
+    """Some tenths of the images, and a remark where sequences had to be cut for it."""
+    if tenths is None:
+        return found, ""
+    groups: dict[str, list[int]] = {}
+    for row, image in enumerate(found.images):
+        groups.setdefault(time_of(image) or "", []).append(row)
+    rows: list[int] = []
+    cut = False
+    for members in groups.values():
+        part = _of_sequences(found.images, members)
+        if not _is_even(part):
+            part, cut = _of_frames(found.images, members), True
+        rows += [row for row, tenth in zip(members, part, strict=True) if tenth in tenths]
+    remark = f"the parts of {found.where.name} share sequences: too few to keep them whole" if cut else ""
+    return found.keep_images(np.sort(np.array(rows, dtype=np.int64))), remark
+
+
+def _of_sequences(images: Sequence[Listed], rows: Sequence[int]) -> list[int]:
+    """Tenth of each image: sequences in the order of a hash of their names, each in the tenth of its middle."""
+    sizes: dict[str, int] = {}
+    for row in rows:
+        name = images[row].seq or images[row].file
+        sizes[name] = sizes.get(name, 0) + 1
+    tenth, start = {}, 0
+    for name in sorted(sizes, key=_hash):
+        tenth[name] = int(10 * (start + sizes[name] / 2) / len(rows))
+        start += sizes[name]
+    return [tenth[images[row].seq or images[row].file] for row in rows]
+
+
+def _is_even(part: Sequence[int]) -> bool:
+    """Whether the last two tenths, which validation and test take, hold about as much as they should."""
+    wanted = len(part) / 10
+    counts = [part.count(tenth) for tenth in (8, 9)]
+    return all(wanted / TOLERANCE <= max(count, 1e-9) <= wanted * TOLERANCE for count in counts) or len(part) < 10
+
+
+def _of_frames(images: Sequence[Listed], rows: Sequence[int]) -> list[int]:
+    """Tenth of each image: the frames of each sequence in order, so that only neighbours at the cuts are shared."""
+    order: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        order.setdefault(images[row].seq or images[row].file, []).append(place)
+    part = [0] * len(rows)
+    for places in order.values():
+        places.sort(key=lambda place: (images[rows[place]].frame or 0, images[rows[place]].file))
+        for number, place in enumerate(places):
+            part[place] = int(10 * (number + 0.5) / len(places))
+    return part
+
+
+def _hash(name: str) -> bytes:
+    return hashlib.blake2b(name.encode(), digest_size=8).digest()
+
+
+def split_files(folder: Path, patterns: Sequence[str]) -> dict[str, Path]:
+    """Files of a folder by the split that they are for; "{}" of a pattern stands for a split's name.
+
+    Patterns are tried in order for each split, and the first match counts.
+    """
+    found: dict[str, Path] = {}
+    for split, names in NAMES.items():
+        for pattern in patterns:
+            matches = [path for name in names for path in sorted(folder.glob(pattern.replace("{}", name)))]
+            if matches:
+                found[split] = matches[0]
+                break
+    return found

@@ -1,0 +1,163 @@
+"""Annotations of boxes in the formats that people have, read into one record."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from effvl_cli.data.annotations import Listed, name_sequences
+from effvl_cli.data.box_splits import split_words
+from effvl_cli.data.boxes import Reading, load_boxes
+from tests.data.box_files import coco_data, picture, voc_object, write_coco, write_voc
+
+SHARED = Path(os.environ.get("EFFVL_TEST_DATA", "/none"))
+WHOLE = Reading(whole=True)
+
+
+def test_coco_with_ids_from_zero(tmp_path):
+    data = coco_data()
+    data["images"][1]["timeofday"] = "daytime"
+    data["images"][2] |= {"attributes": {"timeofday": "night"}, "scene": "bridge", "frame_id": 9}
+    data["annotations"][0] |= {"iscrowd": 1, "area": 7.5}
+    source = load_boxes(f"coco:{write_coco(tmp_path, data)}", "train", reading=WHOLE)
+    assert source.classes == ("car", "person")
+    assert source.category_ids == (0, 7)
+    first, second, third = source.records[:3]
+    assert first.boxes.tolist() == [[5, 6, 15, 18], [1, 2, 5, 10.5]]
+    assert first.labels.tolist() == [1, 2]
+    assert first.area.tolist() == [7.5, 34.0]
+    assert first.iscrowd.tolist() == first.ignore.tolist() == [True, False]
+    assert (first.image_id, first.width, first.height, first.time) == (0, 40, 30, None)
+    assert (second.time, third.time, third.seq, third.frame) == ("day", "night", "bridge", 9)
+    assert source.image(0).size == (40, 30)
+    assert source.kind == "boxes"
+
+
+def test_voc_counts_pixels_from_one_unless_a_minimum_is_zero(tmp_path):
+    pages = {
+        "a": voc_object("dog", (1, 1, 10, 10)),
+        "b": voc_object("cat", (2, 3, 40, 30), "<difficult>1</difficult>"),
+    }
+    folder = write_voc(tmp_path / "one", pages, {"train": "a\nb 1\n", "val": "a\n", "test": "b\n"})
+    source = load_boxes(f"voc:{folder}", "train")
+    assert source.classes == ("cat", "dog")
+    assert source.records[0].boxes.tolist() == [[0, 0, 10, 10]]
+    assert source.records[1].boxes.tolist() == [[1, 2, 40, 30]]
+    assert source.records[1].ignore.tolist() == [True]
+    assert [record.file for record in load_boxes(f"voc:{folder}", "test").records] == ["b.jpg"]
+    folder = write_voc(tmp_path / "zero", pages | {"c": voc_object("dog", (0, 4, 10, 10))}, {"train": "a\n"})
+    source = load_boxes(f"voc:{folder}", "train", reading=WHOLE)
+    assert source.records[0].boxes.tolist() == [[1, 1, 10, 10]]
+
+
+def test_a_list_of_voc_can_be_chosen_and_then_validation_is_a_part_of_it(tmp_path):
+    pages = {f"v{k:02d}": voc_object("dog", (2, 2, 9, 9)) for k in range(24)}
+    names = sorted(pages)
+    lists = {"train": names[:10], "val": names[10:20], "trainval": names[:20], "test": names[20:]}
+    folder = write_voc(tmp_path, pages, {key: "\n".join(value) for key, value in lists.items()})
+
+    def files(spec, split):
+        return [Path(record.file).stem for record in load_boxes(spec, split).records]
+
+    assert files(f"voc:{folder}", "val") == names[10:20]
+    chosen = f"voc:{folder},train=trainval"
+    train, val = files(chosen, "train"), files(chosen, "val")
+    assert (len(train), len(val)) == (18, 2)
+    assert sorted(train + val) == names[:20]
+    assert files(chosen, "test") == names[20:]
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (["Town01_001020.jpg", "Town01_001080.jpg", "Town02_000001.jpg"], [("Town01_", 1020), ("Town01_", 1080)]),
+        (["day_000_0.jpg", "day_001_1.jpg"], [("day_000_0", 0), ("day_001_1", 1)]),
+        (["000001.png", "000002.png"], [("000001", 1), ("000002", 2)]),
+        (["all/0001.png", "all/0002.png"], [("all/0001", 1), ("all/0002", 2)]),
+        (["a/0001.png", "a/0002.png", "b/0001.png", "b/0002.png"], [("a/", 1), ("a/", 2)]),
+        (["street.png", "road.png"], [("street", None), ("road", None)]),
+    ],
+)
+def test_sequences_by_name(files, expected):
+    images = [Listed(file, Path(file)) for file in files]
+    name_sequences(images)
+    assert [(image.seq, image.frame) for image in images[:2]] == expected
+
+
+def test_sequences_by_regular_expression_and_by_the_annotations():
+    images = [Listed("cam1-x-7.png", Path()), Listed("other.png", Path(), seq="given", frame=3)]
+    name_sequences(images, r"(?P<seq>cam\d)-x-(?P<frame>\d+)")
+    assert [(image.seq, image.frame) for image in images] == [("cam1", 7), ("given", 3)]
+
+
+def test_parts_keep_sequences_whole_and_day_and_night_apart(tmp_path):
+    data = coco_data(60)
+    for number, image in enumerate(data["images"]):
+        image |= {"scene": f"s{number // 2}", "timeofday": "night" if number % 6 < 2 else "day"}
+    spec = f"coco:{write_coco(tmp_path, data).parent}"
+    parts = {split: load_boxes(spec, split) for split in ("train", "val", "test")}
+    assert {split: len(part) for split, part in parts.items()} == {"train": 48, "val": 6, "test": 6}
+    seqs = [{record.seq for record in part.records} for part in parts.values()]
+    assert not (seqs[0] & seqs[1] or seqs[0] & seqs[2] or seqs[1] & seqs[2])
+    assert all(part.summary()[0]["n_night"] > 0 for part in parts.values())
+
+
+def test_too_few_sequences_are_cut_once_each_with_a_remark(tmp_path):
+    data = coco_data(40)
+    for number, image in enumerate(data["images"]):
+        image |= {"scene": "north" if number < 20 else "south"}
+    path = write_coco(tmp_path, data)
+    parts = {split: load_boxes(f"coco:{path}", split) for split in ("train", "val", "test")}
+    assert {split: len(part) for split, part in parts.items()} == {"train": 32, "val": 4, "test": 4}
+    assert [record.frame for record in parts["test"].records] == [18, 19, 38, 39]
+    assert "share sequences" in parts["val"].remark
+    assert len(load_boxes(f"coco:{path}", "train", reading=WHOLE)) == 40
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train2017", "train"),
+        ("instances_val2017", "val"),
+        ("my-test", "test"),
+        ("labels", ""),
+        ("testing_set", "test"),
+    ],
+)
+def test_what_a_file_name_says(name, split):
+    assert split_words(name) == split
+
+
+@pytest.mark.parametrize("layout", ["annotations/instances_train2017.json", "train/_annotations.coco.json"])
+def test_layouts_of_coco(tmp_path, layout):
+    folder = tmp_path / "images" / "train2017" if "2017" in layout else tmp_path / "train"
+    for k in range(4):
+        picture(folder / f"img{k}.png")
+    write_coco(tmp_path / "elsewhere")
+    (tmp_path / layout).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / layout).write_text((tmp_path / "elsewhere" / "train.json").read_text())
+    source = load_boxes(f"coco:{tmp_path}", "train", reading=WHOLE)
+    assert len(source) == 4
+    assert source.records[0].path == folder / "img0.png"
+
+
+@pytest.mark.skipif(not (SHARED / "road_daynight").is_dir(), reason="no EFFVL_TEST_DATA")
+def test_real_day_and_night():
+    train = load_boxes("coco:road_daynight", "train", root=SHARED, reading=WHOLE)
+    test = load_boxes("coco:road_daynight", "test", root=SHARED)
+    assert [(len(part), part.summary()[0]["n_night"]) for part in (train, test)] == [(204, 48), (66, 28)]
+    assert train.category_ids == (0, 1, 2, 3)
+    assert not {record.seq for record in train.records} & {record.seq for record in test.records}
+    assert sum(part.summary()[0]["n_boxes"] for part in (train, test)) == 4629
+
+
+@pytest.mark.skipif(not (SHARED / "carla_road").is_dir(), reason="no EFFVL_TEST_DATA")
+def test_real_roads_of_a_simulator():
+    parts = [load_boxes("voc:carla_road", split, root=SHARED) for split in ("train", "val", "test")]
+    assert [len(part) for part in parts] == [623, 156, 249]
+    assert [part.summary()[0]["per_class"]["vehicle"] for part in parts] == [933, 239, 203]
+    assert sum(len(record.boxes) == 0 for part in parts for record in part.records) == 142
+    assert {record.seq for record in parts[2].records} == {"Town05_"}
+    boxes = np.concatenate([record.boxes for part in parts for record in part.records])
+    assert (boxes[:, :2] == 0).sum() == 22
