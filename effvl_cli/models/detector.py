@@ -41,23 +41,23 @@ Norms = Callable[[int], nn.Module]
 class Resize(GeneralizedRCNNTransform):  # type: ignore[misc]
     """torchvision's normalisation, resize and padding; the training size is drawn from a generator where one is set.
 
-    An image that already has one of the sizes stays as it is.
+    An image that already has one of the sizes stays as it is, unless torchvision's stream decides.
     """
 
     generator: torch.Generator | None = None
 
     def torch_choice(self, k: Sequence[int]) -> int:
         """One of the shortest sides."""
-        if len(k) == 1:
-            return k[0]
-        device = "cpu" if self.generator is None else self.generator.device
-        return k[int(torch.randint(len(k), (), generator=self.generator, device=device))]
+        if self.generator is None:
+            return int(super().torch_choice(k))
+        return k[int(torch.randint(len(k), (), generator=self.generator, device=self.generator.device))]
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
         """The image (3, H, W) and its boxes at the network's size."""
         height, width = image.shape[-2:]
         sizes = self.min_size if self.training else self.min_size[-1:]
-        if any(min(side / min(height, width), self.max_size / max(height, width)) == 1 for side in sizes):
+        fits = any(min(side / min(height, width), self.max_size / max(height, width)) == 1 for side in sizes)
+        if fits and not (self.training and self.generator is None):
             return image, target
         found: tuple[Tensor, dict[str, Tensor] | None] = super().resize(image, target)
         return found

@@ -268,7 +268,7 @@ class CascadeRoIHeads(nn.Module):
         """(R, 4), or (R, 1 + n, 4) where each output has its own box."""
         rows = torch.cat(boxes)
         found: Tensor = self.box_coders[k].decode_single(deltas, rows)
-        return found if self.class_agnostic else found.reshape(len(rows), -1, 4)
+        return found if self.class_agnostic else found.reshape(len(rows), len(self.parents), 4)
 
     def _passed_on(self, stage: _Stage) -> Tensor:
         """(P, 4) boxes for the next stage; of the best foreground output where each has its own."""
@@ -369,7 +369,7 @@ class CascadeRoIHeads(nn.Module):
             return logits.sum() * 0, deltas.sum() * 0
         positive = torch.where(labels > 0)[0]
         if not self.class_agnostic:
-            own = deltas.reshape(len(labels), -1, 4)[positive, labels[positive]]
+            own = deltas.reshape(len(labels), len(self.parents), 4)[positive, labels[positive]]
         else:
             own = deltas[positive]
         box = F.smooth_l1_loss(own, wanted[positive], beta=self.box_loss_beta, reduction="sum") / labels.numel()
