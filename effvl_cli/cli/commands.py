@@ -107,6 +107,13 @@ COMMANDS = (
             ),
         ),
     ),
+    *rows_of(
+        "detect",
+        (
+            ("", "DetectConfig", "Detect objects on roads by day and night: one stage against a cascade, measured."),
+            ("train", "TrainConfig", "Train one detector, RUN's further or a new one, and measure it."),
+        ),
+    ),
 )
 
 

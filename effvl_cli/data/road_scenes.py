@@ -23,7 +23,6 @@ from effvl_cli.core.cache import Cache
 from effvl_cli.core.errors import UsageError
 from effvl_cli.core.seeds import derive
 from effvl_cli.data.boxes import BoxRecord, BoxSource, Reading, SourceInfo, box_arrays
-from effvl_cli.data.class_maps import mapped
 from effvl_cli.data.road_layout import CLASSES, PALETTES, SIZE, Scene
 from effvl_cli.data.road_painter import paint
 from effvl_cli.data.source import digest
@@ -88,9 +87,9 @@ def build(
     Raises:
         UsageError: it cannot be read.
     """
-    plan, reading = Plan.parse(argument), reading or Reading()
-    album = _Album(plan, split, reading.cache)
-    source = BoxSource(
+    plan = Plan.parse(argument)
+    album = _Album(plan, split, (reading or Reading()).cache)
+    return BoxSource(
         f"{NAME}:{argument}" if argument else NAME,
         split,
         classes=CLASSES,
@@ -99,7 +98,6 @@ def build(
         sources=(SourceInfo(NAME),),
         readers={NAME: album.read},
     )
-    return mapped(source, reading.map, classes=reading.classes, unknown=reading.unknown)
 
 
 class _Album:

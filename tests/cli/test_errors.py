@@ -33,7 +33,10 @@ from PIL import Image
         (
             "help",
             2,
-            ["unknown command 'help'", "pretrain, prune-tokens, prune-blocks, prompt-tune, cpr-mine, continual, list"],
+            [
+                "unknown command 'help'",
+                "pretrain, prune-tokens, prune-blocks, prompt-tune, cpr-mine, continual, detect, list",
+            ],
         ),
         ("predict", 2, ["unknown command 'predict'", "It is a verb: effvl prune-tokens predict"]),
         ("export", 2, ["It is a verb: effvl prune-tokens export or effvl prune-blocks export"]),

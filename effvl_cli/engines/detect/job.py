@@ -1,0 +1,24 @@
+"""The whole job: tags, near-duplicates, detectors of one stage and of several, figures by day and night, pictures."""
+
+import dataclasses
+
+from effvl_cli.config.detect_train import DetectConfig, TrainingOptions
+from effvl_cli.core.run import Run
+from effvl_cli.engines.detect import tables
+from effvl_cli.engines.detect.detector_arms import train_and_measure
+from effvl_cli.engines.detect.detectors import new_detector
+
+table = tables.results
+
+
+def run(config: DetectConfig, run: Run) -> None:
+    """Train and measure each arm on the same images; the last one is kept."""
+    arms: dict[str, TrainingOptions] = {arm: options_of(config, arm) for arm in config.arms}
+    train_and_measure(arms, run, lambda own, source: new_detector(own, source, run))
+
+
+def options_of(config: DetectConfig, arm: str) -> DetectConfig:
+    """The options of an arm."""
+    if arm == "cascade":
+        return config
+    return dataclasses.replace(config, num_stages=1, iou=config.iou[:1], loss_weights=config.loss_weights[:1])

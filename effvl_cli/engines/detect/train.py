@@ -1,0 +1,14 @@
+"""Trains one detector, RUN's further or a new one, and measures it."""
+
+from effvl_cli.config.detect_train import TrainConfig
+from effvl_cli.core.run import Run
+from effvl_cli.engines.detect import tables
+from effvl_cli.engines.detect.detector_arms import train_and_measure
+from effvl_cli.engines.detect.detectors import new_detector
+
+table = tables.results
+
+
+def run(config: TrainConfig, run: Run) -> None:
+    """Train, measure, save."""
+    train_and_measure({"train": config}, run, lambda own, source: new_detector(own, source, run, config.run))
