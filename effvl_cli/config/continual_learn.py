@@ -259,7 +259,8 @@ class OwnershipOptions:
     ] = ()
     own_patch_embed: Annotated[bool, Doc("ViT: the patch embedding is shared like the other weights")] = True
     norm_init: Annotated[
-        Literal["previous", "fresh", "pretrained"], Doc("what norms and biases begin with: those of the task before")
+        Literal["previous", "fresh", "pretrained"],
+        Doc("what norms and biases begin with: those of the task before, a random network's, or those of --weights"),
     ] = "previous"
     release_init: Annotated[
         Literal["zero", "kaiming-scaled"], Doc("what released weights begin with in the next task")
@@ -347,6 +348,8 @@ class TaskOptions(
                 f"--prune-ramp-epochs is {self.prune_ramp_epochs} and --prune-epochs {self.prune_epochs}. "
                 "A stage has to last as long as its ramp"
             )
+        if self.norm_init == "pretrained" and self.weights in (None, "none"):
+            raise ValueError("--norm-init is pretrained without --weights. Give these, or --norm-init fresh")
         if self.prune_ratios and self.min_ratio > self.prune_ratios[-1]:
             raise ValueError(
                 f"--min-ratio is {self.min_ratio:g}, and the largest of --prune-ratios {self.prune_ratios[-1]:g}. "

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_doc import Doc
 from annotated_types import Ge, Gt, Lt
 
+from effvl_cli.config.detect_data import BoxDataOptions
 from effvl_cli.config.detect_dedup import DedupOptions
 from effvl_cli.config.detect_tag import TagOptions
 from effvl_cli.config.options import (
@@ -14,7 +15,6 @@ from effvl_cli.config.options import (
     MEMORY,
     VOLATILE,
     Checked,
-    DataOptions,
     Fraction,
     Positive,
     Rate,
@@ -23,7 +23,6 @@ from effvl_cli.config.options import (
     TrainOptions,
 )
 
-EMBEDDED = "road-scenes"
 REFERENCE_BATCH = 16  # images of a step that mmdetection's schedules give their rate for
 OF_TINY: Mapping[str, Any] = {
     **{"optimizer": "adamw", "lr": 1.5e-3, "lr_decay": "cosine", "warmup": 30.0, "batch_size": 4},
@@ -32,13 +31,6 @@ OF_OTHERS: Mapping[str, Any] = {
     **{"optimizer": "sgd", "lr_decay": "step", "warmup": 500.0, "batch_size": 8},
 }
 Overlap = Annotated[float, Gt(0), Lt(1)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class BoxDataOptions(DataOptions):
-    """Which images."""
-
-    data: Annotated[str, Doc("data set: NAME or NAME:ARGUMENT, see `effvl list datasets`")] = EMBEDDED
 
 
 @dataclass(frozen=True, kw_only=True)

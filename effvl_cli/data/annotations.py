@@ -16,6 +16,7 @@ from PIL import Image
 
 from effvl_cli.core.errors import DataError, UsageError
 from effvl_cli.data.boxes import LEAST_SIDE, LISTED, BoxRecord, BoxSource, Problems, Reading, SourceInfo, Time
+from effvl_cli.data.class_maps import mapped
 from effvl_cli.data.files import file_states
 from effvl_cli.data.loader import BadFiles
 from effvl_cli.data.source import digest
@@ -218,7 +219,7 @@ def box_source(name: str, split: str, found: Annotations, reading: Reading, *, r
     records = _records(name, found, sizes)
     if reading.drop_empty:
         records = [record for record in records if len(record.boxes)]
-    return BoxSource(
+    source = BoxSource(
         name,
         split,
         classes=found.classes,
@@ -229,6 +230,7 @@ def box_source(name: str, split: str, found: Annotations, reading: Reading, *, r
         sources=(SourceInfo(name),),
         remark=remark,
     )
+    return mapped(source, reading.map, classes=reading.classes, unknown=reading.unknown)
 
 
 class _Content:

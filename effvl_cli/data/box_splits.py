@@ -6,7 +6,8 @@ are divided apart, as far as the annotations tell them.
 """
 
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,30 @@ from effvl_cli.data.annotations import Annotations, Listed, time_of
 from effvl_cli.data.folders import NAMES, drawn_from
 
 TOLERANCE = 2.0  # how far a share may be from what is wanted before sequences are cut
+
+
+CHOICE = re.compile(r",(train|val|test)=([^,]*)$")
+
+
+def place_and_choices(argument: str, root: Path | None) -> tuple[Path, dict[str, str]]:
+    """The path of "PATH,train=NAME,test=NAME", and the names of files or lists that are chosen for splits."""
+    choices: dict[str, str] = {}
+    while match := CHOICE.search(argument):
+        choices[match[1]] = match[2]
+        argument = argument[: match.start()]
+    return (root / argument) if root else Path(argument), choices
+
+
+def choose(found: Mapping[str, Path], choices: Mapping[str, Path]) -> dict[str, Path]:
+    """Files or lists by split, with those that are chosen.
+
+    Where other training images are chosen, a validation split that is not chosen too could be among them, and is left
+    out: a part of the training images then is for validation.
+    """
+    kept = dict(found)
+    if "train" in choices and choices["train"] != found.get("train"):
+        kept.pop("val", None)
+    return {**kept, **choices}
 
 
 def part_of(split: str, found: Sequence[str], *, whole: bool) -> tuple[str, range | None]:

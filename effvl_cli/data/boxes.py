@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from effvl_cli.config.detect_data import BoxDataOptions
 from effvl_cli.core.cache import Cache
 from effvl_cli.core.errors import DataError
 from effvl_cli.data import BOXES, open_source
@@ -230,8 +231,9 @@ class Reading:
     """How annotations are read.
 
     Attributes:
-        format: "coco", "voc", "yolo", "bdd" or "auto".
-        map: name of a built-in class map, a YAML file, or "person=pedestrian,car=vehicle,train=ignore".
+        format: "coco", "voc", "yolo", "bdd" or "auto", for boxes:PATH.
+        map: class map: its name, a YAML file, "person=pedestrian,car=vehicle,train=ignore", or itself.
+        classes: all classes that are wanted; None: those of the map, or without one those of the data.
         unknown: what a class that is not in the map does: "error", "drop" or "ignore".
         seq_regex: with named groups `seq` and/or `frame`, searched in the file's name.
         rescale: scale boxes where the declared size of an image is not that of the file.
@@ -242,7 +244,8 @@ class Reading:
     """
 
     format: str = "auto"
-    map: str | None = None
+    map: str | Mapping[str, str] | None = None
+    classes: tuple[str, ...] | None = None
     unknown: str = "error"
     seq_regex: str | None = None
     rescale: bool = False
@@ -250,6 +253,21 @@ class Reading:
     on_bad: str = "error"
     whole: bool = False
     cache: Cache | None = None
+
+    @classmethod
+    def of(cls, options: BoxDataOptions, cache: Cache | None = None, *, whole: bool = False) -> "Reading":
+        """As the options of a command say."""
+        return cls(
+            format=options.format,
+            map=options.map,
+            unknown=options.unknown,
+            seq_regex=options.seq_regex,
+            rescale=options.rescale_boxes,
+            drop_empty=options.drop_empty,
+            on_bad=options.on_bad,
+            whole=whole,
+            cache=cache,
+        )
 
 
 def load_boxes(

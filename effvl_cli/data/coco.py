@@ -1,9 +1,9 @@
 """`coco:PATH`: annotations in COCO's JSON.
 
 PATH is a file, or a folder with train.json, val.json and test.json, or instances_train2017.json and so on, in it or in
-annotations/, or train/_annotations.coco.json and so on. A file whose name says val or test is that split alone; any
-other file is divided. Images lie where `file_name` says, from the folder of the file, of the data set, or from a folder
-images/, train2017/ or the like in them.
+annotations/, or train/_annotations.coco.json and so on. `coco:FOLDER,train=a.json,test=b.json` names other files. A
+file whose name says val or test is that split alone; any other file is divided. Images lie where `file_name` says, from
+the folder of the file, of the data set, or from a folder images/, train2017/ or the like in them.
 
 Keys besides COCO's own: `video_id`, `scene` or `sequence`, `frame_id`, `time` or `timeofday` of an image (or of its
 `attributes`), `ignore` of an annotation. Ids may start from 0.
@@ -18,7 +18,7 @@ import numpy as np
 from effvl_cli.core.errors import DataError
 from effvl_cli.core.files import file_or_folder
 from effvl_cli.data.annotations import Annotations, Listed, box_source, check_unique, name_sequences
-from effvl_cli.data.box_splits import divided, part_of, split_files, split_words
+from effvl_cli.data.box_splits import choose, divided, part_of, place_and_choices, split_files, split_words
 from effvl_cli.data.boxes import BoxSource, Reading
 from effvl_cli.data.listings import read_json
 
@@ -45,8 +45,8 @@ def build(
         DataError: missing, or something that cannot be read; names the file.
     """
     reading = reading or Reading()
-    place = (root / argument) if root else Path(argument)
-    files = _files(place)
+    place, choices = place_and_choices(argument, root)
+    files = choose(annotation_files(place, choices), {split: place / name for split, name in choices.items()})
     part, tenths = part_of(split, list(files), whole=reading.whole)
     found = read(files[part], place if place.is_dir() else place.parent)
     name_sequences(found.images, reading.seq_regex)
@@ -54,16 +54,21 @@ def build(
     return box_source(f"coco:{place.stem}", split, found, reading, remark=remark)
 
 
-def _files(place: Path) -> dict[str, Path]:
+def annotation_files(place: Path, choices: Mapping[str, str]) -> dict[str, Path]:
+    """JSON files of a folder by split, or the one file.
+
+    Raises:
+        DataError: none, and none is chosen.
+    """
     kind = file_or_folder(place)
     if kind == "file":
         return {split_words(place.stem) or "train": place}
     if kind == "folder":
-        if found := split_files(place, PATTERNS):
+        if (found := split_files(place, PATTERNS)) or choices:
             return found
         if only := sorted(place.glob("*.json")):
             return {"train": only[0]}
-    raise DataError(f"no COCO annotations at {place}", "Give coco:FILE.json, or a folder with train.json and test.json")
+    raise DataError(f"no annotations at {place}", "Give a JSON file, or a folder with train.json and test.json")
 
 
 def read(path: Path, root: Path) -> Annotations:

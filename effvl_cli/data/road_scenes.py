@@ -23,6 +23,7 @@ from effvl_cli.core.cache import Cache
 from effvl_cli.core.errors import UsageError
 from effvl_cli.core.seeds import derive
 from effvl_cli.data.boxes import BoxRecord, BoxSource, Reading, SourceInfo, box_arrays
+from effvl_cli.data.class_maps import mapped
 from effvl_cli.data.road_layout import CLASSES, PALETTES, SIZE, Scene
 from effvl_cli.data.road_painter import paint
 from effvl_cli.data.source import digest
@@ -87,9 +88,9 @@ def build(
     Raises:
         UsageError: it cannot be read.
     """
-    plan = Plan.parse(argument)
-    album = _Album(plan, split, (reading or Reading()).cache)
-    return BoxSource(
+    plan, reading = Plan.parse(argument), reading or Reading()
+    album = _Album(plan, split, reading.cache)
+    source = BoxSource(
         f"{NAME}:{argument}" if argument else NAME,
         split,
         classes=CLASSES,
@@ -98,6 +99,7 @@ def build(
         sources=(SourceInfo(NAME),),
         readers={NAME: album.read},
     )
+    return mapped(source, reading.map, classes=reading.classes, unknown=reading.unknown)
 
 
 class _Album:

@@ -9,17 +9,16 @@ minimum is 0 does not follow that: its numbers are taken as they are.
 """
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from effvl_cli.core.errors import DataError, UsageError
+from effvl_cli.core.errors import DataError
 from effvl_cli.data import SPLITS
 from effvl_cli.data.annotations import Annotations, Boxes, Listed, box_source, name_sequences
-from effvl_cli.data.box_splits import divided, part_of
+from effvl_cli.data.box_splits import choose, divided, part_of, place_and_choices
 from effvl_cli.data.boxes import LISTED, BoxSource, Reading
 from effvl_cli.data.files import SUFFIXES, file_states, natural
 from effvl_cli.data.listings import read_lines
@@ -32,16 +31,16 @@ LAYOUT = "Expected Annotations/*.xml, JPEGImages/ and ImageSets/Main/train.txt"
 def build(
     argument: str, split: str, *, root: Path | None = None, seed: int = 0, reading: Reading | None = None
 ) -> BoxSource:
-    """Registry builder; the argument is the folder, and which lists to use.
+    """Registry builder; the argument is the folder.
 
     Raises:
-        UsageError: a list of no split.
         DataError: missing, or something that cannot be read; names the file.
     """
     reading = reading or Reading()
-    name, *choices = argument.split(",")
-    folder = (root / name) if root else Path(name)
-    lists = _lists(folder, choices)
+    folder, choices = place_and_choices(argument, root)
+    base = folder / "ImageSets" / "Main"
+    lists = {split: base / f"{split}.txt" for split in SPLITS if (base / f"{split}.txt").is_file()}
+    lists = choose(lists, {split: base / f"{name}.txt" for split, name in choices.items()})
     part, tenths = part_of(split, list(lists) or ["train"], whole=reading.whole)
     found = read(folder)
     name_sequences(found.images, reading.seq_regex)
@@ -49,20 +48,6 @@ def build(
         found = _listed(found, lists[part])
     found, remark = divided(found, tenths)
     return box_source(f"voc:{folder.name or folder.resolve().name}", split, found, reading, remark=remark)
-
-
-def _lists(folder: Path, choices: Sequence[str]) -> dict[str, Path]:
-    """The file that lists each split; none where there are no lists."""
-    base = folder / "ImageSets" / "Main"
-    found = {split: base / f"{split}.txt" for split in SPLITS if (base / f"{split}.txt").is_file()}
-    for choice in choices:
-        split, _, name = choice.partition("=")
-        if split not in SPLITS or not name:
-            raise UsageError(f"--data voc: {choice!r} is no choice of a list", "Write e.g. voc:FOLDER,train=trainval")
-        if split == "train" and name != "train":
-            found = {key: path for key, path in found.items() if key != "val"}
-        found[split] = base / f"{name}.txt"
-    return found
 
 
 def _listed(found: Annotations, path: Path) -> Annotations:
@@ -108,7 +93,7 @@ def read(folder: Path) -> Annotations:
         )
         for file, page in zip(files, parsed, strict=True)
     ]
-    return Annotations(where=place, classes=classes, category_ids=(), images=images, **boxes.columns())
+    return Annotations(where=folder, classes=classes, category_ids=(), images=images, **boxes.columns())
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,12 @@
 """`effvl continual` and `add-task`: from the first task to the report."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from effvl_cli.engines.continual import materialised
 from effvl_cli.engines.continual.state import State
 from tests.kills import assert_same_result, run_with_kills
 
@@ -49,11 +52,14 @@ def test_the_report_of_a_network_that_grew(grown, report):
 
 
 @pytest.mark.parametrize("options", [EASY, GROWING], ids=["as it is", "grown"])
-def test_a_task_added_to_a_finished_state_equals_the_longer_run(options, effvl, report, grown):
+def test_a_task_added_to_a_finished_state_equals_the_longer_run(options, effvl, report, grown, monkeypatch):
     longer = grown
     if options is EASY:
-        longer = Path("longer")
+        longer, built = Path("longer"), []
+        make = materialised.materialise
+        monkeypatch.setattr(materialised, "materialise", lambda *words: (built.append(1), make(*words))[1])
         assert effvl(*SEQUENCE, *EASY, "--out", longer).code == 0
+        assert len(built) == 2 * 3  # each of three tasks at its commit, and at the end
     reserve = ("--num-tasks", 2, "--num-reserve-tasks", 1)
     assert effvl("continual", *reserve, *options, "--out", "shorter").code == 0
     before = State.read(Path("shorter/state"))
@@ -75,6 +81,19 @@ def test_a_task_added_to_a_finished_state_equals_the_longer_run(options, effvl, 
     assert again.code == 2 and "four-five is in the state already" in again.error
     again = effvl("continual", *reserve, *options, "--out", "shorter", "--fresh")
     assert again.code == 2 and "would delete" in again.error and "four-five" in again.error
+
+
+def test_a_task_is_added_to_a_state_that_another_machine_committed(grown, here, report):
+    """Its logits are other ones there, and its tensors are not."""
+    folder = Path(shutil.copytree(grown, "copy"))
+    state = State.read(folder / "state")
+    shutil.rmtree(folder / "state")
+    others = [replace(task, environment={"torch": "1.0"}, probe_digest="0" * 64) for task in state.tasks]
+    replace(state, tasks=tuple(others)).commit(folder / "state")
+    line = ("continual", "add-task", folder, "--task", "six", "--classes", "six,seven", "--goal-value", 0.01)
+    outcome = here(*line, "--epochs", 1, "--out", "added")
+    assert [report("added").metrics[name].value for name in ("tensor_digest_equal", "logits_equal")] == [1, 1]
+    assert "tensors and logits of every earlier task after each later one: unchanged" in outcome.out
 
 
 AT_CHECKPOINTS = r".*/step-.*|state\.json"

@@ -96,13 +96,3 @@ def _figures(
         "sparsity": 1 - (own + picked) / total,
         "digest": plain.digest,
     }
-
-
-def unchanged(context: Context, state: State) -> dict[str, float]:
-    """Whether every task of a state computes what it did when it was committed."""
-    equal, logits = True, True
-    for record in state.tasks:
-        plain = materialised(state, record.id, context.run.device)
-        equal &= plain.digest == record.tensor_digest
-        logits &= plain.probe_digest == record.probe_digest
-    return {"tensor_digest_equal": float(equal), "logits_equal": float(logits)}

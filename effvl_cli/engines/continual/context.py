@@ -22,6 +22,8 @@ from effvl_cli.models.network import Network
 
 EMBEDDED_MODEL = "smallcnn"
 PATCH_EMBEDDINGS = ("patch_embed.*", "conv_proj.*")
+POSITIONS = ("pos_embed", "pos_embedding", "positional_embedding")
+"""Last words of the names of position embeddings."""
 HEAD = 2  # outputs of the head that no task keeps
 
 
@@ -123,6 +125,14 @@ class Context:
         """Patterns of weights that are not shared."""
         embeddings = () if self.config.own_patch_embed else PATCH_EMBEDDINGS
         return (*self.config.exclude, *embeddings)
+
+    @cached_property
+    def frozen(self) -> frozenset[str]:
+        """Names of the tensors that only the first task trains: weights left out, and positions that came trained."""
+        found = set(owned_of(self.network)) - self.shared
+        if self.network.source != "random":
+            found |= {name for name, _ in self.network.module.named_parameters() if name.endswith(POSITIONS)}
+        return frozenset(found)
 
     @property
     def identity(self) -> list[Any]:

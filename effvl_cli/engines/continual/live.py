@@ -15,7 +15,7 @@ from effvl_cli.engines.continual.context import Context, Job
 from effvl_cli.engines.continual.heads import put_head
 from effvl_cli.engines.continual.plain import sgd, synchronised
 from effvl_cli.engines.continual.state import State
-from effvl_cli.engines.continual.widths import built, continue_from, shared_at
+from effvl_cli.engines.continual.widths import built, shared_at, start_norms
 from effvl_cli.techniques.continual.bits import content_digest
 from effvl_cli.techniques.continual.owned import OwnershipError
 from effvl_cli.techniques.continual.owned_network import OwnedNetwork
@@ -120,8 +120,7 @@ def open_live(context: Context, job: Job, state: State, width: float, attempt: i
     config = job.config
     network = built(context, width, job.task.name, attempt)
     shared = shared_at(context, state, network, width) if state.tasks else None
-    if state.tasks and config.norm_init == "previous":
-        continue_from(context, state, network, width)
+    start_norms(context, job, state, network, width)
     module: nn.Module = network.module
     put_head(module, context.head(module, job))
     module = synchronised(module.to(context.run.device), config)
@@ -142,5 +141,8 @@ def open_live(context: Context, job: Job, state: State, width: float, attempt: i
     has_own = any(bool(weight.own.any()) for weight in owned.tensors.values())
     for parameter in owned.own_parameters():
         parameter.requires_grad_(has_own)
+    if state.tasks:
+        for name in context.frozen:
+            module.get_parameter(name).requires_grad_(False)
     module.train()
     return Live(owned, width, has_own)

@@ -10,9 +10,9 @@ import torch
 
 from effvl_cli.core.report import ReportBuilder
 from effvl_cli.engines.continual.accuracy import mean_error
-from effvl_cli.engines.continual.committing import unchanged
 from effvl_cli.engines.continual.context import Context, Job
-from effvl_cli.engines.continual.materialised import materialised, probe_images
+from effvl_cli.engines.continual.digests import compared, figures
+from effvl_cli.engines.continual.materialised import Materialised, materialised, probe_images
 from effvl_cli.engines.continual.state import State
 from effvl_cli.engines.continual.storage import stored_bytes
 from effvl_cli.techniques.continual import accounting, tasknet
@@ -99,13 +99,17 @@ def of_state(context: Context, jobs: Sequence[Job], folder: Path) -> Outcome:
     """Accuracies and sizes of the state in a folder; the networks of these tasks are measured once more."""
     state = State.read(folder)
     rows = [{"final_test_acc": record.figures["test_acc"], **record.figures} for record in state.tasks]
-    for job in jobs:
-        _measure_again(context, job, state, rows[job.number - 1])
+    asked, same = {job.number: job for job in jobs}, []
+    for record, row in zip(state.tasks, rows, strict=True):
+        plain = materialised(state, record.id, context.run.device)
+        same.append(compared(plain, record))
+        if record.id in asked:
+            _measure_again(context, asked[record.id], state, plain, row)
     learned, last = ([float(row[name]) for row in rows] for name in ("test_acc", "final_test_acc"))
     count = len(rows)
     accuracy: Rows = [[*learned[: number + 1], *[None] * (count - number - 1)] for number in range(count)]
     accuracy[-1] = list(last)
-    checks: dict[str, float | None] = dict(unchanged(context, state))
+    checks = figures(same)
     checks["max_abs_diff"] = 0.0 if checks["logits_equal"] else None
     layers = {
         name: {str(owner): int(n) for owner, n in enumerate(torch.bincount(value.flatten().long()))}
@@ -115,9 +119,8 @@ def of_state(context: Context, jobs: Sequence[Job], folder: Path) -> Outcome:
     return Outcome(accuracy, "digest", rows, _sizes(context, state, storage), checks, layers, storage)
 
 
-def _measure_again(context: Context, job: Job, state: State, row: dict[str, Any]) -> None:
+def _measure_again(context: Context, job: Job, state: State, plain: Materialised, row: dict[str, Any]) -> None:
     """Test accuracy and multiply-adds of a task's network, and how long it takes to switch to it."""
-    plain = materialised(state, job.number, context.run.device)
     row["final_test_acc"] = context.accuracy.of(plain.module, job.test)
     macs = accounting.multiply_adds(plain.module, probe_images(plain.network.preprocess, context.run.device)[:1])
     row |= {"dense_macs": macs.dense, "nonzero_macs": macs.nonzero}

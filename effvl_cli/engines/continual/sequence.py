@@ -8,11 +8,13 @@ from effvl_cli.config.identity import to_yaml_mapping
 from effvl_cli.core import distributed
 from effvl_cli.core.errors import CheckError, ModelError, UsageError
 from effvl_cli.engines.continual.attempt import GROWING
-from effvl_cli.engines.continual.committing import add_to, unchanged
+from effvl_cli.engines.continual.committing import add_to
 from effvl_cli.engines.continual.context import Context, Job
+from effvl_cli.engines.continual.digests import compared
 from effvl_cli.engines.continual.goal import goal_of
 from effvl_cli.engines.continual.individual import Individuals
 from effvl_cli.engines.continual.learner import Learner
+from effvl_cli.engines.continual.materialised import materialised
 from effvl_cli.engines.continual.phase_training import batch_size
 from effvl_cli.engines.continual.state import STATE, SharedFormat, State, TaskRecord
 from effvl_cli.engines.continual.state_files import MANIFEST
@@ -64,10 +66,27 @@ def learn_next(
     goal = goal_of(context, job, earlier, individuals)
     found = Learner(context, job, state, goal, remaining).learn()
     larger = add_to(context, job, found, state, added=added)
-    if min(unchanged(context, larger).values()) < 1:
-        raise CheckError(f"task {job.task.name!r} changed what an earlier task computes", "Please report this")
+    if larger.geometries[:-1] == state.geometries:
+        _check_earlier(context, larger)
     job.release()
     return larger
+
+
+def _check_earlier(context: Context, state: State) -> None:
+    """Compute all tasks once more in a network that has grown.
+
+    Where it has not, `State.add` compares every weight and owner that a network is made of, bit by bit, which says the
+    same without building it; at the end all are computed again.
+
+    Raises:
+        CheckError: the newest task changed what an earlier one computes.
+    """
+    for record in state.tasks[:-1]:
+        same = compared(materialised(state, record.id, context.run.device), record)
+        if not same.tensors or same.logits is False:
+            raise CheckError(
+                f"task {state.tasks[-1].name!r} changed what task {record.name!r} computes", "Please report this"
+            )
 
 
 def take_up(context: Context, records: Sequence[TaskRecord], jobs: Sequence[Job]) -> None:

@@ -70,9 +70,12 @@ def _notes(report: Report) -> list[str]:
             text += f"; {percent(metrics['free_fraction'])} % of the weights are free"
         notes.append(text)
     if metrics.get("tensor_digest_equal") is not None:
-        equal = metrics["tensor_digest_equal"] == metrics.get("logits_equal") == 1
-        said = "unchanged" if equal else "NOT unchanged"
-        notes.append(f"tensors and logits of every earlier task after each later one: {said}")
+        logits = metrics.get("logits_equal")
+        said = "unchanged" if metrics["tensor_digest_equal"] == 1 and logits != 0 else "NOT unchanged"
+        what = "tensors" if logits is None else "tensors and logits"
+        notes.append(f"{what} of every earlier task after each later one: {said}")
+        if logits is None:
+            notes.append("no logits were compared: they were committed with another torch, device or number of threads")
     if report.technique["storage"]:
         notes.append(LATER)
     if report.technique["selection_split"] == "test":

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from effvl_cli.core import seeds
-from effvl_cli.engines.continual.context import HEAD, Context
+from effvl_cli.engines.continual.context import HEAD, Context, Job
 from effvl_cli.engines.continual.heads import fresh_head, head_path, put_head
 from effvl_cli.engines.continual.materialised import PROBE_SIZE, materialised, probe_images
 from effvl_cli.engines.continual.state import State
@@ -15,7 +15,7 @@ from effvl_cli.models import geometry
 from effvl_cli.models.geometry import Geometry
 from effvl_cli.models.network import Network
 from effvl_cli.techniques.continual.growth import GrowthError, IndexMap, grow, placed, self_test
-from effvl_cli.techniques.continual.tasknet import load_task_state
+from effvl_cli.techniques.continual.tasknet import load_task_state, task_state
 
 TRIED = 2  # images on which a growth is tried
 
@@ -42,11 +42,24 @@ def built(context: Context, width: float, *stream: str | int) -> Network:
     return network
 
 
-def continue_from(context: Context, state: State, network: Network, width: float) -> None:
-    """Norms, biases and tokens begin as those of the task before, in place."""
-    head = head_path(network.module)
-    before = {key: value for key, value in state.task_tensors[-1].items() if not key.startswith(f"{head}.")}
-    load_task_state(network.module, before, maps=_maps(context, state, network, width))
+def start_norms(context: Context, job: Job, state: State, network: Network, width: float) -> None:
+    """Give norms, biases and tokens of a task's network the values that they begin with, in place.
+
+    After the first task they are those of the task before, of a network without weights, or the network's own
+    (--norm-init); what only the first task trains is always as that task left it.
+    """
+    if not state.tasks:
+        return
+    head = f"{head_path(network.module)}."
+    own = {key: value for key, value in state.task_tensors[-1].items() if not key.startswith(head)}
+    if job.config.norm_init != "previous":
+        own = {key: value for key, value in own.items() if key in context.frozen}
+    if job.config.norm_init == "fresh" and context.network.source != "random":
+        new = geometry.build(geometry_at(context, width), num_classes=HEAD, seed=context.config.seed)
+        fresh = task_state(new.module, geometry.owned_of(new))
+        load_task_state(network.module, {key: value for key, value in fresh.items() if not key.startswith(head)})
+    if own:
+        load_task_state(network.module, own, maps=_maps(context, state, network, width))
 
 
 def shared_at(

@@ -8,7 +8,7 @@ from effvl_cli.core.errors import DataError
 from effvl_cli.core.run import Run
 from effvl_cli.data import SPLITS
 from effvl_cli.data.box_batches import Augment, BoxBatch, Pictures, Shrink, training_batches
-from effvl_cli.data.boxes import BoxSource, load_boxes
+from effvl_cli.data.boxes import BoxSource, Reading, load_boxes
 from effvl_cli.data.loader import loader_workers
 from effvl_cli.data.mixing import MixedSampler
 from effvl_cli.engines.common.batches import Stream, check_divides
@@ -58,7 +58,8 @@ def open_splits(config: TrainingOptions, run: Run) -> Splits:
 
 def open_tagged(config: TrainingOptions, split: str, run: Run) -> BoxSource:
     """One split, every image of which is tagged."""
-    source = load_boxes(config.data, split, root=config.data_root, seed=config.seed)
+    reading = Reading.of(config, run.cache)
+    source = load_boxes(config.data, split, root=config.data_root, seed=config.seed, reading=reading)
     return tagged(source, config, run, config)
 
 
