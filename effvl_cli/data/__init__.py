@@ -71,6 +71,24 @@ DATASETS = Registry(
             "voc:FOLDER with Annotations, JPEGImages, ImageSets/Main; voc:FOLDER,train=trainval names other lists",
             BOXES,
         ),
+        Row(
+            "yolo:",
+            "effvl_cli.data.yolo:build",
+            "yolo:data.yaml with train, val, names, or a folder with images, labels and classes.txt",
+            BOXES,
+        ),
+        Row(
+            "bdd:",
+            "effvl_cli.data.bdd:build",
+            "BDD100K: bdd:FILE.json of frames, or bdd:FOLDER with labels/det_20/det_train.json ...",
+            BOXES,
+        ),
+        Row(
+            "boxes:",
+            "effvl_cli.data.box_sets:build",
+            "boxes:PATH in one of these formats, by what it holds, or a YAML file of several sources",
+            BOXES,
+        ),
     ],
 )
 

@@ -23,6 +23,8 @@ from effvl_cli.data.source import digest
 
 MAX_FAULTY = 0.01  # share of boxes without extent, and of images of another size than declared, that is tolerated
 LEAST_BOX = 1.0  # px; a side that is left of a clipped box
+ROUNDING = 0.01  # px beyond the edge of an image that are no fault
+TRIED = 5  # images that are looked for to find their folder
 TIMES: dict[str, Time] = {"day": "day", "daytime": "day", "night": "night", "nighttime": "night"}
 TRAILING = re.compile(r"(\d+)$")
 ORIENTATION = 0x0112  # of EXIF; from 5 on, width and height change places
@@ -73,6 +75,7 @@ class Annotations:
         ignore: (N,) whether it is to be ignored, e.g. as difficult.
         area: (N,) of the object; NaN: not said.
         problems: met while reading.
+        relative: whether boxes are in shares of the image, not px.
     """
 
     where: Path
@@ -86,6 +89,7 @@ class Annotations:
     ignore: Flags
     area: Floats
     problems: Problems = field(default_factory=Problems)
+    relative: bool = False
 
     def keep_boxes(self, keep: Flags) -> "Annotations":
         """Without some boxes."""
@@ -210,6 +214,8 @@ def box_source(name: str, split: str, found: Annotations, reading: Reading, *, r
         raise DataError(f"{found.where} holds no images for split {split}", "Give another file or split")
     content = _Content(split, found)
     found, sizes = _with_files(found, reading)
+    if found.relative:
+        found = replace(found, boxes=found.boxes * np.tile(sizes[found.owner], 2), relative=False)
     found = _of_file_size(found, sizes, reading)
     found = _clipped(_with_extent(found), sizes)
     counts = np.bincount(found.owner, minlength=len(found.images))
@@ -339,7 +345,7 @@ def _clipped(found: Annotations, sizes: Ints) -> Annotations:
     limits = np.tile(sizes[found.owner], 2).astype(np.float64)
     inside = found.boxes.clip(0, limits)
     sides = inside[:, 2:] - inside[:, :2]
-    changed = (inside != found.boxes).any(1)
+    changed = (abs(inside - found.boxes) > ROUNDING).any(1)
     outside = (sides <= 0).any(1)
     small = changed & ~outside & (sides < LEAST_BOX).any(1)
     for kind, which in (("outside", outside), ("slivers", small), ("clipped", changed & ~outside & ~small)):
@@ -378,6 +384,14 @@ def _records(name: str, found: Annotations, sizes: Ints) -> list[BoxRecord]:
             )
         )
     return records
+
+
+def folder_of(names: Sequence[str], folders: Sequence[Path]) -> Path:
+    """The first of some folders that holds one of the first images; the first of all where none does."""
+    for folder in dict.fromkeys(folders):
+        if any((folder / name).is_file() for name in names[:TRIED]):
+            return folder
+    return folders[0]
 
 
 def check_unique(names: Sequence[Any], what: str, where: Path) -> None:

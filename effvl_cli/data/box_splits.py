@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from effvl_cli.core.errors import DataError
+from effvl_cli.core.files import file_or_folder
 from effvl_cli.data.annotations import Annotations, Listed, time_of
 from effvl_cli.data.folders import NAMES, drawn_from
 
@@ -139,3 +140,25 @@ def split_files(folder: Path, patterns: Sequence[str]) -> dict[str, Path]:
                 found[split] = matches[0]
                 break
     return found
+
+
+def annotation_files(place: Path, patterns: Sequence[str], *, chosen: bool) -> dict[str, Path]:
+    """JSON files of a folder by split, or the one file.
+
+    Args:
+        place: folder or file.
+        patterns: of the files' names.
+        chosen: whether the user names files, so that none need be found.
+
+    Raises:
+        DataError: nothing is found.
+    """
+    kind = file_or_folder(place)
+    if kind == "file":
+        return {split_words(place.stem) or "train": place}
+    if kind == "folder":
+        if (found := split_files(place, patterns)) or chosen:
+            return found
+        if only := sorted(place.glob("*.json")):
+            return {"train": only[0]}
+    raise DataError(f"no annotations at {place}", "Give a JSON file, or a folder with train.json and test.json")

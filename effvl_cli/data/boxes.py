@@ -16,7 +16,7 @@ from PIL import Image
 
 from effvl_cli.config.detect_data import BoxDataOptions
 from effvl_cli.core.cache import Cache
-from effvl_cli.core.errors import DataError
+from effvl_cli.core.errors import DataError, UsageError
 from effvl_cli.data import BOXES, open_source
 from effvl_cli.data.files import read_image
 from effvl_cli.data.source import Indices, digest
@@ -283,9 +283,11 @@ def load_boxes(
         reading: how annotations are read.
 
     Raises:
-        UsageError: unknown name, or samples of another kind.
+        UsageError: unknown name, samples of another kind, or a format for data that are not boxes:PATH.
         DataError: missing, empty, unreadable, or too many faults.
     """
+    if reading and reading.format != "auto" and not spec.startswith("boxes:"):
+        raise UsageError(f"--format {reading.format} does not go with --data {spec}", "It is for --data boxes:PATH")
     source = open_source(spec, split, kind=BOXES, root=root, seed=seed, reading=reading or Reading())
     return cast(BoxSource, source)
 

@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 
 from effvl_cli.core.errors import DataError
-from effvl_cli.core.files import file_or_folder
-from effvl_cli.data.annotations import Annotations, Listed, box_source, check_unique, name_sequences
-from effvl_cli.data.box_splits import choose, divided, part_of, place_and_choices, split_files, split_words
+from effvl_cli.data.annotations import Annotations, Listed, box_source, check_unique, folder_of, name_sequences
+from effvl_cli.data.box_splits import annotation_files, choose, divided, part_of, place_and_choices
 from effvl_cli.data.boxes import BoxSource, Reading
 from effvl_cli.data.listings import read_json
 
@@ -33,7 +32,6 @@ PATTERNS = (
     "annotations/*_{}.json",
 )
 EXPECTED = 'Expected {"images": [...], "annotations": [...], "categories": [...]}'
-TRIED = 5  # images that are looked for to find their folder
 
 
 def build(
@@ -46,29 +44,15 @@ def build(
     """
     reading = reading or Reading()
     place, choices = place_and_choices(argument, root)
-    files = choose(annotation_files(place, choices), {split: place / name for split, name in choices.items()})
+    files = choose(
+        annotation_files(place, PATTERNS, chosen=bool(choices)),
+        {split: place / name for split, name in choices.items()},
+    )
     part, tenths = part_of(split, list(files), whole=reading.whole)
     found = read(files[part], place if place.is_dir() else place.parent)
     name_sequences(found.images, reading.seq_regex)
     found, remark = divided(found, tenths)
     return box_source(f"coco:{place.stem}", split, found, reading, remark=remark)
-
-
-def annotation_files(place: Path, choices: Mapping[str, str]) -> dict[str, Path]:
-    """JSON files of a folder by split, or the one file.
-
-    Raises:
-        DataError: none, and none is chosen.
-    """
-    kind = file_or_folder(place)
-    if kind == "file":
-        return {split_words(place.stem) or "train": place}
-    if kind == "folder":
-        if (found := split_files(place, PATTERNS)) or choices:
-            return found
-        if only := sorted(place.glob("*.json")):
-            return {"train": only[0]}
-    raise DataError(f"no annotations at {place}", "Give a JSON file, or a folder with train.json and test.json")
 
 
 def read(path: Path, root: Path) -> Annotations:
@@ -125,10 +109,7 @@ def _image_folder(path: Path, root: Path, names: Sequence[str]) -> Path:
     word = path.stem.removeprefix("instances_")
     folders = [path.parent, root, *(base / sub for base in (root, path.parent) for sub in ("images", word))]
     folders += [root / "images" / word, root / "JPEGImages", path.parent.parent / "images"]
-    for folder in dict.fromkeys(folders):
-        if any((folder / name).is_file() for name in names[:TRIED]):
-            return folder
-    return folders[0]
+    return folder_of(names, folders)
 
 
 def _annotations(

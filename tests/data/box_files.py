@@ -58,3 +58,33 @@ def write_voc(folder: Path, pages: dict[str, str], lists: dict[str, str] | None 
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return folder
+
+
+def write_yolo(folder: Path, labels: dict[str, str], page: str | None = None) -> Path:
+    """A folder with images/NAME.png and labels/NAME.txt, and a data.yaml or classes.txt."""
+    for name, text in labels.items():
+        picture(folder / "images" / f"{name}.png")
+        path = folder / "labels" / f"{name}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (folder / ("data.yaml" if page else "classes.txt")).write_text(page or "\n".join(CLASSES))
+    return folder
+
+
+def bdd_frame(name: str, *labels: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """A frame of BDD100K."""
+    return {"name": name, "labels": list(labels), **more}
+
+
+def bdd_label(category: str, box: tuple[float, float, float, float], **more: Any) -> dict[str, Any]:
+    """A label with a box."""
+    return {"category": category, "box2d": dict(zip(("x1", "y1", "x2", "y2"), box, strict=True)), **more}
+
+
+def write_bdd(folder: Path, frames: list[dict[str, Any]], name: str = "labels/det_20/det_train.json") -> Path:
+    """A folder with that file and its pictures."""
+    for frame in frames:
+        picture(folder / "images" / "100k" / "train" / frame["name"])
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(json.dumps(frames))
+    return folder

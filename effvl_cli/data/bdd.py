@@ -1,0 +1,117 @@
+"""`bdd:PATH`: annotations of BDD100K, a list of frames in Scalabel's JSON.
+
+PATH is a file, or a folder with det_train.json, det_val.json or bdd100k_labels_images_train.json and so on, in it or in
+labels/ or labels/det_20/; `bdd:FOLDER,train=a.json,val=b.json` names other files. Images are looked for in the folder,
+images/, images/100k/train/ and the like. Labels without a box2d (lanes, drivable areas) are passed over.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from effvl_cli.core.errors import DataError
+from effvl_cli.data.annotations import (
+    Annotations,
+    Boxes,
+    Listed,
+    box_source,
+    check_unique,
+    folder_of,
+    name_sequences,
+)
+from effvl_cli.data.box_splits import annotation_files, choose, divided, part_of, place_and_choices, split_words
+from effvl_cli.data.boxes import BoxSource, Reading
+from effvl_cli.data.listings import read_json
+
+PATTERNS = tuple(
+    f"{folder}{name}"
+    for folder in ("", "labels/", "labels/det_20/", "labels/det/")
+    for name in ("{}.json", "det_{}.json", "bdd100k_labels_images_{}.json", "*_{}.json")
+)
+EXPECTED = 'Expected [{"name": ..., "labels": [{"category": ..., "box2d": {"x1": ..., ...}}]}, ...]'
+CORNERS = ("x1", "y1", "x2", "y2")
+
+_SHARED = ("rider", "car", "truck", "bus", "train")
+_SIGNS = ("traffic light", "traffic sign")
+NEW_NAMES = ("pedestrian", *_SHARED, "motorcycle", "bicycle", *_SIGNS)
+OLD_NAMES = ("person", *_SHARED, "motor", "bike", *_SIGNS)
+
+
+def build(
+    argument: str, split: str, *, root: Path | None = None, seed: int = 0, reading: Reading | None = None
+) -> BoxSource:
+    """Registry builder; the argument is a file or folder.
+
+    Raises:
+        DataError: missing, or something that cannot be read; names the file.
+    """
+    reading = reading or Reading()
+    place, choices = place_and_choices(argument, root)
+    chosen = {name: place / file for name, file in choices.items()}
+    files = choose(annotation_files(place, PATTERNS, chosen=bool(choices)), chosen)
+    part, tenths = part_of(split, list(files), whole=reading.whole)
+    found = read(files[part], place if place.is_dir() else place.parent)
+    name_sequences(found.images, reading.seq_regex)
+    found, remark = divided(found, tenths)
+    return box_source(f"bdd:{place.stem}", split, found, reading, remark=remark)
+
+
+def read(path: Path, root: Path) -> Annotations:
+    """All frames of a file.
+
+    Args:
+        path: the file.
+        root: folder of the data set.
+
+    Raises:
+        DataError: empty, or not of that form.
+    """
+    frames = read_json(path)
+    frames = frames.get("frames") if isinstance(frames, dict) else frames
+    if not isinstance(frames, list) or not frames:
+        raise DataError(f"{path} is no list of frames", EXPECTED)
+    try:
+        check_unique([frame["name"] for frame in frames], "file names", path)
+        classes = _classes(frames)
+        boxes, numbers = Boxes(), {name: number for number, name in enumerate(classes)}
+        for row, frame in enumerate(frames):
+            for label in _boxed(frame):
+                crowd = bool((label.get("attributes") or {}).get("crowd"))
+                x1, y1, x2, y2 = (float(label["box2d"][corner]) for corner in CORNERS)
+                boxes.add(row, (x1, y1, x2, y2), numbers[label["category"]], crowd=crowd)
+        folder = folder_of([frame["name"] for frame in frames], _folders(path, root))
+        images = [_image(frame, folder) for frame in frames]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path} is no list of frames: {type(error).__name__} {error}", EXPECTED) from error
+    return Annotations(where=path, classes=classes, category_ids=(), images=images, **boxes.columns())
+
+
+def _boxed(frame: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [label for label in frame.get("labels") or () if label.get("box2d")]
+
+
+def _classes(frames: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """BDD100K's own list where it has all names, so that splits agree; else those that are there."""
+    found = {str(label["category"]) for frame in frames for label in _boxed(frame)}
+    for names in (NEW_NAMES, OLD_NAMES):
+        if found <= set(names):
+            return names
+    return tuple(sorted(found))
+
+
+def _folders(path: Path, root: Path) -> list[Path]:
+    split = split_words(path.stem)
+    bases = [path.parent, root, root / "images", root / "images" / "100k", root / "images" / "10k"]
+    return [*(base / split for base in bases if split), *bases]
+
+
+def _image(frame: Mapping[str, Any], folder: Path) -> Listed:
+    more = frame.get("attributes") or {}
+    video, number = frame.get("videoName"), frame.get("frameIndex")
+    return Listed(
+        file=frame["name"],
+        path=folder / frame["name"],
+        seq=None if not video else str(video),
+        frame=None if number is None else int(number),
+        time=more.get("timeofday"),
+    )

@@ -1,0 +1,276 @@
+"""`boxes:PATH`: images with boxes in whatever format the files are, and data sets mixed of several.
+
+A YAML file mixes sources (for the keys see `Entry`):
+
+    classes: [pedestrian, vehicle, scooter, bicycle]
+    sources:
+      - {name: ivs, root: DIR, format: coco, ann: train.json, ratio: 0.7}
+      - {name: bdd, root: DIR, format: bdd, ann: {train: a.json, val: b.json}, ratio: 0.3, map: bdd100k-4}
+      - {name: drawn, data: "road-scenes:style=outside", time: day}
+
+Relative folders start from --data-root, without one from the folder of the file. Validation and test images are those
+of the first source, and of others that say `eval: true`: outside samples are for training.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, cast
+
+from effvl_cli.core.errors import DataError, UsageError
+from effvl_cli.core.files import file_or_folder
+from effvl_cli.core.registry import nearest
+from effvl_cli.data import BOXES, open_source
+from effvl_cli.data.annotations import TIMES, check_unique
+from effvl_cli.data.box_splits import place_and_choices
+from effvl_cli.data.boxes import BoxRecord, BoxSource, Problems, Reading, SourceInfo
+from effvl_cli.data.source import digest
+from effvl_cli.data.yolo import read_data_yaml
+
+FORMATS = ("coco", "voc", "yolo", "bdd")
+PEEK = 65536  # bytes of a JSON file that tell its format
+ALLOWED = {
+    "ratio": "a number from 0 on",
+    "dedup": "true or false",
+    "eval": "true or false",
+    "labelled": "a list of classes",
+    "time": "day or night",
+    "unknown": "error, drop or ignore",
+    "format": f"auto, {', '.join(FORMATS)}",
+}
+BOOLEANS = {"true": True, "yes": True, "false": False, "no": False}
+
+
+def build(
+    argument: str, split: str, *, root: Path | None = None, seed: int = 0, reading: Reading | None = None
+) -> BoxSource:
+    """Registry builder; the argument is a file or folder of any format, or a file of sources.
+
+    Raises:
+        DataError: missing, of no known format, or something that cannot be read; names the file.
+    """
+    reading = reading or Reading()
+    place, _ = place_and_choices(argument, root)
+    if root and not file_or_folder(place) and file_or_folder(place_and_choices(argument, None)[0]) == "file":
+        place = place_and_choices(argument, None)[0]  # a file of sources need not lie with the data
+    if place.suffix in (".yaml", ".yml") and file_or_folder(place) == "file":
+        content = read_data_yaml(place)
+        if isinstance(content, dict) and "sources" in content:
+            return _Mix(place, content, root, reading, seed).opened(split)
+    kind = sniffed(place) if reading.format == "auto" else reading.format
+    source = open_source(f"{kind}:{argument}", split, kind=BOXES, root=root, seed=seed, reading=reading)
+    return cast(BoxSource, source)
+
+
+def sniffed(place: Path) -> str:
+    """The format of a file or folder.
+
+    Raises:
+        DataError: missing, or of none that is known.
+    """
+    kind = file_or_folder(place)
+    if kind == "file":
+        return _of_file(place)
+    if kind == "folder":
+        if next(place.glob("Annotations/*.xml"), None) or next(place.glob("*.xml"), None):
+            return "voc"
+        if next(place.glob("*.yaml"), None) or (
+            (place / "labels").is_dir() and next(place.glob("labels/**/*.txt"), None)
+        ):
+            return "yolo"
+        for pattern in ("*.json", "*/*.json", "*/*/*.json"):
+            if found := sorted(place.glob(pattern)):
+                return _of_file(found[0])
+    raise DataError(
+        f"no annotations of boxes at {place}", "Give COCO or BDD100K JSON, a VOC or YOLO folder, or see --format"
+    )
+
+
+def _of_file(path: Path) -> str:
+    if path.suffix in (".yaml", ".yml"):
+        return "yolo"
+    if path.suffix == ".json":
+        with path.open("rb") as file:
+            start = file.read(PEEK).lstrip()
+        if start[:1] == b"[" or (b'"frames"' in start and b'"images"' not in start):
+            return "bdd"
+        return "coco"
+    raise DataError(f"{path} is of no known format", f"Give --format {', '.join(FORMATS)}")
+
+
+# --- several sources -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A source in a YAML file.
+
+    Attributes:
+        name: of the source, in figures.
+        root: folder or file.
+        format: as --format.
+        ann: annotations in the folder: a file (a list, for VOC) for training, or one for each split.
+        data: a data set of `effvl list datasets` in place of root, format and ann.
+        ratio: share of the draws of an epoch; 0: not drawn from.
+        dedup: whether near-duplicates of it may be skipped.
+        map: class map.
+        unknown: what a class that is not in the map does.
+        time: day or night, where all its images are.
+        labelled: classes that are annotated in it, where not all are.
+        eval: whether its validation and test images count too.
+        seq_regex: as --seq-regex.
+    """
+
+    name: str
+    root: str | None = None
+    format: str = "auto"
+    ann: str | Mapping[str, str] | None = None
+    data: str | None = None
+    ratio: float | None = None
+    dedup: bool = True
+    map: str | Mapping[str, str] | None = None
+    unknown: str | None = None
+    time: str | None = None
+    labelled: tuple[str, ...] | None = None
+    eval: bool = False
+    seq_regex: str | None = None
+
+    @classmethod
+    def parse(cls, given: Any, where: Path) -> "Entry":
+        """One entry of the list.
+
+        Raises:
+            DataError: an unknown key, or a value that it cannot have.
+        """
+        known = [field.name for field in fields(cls)]
+        if not isinstance(given, dict) or not isinstance(given.get("name"), str):
+            raise DataError(f"{where}: source {str(given)[:60]} has no name", "Write {name: ..., root: ...}")
+        name = given["name"]
+        for key in given:
+            if key not in known:
+                hint = nearest(key, known) or f"Known: {', '.join(known)}"
+                raise DataError(f"{where}: source {name!r} has an unknown key {key!r}", hint)
+        if ("root" in given) == ("data" in given):
+            raise DataError(f"{where}: source {name!r} needs root or data, one of them", "Write root: FOLDER")
+        return cls(**{key: _value(key, value, f"{where}: source {name!r}") for key, value in given.items()})
+
+    def spec(self, root: Path) -> str:
+        """What the registry opens."""
+        if self.data is not None:
+            return self.data
+        chosen = {"train": self.ann} if isinstance(self.ann, str) else self.ann or {}
+        where = root / str(self.root)
+        return f"{'boxes' if self.format == 'auto' else self.format}:{where}" + "".join(
+            f",{split}={file}" for split, file in chosen.items()
+        )
+
+
+def _value(key: str, value: Any, where: str) -> Any:
+    try:
+        if key == "ratio":
+            ratio = float(value)
+            if not 0 <= ratio < float("inf"):
+                raise ValueError
+            return ratio
+        if key in ("dedup", "eval"):
+            return BOOLEANS[str(value).lower()]
+        if key == "labelled":
+            return tuple(value) if isinstance(value, list) else tuple(str(value).split(","))
+        if key == "time" and value not in TIMES:
+            raise ValueError
+        if key == "unknown" and value not in ("error", "drop", "ignore"):
+            raise ValueError
+        if key == "format" and value not in ("auto", *FORMATS):
+            raise ValueError
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{where}: {key} is {value!r}", f"See what {key} can be in `recipes/detect/README.md`"
+        ) from error
+    return value
+
+
+class _Mix:
+    """Sources of a YAML file."""
+
+    def __init__(self, where: Path, content: Mapping[str, Any], root: Path | None, reading: Reading, seed: int) -> None:
+        self.where, self.reading, self.seed = where, reading, seed
+        self.root = root or where.parent
+        rows, classes = content["sources"], content.get("classes")
+        if not isinstance(rows, list) or not rows:
+            raise DataError(
+                f"{where} has no list of sources", "Write sources: and one `- {name: ..., root: ...}` a line"
+            )
+        if extra := [key for key in content if key not in ("classes", "sources")]:
+            raise DataError(f"{where} has an unknown key {extra[0]!r}", "Known: classes, sources")
+        self.entries = [Entry.parse(row, where) for row in rows]
+        check_unique([entry.name for entry in self.entries], "names of sources", where)
+        if not isinstance(classes, list) and (classes or len(rows) > 1):
+            raise DataError(f"{where} has no list of classes", "Write classes: [pedestrian, vehicle, ...]")
+        self.classes = tuple(classes) if classes else None
+
+    def opened(self, split: str) -> BoxSource:
+        """The images of a split of all sources that have a part in it."""
+        found = [(entry, self._source(entry, split)) for entry in self.entries if self._counts(entry, split)]
+        several = len(found) > 1
+        records: list[BoxRecord] = []
+        for entry, source in found:
+            records += self._records(entry, source, len(records) if several else None)
+        problems = Problems()
+        for _, source in found:
+            problems.merge(source.problems)
+        first = found[0][1]
+        return BoxSource(
+            f"boxes:{self.where.stem}",
+            split,
+            classes=first.classes,
+            records=records,
+            content=lambda: digest([self.where.stem, *(source.fingerprint() for _, source in found)]),
+            category_ids=() if several else first.category_ids,
+            problems=problems,
+            sources=tuple(SourceInfo(entry.name, entry.ratio, entry.dedup) for entry, _ in found),
+            readers={entry.name: read for entry, source in found for read in source.readers.values()},
+            remark="; ".join(f"{entry.name}: {source.remark}" for entry, source in found if source.remark),
+        )
+
+    def _counts(self, entry: Entry, split: str) -> bool:
+        return split == "train" or entry.eval or entry is self.entries[0]
+
+    def _source(self, entry: Entry, split: str) -> BoxSource:
+        reading = replace(
+            self.reading,
+            format=entry.format,
+            map=entry.map if entry.map is not None else self.reading.map,
+            classes=self.classes,
+            unknown=entry.unknown or self.reading.unknown,
+            seq_regex=entry.seq_regex or self.reading.seq_regex,
+        )
+        root = self.root if entry.data is not None else None
+        try:
+            source = open_source(entry.spec(self.root), split, kind=BOXES, root=root, seed=self.seed, reading=reading)
+        except (DataError, UsageError) as error:
+            raise DataError(f"{self.where}: source {entry.name!r}: {error.message}", error.hint) from error
+        found = cast(BoxSource, source)
+        if len(found.sources) > 1:
+            raise DataError(f"{self.where}: source {entry.name!r} is itself mixed of several", "Name them all here")
+        return found
+
+    def _records(self, entry: Entry, source: BoxSource, before: int | None) -> list[BoxRecord]:
+        labelled = None
+        if entry.labelled is not None:
+            if strays := [name for name in entry.labelled if name not in source.classes]:
+                raise DataError(
+                    f"{self.where}: source {entry.name!r}: labelled class {strays[0]!r} is none of "
+                    f"{', '.join(source.classes)}",
+                    "Give wanted classes",
+                )
+            labelled = tuple(source.classes.index(name) + 1 for name in entry.labelled)
+        return [
+            replace(
+                record,
+                source=entry.name,
+                image_id=record.image_id if before is None else before + place,
+                time=TIMES[entry.time] if entry.time else record.time,
+                labelled=labelled,
+            )
+            for place, record in enumerate(source.records, 1)
+        ]

@@ -1,0 +1,180 @@
+"""YOLO, BDD100K, data sets of any format, and files of several sources."""
+
+import json
+
+import pytest
+
+from effvl_cli.core.cache import Cache
+from effvl_cli.core.errors import DataError, UsageError
+from effvl_cli.data.box_sets import sniffed
+from effvl_cli.data.boxes import Reading, load_boxes
+from tests.data.box_files import (
+    bdd_frame,
+    bdd_label,
+    coco_data,
+    voc_object,
+    write_bdd,
+    write_coco,
+    write_voc,
+    write_yolo,
+)
+
+WHOLE = Reading(whole=True)
+LABELS = {"train/a": "0 0.5 0.5 0.25 0.2\n1 0.9 0.5 0.4 0.5\n", "train/b": "", "val/c": "1 0.5 0.5 1 1\n"}
+PAGE = "path: .\ntrain: images/train\nval: images/val\nnames: {0: car, 1: person}\n"
+
+
+@pytest.mark.parametrize("page", [PAGE, None])
+def test_yolo(tmp_path, page):
+    folder = write_yolo(tmp_path, LABELS, page)
+    source = load_boxes(f"yolo:{folder}", "train", reading=WHOLE)
+    assert source.classes == ("car", "person")
+    assert [record.file for record in source.records] == ["images/train/a.png", "images/train/b.png"]
+    # shares of 40x30 px: (0.5, 0.5, 0.25, 0.2) is (15, 12, 25, 18); the other goes 4 px beyond the right edge
+    assert source.records[0].boxes.round(4).tolist() == [[15, 12, 25, 18], [28, 7.5, 40, 22.5]]
+    assert source.records[0].labels.tolist() == [1, 2]
+    assert source.records[1].boxes.shape == (0, 4)
+    assert source.problems.counts["clipped"] == 1
+    assert load_boxes(f"yolo:{folder}", "test").records[0].boxes.tolist() == [[0, 0, 40, 30]]
+
+
+def test_yolo_as_exporters_write_it(tmp_path):
+    write_yolo(tmp_path / "train", {"a": "0 0.5 0.5 0.2 0.2"})
+    (tmp_path / "data.yaml").write_text("train: ../train/images\nnames: ['car', 'person']\nnc: 2\n")
+    assert len(load_boxes(f"yolo:{tmp_path / 'data.yaml'}", "train", reading=WHOLE)) == 1
+
+
+def test_yolo_by_a_list_of_files(tmp_path):
+    folder = write_yolo(tmp_path, LABELS, "train: train.txt\nval: images/val\nnames: [car, person]\n")
+    (folder / "train.txt").write_text("images/train/a.png\n")
+    assert len(load_boxes(f"yolo:{folder}", "train", reading=WHOLE)) == 1
+
+
+def test_bdd(tmp_path):
+    frames = [
+        bdd_frame(
+            "a.jpg",
+            bdd_label("pedestrian", (1, 2, 11, 22)),
+            bdd_label("car", (5, 5, 9, 9), attributes={"crowd": True}),
+            {"category": "lane", "poly2d": [{}]},
+            attributes={"timeofday": "night"},
+            videoName="v1",
+            frameIndex=4,
+        ),
+        bdd_frame("b.jpg", attributes={"timeofday": "dawn/dusk"}),
+        bdd_frame("c.jpg", bdd_label("bicycle", (1, 2, 11, 22)), attributes={"timeofday": "daytime"}),
+    ]
+    source = load_boxes(f"bdd:{write_bdd(tmp_path, frames)}", "train", reading=WHOLE)
+    assert len(source.classes) == 10
+    first, second, third = source.records
+    assert first.boxes.tolist() == [[1, 2, 11, 22], [5, 5, 9, 9]]
+    assert [source.classes[label - 1] for label in first.labels] == ["pedestrian", "car"]
+    assert first.ignore.tolist() == [False, True]
+    assert (first.seq, first.frame, first.time) == ("v1", 4, "night")
+    assert (second.time, third.time) == (None, "day")
+    mapped = load_boxes(f"bdd:{tmp_path}", "train", reading=Reading(whole=True, map="bdd100k-4"))
+    assert mapped.classes == ("pedestrian", "vehicle", "scooter", "bicycle")
+    assert mapped.records[2].labels.tolist() == [4]
+
+
+def test_formats_are_told_by_what_files_hold(tmp_path):
+    write_coco(tmp_path / "coco")
+    write_voc(tmp_path / "voc", {"a": voc_object("car", (1, 1, 9, 9))})
+    write_yolo(tmp_path / "yolo", {"a": "0 0.5 0.5 0.2 0.2"})
+    write_bdd(tmp_path / "bdd", [bdd_frame("a.jpg", bdd_label("car", (1, 1, 9, 9)))])
+    for name in ("coco", "voc", "yolo", "bdd"):
+        assert sniffed(tmp_path / name) == name
+        assert load_boxes(f"boxes:{name}", "train", root=tmp_path, reading=WHOLE).kind == "boxes"
+    assert sniffed(tmp_path / "coco" / "train.json") == "coco"
+    assert sniffed(tmp_path / "bdd" / "labels" / "det_20" / "det_train.json") == "bdd"
+    with pytest.raises(DataError, match="nowhere"):
+        sniffed(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"classes\.txt"):
+        load_boxes(f"boxes:{tmp_path / 'coco'}", "train", reading=Reading(format="yolo"))
+    with pytest.raises(UsageError, match="--format yolo"):
+        load_boxes(f"coco:{tmp_path / 'coco'}", "train", reading=Reading(format="yolo"))
+
+
+MIX = """
+classes: [vehicle, pedestrian]
+sources:
+  - {name: own, root: coco, ann: train.json, ratio: 0.7, map: {car: vehicle, person: pedestrian}, dedup: false}
+  - {name: outside, root: voc, format: voc, ratio: 0.3, map: {car: vehicle, '*': drop}, time: day, labelled: [vehicle]}
+  - {name: drawn, data: 'road-scenes:scenes=3', ratio: 0, map: {vehicle: vehicle, pedestrian: pedestrian, '*': ignore}}
+"""
+
+
+def mix(tmp_path, text=MIX):
+    write_coco(tmp_path / "coco", coco_data(20))
+    pages = {f"p{k:02d}": voc_object("car", (2, 2, 9, 9)) + voc_object("dog", (3, 3, 9, 9)) for k in range(3)}
+    write_voc(tmp_path / "voc", pages, {"train": "\n".join(pages), "val": "p00", "test": "p00"})
+    (tmp_path / "mix.yaml").write_text(text)
+    return f"boxes:{tmp_path / 'mix.yaml'}", Reading(cache=Cache(tmp_path / "cache"))
+
+
+def test_sources_are_mixed_with_their_own_maps(tmp_path):
+    spec, reading = mix(tmp_path)
+    source = load_boxes(spec, "train", reading=reading)
+    assert source.classes == ("vehicle", "pedestrian")
+    assert [(info.name, info.ratio, info.dedup) for info in source.sources] == [
+        ("own", 0.7, False),
+        ("outside", 0.3, True),
+        ("drawn", 0.0, True),
+    ]
+    assert [row["n_images"] for row in source.summary()] == [16, 3, 3]
+    outside = next(record for record in source.records if record.source == "outside")
+    assert outside.labels.tolist() == [1]
+    assert (outside.time, outside.labelled) == ("day", (1,))
+    assert [record.image_id for record in source.records] == list(range(1, 23))
+    assert len(set(source.ids)) == 22
+    assert source.image(21).size == (256, 160)
+    assert source.image(17).size == (40, 30)
+    assert source.fingerprint() == load_boxes(spec, "train", reading=reading).fingerprint()
+
+
+def test_only_the_first_source_is_evaluated_unless_another_asks_for_it(tmp_path):
+    spec, reading = mix(tmp_path)
+    assert {record.source for record in load_boxes(spec, "test", reading=reading).records} == {"own"}
+    spec, reading = mix(tmp_path, MIX.replace("ratio: 0.3", "ratio: 0.3, eval: true"))
+    assert {record.source for record in load_boxes(spec, "test", reading=reading).records} == {"own", "outside"}
+
+
+def test_relative_folders_start_from_the_data_root(tmp_path, monkeypatch):
+    mix(tmp_path)
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "mix.yaml").rename(tmp_path / "lists" / "mix.yaml")
+    monkeypatch.chdir(tmp_path)
+    reading = Reading(cache=Cache(tmp_path / "cache"))
+    assert len(load_boxes("boxes:lists/mix.yaml", "train", root=tmp_path, reading=reading)) == 22
+    monkeypatch.chdir(tmp_path / "lists")
+    assert len(load_boxes("boxes:mix.yaml", "train", root=tmp_path, reading=reading)) == 22
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "word"),
+    [
+        ("classes: [vehicle, pedestrian]", "", "classes"),
+        ("ratio: 0.7", "ratio: -1", "ratio"),
+        ("ratio: 0.7", "rate: 0.7", "rate"),
+        ("root: coco, ", "", "root or data"),
+        ("name: outside", "name: own", "own"),
+        ("car: vehicle, person: pedestrian", "car: vehicle", "person"),
+        ("labelled: [vehicle]", "labelled: [dog]", "dog"),
+        ("time: day", "time: dusk", "dusk"),
+        ("root: coco", "root: none", "none"),
+    ],
+)
+def test_faults_of_a_file_of_sources_name_it(tmp_path, old, new, word):
+    spec, reading = mix(tmp_path, MIX.replace(old, new))
+    with pytest.raises(DataError, match=word) as caught:
+        load_boxes(spec, "train", reading=reading)
+    assert "mix.yaml" in str(caught.value)
+    assert caught.value.exit_code == 3
+
+
+def test_annotation_files_can_be_chosen_for_each_split(tmp_path):
+    write_coco(tmp_path, coco_data(4), "a.json")
+    write_coco(tmp_path, coco_data(3), "b.json")
+    spec = f"coco:{tmp_path},train=a.json,val=b.json,test=b.json"
+    assert [len(load_boxes(spec, split)) for split in ("train", "val", "test")] == [4, 3, 3]
+    assert json.loads((tmp_path / "a.json").read_text())["images"]
