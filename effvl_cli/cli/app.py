@@ -170,7 +170,8 @@ def dispatch(command: Command, typed: dict[str, Any], invocation: Invocation) ->
 def earlier_run(command: Command, config: type, typed: dict[str, Any], recipe: str | None) -> Recipe | None:
     """The config.yaml of the run that a verb works on: RUN, else the recipe's, else the newest completed one.
 
-    None where none was given, of a verb that needs none (`run_optional`), or whose option `in_place_of_run` was given.
+    None where none was given, of a verb that needs none (`run_optional`), or one of whose options
+    `in_place_of_run` (joined by +) was given.
     Of a folder that is wanted for a file in it (`run_holds`), whatever command wrote it, no options are taken over
     (but for `run_gives_options`).
     """
@@ -179,7 +180,8 @@ def earlier_run(command: Command, config: type, typed: dict[str, Any], recipe: s
 
     written = read_recipe(recipes.find(recipe)).config if recipe else {}
     given = typed.get("run") or written.get("run")
-    instead = {**written, **typed}.get(getattr(config, "in_place_of_run", ""))
+    asked = {**written, **typed}
+    instead = any(asked.get(name) for name in getattr(config, "in_place_of_run", "").split("+"))
     if held := getattr(config, "run_holds", ""):
         if instead:
             return None

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from effvl_cli.config.detect_eval import EvalConfig
 from effvl_cli.config.detect_train import TrainingOptions
 from effvl_cli.core.errors import DataError
 from effvl_cli.core.run import Run
@@ -56,7 +57,7 @@ def open_splits(config: TrainingOptions, run: Run) -> Splits:
     return Splits(train, val, test, skipped)
 
 
-def open_tagged(config: TrainingOptions, split: str, run: Run) -> BoxSource:
+def open_tagged(config: TrainingOptions | EvalConfig, split: str, run: Run) -> BoxSource:
     """One split, every image of which is tagged."""
     reading = Reading.of(config, run.cache)
     source = load_boxes(config.data, split, root=config.data_root, seed=config.seed, reading=reading)

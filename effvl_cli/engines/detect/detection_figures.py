@@ -14,7 +14,9 @@ NAMED = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1", "ar10
 """Those of COCO's numbers that are metrics; with `_day` and `_night` too."""
 WITH_ERROR: Mapping[str, float | None] = {"ap": None, "ap50": 0.5, "ap75": 0.75}
 """Those that have a standard error, and their IoU."""
+IOU75 = 5  # of the first axis of precision
 FEW_CLASSES = 12  # of more of them, single classes are in the report, but no metrics
+MOST_PARTS = 40  # sources or scenes that have figures of their own
 DRAWS = 200  # resamples of the images for a standard error
 
 _KEYS: Mapping[str, Callable[[BoxRecord], str]] = {
@@ -49,11 +51,14 @@ class Measured:
 
 
 def parts_of(records: Sequence[BoxRecord], by: Sequence[str]) -> dict[str, list[int]]:
-    """Positions of the images of each part; `by` holds "time", "source" and "scene"."""
+    """Positions of the images of each part; `by` holds "time", "source" and "scene", each unless it has too many."""
     found: dict[str, list[int]] = {}
     for kind in (kind for kind in _KEYS if kind in by):
+        parts: dict[str, list[int]] = {}
         for place, record in enumerate(records):
-            found.setdefault(_KEYS[kind](record), []).append(place)
+            parts.setdefault(_KEYS[kind](record), []).append(place)
+        if kind == "time" or len(parts) <= MOST_PARTS:
+            found |= parts
     return found
 
 
@@ -117,8 +122,10 @@ def per_class(measured: Measured) -> dict[str, dict[str, float | int | None]]:
     """ap, ap50, ap75 of each class, by day and by night, and its number of boxes."""
     found: dict[str, dict[str, float | int | None]] = {name: {} for name in measured.classes}
     for time, (figures, _) in measured.of_all_and_times.items():
-        for name, one in zip(measured.classes, figures.per_class, strict=True):
-            found[name] |= {f"ap{time}": one.ap, f"ap50{time}": one.ap50, f"n_gt{time}": one.n_gt}
+        for name, one, curve in zip(measured.classes, figures.per_class, figures.precision, strict=True):
+            strict = None if one.ap is None else float(curve[IOU75].mean())
+            found[name] |= {f"ap{time}": one.ap, f"ap50{time}": one.ap50, f"ap75{time}": strict}
+            found[name][f"n_gt{time}"] = one.n_gt
     return found
 
 
@@ -127,6 +134,7 @@ def per_part(measured: Measured) -> dict[str, dict[str, Any]]:
     return {
         part: {
             "n_images": figures.n_images,
+            "n_gt": sum(one.n_gt for one in figures.per_class),
             **{name: figures.numbers[name] for name in WITH_ERROR},
             "ap50_per_class": {
                 name: one.ap50

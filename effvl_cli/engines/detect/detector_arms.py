@@ -18,6 +18,7 @@ from effvl_cli.engines.detect.judged import (
     describe_detector,
     describe_figures,
     judge,
+    note_recall,
     note_speed,
     pictures_of,
 )
@@ -49,7 +50,7 @@ def train_and_measure(arms: Mapping[str, TrainingOptions], run: Run, make: Make)
         network = make(own, splits.train)
         about = train(own, run, splits, network, name)
         judged[name] = judge(network.module, pictures_of(splits.test, network), own, run)
-        rows[name] = arm_row(own, about, judged[name])
+        rows[name] = arm_row({**about, "num_stages": own.num_stages}, judged[name])
         run.check_stop()
     _report(run, splits, network, judged[names[-1]])
     run.report.technique["arms"] = rows
@@ -64,8 +65,7 @@ def train_and_measure(arms: Mapping[str, TrainingOptions], run: Run, make: Make)
 def _report(run: Run, splits: Splits, network: Network, judged: Judged) -> None:
     split = judged.source.split
     record_metrics(run, judged.measured, split)
-    for name, value in judged.recall.items():
-        run.report.metric(name, value, split=split)
+    note_recall(run, judged)
     note_speed(run, judged)
     run.report.model(network.name, network.source, network.module)
     run.report.technique.update(describe_data(splits) | describe_detector(network) | describe_figures(judged))

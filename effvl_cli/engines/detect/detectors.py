@@ -8,11 +8,11 @@ from torch import Tensor
 from effvl_cli.config.detect_train import TrainingOptions
 from effvl_cli.config.options import ModelOptions
 from effvl_cli.core import distributed
-from effvl_cli.core.errors import DataError
+from effvl_cli.core.errors import DataError, ModelError
 from effvl_cli.core.run import Run
 from effvl_cli.data.boxes import BoxSource
 from effvl_cli.models import network as networks
-from effvl_cli.models.detector_spec import DetectorSpec
+from effvl_cli.models.detector_spec import FAMILY, DetectorSpec
 from effvl_cli.models.detector_weights import start, with_norm
 from effvl_cli.models.network import Network
 
@@ -96,6 +96,26 @@ def new_detector(config: TrainingOptions, source: BoxSource, run: Run, earlier: 
         options=ModelOptions(download=config.download),
         log=run.log,
     )
+
+
+def load_detector(folder: str | None, source: BoxSource, run: Run) -> Network:
+    """The detector of a run, on the run's device.
+
+    Args:
+        folder: of the run.
+        source: images that it is for.
+        run: device and log.
+
+    Raises:
+        DataError: the images are of other classes.
+        ModelError: there is no detector.
+    """
+    if not str(networks.manifest_of(folder).get("model", "")).startswith(f"{FAMILY}:"):
+        raise ModelError(f"{folder} holds no detector", "Give a run of `effvl detect` or `effvl detect train`")
+    network = networks.load(None, folder, default=FAMILY, kind="detector", log=run.log)
+    check_classes(network.manifest.get("classes", ()), source, str(folder))
+    network.module.to(run.device)
+    return network
 
 
 def describe(network: Network, source: BoxSource, **more: object) -> dict[str, object]:

@@ -1,10 +1,9 @@
 """What a trained detector finds in the images that a run is measured on, and how the report says it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from effvl_cli.config.detect_train import TrainingOptions
 from effvl_cli.core.measure import count_parameters
 from effvl_cli.core.phases import Phases
 from effvl_cli.core.run import Run
@@ -12,7 +11,7 @@ from effvl_cli.data.box_batches import Pictures
 from effvl_cli.data.boxes import BoxSource
 from effvl_cli.engines.detect.box_splits import Splits
 from effvl_cli.engines.detect.coco_eval import proposal_recall
-from effvl_cli.engines.detect.detecting import Found, Running, detect, shrink_of
+from effvl_cli.engines.detect.detecting import Found, Inside, Running, detect, shrink_of
 from effvl_cli.engines.detect.detection_figures import Measured, measure, per_class, per_part
 from effvl_cli.models.detector import CascadeRCNN
 from effvl_cli.models.network import Network
@@ -54,16 +53,19 @@ def judge(module: CascadeRCNN, pictures: Pictures, options: Running, run: Run) -
         options: of detection.
         run: device and progress.
     """
-    source = pictures.source
-    found = detect(module, pictures, options, run, inside=True)
-    assert found.inside is not None
+    return measured(pictures.source, detect(module, pictures, options, run, inside=True))
+
+
+def measured(source: BoxSource, found: Found) -> Judged:
+    """Figures of detections, and of the proposals and stages where they are known."""
+    inside = found.inside or Inside()
     records = [source.records[index] for index in found.seen]
     return Judged(
         source,
         found,
         measure(source, found.detections, found.seen, by=("time", "source", "scene")),
-        [_numbers(measure(source, stage, found.seen, by=())) for stage in found.inside.stages],
-        proposal_recall(found.inside.proposals, records),
+        [_numbers(measure(source, stage, found.seen, by=())) for stage in inside.stages],
+        proposal_recall(inside.proposals, records) if inside.proposals else {},
     )
 
 
@@ -80,6 +82,12 @@ def note_speed(run: Run, judged: Judged) -> None:
     """Put the images a second, of this or of the attempt that was here before, into `metrics`."""
     speed = Phases.of(run).timed("detection", lambda: judged.found.images_per_s)
     run.report.metric("images_per_s", speed, unit="images/s", split=judged.source.split)
+
+
+def note_recall(run: Run, judged: Judged) -> None:
+    """Put the recall of the proposals into `metrics`."""
+    for name, value in judged.recall.items():
+        run.report.metric(name, value, split=judged.source.split)
 
 
 def describe_detector(network: Network) -> dict[str, Any]:
@@ -122,19 +130,25 @@ def skipped_by_source(summary: Mapping[str, Any]) -> dict[str, int]:
     return lost
 
 
-def describe_figures(judged: Judged) -> dict[str, Any]:
-    """Figures by class, by part and by stage."""
+def describe_figures(judged: Judged, by: Sequence[str] = ("time", "source", "scene", "class")) -> dict[str, Any]:
+    """Figures by stage, by class and by part; `by` names what is given."""
     inside = judged.found.inside
+    kinds = tuple(f"{kind} " for kind in ("source", "scene") if kind in by)
+    parts = {
+        name: row
+        for name, row in per_part(judged.measured).items()
+        if name.startswith(kinds) or ("time" in by and not name.startswith(("source ", "scene ")))
+    }
     return {
         "split": judged.source.split,
-        "per_class": per_class(judged.measured),
-        "per_part": per_part(judged.measured),
+        "per_class": per_class(judged.measured) if "class" in by else {},
+        "per_part": parts,
         "stage_iou": inside.iou if inside else [],
         "ap_by_stage": judged.stages,
     }
 
 
-def arm_row(config: TrainingOptions, about: Mapping[str, Any], judged: Judged) -> dict[str, Any]:
+def arm_row(about: Mapping[str, Any], judged: Judged) -> dict[str, Any]:
     """What the table shows of an arm."""
     boxes = sum(one.n_gt for one in judged.measured.evaluation.whole.per_class)
-    return {**about, "num_stages": config.num_stages, "figures": judged.figures, "n_gt": boxes}
+    return {**about, "figures": judged.figures, "n_gt": boxes}
