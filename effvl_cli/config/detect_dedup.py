@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar, Literal
 from annotated_doc import Doc
 from annotated_types import Ge
 
-from effvl_cli.config.options import ARTEFACT, Checked, Count, Fraction
+from effvl_cli.config.detect_data import BoxDataOptions
+from effvl_cli.config.options import ARTEFACT, Checked, Count, Fraction, RunOptions
 
 BITS, DISTANCE = 10, 0.02  # within which frames are near-duplicates
 LEAK_DISTANCE = 0.05  # within which a frame is in two splits
@@ -69,3 +70,40 @@ class DedupOptions(Checked):
             raise ValueError("--signature embed needs a network. Give --embed-model, --embed-weights or both")
         if embedded and self.signature != "embed":
             raise ValueError("--embed-model and --embed-weights belong to --signature embed. Give that too")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DedupConfig(DedupOptions, BoxDataOptions, RunOptions):
+    """Skip near-duplicates of a training split, and find images that another split has too."""
+
+    panel: ClassVar[str] = "Images"
+    common: ClassVar[tuple[str, ...]] = (
+        *("data", "split", "signature", "tau", "keep", "scope", "max_gap", "label_guard", "leak_check", "fix", "out"),
+    )
+
+    split: Annotated[Literal["train", "val", "test"], Doc("images")] = "train"
+    allow_eval: Annotated[bool, Doc("thin out a split that is not for training")] = False
+    leak_check: Annotated[
+        str | None,
+        Doc("split (val, test), data set or annotation file that must share no image with it; sharing one is exit 8"),
+    ] = None
+    leak_tau: Annotated[
+        float | None,
+        Ge(0),
+        Doc(f"largest distance of a shared image (default: {LEAK_DISTANCE} of correlations and features, else --tau)"),
+    ] = None
+    fix: Annotated[bool, Doc("leave shared images out too, instead of exit 8")] = False
+    allow_leaks: Annotated[bool, Doc("report shared images, instead of exit 8")] = False
+
+    def __post_init__(self) -> None:
+        """Check the options against one another."""
+        super().__post_init__()
+        if self.split != "train" and not self.allow_eval:
+            raise ValueError(
+                f"--split is {self.split}, and figures on a thinned-out split say something else. "
+                "Give --allow-eval if that is meant"
+            )
+        if self.leak_check is None and (self.fix or self.allow_leaks or self.leak_tau is not None):
+            raise ValueError("--fix, --allow-leaks and --leak-tau belong to --leak-check. Give that too")
+        if self.fix and self.allow_leaks:
+            raise ValueError("--fix and --allow-leaks say different things of shared images. Give one of them")

@@ -1,4 +1,4 @@
-"""Options of day and night tags."""
+"""Options of `effvl detect tag`, and of tags in other commands."""
 
 import re
 from dataclasses import dataclass
@@ -7,7 +7,8 @@ from typing import Annotated, ClassVar, Literal
 from annotated_doc import Doc
 from annotated_types import Ge, Le
 
-from effvl_cli.config.options import ARTEFACT, Checked
+from effvl_cli.config.detect_data import BoxDataOptions
+from effvl_cli.config.options import ARTEFACT, Checked, RunOptions
 
 NIGHT_THRESH = 65.0  # of the luminance 0..255
 
@@ -47,3 +48,15 @@ class TagOptions(Checked):
             re.compile(self.night_regex or "")
         except re.error as error:
             raise ValueError(f"--night-regex {self.night_regex} is no regular expression: {error}. Mend it") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class TagConfig(TagOptions, BoxDataOptions, RunOptions):
+    """Tell day from night: the tag of each image, the rule that gave it, and how far pixels agree with metadata."""
+
+    panel: ClassVar[str] = "Images"
+    common: ClassVar[tuple[str, ...]] = (
+        *("data", "split", "time_csv", "time_from", "night_regex", "night_stat", "night_thresh", "night_vote", "out"),
+    )
+
+    split: Annotated[Literal["all", "train", "val", "test"], Doc("images")] = "all"

@@ -1,0 +1,49 @@
+"""Opens the images of the options."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+
+from effvl_cli.config.detect_data import BoxDataOptions
+from effvl_cli.core.errors import DataError
+from effvl_cli.core.run import Run
+from effvl_cli.data import SPLITS
+from effvl_cli.data.boxes import BoxSource, Reading, load_boxes
+
+
+def open_boxes(config: BoxDataOptions, split: str, run: Run, *, seed: int = 0, data: str | None = None) -> BoxSource:
+    """One split of --data, or of another data set that is read the same way.
+
+    Args:
+        config: options.
+        split: "train", "val" or "test".
+        run: whose cache keeps drawn scenes.
+        seed: of drawn scenes.
+        data: another data set.
+
+    Raises:
+        UsageError: unknown name, or no data set of images with boxes.
+        DataError: missing, empty, unreadable, or too many faults.
+    """
+    reading = Reading.of(config, run.cache)
+    return load_boxes(data or config.data, split, root=config.data_root, seed=seed, reading=reading)
+
+
+def splits_of(
+    config: BoxDataOptions, split: str, run: Run, *, seed: int = 0, data: str | None = None
+) -> Iterator[BoxSource]:
+    """One split, or with "all" those that there are; of --data or of another data set.
+
+    Raises:
+        DataError: the split, or all of them, are missing.
+    """
+    if split != "all":
+        yield open_boxes(config, split, run, seed=seed, data=data)
+        return
+    found = 0
+    for name in SPLITS:
+        with suppress(DataError):
+            source = open_boxes(config, name, run, seed=seed, data=data)
+            found += 1
+            yield source
+    if not found:
+        open_boxes(config, SPLITS[0], run, seed=seed, data=data)

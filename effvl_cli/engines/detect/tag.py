@@ -1,0 +1,163 @@
+"""`effvl detect tag`: day and night of every image, by which rule, and how far pixels agree with metadata."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from effvl_cli.config.detect_tag import TagConfig
+from effvl_cli.core.files import write_csv
+from effvl_cli.core.plots import histograms
+from effvl_cli.core.report import Report
+from effvl_cli.core.run import Run, unopened
+from effvl_cli.core.table import Cell, Table, percent
+from effvl_cli.data.boxes import BoxSource
+from effvl_cli.engines.detect.box_data import splits_of
+from effvl_cli.engines.detect.frame_features import FrameFeatures, frame_features
+from effvl_cli.engines.detect.tags import Tag, conditions, said, tags_of, threshold
+from effvl_cli.techniques.detect.tagging import STATISTICS
+
+TAGS = "tags.csv"
+COLUMNS = ("file", "time", "split", "source", "rule", *STATISTICS, "metadata")
+AUTO = "auto"
+BINS = tuple(range(0, 257, 4))
+
+
+def run(config: TagConfig, run: Run) -> None:
+    """Tag the images of the splits."""
+    rows: list[dict[str, Any]] = []
+    splits = []
+    for source in splits_of(config, config.split, run, seed=config.seed):
+        seen = frame_features(source, range(len(source)), config, run)
+        tags = tags_of(source, config, run, config)
+        run.report.data(source, num_samples=len(source), bad_files=int((~seen.readable).sum()))
+        rows += _rows(source, tags, seen)
+        splits.append(_summary(source, tags, seen, config, run))
+    run.write(TAGS, write_csv, COLUMNS, rows)
+    run.report.metric("night_share", sum(row["time"] == "night" for row in rows) / len(rows), n=len(rows))
+    known = [row for row in splits if row["agree"]]
+    for vote in ("seq", "frame"):
+        for name in (*STATISTICS, AUTO):
+            right, total = (sum(row["agree"][vote][name][k] for row in known) for k in (0, 1))
+            if total:
+                run.report.metric(f"accuracy_{name}_by_{vote}", right / total, n=total)
+    run.report.technique["splits"] = splits
+    _draw(rows, splits, config, run)
+
+
+def _rows(source: BoxSource, tags: Sequence[Tag], seen: FrameFeatures) -> list[dict[str, Any]]:
+    rows = []
+    for record, tag, values, good in zip(source.records, tags, seen.lightness.tolist(), seen.readable, strict=True):
+        figures: dict[str, float] = {}
+        if good:
+            figures = {name: round(value, 2) for name, value in zip(STATISTICS, values, strict=True)}
+        about = {"split": source.split, "source": record.source, "rule": tag.rule, "metadata": record.time}
+        rows.append({"file": record.file, "time": tag.time, **about, **figures})
+    return rows
+
+
+def _summary(
+    source: BoxSource, tags: Sequence[Tag], seen: FrameFeatures, config: TagConfig, run: Run
+) -> dict[str, Any]:
+    times, rules = Counter(tag.time for tag in tags), Counter(tag.rule for tag in tags)
+    limits = {}
+    for name in dict.fromkeys(record.source for record in source.records):
+        own = [k for k, record in enumerate(source.records) if record.source == name and seen.readable[k]]
+        values = seen.lightness[own, STATISTICS.index(config.night_stat)].tolist()
+        limits[name] = threshold(config, name, values, run.warn)
+    return {
+        "split": source.split,
+        "images": len(tags),
+        "sequences": len({(record.source, record.seq) for record in source.records}),
+        "day": times["day"],
+        "night": times["night"],
+        "untagged": times[None],
+        "rules": dict(rules),
+        "thresholds": limits,
+        "with_metadata": sum(record.time is not None for record in source.records),
+        "agree": _agreement(source, seen, config),
+    }
+
+
+def _agreement(source: BoxSource, seen: FrameFeatures, config: TagConfig) -> dict[str, Any]:
+    """By vote and way of deciding: images whose pixels say what their metadata say, and images with both; or {}."""
+    known = [k for k, record in enumerate(source.records) if record.time is not None and seen.readable[k]]
+    if not known:
+        return {}
+    ways: dict[str, dict[str, Any]] = {name: {"night_stat": name} for name in STATISTICS}
+    ways[AUTO] = {"night_thresh": AUTO}
+    return {
+        vote: {
+            name: _right(source, seen, known, dataclasses.replace(config, night_vote=vote, **way))
+            for name, way in ways.items()
+        }
+        for vote in ("seq", "frame")
+    }
+
+
+def _right(source: BoxSource, seen: FrameFeatures, known: Sequence[int], config: TagConfig) -> tuple[int, int]:
+    """Right ones, and all."""
+    values = seen.lightness[:, STATISTICS.index(config.night_stat)]
+    right = 0
+    for name in dict.fromkeys(source.records[k].source for k in known):
+        own = [k for k in known if source.records[k].source == name]
+        records, numbers = [source.records[k] for k in own], values[own].tolist()
+        found = conditions(numbers, records, threshold(config, name, numbers, lambda text: None), config)
+        right += sum(time == record.time for time, record in zip(found, records, strict=True))
+    return right, len(known)
+
+
+def _draw(rows: Sequence[dict[str, Any]], splits: Sequence[dict[str, Any]], config: TagConfig, run: Run) -> None:
+    known = any(row["metadata"] for row in rows)
+    groups: dict[str, list[float]] = {}
+    for row in rows:
+        if config.night_stat in row:
+            name = f"{row['metadata'] or 'unknown'} by metadata" if known else str(row["time"])
+            groups.setdefault(name, []).append(row[config.night_stat])
+    limits = sorted({limit for split in splits for limit in split["thresholds"].values()})
+    marks = {f"night below {limit:g}": limit for limit in limits[:3]}
+    what = {"median": "median", "sky": "mean of the upper 40 %", "mean": "mean"}[config.night_stat]
+    run.plot(
+        "luminance",
+        histograms,
+        dict(sorted(groups.items())),
+        title="How light the images are",
+        xlabel=f"luminance of the image: {what}",
+        bins=BINS,
+        marks=marks,
+    )
+
+
+def preview(config: TagConfig) -> list[Table]:
+    """How many images there are, and of how many nothing but the pixels can tell."""
+    rows: list[tuple[Cell, ...]] = []
+    for source in splits_of(config, config.split, unopened("detect tag", config), seed=config.seed):
+        unknown = sum(said(record, config, {}) is None for record in source.records)
+        rows.append((source.split, len(source), unknown))
+    return [Table("what is tagged", ("split", "images", "by pixels"), tuple(rows))]
+
+
+def table(report: Report) -> Table:
+    """A row for each split; with metadata, how often pixels say the same: by sequence, and frame by frame."""
+    splits = report.technique["splits"]
+    compared = [name for name in (*STATISTICS, AUTO) if any(row["agree"] for row in splits)]
+    columns = ("split", "images", "sequences", "day", "night", "by", *(f"{name} %" for name in compared))
+    rows = tuple(_cells(row, compared) for row in splits)
+    notes = []
+    if compared:
+        notes.append("%: pixels say what metadata say, with the vote of the sequence / frame by frame")
+    if lost := sum(row["untagged"] for row in splits):
+        notes.append(f"{lost} images cannot be read and have no tag")
+    return Table(report.command, columns, rows, (*notes, f"each image: {TAGS}, which --time-csv reads"))
+
+
+def _cells(row: dict[str, Any], compared: Sequence[str]) -> tuple[Cell, ...]:
+    def shares(name: str) -> str | None:
+        if not row["agree"]:
+            return None
+        parts = (percent(row["agree"][vote][name][0] / row["agree"][vote][name][1]) for vote in ("seq", "frame"))
+        return " / ".join(str(part) for part in parts)
+
+    rules = ", ".join(f"{rule} {count}" for rule, count in row["rules"].items())
+    about = (row["split"], row["images"], row["sequences"], row["day"], row["night"], rules)
+    return (*about, *map(shares, compared))
