@@ -132,8 +132,9 @@ def _page(path: Path) -> _Page:
 
 
 def _thing(node: ElementTree.Element) -> _Thing:
-    name, corners = (node.findtext("name") or "").strip(), [node.findtext(f"bndbox/{corner}") for corner in CORNERS]
-    if not name or None in corners:
-        raise ValueError(f"an object without {'a name' if not name else 'a whole bndbox'}")
-    x1, y1, x2, y2 = (float(corner or "nan") for corner in corners)
-    return _Thing(name, (x1, y1, x2, y2), (node.findtext("difficult") or "0").strip() == "1")
+    said = {child.tag: (child.text or "").strip() for child in node}
+    corners = {child.tag: child.text or "nan" for child in node.iterfind("bndbox/*")}
+    if not said.get("name") or not corners.keys() >= set(CORNERS):
+        raise ValueError(f"an object without {'a whole bndbox' if said.get('name') else 'a name'}")
+    x1, y1, x2, y2 = (float(corners[corner]) for corner in CORNERS)
+    return _Thing(said["name"], (x1, y1, x2, y2), said.get("difficult") == "1")
