@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_doc import Doc
 from annotated_types import Ge, Gt, Lt
 
-from effvl_cli.config.detect_data import BoxDataOptions
+from effvl_cli.config.detect_data import EMBEDDED, BoxDataOptions
 from effvl_cli.config.detect_dedup import DedupOptions
 from effvl_cli.config.detect_tag import TagOptions
 from effvl_cli.config.options import (
@@ -88,7 +88,10 @@ class ConditionOptions(TagOptions):
 
     panel: ClassVar[str] = "Day and night"
 
-    subclass: Annotated[bool, Doc("objects by day and by night are different classes in training")] = True
+    subclass: Annotated[
+        bool | None,
+        Doc(f"objects by day and by night are different classes in training (default: true; {EMBEDDED} false)"),
+    ] = None
     merge: Annotated[
         Literal["max", "sum", "gated"],
         Doc("score of a class, of those by day and by night: the larger, the sum, or that of the image's tag"),
@@ -176,6 +179,7 @@ class TrainingOptions(
 def _fill(config: TrainingOptions) -> None:
     """Fill options that are not given with what suits the preset."""
     table = dict(OF_TINY if config.preset == "tiny" else OF_OTHERS)
+    table["subclass"] = config.data.partition(":")[0] != EMBEDDED  # whose images are few
     batch = config.batch_size or table["batch_size"]
     table.setdefault("lr", 0.02 * batch / REFERENCE_BATCH)
     if config.steps is None:
@@ -184,7 +188,7 @@ def _fill(config: TrainingOptions) -> None:
     for name, value in table.items():
         if getattr(config, name) is None:
             object.__setattr__(config, name, value)
-            derived[name] = f"preset {config.preset}"
+            derived[name] = "data" if name == "subclass" else f"preset {config.preset}"
     object.__setattr__(config, "derived", derived)
 
 

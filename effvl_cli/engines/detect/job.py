@@ -4,17 +4,28 @@ import dataclasses
 
 from effvl_cli.config.detect_train import DetectConfig, TrainingOptions
 from effvl_cli.core.run import Run
+from effvl_cli.core.table import Table
 from effvl_cli.engines.detect import tables
 from effvl_cli.engines.detect.detector_arms import train_and_measure
 from effvl_cli.engines.detect.detectors import new_detector
+from effvl_cli.engines.detect.preview import preview_of
 
 table = tables.results
 
 
 def run(config: DetectConfig, run: Run) -> None:
     """Train and measure each arm on the same images; the last one is kept."""
-    arms: dict[str, TrainingOptions] = {arm: options_of(config, arm) for arm in config.arms}
-    train_and_measure(arms, run, lambda own, source: new_detector(own, source, run))
+    train_and_measure(arms_of(config), run, lambda own, source: new_detector(own, source, run))
+
+
+def preview(config: DetectConfig) -> list[Table]:
+    """What it will do and cost."""
+    return preview_of("detect", arms_of(config))
+
+
+def arms_of(config: DetectConfig) -> dict[str, TrainingOptions]:
+    """The options of each arm."""
+    return {arm: options_of(config, arm) for arm in config.arms}
 
 
 def options_of(config: DetectConfig, arm: str) -> DetectConfig:

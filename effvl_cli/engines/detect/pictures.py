@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from effvl_cli.core import plots
@@ -39,7 +40,7 @@ def draw_all(run: Run, judged: Mapping[str, Judged], count: int) -> None:
 
 
 def draw_detections(run: Run, judged: Judged, count: int) -> None:
-    """`plots/detections.png`: solid boxes for what looks like day, dashed ones for night."""
+    """`plots/detections.png`: solid boxes for day, dashed ones for night."""
     chosen = chosen_images(judged, count)
     if chosen:
         sheet = [_drawn(judged, place) for place in chosen]
@@ -67,6 +68,9 @@ def _drawn(judged: Judged, place: int) -> Image.Image:
     sure = found["scores"] >= SHOWN
     kept = {key: value[sure] for key, value in found.items()}
     kept["boxes"] = kept["boxes"] * factor
+    night = judged.source.records[judged.found.seen[place]].time == "night"
+    # without subclasses, it is the image that is of the day or of the night
+    kept["conditions"] = torch.where(kept["conditions"] < 0, int(night), kept["conditions"])
     return draw(image.resize(size, Image.Resampling.BILINEAR), kept, judged.source.classes)
 
 

@@ -2,11 +2,18 @@
 
 from effvl_cli.config.detect_train import TrainConfig
 from effvl_cli.core.run import Run
+from effvl_cli.core.table import Table
 from effvl_cli.engines.detect import tables
 from effvl_cli.engines.detect.detector_arms import train_and_measure
 from effvl_cli.engines.detect.detectors import new_detector
+from effvl_cli.engines.detect.preview import preview_of
 
 table = tables.results
+
+
+def preview(config: TrainConfig) -> list[Table]:
+    """What it will do and cost."""
+    return preview_of("detect train", {"train": config})
 
 
 def run(config: TrainConfig, run: Run) -> None:
