@@ -31,6 +31,7 @@ class Console:
 
     def __init__(self, *, quiet: bool = False, json: bool = False) -> None:
         self.quiet, self.json = quiet, json
+        self._first = ""
         self.shown = is_main()
 
     def error(self, text: str, *, anywhere: bool = False) -> None:
@@ -40,16 +41,29 @@ class Console:
 
     def log(self, text: str) -> None:
         """A line on stderr."""
+        self.begin()
         if self.shown and not self.quiet:
             print(text, file=sys.stderr, flush=True)
 
+    def log_first(self, text: str) -> None:
+        """A line that stands before whatever comes next, and is left out where that is an error."""
+        self._first = text
+
+    def begin(self) -> None:
+        """Print the line that stands before whatever comes next."""
+        text, self._first = self._first, ""
+        if text:
+            self.log(text)
+
     def print_json(self, text: str) -> None:
         """The report on stdout."""
+        self.begin()
         if self.shown:
             print(text)
 
     def print_table(self, table: Table, before: str = "") -> None:
         """A table on stdout: drawn on a terminal, elsewhere aligned columns with `before` at the start of each line."""
+        self.begin()
         if not self.shown or self.json:
             return
         if sys.stdout.isatty():
@@ -60,6 +74,7 @@ class Console:
     @contextlib.contextmanager
     def progress(self, description: str, total: int, completed: int = 0) -> Iterator["Line | Bar"]:
         """Progress of a phase: a live bar on a terminal, else a line now and then."""
+        self.begin()
         if self.quiet or not self.shown or total == 0:
             yield Line(description, total, completed, silent=True)
         elif sys.stderr.isatty():

@@ -92,7 +92,7 @@ def _run(command: Command, resolved: Resolved, invocation: Invocation, console: 
         console.log("finished before with these options; this is the stored result (--fresh runs it again)")
         _show(opened, engine.table, console)
         return 0
-    console.log(f"run folder {opened.folder}")
+    console.log_first(f"run folder {opened.folder}")
     if resolved.recipe:
         opened.report.reference(resolved.recipe.reference)
     report = _guarded(engine.run, config, opened, debug=invocation.debug)

@@ -144,8 +144,9 @@ class EvalConfig(
         Doc("what is measured; linear: logistic regression, linear-features and linear-video: by SGD"),
     ] = ("retrieval", "linear")
     on_bad: Annotated[
-        Literal["error", "skip"], Doc("an unreadable video: stop, as a gallery is complete, or leave up to 1 % out")
-    ] = "error"
+        Literal["error", "skip", "skip-all"],
+        Doc("an unreadable video: stop, as a gallery is complete, or leave out up to 1 %, at least one, or all"),
+    ] = "error"  # type: ignore[assignment]  # of the shared option, which has a limit
     center: Annotated[
         Literal["own", "gallery", "none"],
         Doc("retrieval: mean that features lose: of each set, as in the official code, of the gallery, or none"),

@@ -14,7 +14,9 @@ class ProbeConfig(RunOptions, Checked):
 
     panel: ClassVar[str] = "Data"
 
-    data: Annotated[str, Doc("data set: video:ucf101, video:FOLDER, video:FILE.csv, ...")] = "video:ucf101"
+    data: Annotated[str, Doc("data set: video:ucf101, video:FOLDER, video:FILE.csv, video:FILE.mp4, ...")] = (
+        "video:ucf101"
+    )
     data_root: Annotated[str | None, Doc("folder that holds the data set, or that its path is relative to")] = None
     split: Annotated[Literal["all", "train", "val", "test"], Doc("videos")] = "all"
     frames: Annotated[Positive, Doc("frames of the clips that they are to give")] = 32

@@ -45,8 +45,9 @@ class ClipDataOptions(DataOptions):
 
     data: Annotated[str, Doc("data set: NAME or NAME:ARGUMENT, see `effvl list datasets`")] = EMBEDDED
     on_bad: Annotated[
-        Literal["error", "skip"], Doc("an unreadable video: stop, or take another in its place, up to 1 %")
-    ] = "skip"
+        Literal["error", "skip", "skip-all"],
+        Doc("an unreadable video: stop, or take another in its place: for up to 1 %, at least one, or for all"),
+    ] = "skip"  # type: ignore[assignment]  # of the shared option, which has a limit
     cache_views: Annotated[
         bool, VOLATILE, Doc("find the motion of flow:dis and the like once for each video, and keep it in --cache-dir")
     ] = False

@@ -60,7 +60,9 @@ def require(spec: str, root: str | Path | None) -> None:
     if row.name == "csv:" and file_or_folder(place) != "file":
         raise DataError(f"no table at {place}", "Give --data csv:FILE with columns path and label and/or caption")
     if row.name == "video:" and argument.partition(":")[0] not in VIDEO_SETS and not file_or_folder(place):
-        raise DataError(f"no folder or table at {place}", "Give --data video:FOLDER, video:FILE.csv or video:ucf101")
+        raise DataError(
+            f"no folder or table at {place}", "Give --data video:FOLDER, video:FILE.csv, video:FILE.mp4 or video:ucf101"
+        )
 
 
 def _row(source: Any) -> tuple[Cell, ...]:

@@ -79,11 +79,13 @@ class _Samples(Dataset[Any], Generic[T]):
 class BadFiles:
     """Counts unreadable samples and stops the run when they are not tolerated.
 
-    `on_bad` is "error" or "skip" as the user says, or "never" for samples that are all needed.
+    `on_bad` is "error", "skip" or, without a limit, "skip-all" as the user says, or "never" for samples that are all
+    needed.
     """
 
     def __init__(self, on_bad: str, total: int) -> None:
-        self.on_bad, self.limit, self.bad = on_bad, max(1, int(MAX_BAD * total)), set[int]()
+        self.on_bad, self.bad = on_bad, set[int]()
+        self.limit = total if on_bad == "skip-all" else max(1, int(MAX_BAD * total))
 
     def meet(self, error: DataError, index: int) -> None:
         """Count one unreadable sample.
@@ -91,7 +93,7 @@ class BadFiles:
         Raises:
             DataError: that sample, or too many of them.
         """
-        if self.on_bad != "skip":
+        if self.on_bad not in ("skip", "skip-all"):
             skip = ", or give --on-bad skip" if self.on_bad == "error" else ": none of these images can be skipped"
             raise DataError(error.message, error.hint or f"Mend or remove it{skip}")
         self.bad.add(index)

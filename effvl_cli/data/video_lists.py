@@ -333,6 +333,17 @@ def _file(base: Path, name: str) -> str:
 # --- folders ---------------------------------------------------------------------------------------------------------
 
 
+def one(path: Path) -> VideoList:
+    """One video, which is all that every split has.
+
+    Raises:
+        DataError: it is not there.
+    """
+    if not path.is_file():
+        raise DataError(f"no video at {path}", LAYOUT)
+    return VideoList(path.parent, [Listed(path.name)], ())
+
+
 def folder(path: Path, split: str) -> VideoList:
     """Videos in class folders or not; without folders train, val and test, every split is everything.
 

@@ -1,7 +1,7 @@
 """`video:NAME`: data sets of video files, read while they are used.
 
 NAME is ucf101, hmdb51 or kinetics400 in the layouts of their authors below the data root, with `:2` or `:3` behind the
-first two for the other official splits; a table FILE.csv; or a folder. Which videos these have is said in
+first two for the other official splits; a table FILE.csv; a folder; or one video. Which videos these have is said in
 `video_lists.py`.
 """
 
@@ -44,10 +44,14 @@ def build(argument: str, split: str, *, root: Path | None = None, seed: int = 0)
         found = video_lists.kinetics400(root or Path(), split)
         return VideoFiles(f"video:{argument}", split, found, short_side=KINETICS_SIDE)
     if not argument:
-        raise UsageError("--data video: names nothing", "Give video:ucf101, video:FILE.csv or video:FOLDER")
+        raise UsageError(
+            "--data video: names nothing", "Give video:ucf101, video:FILE.csv, video:FOLDER or video:FILE.mp4"
+        )
     place = root / argument if root else Path(argument)
     if place.suffix.lower() in (".csv", ".tsv", ".txt"):
         return VideoFiles(f"video:{place.stem}", split, video_lists.table(place, split))
+    if place.suffix.lower() in video_lists.VIDEOS and not place.is_dir():
+        return VideoFiles(f"video:{place.stem}", split, video_lists.one(place))
     return VideoFiles(f"video:{place.name or place.resolve().name}", split, video_lists.folder(place, split))
 
 

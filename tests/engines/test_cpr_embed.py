@@ -11,6 +11,7 @@ from effvl_cli.engines.common.view_folder import read_views
 from effvl_cli.engines.cpr_mine import window_features
 from effvl_cli.models import network as networks
 from effvl_cli.models.clip_encoders import ClipInput, load_encoder, save_encoder
+from tests.data.video_files import write_video
 from tests.engines import few_clips
 
 
@@ -98,7 +99,10 @@ def test_bad_videos_are_left_out_and_counted(effvl, report, encoders):
     assert rows[0] == {"id": "train000", "reason": "open_failed", "message": "train000 cannot be opened"}
     assert Path("run/ids.txt").read_text().split()[0] == "train004"
     outcome = effvl(*common, "--data", "few-clips:count=40,bad=2", "--out", "more")
-    assert outcome.code == 3 and "more than 1%" in outcome.error
+    assert outcome.code == 3 and "more than 1%" in outcome.error and "--on-bad skip-all" in outcome.error
+    outcome = effvl(*common, "--data", "few-clips:count=9,bad=5", "--on-bad", "skip-all", "--out", "all")
+    assert outcome.code == 0 and len(Path("all/ids.txt").read_text().split()) == 4, outcome.err
+    assert len(json.loads(Path("all/bad_videos.json").read_text())) == 5
     outcome = effvl(*common, "--data", "few-clips:count=40,bad=1", "--on-bad", "error", "--out", "stop")
     assert outcome.code == 3 and "train000 cannot be opened" in outcome.error
     outcome = effvl(*common, "--data", "few-clips:count=3,short=3", "--out", "none")
@@ -146,7 +150,13 @@ def test_eval_measures_retrieval_and_probes(here, report, encoders, drawn):
     [
         (("--weights", "rgb"), 2, "--weights holds 'rgb'"),
         ((), 3, "no completed run of cpr-mine"),
-        (("--views", "flow:dis"), 2, "--views names the view 'flow:dis'"),
+        (
+            ("--views", "flow:dis"),
+            2,
+            "--views names the view 'flow:dis', and there are encoders of rgb, gradflow alone",
+        ),
+        (("--views", "diff"), 2, "Add --weights diff=FILE, or train one: effvl cpr-mine train --view diff"),
+        (("--views", "dif"), 2, "unknown view 'dif'. Did you mean 'diff'?"),
         (("--splits", "all"), 2, "--splits is for video:ucf101"),
         (("--data", "digits"), 2, "this command works on clips"),
     ],
@@ -265,3 +275,42 @@ def test_windows_of_real_videos_find_each_other(here, report, test_data, tmp_pat
     assert counts["corrupted.mp4"] == len(range(0, 46, 22)) and not counts["video_90.mov"]  # 49 frames
     metric, chance = found.metrics["window_r1_rgb"], found.technique["chance"]["window_r1_rgb"]
     assert metric.n == len(ids) and metric.value > 0.8 > 2 * chance
+
+
+def test_motion_of_the_codec_through_every_verb(here, report, tmp_path):
+    """A view whose name has a colon: embedded, mined, measured, trained, and trained with."""
+    for name in ("train/a/0", "train/a/1", "train/b/2", "train/b/3", "test/a/4", "test/b/5"):
+        grey = np.arange(8)[:, None, None, None] * 4 + np.arange(32)[None, :, None, None] * (1 + int(name[-1]))
+        write_video(
+            tmp_path / f"v/{name}.avi", np.broadcast_to(grey % 250, (8, 32, 32, 3)).astype(np.uint8), codec="mpeg4"
+        )
+    data = ("--data", f"video:{tmp_path / 'v'}")
+    clips = ("--frames", 4, "--image-size", 16)
+    both = ("--weights", "rgb=none,flow:mv=none", "--model", "tiny3d", *clips, "--crop", 24, "--windows", "center")
+    here("cpr-mine", "embed", *both, *data, "--out", "e")
+    assert dict(read_views(Path("e")).views) == {"rgb": Path("e/rgb.npy"), "flow:mv": Path("e/flow-mv.npy")}
+    here("cpr-mine", "mine", "e", "--top-k", 1, "--cascade", "flow:mv:2,rgb:1,flow:mv", "--out", "m")
+    assert "mining_precision_flow" in report("m").metrics
+    here("cpr-mine", "eval", *both, *data, "--protocols", "retrieval", "--views", "flow:mv", "--out", "v")
+    assert "retrieval_r1_flow" in report("v").metrics
+    short = (*data, "--queue-size", 4, "--batch-size", 2, "--steps", 1, "--top-k", 1)
+    line = ("cpr-mine", "train", "--weights", "rgb=none", "--model", "tiny3d", *clips)
+    here(*line, "--view", "flow:mv", "--mine-with", "rgb", "--cascade", "rgb:2,flow:mv", *short, "--out", "t")
+    assert report("t").technique["turns"][0]["stages"] == "rgb:2,flow:mv:1"
+    here(
+        "cpr-mine",
+        "train",
+        "t",
+        "--view",
+        "rgb",
+        "--mine-with",
+        "flow",
+        "--cascade",
+        "flow:2,rgb",
+        *short,
+        "--out",
+        "u",
+    )
+    assert report("u").technique["turns"][0]["mined_with"] == ["flow:mv"]
+    here("cpr-mine", "embed", "u", "--views", "flow-mv", *data, "--windows", "center", "--out", "f")
+    assert list(read_views(Path("f")).views) == ["flow:mv"]

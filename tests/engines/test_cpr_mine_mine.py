@@ -204,6 +204,8 @@ MISTAKES = {
     "no array": (3, "cannot be read as .npy", lambda arrays: ("--features", f"{__file__},flow.npy")),
     "view": (2, "E_CASCADE: no view 'depth'", lambda arrays: (*PLAIN, "--cascade", "depth:20,flow")),
     "growing": (2, "E_STAGE_SIZE: stage 2 keeps more", lambda arrays: (*PLAIN, "--cascade", "flow:20,rgb:30,flow")),
+    "first": (2, "stage 1 keeps 61 of 60 items", lambda arrays: (*PLAIN, "--cascade", "flow:61,rgb:30,flow")),
+    "first stage": (2, "stage 1 keeps 61 of 60 items", lambda arrays: (*PLAIN, "--first-stage", 61)),
     "size": (2, "The largest valid number of stages is 4", lambda arrays: (*PLAIN, "--num-stages", 9)),
     "k": (2, "60 positives of 59 candidates", lambda arrays: (*PLAIN, "--cascade", "flow:60")),
     "both": (2, "set the same thing", lambda arrays: (*PLAIN, *CASCADE, "--num-stages", 2)),
@@ -221,7 +223,7 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes(effvl, arrays, name):
     code, words, make = MISTAKES[name]
-    stages = () if name in {"view", "growing", "size", "k", "both", "run", "no run"} else ("--num-stages", 2)
+    stages = () if name in {"view", "growing", "first", "size", "k", "both", "run", "no run"} else ("--num-stages", 2)
     outcome = effvl("cpr-mine", "mine", *make(arrays), *stages)
     assert outcome.code == code and words in outcome.error, outcome.err
 
@@ -272,3 +274,34 @@ def test_folder_of_embeddings_and_its_copy(here, effvl, arrays, report):
     assert effvl("cpr-mine", "mine", "a", *PLAIN).code == 2
     outcome = effvl("cpr-mine", "mine", "a", *CASCADE, "--dry-run")
     assert outcome.code == 0 and "60 queries, 60 items" in outcome.out
+
+
+def test_names_of_views_with_a_colon(here, effvl, arrays, report):
+    """By the name, by the short name, and by that of the file that `embed` writes."""
+    from effvl_cli.data.source import digest
+
+    Path("a").mkdir()
+    ids = [f"clip {i}" for i in range(COUNT)]
+    Path("a/ids.txt").write_text("".join(f"{name}\n" for name in ids))
+    shutil.copy("rgb.npy", "a/rgb.npy")
+    shutil.copy("flow.npy", "a/flow-mv.npy")
+    about = {"files": {"rgb": "rgb.npy", "flow:mv": "flow-mv.npy"}, "ids_digest": digest(ids)}
+    Path("a/views.json").write_text(json.dumps(about))
+    lines = {
+        "whole": ("a", "--cascade", "flow:mv:29,rgb:14,flow:mv:3"),
+        "short": ("a", "--cascade", "flow:29,rgb:14,flow:3"),
+        "files": ("--features", "a/rgb.npy,a/flow-mv.npy", "--cascade", "flow-mv:29,rgb:14,flow:mv", "--top-k", 3),
+        "main": ("a", "--main", "flow", "--aux", "rgb", "--first-stage", 29, "--num-stages", 3, "--top-k", 3),
+        "other": ("a", "--main", "flow-mv", "--first-stage", 29, "--num-stages", 3, "--top-k", 3),
+    }
+    for name, words in lines.items():
+        here("cpr-mine", "mine", *words, "--labels", "y.npy", "--out", name)
+        assert (positives(name)["indices"] == positives("whole")["indices"]).all()
+        assert {"mining_precision_rgb", "mining_precision_flow"} <= set(report(name).metrics)
+        assert report(name).technique["cascade"] == "flow:mv:29,rgb:14,flow:mv:3"
+
+
+def test_nothing_is_said_before_an_error_that_ends_it_at_once(effvl, here, arrays):
+    outcome = effvl("cpr-mine", "mine", *arrays, "--cascade", "flow:61,rgb:30,flow", "--out", "r")
+    assert outcome.code == 2 and outcome.err.startswith("error: E_STAGE_SIZE")
+    assert here("cpr-mine", "mine", *arrays, *CASCADE, "--out", "s").err.startswith("run folder s\n")

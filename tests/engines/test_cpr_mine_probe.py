@@ -59,7 +59,12 @@ def test_splits_and_mistakes(here, effvl, report, workdir):
     here("cpr-mine", "probe", "--data", "video:v", "--out", "r")
     found = [(row["split"], row["videos"]) for row in report("r").technique["splits"]]
     assert found == [("train", 2), ("val", 1), ("test", 1)] and report("r").technique["videos"] == 3
+    here("cpr-mine", "probe", "--data", "video:v/test/run/0.mkv", "--split", "train", "--out", "one")
+    found = report("one")
+    assert (found.technique["videos"], found.technique["splits"][0]["frames"]) == (1, 20)
+    assert found.data[0].name == "video:0"
     for data, code, said in (
+        ("video:absent.mkv", 3, "no folder or table at absent.mkv"),
         ("video:absent", 3, "no folder or table at absent"),
         ("moving-shapes", 2, "not made of video"),
     ):

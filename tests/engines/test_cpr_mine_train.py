@@ -11,6 +11,7 @@ from effvl_cli.core import loop
 from effvl_cli.core.checkpoint import StepFolders, load_model
 from effvl_cli.core.errors import DataError
 from effvl_cli.engines.cpr_mine.listed_positives import read_positives
+from tests.engines import few_clips
 from tests.kills import assert_same_result, run_with_kills
 
 SMALL = ("--batch-size", 32, "--queue-size", 64, "--log-every", 1)
@@ -160,6 +161,7 @@ def test_what_cannot_be_trained_is_refused_with_the_option_that_says_it(name, ef
 CASCADES = {
     "queue below k": (("--queue-size", 4, "--top-k", 5), "E_STAGE_SIZE"),
     "growing stages": (("--cascade", "rgb:8,gradflow:16,rgb"), "E_STAGE_SIZE"),
+    "first stage above the queue": (("--queue-size", 16, "--cascade", "flow:17,rgb:8,flow"), "keeps 17 of 16 items"),
     "unknown stage": (("--cascade", "heat:8,rgb"), "E_CASCADE"),
     "unknown main view": (("--main", "heat"), "--main"),
 }
@@ -240,3 +242,14 @@ def test_a_file_of_positives_takes_the_place_of_mining(rgb, listed, effvl, repor
     assert mined["k"] == 3 and 0 < mined["mined_rows"] <= 1 and 0 < mined["mined_precision"] <= 1
     outcome = effvl("cpr-mine", "train", *words, "--mine-with", "gradflow", "--out", "r")
     assert outcome.code == 2 and "--positives" in outcome.error
+
+
+def test_a_training_takes_other_videos_for_many_bad_ones_on_request(effvl, monkeypatch, report):
+    few_clips.register(monkeypatch)
+    line = ("cpr-mine", "train", "--mine-with", "none", "--model", "tiny3d", "--frames", 6, "--image-size", 20)
+    line = (*line, "--data", "few-clips:count=16,bad=4", "--batch-size", 8, "--queue-size", 8, "--steps", 4)
+    outcome = effvl(*line, "--out", "skip")
+    assert outcome.code == 3 and "Mend or remove them, or give --on-bad skip-all" in outcome.error
+    outcome = effvl(*line, "--on-bad", "skip-all", "--out", "all")
+    assert outcome.code == 0, outcome.err
+    assert report("all").technique["turns"][0]["steps"] == 4

@@ -1,5 +1,6 @@
 """Cascades that the options ask for, for each epoch of a training."""
 
+import re
 from collections.abc import Callable, Sequence
 
 from effvl_cli.config.cpr_mine_train import CascadeOptions, pieces
@@ -20,21 +21,31 @@ def named(views: Sequence[str]) -> dict[str, str]:
     """A name for each view: the short one, where no other view has the same."""
     shorts = [short_name(view) for view in views]
     return {
-        view: short if shorts.count(short) == 1 else view.replace(":", "-").replace("/", "-")
-        for view, short in zip(views, shorts, strict=True)
+        view: short if shorts.count(short) == 1 else _in_files(view) for view, short in zip(views, shorts, strict=True)
     }
 
 
+def keys_of(views: Sequence[str]) -> dict[str, str]:
+    """The same for figures, whose names are words of letters, digits and underscores."""
+    return {view: re.sub(r"\W", "_", name) for view, name in named(views).items()}
+
+
 def find_view(name: str, views: Sequence[str], option: str) -> str:
-    """The view that a user means by its name or short name.
+    """The view that a user means by its name, by that of its file, or by its short name.
 
     Raises:
         UsageError: none, or several.
     """
-    found = [view for view in views if name == view] or [view for view in views if named(views)[view] == name]
-    if len(found) == 1:
-        return found[0]
+    short = named(views)
+    for called in (lambda view: view, _in_files, lambda view: short[view]):
+        found = [view for view in views if called(view) == name]
+        if len(found) == 1:
+            return found[0]
     raise UsageError(f"{option} names the view {name!r}", f"The views are {', '.join(views)}")
+
+
+def _in_files(view: str) -> str:
+    return view.replace(":", "-").replace("/", "-")
 
 
 def stages_of(
@@ -61,7 +72,7 @@ def stages_of(
     """
     try:
         if config.cascade and num_stages is None:
-            return parse(_full_names(config.cascade, views), num_items, views, top_k)
+            return parse(full_names(config.cascade, views), num_items, views, top_k)
         first = find_view(config.main, views, "--main") if config.main and num_stages is None else main
         turn = [first, *(view for view in views if view != first)]
         asked = num_stages or config.num_stages
@@ -73,14 +84,18 @@ def stages_of(
         raise UsageError(f"{error.code}: {error.message}", error.hint) from error
 
 
-def _full_names(cascade: str, views: Sequence[str]) -> str:
-    """Short names of views in a cascade written out; what is not one is left to the parser."""
-    full = {short: view for view, short in named(views).items() if short not in views}
-    items = []
-    for item in cascade.split(","):
-        view, colon, size = item.strip().rpartition(":")
-        items.append(f"{full.get(view, view)}:{size}" if colon else full.get(item.strip(), item.strip()))
-    return ",".join(items)
+def full_names(cascade: str, views: Sequence[str]) -> str:
+    """Views in a cascade by their full names; what is not one is left to the parser."""
+    others = [(name, view) for view, short in named(views).items() for name in (short, _in_files(view))]
+    full = {name: view for name, view in others if name not in views}
+
+    def whole(item: str) -> str:
+        view, colon, size = item.rpartition(":")
+        if item in views or item in full or not colon:  # without a size; names may hold colons
+            return full.get(item, item)
+        return f"{full.get(view, view)}:{size}"
+
+    return ",".join(whole(item.strip()) for item in cascade.split(","))
 
 
 def stages_by_epoch(

@@ -83,7 +83,7 @@ class PairReader:
         source: videos.
         geometry: of a clip, with the further frames that views need.
         held: all frames of each video, where they are in memory.
-        on_bad: "skip" takes another video for an unreadable one.
+        on_bad: "skip" and "skip-all" take another video for an unreadable one.
         seed: of which clips, and which other video.
     """
 
@@ -91,7 +91,7 @@ class PairReader:
         self, source: ClipSource, geometry: Geometry, held: Sequence[Frames] | None, *, on_bad: str, seed: int
     ) -> None:
         self.source, self.geometry, self.held, self.seed = source, geometry, held, seed
-        self.hops = HOPS if on_bad == "skip" else 0
+        self.hops = 0 if on_bad == "error" else HOPS
 
     def __call__(self, index: int, epoch: int) -> ClipPair:
         """The clips of a video in an epoch.

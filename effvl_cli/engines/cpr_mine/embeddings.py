@@ -12,7 +12,7 @@ from torch import Tensor
 
 from effvl_cli.config.cpr_mine_mine import MineConfig
 from effvl_cli.core.errors import DataError, UsageError
-from effvl_cli.engines.common.view_folder import ViewFolder, digest_beside, read_views
+from effvl_cli.engines.common.view_folder import ViewFolder, digest_beside, read_about, read_views
 from effvl_cli.techniques.cpr_mine.forbid import Forbid
 
 Integers = NDArray[np.int64]
@@ -137,10 +137,16 @@ def _paths_of(config: MineConfig) -> tuple[dict[str, Path], ViewFolder | None]:
 
 
 def _names_of(config: MineConfig) -> tuple[str, ...]:
-    names = config.view_names or tuple(Path(name).stem for name in config.features)
+    names = config.view_names or tuple(_name_of(Path(name)) for name in config.features)
     if len(set(names)) < len(names):
         raise UsageError(f"two of --features are called {max(names, key=names.count)}", "Name them by --view-names")
     return names
+
+
+def _name_of(path: Path) -> str:
+    """As the views.json beside a file calls it, else the file's name: that of "flow:dis" is flow-dis.npy."""
+    named = read_about(path.parent)["files"] if digest_beside(path) is not None else {}
+    return next((view for view, name in named.items() if name == path.name), path.stem)
 
 
 def _read_all(paths: Mapping[str, Path]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from effvl_cli.core.run import Run
 from effvl_cli.data.clips import ClipSource
 from effvl_cli.engines.cpr_mine import job_pictures, job_preview, job_table
 from effvl_cli.engines.cpr_mine.alternation import Result, alternate, order_of, pretrain
-from effvl_cli.engines.cpr_mine.cascades import named
+from effvl_cli.engines.cpr_mine.cascades import keys_of
 from effvl_cli.engines.cpr_mine.clip_data import open_clips
 from effvl_cli.engines.cpr_mine.clip_features import features_of
 from effvl_cli.engines.cpr_mine.contact_sheet import draw_sheets, middle_frames
@@ -87,7 +87,7 @@ def _retrieve(
     config: CprMineConfig, run: Run, sources: tuple[ClipSource, ClipSource], result: Result, arm: str
 ) -> dict[str, dict[int, float]]:
     """R@K of every view that the arm has trained, by class; the first one's R@1 is the arm's headline."""
-    names, curves = named(list(result.encoders)), {}
+    names, curves = keys_of(list(result.encoders)), {}
     for place, view in enumerate(order_of(config)):
         gallery, asked = (features_of(config, run, source, result.encoders[view]) for source in sources)
         labels = [

@@ -13,6 +13,7 @@ from effvl_cli.core.errors import UsageError
 from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
 from effvl_cli.core.table import Cell, Table, percent
+from effvl_cli.engines.cpr_mine.cascades import keys_of
 from effvl_cli.engines.cpr_mine.embeddings import Items, forbid_of, open_items, open_queries
 from effvl_cli.engines.cpr_mine.first_stage import by_index, index_of, pool, recall_of, require_faiss
 from effvl_cli.engines.cpr_mine.mine_pictures import draw_pictures
@@ -211,8 +212,9 @@ def _figures(run: Run, judged: Verdict, task: Task) -> None:
     for name in FIGURES:
         metric(f"mining_{name}_mean", whole.mean[name])
         metric(f"mining_{name}_median", whole.median[name])
+    keys = keys_of(list(task.items.views))
     for view, quality in judged.alone.items():
-        metric(f"mining_precision_{view}", quality.mean["precision"])
+        metric(f"mining_precision_{keys[view]}", quality.mean["precision"])
     for rank, value in judged.recall_at.items():
         metric(f"retrieval_r{rank}", value)
 

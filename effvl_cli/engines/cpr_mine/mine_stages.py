@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from effvl_cli.config.cpr_mine_mine import FIRST_OF_INDEX, MineConfig
 from effvl_cli.core.errors import UsageError
+from effvl_cli.engines.cpr_mine.cascades import find_view, full_names
 from effvl_cli.techniques.cpr_mine.stages import CascadeError, Stage, most_stages, official, parse, validate
 
 STAGES = 7  # of the official code
@@ -25,7 +26,7 @@ def stages_of_options(config: MineConfig, views: Sequence[str], num_items: int) 
     whole = config.pool or num_items
     try:
         if config.cascade:
-            stages = parse(config.cascade, whole, views, config.top_k)
+            stages = parse(full_names(config.cascade, views), whole, views, config.top_k)
             if config.stage1_index and "." in config.cascade.split(",")[0].rpartition(":")[2]:
                 raise UsageError(
                     f"--stage1-index finds a number of items, and --cascade begins with {config.cascade.split(',')[0]}",
@@ -66,12 +67,9 @@ def _count(config: MineConfig, whole: int) -> int:
 
 def _turn(config: MineConfig, views: Sequence[str]) -> list[str]:
     """The main view, then the others."""
-    main = config.main or views[-1]
-    aux = config.aux or tuple(view for view in views if view != main)
-    for option, named in (("--main", (main,)), ("--aux", aux)):
-        for view in named:
-            if view not in views:
-                raise UsageError(f"{option} names the view {view!r}", f"The views are {', '.join(views)}")
+    main = find_view(config.main, views, "--main") if config.main else views[-1]
+    others = tuple(view for view in views if view != main)
+    aux = tuple(find_view(name, views, "--aux") for name in config.aux) or others
     if main in aux:
         raise UsageError(f"--main and --aux both name {main}", "Name the others in --aux")
     return [main, *aux]

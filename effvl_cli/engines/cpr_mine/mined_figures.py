@@ -9,7 +9,7 @@ from torch import Tensor
 
 from effvl_cli.config.cpr_mine_train import CprMineConfig
 from effvl_cli.core.run import Run
-from effvl_cli.engines.cpr_mine.cascades import Stages, named, stages_of
+from effvl_cli.engines.cpr_mine.cascades import Stages, keys_of, stages_of
 from effvl_cli.techniques.cpr_mine.cascade import mine
 from effvl_cli.techniques.cpr_mine.forbid import Forbid
 from effvl_cli.techniques.cpr_mine.quality import StageTally, eligible, judge, judge_stages
@@ -46,7 +46,7 @@ def cascades_of(config: CprMineConfig, bank: Bank) -> dict[str, Stages]:
 
     "cascade" is the one of --report-stages that begins and ends in the first frozen view.
     """
-    views, count, names = list(bank.rows), len(bank.labels), named(list(bank.rows))
+    views, count, names = list(bank.rows), len(bank.labels), keys_of(list(bank.rows))
 
     def stages(main: str, number: int) -> Stages:
         return stages_of(config, views, count, config.top_k, main=main, num_stages=number)

@@ -1,5 +1,6 @@
 """The encoders that `embed` and `eval` work with, and what each is given to see."""
 
+import contextlib
 import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,13 +12,13 @@ from torch import Tensor, nn
 
 from effvl_cli.config.cpr_mine_eval import EmbedConfig, EvalConfig
 from effvl_cli.core import seeds
-from effvl_cli.core.errors import ModelError, UsageError
+from effvl_cli.core.errors import MissingPackageError, ModelError, UsageError
 from effvl_cli.core.find_run import find_run
 from effvl_cli.core.run import Run
 from effvl_cli.data.clip_crops import Crops, crops_of
 from effvl_cli.data.clip_tuning import TEST_JITTER, jittered
 from effvl_cli.data.video_views import View, is_motion, make_view
-from effvl_cli.engines.cpr_mine.cascades import find_view, named
+from effvl_cli.engines.cpr_mine.cascades import find_view, keys_of
 from effvl_cli.engines.cpr_mine.view_weights import weights_by_view
 from effvl_cli.engines.cpr_mine.window_stream import Geometry, Window
 from effvl_cli.models.clip_encoders import ClipInput, encoder_folders, load_encoder
@@ -122,9 +123,26 @@ def open_encoders(config: Config, run: Run) -> list[ViewEncoder]:
     given = weights_by_view(config.weights)
     found = {} if config.run is None and given else encoder_folders(find_run("cpr-mine", config.run))
     sources = {**{view: str(folder) for view, folder in found.items()}, **given}
-    views = tuple(find_view(name, tuple(sources), "--views") for name in config.views) or tuple(sources)
-    names = named(views)
-    return [_open(config, run, view, sources[view], names[view].replace("-", "_")) for view in views]
+    views = tuple(_find(name, sources) for name in config.views)
+    keys = keys_of(views or tuple(sources))
+    return [_open(config, run, view, sources[view], key) for view, key in keys.items()]
+
+
+def _find(name: str, sources: Mapping[str, str]) -> str:
+    """The view of --views that a name means.
+
+    Raises:
+        UsageError: there is no such view, or no encoder of it.
+    """
+    try:
+        return find_view(name, tuple(sources), "--views")
+    except UsageError as error:
+        with contextlib.suppress(MissingPackageError):
+            make_view(name)
+        raise UsageError(
+            f"--views names the view {name!r}, and there are encoders of {', '.join(sources)} alone",
+            f"Add --weights {name}=FILE, or train one: effvl cpr-mine train --view {name} --mine-with none",
+        ) from error
 
 
 def _open(config: Config, run: Run, view: str, weights: str, key: str) -> ViewEncoder:

@@ -74,7 +74,7 @@ class Failures:
     """Videos that could not be used, by reason; too short ones do not count against the limit of --on-bad.
 
     Args:
-        on_bad: "error" or "skip".
+        on_bad: "error", "skip" or "skip-all".
         total: number of videos.
     """
 
@@ -92,7 +92,12 @@ class Failures:
             DataError: it is not to be left out, or too many were.
         """
         if self.reason_of(error) != TOO_SHORT:
-            self.bad.meet(error, index)
+            try:
+                self.bad.meet(error, index)
+            except DataError as stop:
+                if self.on_bad != "skip":
+                    raise
+                raise DataError(stop.message, "Mend or remove them, or give --on-bad skip-all") from error
         self.errors[index] = error
 
     @staticmethod

@@ -61,7 +61,7 @@ def official(
         first: size of the first stage (default: floor(N r)); the others are floor(first r^(s - 1)).
 
     Raises:
-        CascadeError: sizes that `validate` refuses, with the largest S that would do.
+        CascadeError: sizes that `validate` refuses, with the largest S that would do, or a first one above N.
     """
     start = num_items if first is None else first / ratio
     sizes = [int(start * ratio**number + GUARD) for number in range(1, num_stages)] + [top_k]
@@ -71,6 +71,7 @@ def official(
     if most is not None and num_stages > most:
         validate(stages, views, num_items, hint=f"The largest valid number of stages is {most}")
     validate(stages, views, num_items)
+    _check_first(stages, num_items)
     return stages
 
 
@@ -91,13 +92,14 @@ def parse(text: str, num_items: int, views: Sequence[str], top_k: int) -> tuple[
     item may go without, and then keeps `top_k`. Names of views may hold colons ("flow:mv").
 
     Raises:
-        CascadeError: an item that says neither, an unknown view, or sizes that `validate` refuses.
+        CascadeError: an item that says neither, an unknown view, sizes that `validate` refuses, or a first one above N.
     """
     items = [item.strip() for item in text.split(",")]
     stages = [
         _stage(item, num_items, views, top_k if place == len(items) - 1 else None) for place, item in enumerate(items)
     ]
     validate(stages, views, num_items)
+    _check_first(stages, num_items)
     return tuple(stages)
 
 
@@ -121,6 +123,16 @@ def _stage(item: str, num_items: int, views: Sequence[str], unsaid: int | None) 
     if not 0 < share <= 1:
         raise CascadeError("E_CASCADE", f"stage {item!r} keeps a share of {size}", "It is above 0 and at most 1.0")
     return Stage(view, int(num_items * share + GUARD))
+
+
+def _check_first(stages: Sequence[Stage], num_items: int) -> None:
+    """The first stage keeps no more than there is; as many are allowed, which keep everything."""
+    if stages[0].n > num_items:
+        raise CascadeError(
+            "E_STAGE_SIZE",
+            f"stage 1 keeps {stages[0].n} of {num_items} items ({described(stages)})",
+            f"Give {num_items} at most, or a share: {stages[0].view}:0.5",
+        )
 
 
 def validate(stages: Sequence[Stage], views: Sequence[str], num_items: int, *, hint: str = "") -> None:

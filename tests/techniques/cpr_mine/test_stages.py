@@ -65,9 +65,16 @@ def test_syntax():
         ("rgb:-4,flow:5", "E_STAGE_SIZE", "stage 1 keeps -4"),
         ("rgb:0", "E_STAGE_SIZE", "keeps nothing"),
         ("rgb:30", "E_STAGE_SIZE", "30 positives of 20"),
+        ("rgb:21,flow:5", "E_STAGE_SIZE", "stage 1 keeps 21 of 20 items (rgb:21,flow:5)"),
     ],
 )
 def test_refused(text, code, words):
     with pytest.raises(CascadeError) as caught:
         parse(text, 20, RGB_FLOW, 5)
     assert caught.value.code == code and words in str(caught.value)
+
+
+def test_a_first_stage_keeps_everything_at_most():
+    assert official(20, ("m", "a"), num_stages=2, ratio=0.5, top_k=5, first=20)[0] == Stage("m", 20)
+    with pytest.raises(CascadeError, match="stage 1 keeps 21 of 20 items"):
+        official(20, ("m", "a"), num_stages=2, ratio=0.5, top_k=5, first=21)
