@@ -114,6 +114,7 @@ COMMANDS = (
             ("train", "TrainConfig", "Train one detector, RUN's further or a new one, and measure it."),
             ("eval", "EvalConfig", "Measure RUN's detector, or detections of any program; also on other data."),
             ("tag", "TagConfig", "Tell day from night, by metadata, names or pixels; needs no RUN."),
+            ("convert", "ConvertConfig", "Check annotations of boxes, and write them as COCO or YOLO; needs no RUN."),
         ),
     ),
 )

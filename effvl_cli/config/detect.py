@@ -1,8 +1,9 @@
 """Options of `effvl detect` and its verbs, each in a file of its own."""
 
+from effvl_cli.config.detect_convert import ConvertConfig
 from effvl_cli.config.detect_dedup import DedupConfig
 from effvl_cli.config.detect_eval import EvalConfig
 from effvl_cli.config.detect_tag import TagConfig
 from effvl_cli.config.detect_train import DetectConfig, TrainConfig
 
-__all__ = ["DedupConfig", "DetectConfig", "EvalConfig", "TagConfig", "TrainConfig"]
+__all__ = ["ConvertConfig", "DedupConfig", "DetectConfig", "EvalConfig", "TagConfig", "TrainConfig"]

@@ -90,12 +90,17 @@ def _of_file(path: Path) -> str:
     if path.suffix in (".yaml", ".yml"):
         return "yolo"
     if path.suffix == ".json":
-        with path.open("rb") as file:
-            start = file.read(PEEK).lstrip()
-        if start[:1] == b"[" or (b'"frames"' in start and b'"images"' not in start):
-            return "bdd"
-        return "coco"
+        return _of_json(path) or "coco"
     raise DataError(f"{path} is of no known format", f"Give --format {', '.join(FORMATS)}")
+
+
+def _of_json(path: Path) -> str:
+    """The format of a JSON file; "" where its beginning does not tell."""
+    with path.open("rb") as file:
+        start = file.read(PEEK).lstrip()
+    if start[:1] == b"{" and any(word in start for word in (b'"images"', b'"annotations"', b'"categories"')):
+        return "coco"
+    return "bdd" if b'"frames"' in start or (start[:1] == b"[" and b'"name"' in start) else ""
 
 
 # --- several sources -------------------------------------------------------------------------------------------------

@@ -104,6 +104,8 @@ def mapped(
         UsageError: no such map.
         DataError: classes that the map does not name, a target that is not wanted, or no box is left.
     """
+    if chosen is None and classes is None and IGNORE in source.classes:
+        chosen = {name: name for name in source.classes}  # as `effvl detect convert` writes boxes of no class
     if chosen is None and classes is None:
         return source
     table = class_map(chosen) if chosen is not None else {name: name for name in classes or () if name != REST}
@@ -115,7 +117,14 @@ def mapped(
     records = [_relabelled(record, labels) for record in source.records]
     if not any((record.labels > 0).any() for record in records):
         raise DataError(f"{source.name}: no box of split {source.split} has a wanted class", "Check --map")
-    return source.with_records(records, classes=classes, category_ids=tuple(range(1, len(classes) + 1)))
+    return source.with_records(records, classes=classes, category_ids=_category_ids(source, targets, classes))
+
+
+def _category_ids(source: BoxSource, targets: Mapping[str, str], classes: tuple[str, ...]) -> tuple[int, ...]:
+    """Numbers of the classes in the annotation file where all keep their names; else 1..C."""
+    if any(targets.get(name) != name for name in classes):
+        return ()
+    return tuple(source.category_ids[source.classes.index(name)] for name in classes)
 
 
 def _targets(source: BoxSource, table: Mapping[str, str], classes: tuple[str, ...], unknown: str) -> dict[str, str]:

@@ -1,0 +1,129 @@
+"""`effvl detect convert`: annotations checked, and written in another format with links to their images."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from effvl_cli.config.detect_convert import ConvertConfig
+from effvl_cli.core.errors import DataError
+from effvl_cli.core.files import disk_errors, write_json, write_text
+from effvl_cli.core.report import Report
+from effvl_cli.core.run import Run, unopened
+from effvl_cli.core.table import Cell, Table
+from effvl_cli.data.annotations import check_unique
+from effvl_cli.data.box_writers import coco_json, yolo_lines
+from effvl_cli.data.boxes import BoxSource
+from effvl_cli.engines.detect.box_data import splits_of
+
+FOLDER, IMAGES, LABELS, PAGE = "data", "images", "labels", "data.yaml"
+
+
+def run(config: ConvertConfig, run: Run) -> None:
+    """Read the splits, and write what was read."""
+    rows, written = [], []
+    for source in splits_of(config, config.split, run, seed=config.seed):
+        run.report.data(source)
+        rows += [_row(source, about) for about in source.summary()]
+        if not config.check_only:
+            names = _names(source)
+            (_write_coco if config.to == "coco" else _write_yolo)(source, names, run)
+            _place_images(source, names, config, run)
+            written.append(source)
+    if written and config.to == "yolo":
+        _write_page(written, run)
+    run.report.technique["splits"] = rows
+    run.report.metric("images", float(sum(row["n_images"] for row in rows)), unit="images")
+    run.report.metric("boxes", float(sum(row["n_boxes"] for row in rows)), unit="boxes")
+    if written:
+        run.log(f"read it again by --data {config.to}:{run.path(FOLDER)}")
+
+
+def _row(source: BoxSource, about: dict[str, Any]) -> dict[str, Any]:
+    several = len(source.sources) > 1
+    return {**about, "split": source.split, "problems": {} if several else source.problems.to_dict()}
+
+
+def _names(source: BoxSource) -> list[str]:
+    """Where each image lies below images/SPLIT; folders of the source's own names stay."""
+    names = []
+    for name, record in zip(source.ids, source.records, strict=True):
+        path = Path(name)
+        plain = path.name if path.is_absolute() or ".." in path.parts else name
+        names.append(plain if record.path else f"{plain}.png")
+    check_unique(
+        [str(Path(name).with_suffix("")) for name in names], "names of images without suffix", Path(source.name)
+    )
+    return names
+
+
+def _write_coco(source: BoxSource, names: Sequence[str], run: Run) -> None:
+    target = f"{FOLDER}/{source.split}.json"
+    run.write(target, write_json, coco_json(source, [f"{source.split}/{name}" for name in names]))
+
+
+def _write_yolo(source: BoxSource, names: Sequence[str], run: Run) -> None:
+    lost = 0
+    for record, name in zip(source.records, names, strict=True):
+        text, ignored = yolo_lines(record)
+        lost += ignored
+        write_text(run.path(f"{FOLDER}/{LABELS}/{source.split}/{name}").with_suffix(".txt"), text)
+    if lost:
+        run.warn(
+            f"{source.name}, split {source.split}: {lost} ignore boxes are left out, which YOLO's files cannot say"
+        )
+
+
+def _write_page(sources: Sequence[BoxSource], run: Run) -> None:
+    if len({source.classes for source in sources}) > 1:
+        raise DataError(f"the splits of {sources[0].name} have different classes", "Give --map")
+    lines = [f"{source.split}: {IMAGES}/{source.split}" for source in sources]
+    names = [f"  {number}: {name}" for number, name in enumerate(sources[0].classes)]
+    run.write(f"{FOLDER}/{PAGE}", write_text, "\n".join(["path: .", *lines, "names:", *names]) + "\n")
+
+
+def _place_images(source: BoxSource, names: Sequence[str], config: ConvertConfig, run: Run) -> None:
+    """Links, copies or drawn pictures; those of an earlier attempt are replaced."""
+    if config.images == "none":
+        return
+    folder = run.path(f"{FOLDER}/{IMAGES}/{source.split}")
+    with disk_errors(folder):
+        for index, (record, name) in enumerate(zip(source.records, names, strict=True)):
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)
+            if record.path is None:
+                source.image(index).save(target)
+            elif config.images == "copy":
+                shutil.copyfile(record.path, target)
+            else:
+                target.symlink_to(record.path.resolve())
+
+
+def preview(config: ConvertConfig) -> list[Table]:
+    """What is there; nothing is written."""
+    sources = list(splits_of(config, config.split, unopened("detect convert", config), seed=config.seed))
+    return [_table("what is converted", [_row(source, about) for source in sources for about in source.summary()])]
+
+
+def table(report: Report) -> Table:
+    """A row for each split and source: images, boxes by class, and what was wrong."""
+    return _table(report.command, report.technique["splits"])
+
+
+def _table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
+    classes = list(dict.fromkeys(name for row in rows for name in row["per_class"]))
+    columns = ("split", "source", "images", "boxes", *classes, "ignore", "day", "night", "noted")
+    cells: list[tuple[Cell, ...]] = []
+    for row in rows:
+        noted = ", ".join(f"{about['count']} {kind}" for kind, about in row["problems"].items())
+        counts = (row["per_class"].get(name) for name in classes)
+        ends = (row["n_ignore"], row["n_day"], row["n_night"], noted or "-")
+        cells.append((row["split"], row["name"], row["n_images"], row["n_boxes"], *counts, *ends))
+    first = [f"{row['split']}: {kind}: {text}" for row in rows for kind, text in _first(row)]
+    return Table(title, columns, tuple(cells), tuple(first))
+
+
+def _first(row: dict[str, Any]) -> list[tuple[str, str]]:
+    """The first of each kind of fault."""
+    return [(kind, about["first"][0]) for kind, about in row["problems"].items() if about["first"]]

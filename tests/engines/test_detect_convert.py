@@ -1,0 +1,135 @@
+"""`effvl detect convert`: what was read is written, and reads as the same again; faults stop it or are shown."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from effvl_cli.core.cache import Cache
+from effvl_cli.data.box_writers import coco_json, yolo_lines
+from effvl_cli.data.boxes import Reading, load_boxes
+from tests.data.box_files import coco_data, voc_object, write_coco, write_voc
+
+WHOLE = Reading(whole=True)
+
+
+def rich():
+    """COCO data with all the keys that are kept."""
+    data = coco_data(3)
+    data["images"][0] |= {"timeofday": "night", "sequence": "north", "frame_id": 4}
+    data["images"][1] |= {"timeofday": "day", "sequence": "north", "frame_id": 5}
+    data["annotations"] = [
+        {"id": 1, "image_id": 0, "category_id": 0, "bbox": [5.25, 6.5, 10.13, 12.0], "area": 60.5, "iscrowd": 0},
+        {"id": 2, "image_id": 0, "category_id": 7, "bbox": [1.0, 2.0, 4.0, 8.5], "area": 34.0, "iscrowd": 1},
+        {
+            "id": 3,
+            "image_id": 2,
+            "category_id": 7,
+            "bbox": [1.0, 2.0, 4.0, 8.5],
+            "area": 34.0,
+            "iscrowd": 0,
+            "ignore": 1,
+        },
+    ]
+    return data
+
+
+def test_coco_is_written_as_it_was_read(tmp_path):
+    data = rich()
+    source = load_boxes(f"coco:{write_coco(tmp_path, data)}", "train", reading=WHOLE)
+    written = coco_json(source)
+    assert written["annotations"] == data["annotations"]
+    assert written["categories"] == data["categories"]
+    for row, original in zip(written["images"], data["images"], strict=True):
+        assert original.items() <= row.items()
+
+
+def same(one, other):
+    assert one.classes == other.classes
+    for left, right in zip(one.records, other.records, strict=True):
+        np.testing.assert_allclose(left.boxes, right.boxes, atol=1e-3)
+        assert left.labels.tolist() == right.labels.tolist()
+        assert left.ignore.tolist() == right.ignore.tolist()
+        assert (left.seq, left.frame, left.time, left.image_id) == (right.seq, right.frame, right.time, right.image_id)
+
+
+def test_command_writes_coco_with_links_that_reads_again(here, report, workdir):
+    write_coco(workdir / "set", rich())
+    write_coco(workdir / "set", rich(), "val.json")
+    write_coco(workdir / "set", rich(), "test.json")
+    outcome = here("detect", "convert", "--data", "coco:set", "--out", "r")
+    assert "person" in outcome.out
+    done = report("r")
+    assert done.metrics["images"].value == 9
+    assert [row["split"] for row in done.technique["splits"]] == ["train", "val", "test"]
+    assert Path("r/data/images/train/img0.png").is_symlink()
+    for split in ("train", "val", "test"):
+        again = load_boxes("boxes:r/data", split)
+        same(load_boxes("coco:set", split), again)
+        assert again.category_ids == (0, 7)
+        assert again.image(0).size == (40, 30)
+
+
+def test_command_maps_classes_and_keeps_ignore_boxes_of_no_class(here, workdir):
+    write_coco(workdir / "set", coco_data(4))
+    arguments = ("--data", "coco:set/train.json", "--map", "car=vehicle,person=ignore", "--split", "train")
+    here("detect", "convert", *arguments, "--out", "r")
+    categories = json.loads(Path("r/data/train.json").read_text())["categories"]
+    assert categories == [{"id": 1, "name": "vehicle"}, {"id": 2, "name": "ignore"}]
+    again = load_boxes("coco:r/data", "train", reading=WHOLE)
+    assert again.classes == ("vehicle",)
+    assert again.category_ids == (1,)
+    assert any(record.ignore.any() for record in again.records)
+
+
+def test_command_writes_yolo_that_reads_again(here, report, workdir):
+    pages = {f"p{k}": voc_object("car", (1 + k, 3, 20, 17)) + voc_object("dog", (2, 2, 9, 30)) for k in range(3)}
+    pages["p2"] += voc_object("dog", (4, 4, 9, 9), "<difficult>1</difficult>")
+    write_voc(workdir / "set", pages, {"train": "p0\np1\np2", "val": "p0", "test": "p1"})
+    here("detect", "convert", "--data", "voc:set", "--to", "yolo", "--images", "copy", "--out", "r")
+    assert any("1 ignore boxes are left out" in text for text in report("r").warnings)
+    assert not Path("r/data/images/train/p0.jpg").is_symlink()
+    first, again = (load_boxes(spec, "train") for spec in ("voc:set", "boxes:r/data"))
+    assert again.name == "yolo:data"
+    for left, right in zip(first.records, again.records, strict=True):
+        np.testing.assert_allclose(left.boxes[~left.ignore], right.boxes, atol=1e-3)
+        assert left.labels[~left.ignore].tolist() == right.labels.tolist()
+
+
+def test_drawn_scenes_become_files(here, workdir):
+    spec = "road-scenes:scenes=3,val=1,test=1"
+    here("detect", "convert", "--data", spec, "--split", "train", "--out", "r", "--cache-dir", "c")
+    again = load_boxes("coco:r/data", "train", reading=WHOLE)
+    scenes = load_boxes(spec, "train", reading=Reading(cache=Cache("c")))
+    same(scenes, again)
+    assert again.image(2).tobytes() == scenes.image(2).tobytes()
+
+
+def test_a_check_counts_and_writes_nothing(here, report, workdir):
+    data = coco_data(200)
+    data["annotations"][0]["bbox"] = [35, 5, 10, 10]
+    data["annotations"][1]["bbox"] = [35, 5, 0, 10]
+    write_coco(workdir / "set", data)
+    outcome = here("detect", "convert", "--data", "coco:set", "--check-only", "--out", "r")
+    assert "1 clipped" in outcome.out
+    assert "img1.png [35.0, 5.0, 35.0, 15.0]" in outcome.out
+    assert not Path("r/data").exists()
+    rows = {row["split"]: row for row in report("r").technique["splits"]}
+    assert sum(row["n_images"] for row in rows.values()) == 200
+
+
+def test_faults_end_with_exit_code_3_and_the_name_of_the_file(effvl, workdir):
+    (workdir / "empty.json").write_text("")
+    data = coco_data()
+    (workdir / "set" / "images").mkdir(parents=True)
+    (workdir / "set" / "train.json").write_text(json.dumps(data))
+    for spec, word in (("coco:empty.json", "empty.json"), ("coco:set", "img0.png is missing"), ("voc:none", "none")):
+        outcome = effvl("detect", "convert", "--data", spec, "--check-only")
+        assert outcome.code == 3
+        assert word in outcome.err
+    assert effvl("detect", "convert", "--data", "coco:set", "--format", "yolo").code == 2
+
+
+def test_yolo_lines_are_shares_of_the_image(tmp_path):
+    record = load_boxes(f"coco:{write_coco(tmp_path)}", "train", reading=WHOLE).records[1]
+    assert yolo_lines(record) == ("0 0.250000 0.400000 0.250000 0.400000\n", 0)
