@@ -51,13 +51,16 @@ class Measured:
 
 
 def parts_of(records: Sequence[BoxRecord], by: Sequence[str]) -> dict[str, list[int]]:
-    """Positions of the images of each part; `by` holds "time", "source" and "scene", each unless it has too many."""
+    """Positions of the images of each part; `by` holds "time", "source" and "scene".
+
+    Of sources and scenes there are parts where there are several, with some images each.
+    """
     found: dict[str, list[int]] = {}
     for kind in (kind for kind in _KEYS if kind in by):
         parts: dict[str, list[int]] = {}
         for place, record in enumerate(records):
             parts.setdefault(_KEYS[kind](record), []).append(place)
-        if kind == "time" or len(parts) <= MOST_PARTS:
+        if kind == "time" or 1 < len(parts) <= min(MOST_PARTS, len(records) / 2):
             found |= parts
     return found
 

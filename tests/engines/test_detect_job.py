@@ -1,0 +1,173 @@
+"""The whole job of detect, `train` and `eval` through the real command, on a few procedural scenes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from effvl_cli.core.checkpoint import load_model
+from effvl_cli.core.table import Table
+from effvl_cli.engines.detect import tables
+from tests.kills import assert_same_result, run_with_kills
+
+pytestmark = pytest.mark.usefixtures("shared_cache")
+FEW = ("--data", "road-scenes:scenes=8,val=3,test=4", "--min-size", 64, "--max-size", 96, "--log-every", 1)
+JOB = ("detect", *FEW, "--steps", 2)
+TRAIN = ("detect", "train", *FEW, "--steps", 2)
+NAMED = ("ap", "ap50", "ap75", "ap_day", "ap_night", "ap75_single_stage", "images_per_s")
+
+
+@pytest.fixture(scope="module")
+def job(shared):
+    return shared.run("detect-job", *JOB, "--save-every", 1)
+
+
+@pytest.fixture(scope="module")
+def trained(shared):
+    """A detector with subclasses, kept as a moving average."""
+    return shared.run("detect-train", *TRAIN, "--subclass", "--ema", 0.5, "--num-stages", 2)
+
+
+def test_both_arms_are_trained_and_measured_on_the_test_images(job, report, records):
+    found = report(job)
+    assert found.status == "completed"
+    for name in NAMED:
+        assert found.metrics[name].value is not None and found.metrics[name].split == "test"
+    assert found.metrics["ap"].n == 4 and found.metrics["ap_day"].n == found.metrics["ap_night"].n == 2
+    for limit in (100, 300):
+        assert 0 <= found.metrics[f"proposal_recall{limit}_iou50"].value <= 1
+    arms = found.technique["arms"]
+    assert {name: arm["num_stages"] for name, arm in arms.items()} == {"single": 1, "cascade": 3}
+    assert [arm["steps"] for arm in arms.values()] == [2, 2]
+    assert found.metrics["ap75_single_stage"].value == arms["single"]["figures"]["ap75"]
+    assert [row.split for row in found.data] == ["train", "val", "test"]
+    [source] = found.technique["sources"]
+    assert (source["n_images"], source["n_day"], source["n_night"], source["n_skipped_dup"]) == (8, 4, 4, 0)
+    assert len(found.technique["stage_iou"]) in (0, 4) and len(found.technique["ap_by_stage"]) == 3
+    assert set(found.technique["per_part"]) == {"day", "night"}  # one source, and a scene for each image
+    steps = {row["phase"]: row for row in records(job) if row["event"] == "train"}
+    assert {"rpn_cls", "rpn_box", "s0_cls", "s0_box", "num_pos_s0"} < steps["single"].keys()
+    assert "s1_cls" not in steps["single"] and {"s2_cls", "s2_box", "num_pos_s2"} < steps["cascade"].keys()
+    parts = [steps["cascade"][name] for name in steps["cascade"] if name.endswith(("_cls", "_box"))]
+    assert steps["cascade"]["loss"] == pytest.approx(sum(parts), rel=1e-5) and len(parts) == 8
+
+
+def test_what_the_job_leaves(job):
+    assert {path.stem for path in (job / "plots").iterdir()} == {"detections", "precision-recall", "ap-by-stage"}
+    state, manifest = load_model(job / "checkpoint.safetensors")
+    assert manifest["model"] == "cascade-rcnn:tiny,min=64,max=96"
+    assert manifest["classes"] == ["pedestrian", "vehicle", "scooter", "bicycle"]
+    assert state["roi_heads.box_predictors.2.cls_score.weight"].shape[0] == 5
+
+
+def test_the_table_has_a_row_for_each_arm_and_class(job, report):
+    table: Table = tables.results(report(job))
+    assert [str(row[0]).strip() for row in table.rows] == [
+        *("single", "cascade", "pedestrian", "vehicle", "scooter", "bicycle")
+    ]
+    assert "not to be read" in table.notes[-1]
+
+
+def test_a_finished_detector_is_measured_again_and_alike(job, effvl, report):
+    outcome = effvl("detect", "eval", job, "--split", "test", "--by", "time,class", "--out", "r")
+    assert outcome.code == 0, outcome.err
+    before, after = report(job), report("r")
+    for name in ("ap", "ap50", "ap75", "ap_night", "ar10", "proposal_recall100_iou50"):
+        assert after.metrics[name].value == before.metrics[name].value
+    assert after.technique["per_class"] == before.technique["per_class"]
+    assert set(after.technique["per_part"]) == {"day", "night"}
+
+
+def test_results_of_any_program_are_measured(effvl, report):
+    """The truth itself, then images that the split does not have."""
+    from effvl_cli.data.boxes import load_boxes
+    from effvl_cli.engines.detect.coco_results import results_json
+
+    source = load_boxes(FEW[1], "test")
+    truth = [
+        {"boxes": record.boxes, "scores": [1.0] * len(record.boxes), "labels": record.labels}
+        for record in source.records
+    ]
+    Path("found.json").write_text(json.dumps(results_json(source.records, truth)))
+    line = ("detect", "eval", "--results", "found.json", "--data", FEW[1], "--split", "test")
+    outcome = effvl(*line, "--out", "r")
+    assert outcome.code == 0, outcome.err
+    assert report("r").metrics["ap"].value == pytest.approx(1.0) and report("r").metrics["gap"].value == 0
+    rows = json.loads(Path("found.json").read_text())
+    Path("found.json").write_text(json.dumps([{**rows[0], "image_id": 99}]))
+    outcome = effvl(*line, "--out", "other")
+    assert outcome.code == 3 and "found.json" in outcome.error and "99" in outcome.error
+
+
+def test_the_moving_average_is_what_is_kept(trained):
+    state, manifest = load_model(trained / "checkpoint.safetensors")
+    assert "conditions=day/night" in manifest["model"] and "stages=2" in manifest["model"]
+    saved = max((trained / "checkpoints").glob("**/step-*"))
+    both, _ = load_model(saved / "model.safetensors")
+    name = "roi_heads.box_predictors.0.cls_score.weight"
+    assert torch.equal(state[name], both[f"average.module.{name}"])
+    assert not torch.equal(state[name], both[f"detector.{name}"])
+    assert int(both["average.n_averaged"]) == 2
+
+
+def test_merging_is_a_choice_of_evaluation(trained, effvl, report):
+    for how in ("max", "gated"):
+        outcome = effvl("detect", "eval", trained, "--merge", how, "--split", "test", "--out", how)
+        assert outcome.code == 0, outcome.err
+        assert report(how).technique["merge"] == how
+    assert report("max").metrics["ap"].value == report(trained).metrics["ap"].value
+
+
+def test_a_training_goes_on_from_a_run_of_the_same_classes_alone(trained, effvl, report, tmp_path):
+    outcome = effvl("detect", "train", trained, "--steps", 1, "--lr", 1e-9, "--out", "r")
+    assert outcome.code == 0, outcome.err
+    before, after = (load_model(Path(run, "checkpoint.safetensors")) for run in (trained, "r"))
+    assert before[1]["model"] == after[1]["model"]
+    for name in before[0]:
+        if name.endswith("weight"):
+            assert torch.allclose(before[0][name], after[0][name], atol=1e-6), name
+    other = Path(shutil.copytree(trained, tmp_path / "other"))
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["classes"][1:3] = ["scooter", "vehicle"]
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    for verb in ("train", "eval"):
+        outcome = effvl("detect", verb, other, "--out", f"refused-{verb}")
+        assert outcome.code == 3 and "scooter, vehicle" in outcome.error and "--map" in outcome.error
+
+
+def test_a_resumed_job_and_one_that_never_died_are_the_same(job, monkeypatch):
+    killed = run_with_kills(monkeypatch, [str(word) for word in (*JOB, "--out", "killed", "--save-every", 1)], KILLING)
+    assert killed >= 4
+    assert_same_result(Path("killed"), job)
+
+
+KILLING = r"single/step-00000001|cascade/step-00000001|cascade/step-00000002|phases\.json"
+
+
+def test_dry_run_says_what_each_arm_costs(effvl):
+    outcome = effvl(*JOB, "--dry-run")
+    assert outcome.code == 0, outcome.err
+    for part in ("train single", "detect single", "train cascade", "2 steps of 4 images of 96x60 px"):
+        assert part in outcome.out
+
+
+REFUSED = {
+    "arms twice": (("--arms", "single,single"), 2, "--arms"),
+    "ious": (("--iou", "0.5,0.6"), 2, "--iou"),
+    "length": (("--steps", 3, "--epochs", 2), 2, "--steps or --epochs"),
+    "frozen": (("--norm", "frozen"), 2, "--norm frozen"),
+    "batch": (("--batch-size", 9), 2, "--batch-size"),
+    "weights": (("--weights", "nowhere.safetensors"), 4, "nowhere.safetensors"),
+    "images": (("--data", "digits"), 2, "digits"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_done_is_refused(name, effvl):
+    words, code, said = REFUSED[name]
+    line = [word for word in JOB if "--data" not in words or word not in FEW[:2]]
+    line = [*line, *words] if name != "length" else ["detect", *FEW, *words]
+    outcome = effvl(*line, "--out", "r")
+    assert outcome.code == code and said in outcome.error, outcome.err
