@@ -3,7 +3,8 @@
 from effvl_cli.config.detect_convert import ConvertConfig
 from effvl_cli.config.detect_dedup import DedupConfig
 from effvl_cli.config.detect_eval import EvalConfig
+from effvl_cli.config.detect_predict import PredictConfig
 from effvl_cli.config.detect_tag import TagConfig
 from effvl_cli.config.detect_train import DetectConfig, TrainConfig
 
-__all__ = ["ConvertConfig", "DedupConfig", "DetectConfig", "EvalConfig", "TagConfig", "TrainConfig"]
+__all__ = ["ConvertConfig", "DedupConfig", "DetectConfig", "EvalConfig", "PredictConfig", "TagConfig", "TrainConfig"]

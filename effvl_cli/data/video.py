@@ -181,6 +181,37 @@ def index_video(path: Path) -> VideoIndex:
     return VideoIndex(decoder.count, float(rate or 0), height, width, rotation, kept, tuple(decoder.lost))
 
 
+def frame_rate(path: Path) -> float:
+    """Frames per second; 0 where the file does not say.
+
+    Raises:
+        BadClipError: no video can be found in it.
+        MissingPackageError: PyAV is not installed.
+    """
+    with opened(path) as (_, stream):
+        return float(stream.average_rate or stream.guessed_rate or 0)
+
+
+def all_frames(path: Path, every: int = 1) -> Iterator[Frames]:
+    """Frames (H, W, 3) from the first to the last, upright; damaged packets are left out.
+
+    Args:
+        path: of the file.
+        every: give every so many-th frame.
+
+    Raises:
+        BadClipError: it gives no frame.
+        MissingPackageError: PyAV is not installed.
+    """
+    with opened(path) as (container, stream):
+        decoder = Decoder(stream)
+        for number, frame in enumerate(decoder.frames(_packets(container, stream))):
+            if number % every == 0:
+                yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), int(frame.rotation) // 90))
+        if not decoder.count:
+            raise _no_frames(path, bool(decoder.lost))
+
+
 def _no_frames(path: Path, damaged: bool) -> BadClipError:
     if damaged:
         return BadClipError(f"no frame of {path} can be decoded", ENCODE_AGAIN, "decode_error")

@@ -1,0 +1,246 @@
+"""`effvl detect predict`: objects in images and videos, found, drawn and written."""
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from effvl_cli.config.detect_predict import PredictConfig
+from effvl_cli.core import distributed
+from effvl_cli.core.errors import DataError, UsageError
+from effvl_cli.core.report import Report
+from effvl_cli.core.run import Run
+from effvl_cli.core.table import Cell, Table, shortened
+from effvl_cli.data.files import read_image
+from effvl_cli.data.inputs import InputFile, input_files
+from effvl_cli.data.loader import BadFiles
+from effvl_cli.data.video import all_frames
+from effvl_cli.engines.detect.drawing import draw
+from effvl_cli.engines.detect.found_files import CONDITIONS, Detections, Shown, writers_of
+from effvl_cli.engines.detect.pictures import SIDE, write_sheet
+from effvl_cli.engines.detect.trained_detector import Finder, finder_of
+
+DECODERS = 4  # threads
+WINDOW = 4  # batches of images that may wait for others of their size
+SHEET = 8  # images of the picture
+LISTED = 40  # rows of the table
+
+
+def run(config: PredictConfig, run: Run) -> None:
+    """Look at every image and frame in the order in which they are given.
+
+    Raises:
+        UsageError: several processes.
+        DataError: an input that is missing or cannot be read.
+        ModelError: RUN holds no detector.
+    """
+    if distributed.world().size > 1:
+        raise UsageError("`detect predict` runs on one process", "Run it without torchrun or srun")
+    inputs = input_files(config.input)
+    finder = finder_of(config, run)
+    bad = BadFiles(config.on_bad, len(inputs))
+    tally, began = Tally(len(finder.classes)), time.monotonic()
+    sheet: list[Image.Image] = []
+    writers = writers_of(config, run, finder.classes)
+    with run.progress("detecting", len(inputs)) as progress:
+        for shown, found in batched(decoded(inputs, config.every, bad, run.warn), finder, config.batch_size):
+            for writer in writers:
+                writer.add(shown, found)
+            tally.add(shown, found)
+            if len(sheet) < SHEET and (shown.frame or 0) % 25 == 0:
+                sheet.append(_small(shown, found, finder.classes))
+            progress.update(tally.files)
+            run.check_stop()
+    for writer in writers:
+        writer.close()
+    if not tally.images:
+        raise DataError("no image and no video of --input can be read", "See the warnings in log.txt")
+    _report(run, finder, tally, time.monotonic() - began, len(bad.bad))
+    run.plot("detections", write_sheet, sheet)
+
+
+@dataclass
+class Tally:
+    """What was found so far.
+
+    Attributes:
+        classes: number of them.
+        images: images and frames.
+        by_file: for each file its name, images, and detections of each class.
+        conditions: detections by their condition's number.
+    """
+
+    classes: int
+    images: int = 0
+    by_file: dict[str, dict[str, Any]] = field(default_factory=dict)
+    conditions: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def files(self) -> int:
+        """Files that were begun."""
+        return len(self.by_file)
+
+    def add(self, shown: Shown, found: Detections) -> None:
+        """Count those of an image."""
+        self.images += 1
+        row = self.by_file.setdefault(shown.file.name, {"images": 0, "found": np.zeros(self.classes, dtype=np.int64)})
+        row["images"] += 1
+        row["found"] += np.bincount(found["labels"].numpy(), minlength=self.classes + 1)[1:]
+        if "conditions" in found:
+            self.conditions.update(found["conditions"].tolist())
+
+
+# --- the stream ------------------------------------------------------------------------------------------------------
+
+
+def decoded(
+    inputs: Sequence[InputFile], every: int, bad: BadFiles, warn: Callable[[str], None] = lambda text: None
+) -> Iterator[Shown]:
+    """Images and frames in order; images are decoded by threads, some ahead.
+
+    Args:
+        inputs: files.
+        every: frames of a video from one to the next.
+        bad: counts files that cannot be read.
+        warn: told of each of them.
+
+    Raises:
+        DataError: a file that cannot be read and is not to be left out.
+    """
+    with ThreadPoolExecutor(DECODERS) as pool:
+        ahead: deque[Future[Image.Image] | None] = deque()
+        rest = iter(inputs)
+
+        def submit(count: int) -> None:
+            for file in islice(rest, count):
+                ahead.append(None if file.video else pool.submit(read_image, file.path))
+
+        submit(2 * DECODERS)
+        for place, file in enumerate(inputs):
+            waiting = ahead.popleft()
+            submit(1)
+            try:
+                yield from _frames(file, every) if waiting is None else [Shown(file, waiting.result())]
+            except DataError as error:
+                bad.meet(error, place)
+                warn(f"left out: {error.message}")
+
+
+def _frames(file: InputFile, every: int) -> Iterator[Shown]:
+    for place, frame in enumerate(all_frames(file.path, every)):
+        yield Shown(file, Image.fromarray(frame), place * every)
+
+
+@dataclass
+class _Waiting:
+    """An image that waits for its batch, and what was found in it once that has been run."""
+
+    shown: Shown
+    pixels: Tensor
+    found: Detections | None = None
+
+
+def batched(stream: Iterable[Shown], finder: Finder, size: int) -> Iterator[tuple[Shown, Detections]]:
+    """What is found in each image, in the order of the stream.
+
+    Images go through the detector with others of the same size as it sees them: none is padded, so that a batch
+    changes nothing.
+
+    Args:
+        stream: images.
+        finder: the detector.
+        size: images at a time.
+    """
+    queue: deque[_Waiting] = deque()
+    groups: dict[tuple[int, ...], list[_Waiting]] = {}
+
+    def finish(key: tuple[int, ...]) -> None:
+        group = groups.pop(key)
+        results = finder.find([one.pixels for one in group], [one.shown.image for one in group])
+        for one, found in zip(group, results, strict=True):
+            one.found = found
+
+    for shown in stream:
+        one = _Waiting(shown, finder.pixels(shown.image))
+        queue.append(one)
+        key = tuple(one.pixels.shape)
+        groups.setdefault(key, []).append(one)
+        if len(groups[key]) == size:
+            finish(key)
+        elif len(queue) >= WINDOW * size and queue[0].found is None:
+            finish(tuple(queue[0].pixels.shape))
+        yield from _done(queue)
+    for key in list(groups):
+        finish(key)
+    yield from _done(queue)
+
+
+def _done(queue: deque[_Waiting]) -> Iterator[tuple[Shown, Detections]]:
+    while queue and queue[0].found is not None:
+        one = queue.popleft()
+        assert one.found is not None
+        yield one.shown, one.found
+
+
+# --- the report ------------------------------------------------------------------------------------------------------
+
+
+def _small(shown: Shown, found: Detections, classes: Sequence[str]) -> Image.Image:
+    """A picture for the sheet."""
+    factor = min(1.0, SIDE / max(shown.image.size))
+    size = (max(1, round(shown.image.width * factor)), max(1, round(shown.image.height * factor)))
+    scaled = {**found, "boxes": found["boxes"] * factor}
+    return draw(shown.image.resize(size, Image.Resampling.BILINEAR), scaled, classes)
+
+
+def _report(run: Run, finder: Finder, tally: Tally, seconds: float, unreadable: int) -> None:
+    per_class = sum(row["found"] for row in tally.by_file.values())
+    run.report.metric("detections", float(per_class.sum()), unit="boxes", n=tally.images)
+    run.report.metric("images_per_s", tally.images / seconds, unit="images/s", n=tally.images)
+    times = {name: tally.conditions[number] for number, name in enumerate(CONDITIONS) if tally.conditions[number]}
+    run.report.technique.update(
+        images=tally.images,
+        classes=list(finder.classes),
+        per_class=dict(zip(finder.classes, per_class.tolist(), strict=True)),
+        conditions=times,
+        unreadable=unreadable,
+        files=[
+            {"file": name, "images": row["images"], "per_class": row["found"].tolist()}
+            for name, row in tally.by_file.items()
+        ],
+    )
+
+
+def table(report: Report) -> Table:
+    """A row for each file, and one for all."""
+    about = report.technique
+    files = about["files"]
+    rows = [_row(shortened(row["file"]), row["images"], row["per_class"]) for row in files[:LISTED]]
+    if len(files) > 1:
+        rows.append(_row(f"all {len(files)} files", about["images"], list(about["per_class"].values())))
+    notes = []
+    if len(files) > LISTED:
+        notes.append(f"the first {LISTED} files; report.json has all")
+    if about["conditions"]:
+        notes.append(", ".join(f"look like {name}: {count} boxes" for name, count in about["conditions"].items()))
+    if about["unreadable"]:
+        notes.append(f"{about['unreadable']} files cannot be read and were left out")
+    return Table(report.command, ("file", "images", "boxes", *about["classes"]), tuple(rows), tuple(notes))
+
+
+def _row(name: str, images: int, counts: Sequence[int]) -> tuple[Cell, ...]:
+    return (name, images, sum(counts), *counts)
+
+
+def preview(config: PredictConfig) -> list[Table]:
+    """Which files will be looked at."""
+    files = input_files(config.input)
+    rows = (("images", sum(not file.video for file in files)), ("videos", sum(file.video for file in files)))
+    return [Table("what is looked at", ("kind", "files"), rows)]
