@@ -218,25 +218,30 @@ def box_source(name: str, split: str, found: Annotations, reading: Reading, *, r
         found = replace(found, boxes=found.boxes * np.tile(sizes[found.owner], 2), relative=False)
     found = _of_file_size(found, sizes, reading)
     found = _clipped(_with_extent(found), sizes)
-    counts = np.bincount(found.owner, minlength=len(found.images))
     if not len(found.owner):
         raise DataError(f"{found.where}: none of {len(found.images)} images of split {split} has a box", "Check it")
-    found.problems.add("empty", "images without boxes are kept as background", int((counts == 0).sum()))
-    records = _records(name, found, sizes)
-    if reading.drop_empty:
-        records = [record for record in records if len(record.boxes)]
     source = BoxSource(
         name,
         split,
         classes=found.classes,
-        records=records,
+        records=_records(name, found, sizes),
         content=content.digest,
         category_ids=found.category_ids,
         problems=found.problems,
         sources=(SourceInfo(name),),
         remark=remark,
     )
-    return mapped(source, reading.map, classes=reading.classes, unknown=reading.unknown)
+    return _without_empty(
+        mapped(source, reading.map, classes=reading.classes, unknown=reading.unknown), drop=reading.drop_empty
+    )
+
+
+def _without_empty(source: BoxSource, *, drop: bool) -> BoxSource:
+    """The source with its images without boxes counted, or without them."""
+    for record in source.records:
+        if not len(record.boxes):
+            source.problems.add("empty", record.file)
+    return source.with_records([record for record in source.records if len(record.boxes)]) if drop else source
 
 
 class _Content:

@@ -12,7 +12,7 @@ Relative folders start from --data-root, without one from the folder of the file
 of the first source, and of others that say `eval: true`: outside samples are for training.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
@@ -194,6 +194,19 @@ def _value(key: str, value: Any, where: str) -> Any:
     return value
 
 
+def _remarks(entry: Entry, source: BoxSource) -> Iterator[str]:
+    """Notes on a source: its own, and classes that it shows perhaps but does not annotate."""
+    if source.remark:
+        yield f"{entry.name}: {source.remark}"
+    counts = source.summary()[0]["per_class"]
+    missing = [name for name in source.classes if not counts[name]]
+    if source.split == "train" and entry.ratio != 0 and missing and entry.labelled is None:
+        yield (
+            f"{entry.name} has no box of {', '.join(missing)}, and what it shows of them counts as background "
+            "(unless it says labelled: and the classes that it has)"
+        )
+
+
 class _Mix:
     """Sources of a YAML file."""
 
@@ -234,7 +247,7 @@ class _Mix:
             problems=problems,
             sources=tuple(SourceInfo(entry.name, entry.ratio, entry.dedup) for entry, _ in found),
             readers={entry.name: read for entry, source in found for read in source.readers.values()},
-            remark="; ".join(f"{entry.name}: {source.remark}" for entry, source in found if source.remark),
+            remark="; ".join(text for entry, source in found for text in _remarks(entry, source)),
         )
 
     def _counts(self, entry: Entry, split: str) -> bool:

@@ -178,3 +178,12 @@ def test_annotation_files_can_be_chosen_for_each_split(tmp_path):
     spec = f"coco:{tmp_path},train=a.json,val=b.json,test=b.json"
     assert [len(load_boxes(spec, split)) for split in ("train", "val", "test")] == [4, 3, 3]
     assert json.loads((tmp_path / "a.json").read_text())["images"]
+
+
+def test_classes_that_a_source_does_not_annotate_are_remarked(tmp_path):
+    spec, reading = mix(tmp_path, MIX.replace(", labelled: [vehicle]", ""))
+    remark = load_boxes(spec, "train", reading=reading).remark
+    assert "outside has no box of pedestrian" in remark
+    assert "drawn" not in remark  # it is not drawn from
+    spec, reading = mix(tmp_path)
+    assert "no box" not in load_boxes(spec, "train", reading=reading).remark

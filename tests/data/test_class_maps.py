@@ -1,5 +1,7 @@
 """Class maps: which boxes become what, and what is refused."""
 
+from dataclasses import replace
+
 import pytest
 
 from effvl_cli.core.errors import DataError, UsageError
@@ -82,3 +84,13 @@ def test_order_of_wanted_classes():
 def test_what_is_no_map(given):
     with pytest.raises(UsageError, match=given.replace("=", "")):
         class_map(given)
+
+
+def test_images_that_a_map_leaves_without_boxes_are_empty(tmp_path):
+    data = coco_data(4)  # every second image has a person besides its car
+    path = write_coco(tmp_path, data)
+    reading = Reading(whole=True, map="person=pedestrian,car=drop")
+    source = load_boxes(f"coco:{path}", "train", reading=reading)
+    assert source.problems.first["empty"] == ["img1.png", "img3.png"]
+    dropped = load_boxes(f"coco:{path}", "train", reading=replace(reading, drop_empty=True))
+    assert [record.file for record in dropped.records] == ["img0.png", "img2.png"]
