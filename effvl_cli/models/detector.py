@@ -14,6 +14,7 @@ from torchvision.models import resnet18
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
@@ -113,14 +114,20 @@ class CascadeRCNN(nn.Module):
         sizes = [tuple(image.shape[-2:]) for image in images]
         floats = [image.float() / 255 if image.dtype == torch.uint8 else image for image in images]
         batch, resized = self.transform(floats, targets if self.training else None)
-        features = self.backbone(batch.tensors)
-        proposals, losses = self.rpn(batch, features, resized)
-        wanted = resized if self.training else targets
-        results, own = self.roi_heads(features, proposals, batch.image_sizes, wanted)
+        results, losses = self.at_size(batch, resized if self.training else targets)
         if self.training:
-            return own | losses
+            return losses
         pairs = zip(results, batch.image_sizes, sizes, strict=True)
         return [_restored(result, inside, outside) for result, inside, outside in pairs]
+
+    def at_size(
+        self, batch: ImageList, targets: Sequence[Mapping[str, Tensor]] | None = None
+    ) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+        """Detections and losses of images that are normalised, resized and padded, in pixels of these."""
+        features = self.backbone(batch.tensors)
+        proposals, losses = self.rpn(batch, features, targets if self.training else None)
+        results, own = self.roi_heads(features, proposals, batch.image_sizes, targets)
+        return results, own | losses
 
 
 def _restored(result: dict[str, Any], inside: tuple[int, int], outside: tuple[int, ...]) -> dict[str, Any]:

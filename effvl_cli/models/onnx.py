@@ -25,7 +25,12 @@ TOLERANCE = 1e-4  # of a logit, relative where it is larger than 1
 NUM_IMAGES = 64
 
 
-def _need(*packages: str) -> None:
+def need(*packages: str) -> None:
+    """Refuse to go on without packages of the extra `onnx`.
+
+    Raises:
+        MissingPackageError: names those that are not installed.
+    """
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingPackageError(f"{' and '.join(missing)} is not installed", "pip install 'effvl[onnx]'")
@@ -58,7 +63,7 @@ def export_onnx(
         ModelError: torch.export cannot trace the network, or torch.onnx not write it.
         CheckError: the outputs differ.
     """
-    _need("onnx", "onnxscript", "onnxruntime")
+    need("onnx", "onnxscript", "onnxruntime")
     module = on_cpu(module)
     program, reason = trace(module, image_size)
     data = _convert(program, outputs)
@@ -125,7 +130,7 @@ def session(path: Path, threads: int | None = None) -> Any:
     Raises:
         MissingPackageError: onnxruntime is not installed.
     """
-    _need("onnxruntime")
+    need("onnxruntime")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -58,7 +58,7 @@ class _Rows(NamedTuple):
     given: Tensor  # whether a row is a box of the truth, appended by us
 
 
-class _Stage(NamedTuple):
+class Stage(NamedTuple):
     """What an image's proposals became in one stage of inference."""
 
     logits: Tensor
@@ -190,14 +190,14 @@ class CascadeRoIHeads(nn.Module):
             if targets is None:
                 raise ValueError("targets are needed in training")
             return [], self._losses(features, proposals, image_shapes, targets)
-        stages = self._refine(features, proposals, image_shapes)
+        stages = self.refine(features, proposals, image_shapes)
         found = []
-        for k, (shape, boxes) in enumerate(zip(image_shapes, proposals, strict=True)):
+        for k, boxes in enumerate(proposals):
             own = [stage[k] for stage in stages]
             condition = None if targets is None else targets[k].get("condition")
-            result = self._detections(own, shape, condition)
+            result = self._detections(own, condition)
             if self.expose_stages:
-                parts = [self._detections(own[: s + 1], shape, condition) for s in range(len(own) - 1)]
+                parts = [self._detections(own[: s + 1], condition) for s in range(len(own) - 1)]
                 result |= {
                     "proposals": boxes,
                     "stage_boxes": torch.stack([self._passed_on(stage) for stage in own]),
@@ -246,18 +246,18 @@ class CascadeRoIHeads(nn.Module):
         logits, deltas = self.box_predictors[k](self.box_heads[k](pooled))
         return logits.float(), deltas.float()
 
-    def _refine(
+    def refine(
         self, features: dict[str, Tensor], proposals: list[Tensor], shapes: Sequence[tuple[int, int]]
-    ) -> list[list[_Stage]]:
+    ) -> list[list[Stage]]:
         """For each stage and image what its proposals became; no row is dropped, so that scores stay aligned."""
-        found: list[list[_Stage]] = []
+        found: list[list[Stage]] = []
         boxes = proposals
         for k in range(self.num_stages):
             logits, deltas = self._run(k, features, boxes, shapes)
             sizes = [len(rows) for rows in boxes]
             decoded = self._decoded(k, deltas, boxes)
             stage = [
-                _Stage(own, clip_boxes_to_image(rows, shape))
+                Stage(own, clip_boxes_to_image(rows, shape))
                 for own, rows, shape in zip(logits.split(sizes), decoded.split(sizes), shapes, strict=True)
             ]
             found.append(stage)
@@ -270,22 +270,34 @@ class CascadeRoIHeads(nn.Module):
         found: Tensor = self.box_coders[k].decode_single(deltas, rows)
         return found if self.class_agnostic else found.reshape(len(rows), len(self.parents), 4)
 
-    def _passed_on(self, stage: _Stage) -> Tensor:
+    def _passed_on(self, stage: Stage) -> Tensor:
         """(P, 4) boxes for the next stage; of the best foreground output where each has its own."""
         if self.class_agnostic:
             return stage.boxes
         best = stage.logits[:, 1:].argmax(1) + 1
         return stage.boxes[torch.arange(len(best), device=best.device), best]
 
-    def _detections(
-        self, stages: Sequence[_Stage], shape: tuple[int, int], condition: Tensor | None
-    ) -> dict[str, Tensor]:
+    def _detections(self, stages: Sequence[Stage], condition: Tensor | None) -> dict[str, Tensor]:
+        return self.selected(*self.candidates(stages, condition))
+
+    def candidates(self, stages: Sequence[Stage], condition: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """What the stages so far say of the proposals, before anything is dropped.
+
+        Args:
+            stages: as `refine` gives them, of one image.
+            condition: () int64 of the frame, for merge="gated".
+
+        Returns:
+            Boxes (P, 4), or (P, 1 + C, 4) where each class has its own; scores (P, 1 + C); best output (P, 1 + C).
+        """
         scores, best = self.scores_of([stage.logits for stage in stages], condition)
-        boxes = stages[-1].boxes
-        if not self.class_agnostic:
-            boxes = self.class_boxes(stages, best, condition)
-        kept = torch.where(scores[:, 1:].reshape(-1) > self.score_thresh)[0]
+        boxes = stages[-1].boxes if self.class_agnostic else self.class_boxes(stages, best)
+        return boxes, scores, best
+
+    def selected(self, boxes: Tensor, scores: Tensor, best: Tensor) -> dict[str, Tensor]:
+        """Detections among candidates: score, size, NMS of each class, number."""
         num_classes = scores.shape[1] - 1
+        kept = torch.where(scores[:, 1:].reshape(-1) > self.score_thresh)[0]
         rows, labels = kept // num_classes, kept % num_classes + 1
         boxes = boxes[rows] if self.class_agnostic else boxes[rows, labels]
         scores, best = scores[rows, labels], best[rows, labels]
@@ -299,7 +311,7 @@ class CascadeRoIHeads(nn.Module):
             "conditions": self.conditions[best[kept]],
         }
 
-    def class_boxes(self, stages: Sequence[_Stage], best: Tensor, condition: Tensor | None = None) -> Tensor:
+    def class_boxes(self, stages: Sequence[Stage], best: Tensor) -> Tensor:
         """(P, 1 + C, 4): the box of each class's best output; with merge="sum" the mean weighted by probability."""
         boxes, children = stages[-1].boxes, self._children()
         if self.merge != "sum" or children.columns.shape[1] == 1:
@@ -384,7 +396,7 @@ class CascadeRoIHeads(nn.Module):
         decoded = self._decoded(k, deltas, [own.boxes for own in rows]).split(sizes)
         found = []
         for own, its_logits, boxes, shape in zip(rows, logits.split(sizes), decoded, shapes, strict=True):
-            refined = self._passed_on(_Stage(its_logits, clip_boxes_to_image(boxes, shape)))
+            refined = self._passed_on(Stage(its_logits, clip_boxes_to_image(boxes, shape)))
             kept = remove_small_boxes(refined, _SMALLEST)
             if self.resample:
                 kept = kept[~own.given[kept]]

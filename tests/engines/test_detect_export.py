@@ -1,0 +1,224 @@
+"""ONNX files of detectors: the graph, the runner around it, the comparison, and the real command."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import batched_nms
+
+from effvl_cli.core.checkpoint import save_model
+from effvl_cli.core.errors import ModelError
+from effvl_cli.core.run_files import CONFIG
+from effvl_cli.engines.detect import export
+from effvl_cli.engines.detect.onnx_runner import OnnxDetector, nms
+from effvl_cli.models import detector_onnx
+from effvl_cli.models import network as networks
+from effvl_cli.models.detector_graph import FixedSize
+from effvl_cli.models.detector_onnx import properties, write_onnx
+from effvl_cli.models.detector_spec import DetectorSpec
+from effvl_cli.models.network import CHECKPOINT, Network
+
+CLASSES = ("pedestrian", "vehicle", "scooter", "bicycle")
+SIZE = (64, 96)
+SMALL = {"fpn": 8, "head_width": 16, "min_size": (64,), "max_size": 96, "post_nms": (60, 40), "score_thresh": 0.3}
+
+
+def _detector(**changes: object) -> Network:
+    """A detector that finds something, though it has learned nothing: its outputs are spread out."""
+    spec = DetectorSpec.of("tiny", **{**SMALL, "conditions": ("day", "night"), **changes})
+    network = networks.build(spec.name, seed=0, num_classes=4)
+    draw = torch.Generator().manual_seed(1)
+    module = network.module.eval()
+    nn.init.normal_(module.rpn.head.cls_logits.weight, std=1.0, generator=draw)
+    for predictor in module.roi_heads.box_predictors:
+        nn.init.normal_(predictor.cls_score.weight, std=3.0, generator=draw)
+        nn.init.normal_(predictor.bbox_pred.weight, std=0.3, generator=draw)
+        predictor.cls_score.bias.data[0] = 1.0
+    return network
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory) -> Path:
+    """What `effvl detect` leaves, as far as `export` reads it."""
+    folder = tmp_path_factory.mktemp("made")
+    network = _detector()
+    save_model(folder / CHECKPOINT, network.module.state_dict(), network.describe() | {"classes": list(CLASSES)})
+    (folder / CONFIG).write_text("effvl: 1\ncommand: detect\nconfig: {}\n")
+    return folder
+
+
+@pytest.mark.parametrize("changes", [{}, {"class_agnostic": False, "merge": "sum"}, {"roi_aligned": True}])
+def test_the_graph_of_one_size_finds_what_the_detector_finds(changes):
+    module = _detector(**changes).module
+    images = torch.cat([(image[None] - 0.45) / 0.23 for image in export.check_images(3, SIZE, 0)])
+    runner = OnnxDetector.__new__(OnnxDetector)
+    runner.props = properties(module, CLASSES, SIZE, "raw")
+    for image in images[1:, None]:
+        with torch.no_grad():
+            wanted = module.at_size(ImageList(image, [SIZE]))[0][0]
+            full = FixedSize(module, SIZE, full=True)(image)
+            raw = FixedSize(module, SIZE, full=False)(image)
+        assert len(wanted["scores"]) > 5
+        rest = map(torch.from_numpy, runner.selected(*(part.numpy() for part in raw)))
+        for name, first, second in zip(("boxes", "scores", "labels", "conditions"), full, rest, strict=True):
+            torch.testing.assert_close(first, wanted[name], atol=1e-4, rtol=1e-5)
+            torch.testing.assert_close(second, wanted[name], atol=1e-4, rtol=1e-5)
+
+
+def test_proposals_that_are_lacking_have_no_scores():
+    module = _detector(post_nms=(200, 200)).module
+    module.rpn.nms_thresh = 0.01
+    with torch.no_grad():
+        boxes, scores, _ = FixedSize(module, SIZE, full=False)(torch.rand(1, 3, *SIZE))
+    few = int((scores.amax(1) > 0).sum())
+    assert boxes.shape == (200, 4) and 0 < few < 200 and scores[few:].abs().max() == 0
+
+
+def test_nms_is_torchvisions():
+    draw = torch.Generator().manual_seed(0)
+    corners = torch.rand(150, 2, generator=draw) * 50
+    boxes = torch.cat([corners, corners + 5 + 25 * torch.rand(150, 2, generator=draw)], 1)
+    scores, labels = torch.rand(150, generator=draw), torch.randint(1, 4, (150,), generator=draw)
+    wanted = batched_nms(boxes, scores, labels, 0.5)
+    assert nms(boxes.numpy(), scores.numpy(), labels.numpy(), 0.5).tolist() == wanted.tolist()
+    assert nms(np.zeros((0, 4)), np.zeros(0), np.zeros(0), 0.5).tolist() == []
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, OnnxDetector]:
+    """Both graphs of one detector."""
+    folder, module = tmp_path_factory.mktemp("onnx"), _detector().module
+    for graph in ("full", "raw"):
+        props = properties(module, CLASSES, SIZE, graph)
+        write_onnx(FixedSize(module, SIZE, full=graph == "full"), folder / f"{graph}.onnx", props, 17)
+    return {graph: OnnxDetector(folder / f"{graph}.onnx") for graph in ("full", "raw")}
+
+
+@pytest.mark.parametrize("graph", ["full", "raw"])
+def test_files_find_what_the_detector_finds_in_images_of_any_size(files, graph):
+    file, module = files[graph], _detector().module
+    assert file.classes == CLASSES and file.props["parents"] == [0, 1, 2, 3, 4, 1, 2, 3, 4]
+    wide = export.check_images(2, (128, 192), 0)[1]
+    pixels = (wide * 255).to(torch.uint8)
+    with torch.no_grad():
+        wanted = module([pixels])[0]
+    found = file([pixels])[0]
+    assert len(found["scores"]) > 5 and found["boxes"].max() > 96
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, atol=2e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("graph", ["full", "raw"])
+def test_a_blank_image_and_narrow_ones_are_no_faults(files, graph, monkeypatch):
+    if graph == "raw":
+        monkeypatch.setitem(files[graph].props, "score_thresh", 1.0)
+        found = files[graph]([torch.zeros(3, *SIZE)])[0]
+        assert found["boxes"].shape == (0, 4) and found["labels"].shape == (0,)
+    tall = export.check_images(2, (192, 64), 0)[1]
+    placed, inside = files[graph].placed(tall)
+    assert placed.shape == (1, 3, *SIZE) and inside == (64, 21) and np.abs(placed[..., 21:]).max() == 0
+    found = files[graph]([tall])[0]
+    assert ((found["boxes"] >= 0) & (found["boxes"] <= torch.tensor([64.0, 192.0] * 2))).all()
+
+
+def test_what_differs_is_told_apart(files):
+    module, images = _detector().module, export.check_images(3, SIZE, 0)
+    parity = export.compared(module, files["full"], images)
+    assert parity.holds and parity.detections > 5 and "image" in parity.worst
+    ours = {
+        "boxes": np.array([[0.0, 0, 10, 10], [20, 20, 40, 40]]),
+        "scores": np.array([0.9, 0.8]),
+        "labels": np.array([1, 2]),
+    }
+    moved = ours | {"boxes": ours["boxes"] + np.array([[0], [0.1]])}
+    found = export._in_image(ours, moved, 0.05, "image 1")
+    assert (found.detections, found.box, found.holds) == (2, pytest.approx(0.1), False) and "class 2" in found.worst
+    scored = ours | {"scores": np.array([0.9, 0.8002])}
+    assert not export._in_image(ours, scored, 0.05, "image 1").holds
+    found = export._in_image(ours, ours | {"labels": np.array([2, 2])}, 0.05, "image 1")
+    assert found.lonely == 2 and found.worst.startswith("image 1: the detector finds class 1 at (0.000, 0.000, 10.000")
+    one = {name: values[:1] for name, values in ours.items()}
+    found = export._in_image(one, ours, 0.05, "image 1")
+    assert (found.detections, found.lonely) == (1, 1) and "the file finds class 2" in found.worst and not found.holds
+    assert export._in_image(one, ours, 0.85, "image 1").holds  # what is not sure needs no like
+
+
+def test_the_command_writes_a_file_that_passes(effvl, report, run_folder, workdir):
+    outcome = effvl("detect", "export", run_folder, "--precision", "fp16", "--num-check", 2, "--out", "out")
+    assert outcome.code == 0, outcome.err
+    about = report("out").technique["export"]
+    path = workdir / "out" / "model.onnx"
+    assert path.stat().st_size == about["bytes"] and about["size"] == list(SIZE) and about["graph"] == "full"
+    exact, rounded = about["parity"]
+    assert exact["detections"] > 5 and exact["lonely"] == 0
+    assert exact["box"] <= 0.05 and exact["score"] <= 1e-4 < rounded["score"] < 0.1
+    assert OnnxDetector(path).classes == CLASSES
+    import onnx
+
+    halved = [
+        tensor for tensor in onnx.load(str(path)).graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT16
+    ]
+    assert sum(np.prod(tensor.dims) for tensor in halved) > 0.9 * sum(
+        p.numel() for p in _detector().module.parameters()
+    )
+
+
+def test_a_file_that_finds_something_else_is_not_kept(effvl, run_folder, files, workdir, monkeypatch):
+    other = _detector()
+    other.module.roi_heads.box_predictors[-1].bbox_pred.bias.data += 0.2
+    monkeypatch.setattr(export.networks, "load", lambda *words, **more: other)
+    monkeypatch.setattr(export, "write_onnx", lambda graph, path, *rest: shutil.copy(files["raw"].path, path))
+    outcome = effvl("detect", "export", run_folder, "--graph", "raw", "--num-check", 2, "--out", "out")
+    assert outcome.code == 8 and "finds something else" in outcome.err
+    assert not list((workdir / "out").glob("*onnx"))
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("--size", "100x160"), 2, "multiples of 32"),
+        (("--size", "96"), 2, "--size is 96"),
+        (("--precision", "bf16"), 2, "bf16 is not for files"),
+        (("--opset", "12"), 2, "opset"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(effvl, run_folder, workdir, words, code, message):
+    outcome = effvl("detect", "export", run_folder, *words, "--out", "out")
+    assert outcome.code == code and message in outcome.err
+
+
+def test_without_the_extra_the_install_line_is_given(effvl, run_folder, workdir, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    outcome = effvl("detect", "export", run_folder, "--out", "out")
+    assert outcome.code == 5 and "pip install 'effvl[onnx]'" in outcome.err
+
+
+def test_a_torch_without_the_exporter_is_named(monkeypatch, tmp_path):
+    def gone(*words: object, **more: object) -> None:
+        raise TypeError("export() got an unexpected keyword argument 'dynamo'")
+
+    monkeypatch.setattr(detector_onnx.torch.onnx, "export", gone)
+    module = _detector().module
+    with pytest.raises(ModelError, match="exporter of traces"):
+        write_onnx(FixedSize(module, SIZE, full=True), tmp_path / "m.onnx", {}, 17)
+
+
+def test_files_of_something_else_are_refused(tmp_path, files):
+    with pytest.raises(ModelError, match="no file"):
+        OnnxDetector(tmp_path / "none.onnx")
+    (tmp_path / "text.onnx").write_text("nothing")
+    with pytest.raises(ModelError, match="cannot be read"):
+        OnnxDetector(tmp_path / "text.onnx")
+    import onnx
+
+    node = onnx.helper.make_node("Identity", ["image"], ["out"])
+    ends = [onnx.helper.make_tensor_value_info(name, 1, [1]) for name in ("image", "out")]
+    proto = onnx.helper.make_model(onnx.helper.make_graph([node], "g", ends[:1], ends[1:]), ir_version=8)
+    proto.opset_import[0].version = 17
+    onnx.save(proto, str(tmp_path / "other.onnx"))
+    with pytest.raises(ModelError, match="not of effvl detect export"):
+        OnnxDetector(tmp_path / "other.onnx")
