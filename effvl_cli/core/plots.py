@@ -1,6 +1,7 @@
 """Pictures in one style; matplotlib is imported only when one is drawn."""
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -31,7 +32,9 @@ _STYLE: dict[Any, Any] = {
 }
 
 Point = tuple[float, float, float]
-WIDEST = 3  # equal curves that each stay visible below the others: more would cover the rest
+WIDEST = 2  # equal curves that each stay visible below the others: more would cover the rest
+LABEL = 72  # characters of an axis label in a line
+INCHES = 16.0  # of a picture of bars at most; values stand over bars that have room for them
 
 
 def _figure(width: float, height: float, **grid: Any) -> tuple[Any, Any]:
@@ -74,7 +77,7 @@ def curves(
     if reference:
         axes.axhline(reference[1], color="#555555", linestyle="--", linewidth=1, label=reference[0])
     _draw_curves(axes, series)
-    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    axes.set(title=title, xlabel=textwrap.fill(xlabel, LABEL), ylabel=ylabel)
     if crowded:
         figure.legend(loc="outside right center")
     else:
@@ -123,7 +126,7 @@ def _draw_curves(axes: Any, series: Mapping[str, Sequence[Point]]) -> None:
         above = sum(_coincide(points, later, 0.01 * span) for _, later in shown[place + 1 :])
         above = min(above, WIDEST)
         sizes = {"markersize": 4 + 3.5 * above, "linewidth": 1.4 + 2.2 * above, "capsize": 2 + 2 * above}
-        axes.errorbar(x, y, yerr=error, label=name, elinewidth=1.4, **sizes, **style)
+        axes.errorbar(x, y, yerr=error if any(error) else None, label=name, elinewidth=1.4, **sizes, **style)
     if all(float(point[0]).is_integer() for points in series.values() for point in points):
         axes.xaxis.get_major_locator().set_params(integer=True)  # no half steps
 
@@ -148,9 +151,11 @@ def paired_bars(
 ) -> None:
     """Bars side by side in each group, with their values in so many digits after the point.
 
-    `errors` are (below, above); `level` is a dashed line.
+    `errors` are (below, above); `level` is a dashed line. Where there are too many bars for their values, these are
+    left out, and names that would overlap are tilted.
     """
-    figure, axes = _figure(max(5.6, 0.9 * len(groups)), 3.4)
+    values, names = _inches_of_bars(groups, bars, digits)
+    figure, axes = _figure(min(INCHES, max(5.6, values, names)), 3.4)
     place = np.arange(len(groups))
     width = 0.8 / len(bars)
     for index, (name, heights) in enumerate(bars.items()):
@@ -158,18 +163,27 @@ def paired_bars(
         offset = (index - (len(bars) - 1) / 2) * width
         colour = COLOURS[index % len(COLOURS)]
         drawn = axes.bar(place + offset, heights, width * 0.92, label=name, color=colour, yerr=spread, capsize=2)
+        if values > INCHES:
+            continue
         plain = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # a value on the dashed level stays readable
         axes.bar_label(drawn, fmt=f"%.{digits}f", fontsize=8, padding=3, bbox=plain)
     if level is not None:
         axes.axhline(level, color="#555555", linestyle="--", linewidth=1)
-    axes.set_xticks(place, groups)
+    tilted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if names > INCHES else {}
+    axes.set_xticks(place, groups, **tilted)
     axes.set(title=title, ylabel=ylabel)
     axes.margins(y=0.15)
     axes.grid(axis="x", visible=False)
-    axes.legend(
-        ncols=len(bars), loc="upper left", bbox_to_anchor=(0, -0.12 - 0.06 * max(group.count("\n") for group in groups))
-    )
+    figure.legend(ncols=len(bars), loc="outside lower left")
     _write(figure, path)
+
+
+def _inches_of_bars(groups: Sequence[str], bars: Mapping[str, Sequence[float]], digits: int) -> tuple[float, float]:
+    """Widths of a picture at which values over bars, and names of groups, stand beside one another."""
+    value = max((len(f"{height:.{digits}f}") for heights in bars.values() for height in heights), default=0)
+    name = max((len(line) for group in groups for line in group.splitlines()), default=0)
+    between = len(groups) * (0.065 * value + 0.05) * len(bars) / 0.8
+    return max(between, 0.9 * len(groups)), len(groups) * (0.08 * name + 0.1)
 
 
 def histograms(

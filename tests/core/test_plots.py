@@ -72,3 +72,36 @@ def test_values_of_bars_in_so_many_digits(tmp_path, monkeypatch):
         paired_bars(tmp_path / "x.png", ["g"], {"a": [100.0], "b": [9.0]}, title="", ylabel="", **digits)
     found = [[text.get_text() for text in figure.axes[0].texts] for figure in drawn]
     assert found == [["100.00", "9.00"], ["100", "9"]]
+
+
+def _overlapping(texts):
+    """Pairs of neighbouring texts that cover one another, in the drawn picture."""
+    boxes = [text.get_window_extent() for text in texts]
+    return [(one, other) for k, one in enumerate(boxes) for other in boxes[k + 1 :] if one.overlaps(other)]
+
+
+@pytest.mark.parametrize(("groups", "names"), [(8, "right\ncounter-clockwise"), (30, "aquatic mammals"), (1, "g")])
+def test_values_over_bars_and_names_below_them_do_not_overlap(groups, names, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("effvl_cli.core.plots._write", lambda figure, path: drawn.append(figure))
+    bars = {name: [0.5 + 0.001 * k for k in range(groups)] for name in ("flow", "rgb", "cascade", "cascade rgb")}
+    paired_bars(tmp_path / "x.png", [f"{names}{k}" for k in range(groups)], bars, title="", ylabel="")
+    drawn[0].canvas.draw()
+    [axes] = drawn[0].axes
+    assert not _overlapping(axes.texts) and len(axes.texts) == (0 if groups == 30 else 4 * groups)
+    labels = axes.get_xticklabels()
+    assert labels[0].get_rotation() == 45 if groups == 30 else not _overlapping(labels)
+    assert drawn[0].get_figwidth() <= 16
+
+
+def test_a_long_label_is_wrapped_and_curves_without_errors_have_no_bars(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("effvl_cli.core.plots._write", lambda figure, path: drawn.append(figure))
+    stages = ", ".join(f"precomputed:{10**k}" for k in range(7, 0, -1))
+    series = {"without": [(1.0, 1.0, 0.0), (2.0, 2.0, 0.0)], "with": [(1.0, 2.0, 0.1), (2.0, 1.0, 0.0)]}
+    curves(tmp_path / "x.png", series, title="", xlabel=f"stage ({stages})", ylabel="")
+    drawn[0].canvas.draw()
+    [axes] = drawn[0].axes
+    box = axes.xaxis.label.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= drawn[0].bbox.x1
+    assert [container.has_yerr for container in axes.containers] == [False, True]

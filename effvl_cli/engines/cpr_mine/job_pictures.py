@@ -43,6 +43,7 @@ def draw(run: Run, mining: Mapping[str, Sequence[Mapping[str, Any]]], found: Cur
             title="Purity of what each stage keeps",
             xlabel="stage",
             ylabel="share of the query's class",
+            apart=True,
         )
     _per_class(run, mining, classes)
 
