@@ -9,10 +9,11 @@ from effvl_cli.core.errors import DataError
 from effvl_cli.core.run import Run
 from effvl_cli.data import SPLITS
 from effvl_cli.data.box_batches import Augment, BoxBatch, Pictures, Shrink, training_batches
-from effvl_cli.data.boxes import BoxSource, Reading, load_boxes
+from effvl_cli.data.boxes import BoxSource
 from effvl_cli.data.loader import loader_workers
 from effvl_cli.data.mixing import MixedSampler
 from effvl_cli.engines.common.batches import Stream, check_divides
+from effvl_cli.engines.detect.box_data import open_boxes
 from effvl_cli.engines.detect.near_duplicates import deduplicated
 from effvl_cli.engines.detect.tags import tagged
 from effvl_cli.models.detector_spec import DetectorSpec
@@ -59,9 +60,7 @@ def open_splits(config: TrainingOptions, run: Run) -> Splits:
 
 def open_tagged(config: TrainingOptions | EvalConfig, split: str, run: Run) -> BoxSource:
     """One split, every image of which is tagged."""
-    reading = Reading.of(config, run.cache)
-    source = load_boxes(config.data, split, root=config.data_root, seed=config.seed, reading=reading)
-    return tagged(source, config, run, config)
+    return tagged(open_boxes(config, split, run, seed=config.seed), config, run, config)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from effvl_cli.config.detect_train import TrainingOptions
+from effvl_cli.core.files import write_json
 from effvl_cli.core.run import Run
 from effvl_cli.data.boxes import BoxSource
 from effvl_cli.engines.detect import pictures
@@ -44,6 +45,8 @@ def train_and_measure(arms: Mapping[str, TrainingOptions], run: Run, make: Make)
     splits = open_splits(config, run)
     for source in (splits.train, splits.val, splits.test):
         run.report.data(source)
+    if splits.skipped is not None:
+        run.write("dedup.json", write_json, splits.skipped)
     judged: dict[str, Judged] = {}
     rows: dict[str, dict[str, Any]] = {}
     for name, own in arms.items():

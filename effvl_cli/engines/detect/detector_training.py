@@ -4,8 +4,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from torch import nn
+
 from effvl_cli.config.detect_train import TrainingOptions
-from effvl_cli.core import loop
+from effvl_cli.core import distributed, loop
+from effvl_cli.core.errors import UsageError
 from effvl_cli.core.phases import Phases
 from effvl_cli.core.run import Run
 from effvl_cli.data.box_batches import Pictures
@@ -39,7 +42,7 @@ def train(config: TrainingOptions, run: Run, splits: Splits, network: Network, p
         UsageError: batches that processes cannot share.
         NumericalError: losses that stay non-finite.
     """
-    trainee = Trainee(network.module.to(run.device), config.ema)
+    trainee = Trainee(_placed(config, run, network), config.ema)
     batches = batches_for(config, splits.train, network.module.spec, run)
     task = DetectionTask(trainee, run, _validation(config, run, splits.val))
     plan = _plan(config, batches, phase, chosen=config.select == "best")
@@ -54,6 +57,22 @@ def train(config: TrainingOptions, run: Run, splits: Splits, network: Network, p
     about: dict[str, Any] = phases.once(f"{phase} figures", lambda: _about(config, task, fitted, batches))
     network.module = trainee.result
     return about
+
+
+def _placed(config: TrainingOptions, run: Run, network: Network) -> CascadeRCNN:
+    """The detector on its device, with --sync-bn its batch norm over all processes.
+
+    Raises:
+        UsageError: --sync-bn on a CPU, where torch has none.
+    """
+    module: CascadeRCNN = network.module.to(run.device)
+    if not config.sync_bn or distributed.world().size == 1:
+        return module
+    if run.device.type != "cuda":
+        raise UsageError("--sync-bn needs GPUs", "Leave it out, or give --norm group")
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    assert isinstance(synchronised, CascadeRCNN)
+    return synchronised
 
 
 def length_of(config: TrainingOptions, steps_per_epoch: int) -> int:

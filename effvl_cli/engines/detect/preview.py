@@ -14,9 +14,10 @@ from effvl_cli.core.probe import seconds_for
 from effvl_cli.core.run import Run, unopened
 from effvl_cli.core.table import Table
 from effvl_cli.data import SPLITS
-from effvl_cli.data.boxes import BoxSource, Reading, load_boxes
+from effvl_cli.data.boxes import BoxSource
 from effvl_cli.data.mixing import MixedSampler
 from effvl_cli.engines.common.cost_table import TRAINING, Part, cost_table, training_memory
+from effvl_cli.engines.detect.box_data import open_boxes
 from effvl_cli.engines.detect.detector_training import length_of
 from effvl_cli.engines.detect.detectors import spec_for
 from effvl_cli.models.detector import CascadeRCNN, detector
@@ -28,10 +29,7 @@ def preview_of(command: str, arms: Mapping[str, TrainingOptions]) -> list[Table]
     """Costs of some arms that are trained and measured on the same data."""
     config = next(iter(arms.values()))
     run = unopened(command, config)
-    reading = Reading.of(config, run.cache)
-    train, val, test = (
-        load_boxes(config.data, split, root=config.data_root, seed=config.seed, reading=reading) for split in SPLITS
-    )
+    train, val, test = (open_boxes(config, split, run, seed=config.seed) for split in SPLITS)
     costs = [_Cost(own, run, name, train) for name, own in arms.items()]
     parts = [part for cost in costs for part in cost.parts(len(val), len(test))]
     notes = [
