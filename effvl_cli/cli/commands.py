@@ -115,6 +115,7 @@ COMMANDS = (
             ("eval", "EvalConfig", "Measure RUN's detector, or detections of any program; also on other data."),
             ("predict", "PredictConfig", "Detect objects in images and videos with RUN's detector, and draw them."),
             ("tag", "TagConfig", "Tell day from night, by metadata, names or pixels; needs no RUN."),
+            ("dedup", "DedupConfig", "Leave out near-duplicates, and find images that splits share; needs no RUN."),
             ("export", "ExportConfig", "Write RUN's detector as ONNX, and compare what it finds."),
             ("convert", "ConvertConfig", "Check annotations of boxes, and write them as COCO or YOLO; needs no RUN."),
         ),

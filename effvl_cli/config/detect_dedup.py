@@ -82,6 +82,9 @@ class DedupConfig(DedupOptions, BoxDataOptions, RunOptions):
     )
 
     split: Annotated[Literal["train", "val", "test"], Doc("images")] = "train"
+    whole: Annotated[
+        bool, Doc("also training images that are held out for validation where the data have no validation split")
+    ] = False
     allow_eval: Annotated[bool, Doc("thin out a split that is not for training")] = False
     leak_check: Annotated[
         str | None,
@@ -103,6 +106,8 @@ class DedupConfig(DedupOptions, BoxDataOptions, RunOptions):
                 f"--split is {self.split}, and figures on a thinned-out split say something else. "
                 "Give --allow-eval if that is meant"
             )
+        if self.whole and (self.split != "train" or self.leak_check == "val"):
+            raise ValueError("--whole takes all training images, those held out as val too. Leave --whole out")
         if self.leak_check is None and (self.fix or self.allow_leaks or self.leak_tau is not None):
             raise ValueError("--fix, --allow-leaks and --leak-tau belong to --leak-check. Give that too")
         if self.fix and self.allow_leaks:

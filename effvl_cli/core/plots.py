@@ -205,6 +205,7 @@ def histograms(
     for (name, place), dashes in zip((marks or {}).items(), ("--", ":", "-."), strict=False):
         axes.axvline(place, color="#555555", linestyle=dashes, linewidth=1, label=name)
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    axes.yaxis.get_major_locator().set_params(integer=True)  # they are counts
     axes.grid(axis="x", visible=False)
     axes.legend()
     _write(figure, path)

@@ -10,7 +10,9 @@ from effvl_cli.data import SPLITS
 from effvl_cli.data.boxes import BoxSource, Reading, load_boxes
 
 
-def open_boxes(config: BoxDataOptions, split: str, run: Run, *, seed: int = 0, data: str | None = None) -> BoxSource:
+def open_boxes(
+    config: BoxDataOptions, split: str, run: Run, *, seed: int = 0, data: str | None = None, whole: bool = False
+) -> BoxSource:
     """One split of --data, or of another data set that is read the same way.
 
     Args:
@@ -19,12 +21,13 @@ def open_boxes(config: BoxDataOptions, split: str, run: Run, *, seed: int = 0, d
         run: whose cache keeps drawn scenes.
         seed: of drawn scenes.
         data: another data set.
+        whole: also the training images that are held out for validation where there is no validation split.
 
     Raises:
         UsageError: unknown name, or no data set of images with boxes.
         DataError: missing, empty, unreadable, or too many faults.
     """
-    reading = Reading.of(config, run.cache)
+    reading = Reading.of(config, run.cache, whole=whole)
     return load_boxes(data or config.data, split, root=config.data_root, seed=seed, reading=reading)
 
 
