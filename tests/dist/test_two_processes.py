@@ -59,6 +59,11 @@ LINES = {
         *("--prune-every", 1, "--grow-max", 1, "--check-steps"),
     ),
     "rank": ("prune-tokens", "rank", "--shots", 8, "--data", "plain"),
+    "detect": (
+        *("detect", "train", "--data", "road-scenes:scenes=8,val=3,test=5", "--min-size", 64, "--max-size", 96),
+        *("--steps", 2, "--log-every", 1, "--subclass"),
+    ),
+    "detect-eval": ("detect", "eval", "detector", "--split", "test"),
 }
 
 
@@ -66,7 +71,7 @@ LINES = {
 def of_two(tmp_path_factory):
     """The folder of the runs of two processes, and the command lines with their data."""
     root = tmp_path_factory.mktemp("two")
-    data = pictures(root)
+    data = {**pictures(root), "detector": root / "detect"}
     lines = {name: [data.get(word, word) for word in line] for name, line in LINES.items()}
     run_each([[*line, "--out", root / name, "--cache-dir", root / "cache"] for name, line in lines.items()], 2)
     return root, lines
@@ -124,3 +129,16 @@ def test_owned_weights(of_two, here):
         assert (owner == 0).sum() == (two.owner[name] == 0).sum() and (~alike).float().mean() < 0.01
         assert (one.base[name] - two.base[name])[alike].abs().max() <= 1e-5, name
     assert_equal(one.task_tensors[0], two.task_tensors[0], 1e-5)
+
+
+def test_detections(of_two, here, report, records):
+    """A detector that two processes have trained, on an odd number of images; losses are means over both."""
+    one, two = (report(folder) for folder in both("detect-eval", of_two, here))
+    assert two.environment["distributed"]["world_size"] == 2 and two.metrics["ap"].n == 5
+    for name, metric in one.metrics.items():
+        if name != "images_per_s":
+            assert two.metrics[name].value == pytest.approx(metric.value, abs=1e-6), name
+    assert two.technique["stage_iou"] == pytest.approx(one.technique["stage_iou"], abs=1e-6)
+    steps = [row for row in records(of_two[0] / "detect") if row["event"] == "train"]
+    assert [row["step"] for row in steps] == [1, 2]
+    assert all(0 < row["loss"] < 20 and 2 * row["num_pos_s0"] % 1 == 0 for row in steps)
