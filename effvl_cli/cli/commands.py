@@ -112,7 +112,7 @@ COMMANDS = (
         (
             ("", "DetectConfig", "Detect objects on roads by day and night: one stage against a cascade, measured."),
             ("train", "TrainConfig", "Train one detector, RUN's further or a new one, and measure it."),
-            ("eval", "EvalConfig", "Measure RUN's detector, or detections of any program; also on other data."),
+            ("eval", "EvalConfig", "Measure RUN's detector, an exported one or any program's detections."),
             ("predict", "PredictConfig", "Detect objects in images and videos with RUN's detector, and draw them."),
             ("tag", "TagConfig", "Tell day from night, by metadata, names or pixels; needs no RUN."),
             ("dedup", "DedupConfig", "Leave out near-duplicates, and find images that splits share; needs no RUN."),

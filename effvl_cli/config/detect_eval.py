@@ -16,13 +16,14 @@ class EvalConfig(RunInput, RunOptions, BoxDataOptions, TagOptions, MeasureOption
     """Measure RUN's detector, an exported one or a file of detections; also on other data."""
 
     panel: ClassVar[str] = "Evaluation"
-    in_place_of_run: ClassVar[str] = "results"
-    own: ClassVar[tuple[str, ...]] = ("on_bad", "precision", "merge", "results", "split", "by")
+    in_place_of_run: ClassVar[str] = "onnx+results"
+    own: ClassVar[tuple[str, ...]] = ("on_bad", "precision", "merge", "onnx", "results", "split", "by")
     common: ClassVar[tuple[str, ...]] = (
-        *("run", "results", "data", "data_root", "split", "by", "merge", "map", "eval_batch_size", "precision"),
+        *("run", "onnx", "results", "data", "data_root", "split", "by", "merge", "map", "eval_batch_size", "precision"),
         *("device", "out"),
     )
 
+    onnx: Annotated[str | None, ARTEFACT, Doc("file of `detect export` in place of RUN (an extra)")] = None
     results: Annotated[
         str | None, ARTEFACT, Doc("COCO results of any program in place of RUN; only images of the split")
     ] = None
@@ -38,5 +39,7 @@ class EvalConfig(RunInput, RunOptions, BoxDataOptions, TagOptions, MeasureOption
     def __post_init__(self) -> None:
         """Check the options against one another."""
         super().__post_init__()
-        if self.merge and self.results:
+        if self.onnx and self.results:
+            raise ValueError("--onnx and --results both stand in place of RUN. Give one of them")
+        if self.merge and (self.onnx or self.results):
             raise ValueError("--merge needs the scores by day and by night, which RUN gives. Give RUN, or leave it out")

@@ -3,13 +3,16 @@
 import json
 import shutil
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 
 from effvl_cli.core.checkpoint import load_model
 from effvl_cli.core.table import Table
+from effvl_cli.engines.detect import eval as evaluating
 from effvl_cli.engines.detect import tables
+from effvl_cli.models import network as networks
 from tests.kills import assert_same_result, run_with_kills
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
@@ -99,6 +102,35 @@ def test_results_of_any_program_are_measured(effvl, report):
     Path("found.json").write_text(json.dumps([{**rows[0], "image_id": 99}]))
     outcome = effvl(*line, "--out", "other")
     assert outcome.code == 3 and "found.json" in outcome.error and "99" in outcome.error
+
+
+def test_an_exported_detector_is_measured_as_the_run_is(job, effvl, report, monkeypatch):
+    """The network itself stands for the graph, which tests of `export` compare with it."""
+    network = networks.load(None, str(job), default="cascade-rcnn:tiny", kind="detector")
+    network.module.eval()
+
+    class Exported:
+        classes = tuple(network.manifest["classes"])
+        props: ClassVar = {"min_size": 64, "max_size": 96}
+
+        def __init__(self, path):
+            assert path == "model.onnx"
+
+        @torch.inference_mode()
+        def __call__(self, images):
+            return network.module(images)
+
+    monkeypatch.setattr(evaluating, "OnnxDetector", Exported)
+    line = ("detect", "eval", "--onnx", "model.onnx", *FEW[:2], "--split", "test")
+    outcome = effvl(*line, "--out", "r")
+    assert outcome.code == 0, outcome.err
+    for name in ("ap", "ap50", "ar100"):
+        assert report("r").metrics[name].value == pytest.approx(report(job).metrics[name].value, abs=1e-6)
+    monkeypatch.setattr(Exported, "classes", ("car",))
+    outcome = effvl(*line, "--out", "other")
+    assert outcome.code == 3 and "--onnx model.onnx has 1 classes (car)" in outcome.error
+    outcome = effvl("detect", "eval", "--onnx", "model.onnx", "--merge", "sum", *FEW[:2])
+    assert outcome.code == 2 and "--merge" in outcome.error
 
 
 def test_the_moving_average_is_what_is_kept(trained):

@@ -1,7 +1,7 @@
 """Runs a detector over the images of a split, distributed over the processes of the run."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,6 +21,9 @@ from effvl_cli.techniques.detect.cascade_head import stage_iou
 
 Detections = dict[str, Tensor]
 """One image's: boxes (N, 4) in its pixels, scores (N,), labels (N,) from 1, conditions (N,), the surest first."""
+
+Find = Callable[[BoxBatch], list[dict[str, Any]]]
+"""From a batch to what is found in each of its images: `Detections`, and more where a detector exposes its stages."""
 
 NUMBERS = ("scores", "labels", "conditions")
 
@@ -95,10 +98,37 @@ def detect(module: CascadeRCNN, pictures: Pictures, options: Running, run: Run, 
     Raises:
         DataError: unreadable images.
     """
-    share = _Share()
-    mine = distributed.shard(len(pictures.source))
+
+    def find(batch: BoxBatch) -> list[dict[str, Any]]:
+        # the condition of an image is looked at by --merge gated alone
+        conditions = [{"condition": target["night"].long()} for target in batch.targets]
+        found: list[dict[str, Any]] = module(batch.to(run.device).images, conditions)
+        return found
+
     exposed = module.expose
     module.expose = inside
+    try:
+        with as_found(module, training=False), torch.inference_mode(), autocast(run.device, options.precision):
+            return over_batches(find, pictures, options, run, stages=module.spec.num_stages if inside else 0)
+    finally:
+        module.expose = exposed
+
+
+def over_batches(find: Find, pictures: Pictures, options: Running, run: Run, *, stages: int = 0) -> Found:
+    """What a function finds in every image of a split, in order, the same on every process.
+
+    Args:
+        find: from a batch to the results of its images, in pixels of the images as they are in it.
+        pictures: the images.
+        options: sizes of batches and the like.
+        run: device and progress.
+        stages: how many stages the results expose.
+
+    Raises:
+        DataError: unreadable images.
+    """
+    share = _Share()
+    mine = distributed.shard(len(pictures.source))
     batches = evaluation_batches(
         pictures,
         options.eval_batch_size,
@@ -106,13 +136,11 @@ def detect(module: CascadeRCNN, pictures: Pictures, options: Running, run: Run, 
         workers=loader_workers(options.workers, run.device.type),
         on_bad=options.on_bad,
     )
-    try:
-        with as_found(module, training=False), torch.inference_mode(), autocast(run.device, options.precision):
-            for batch in batches:
-                share.add(module, batch, run.device)
-    finally:
-        module.expose = exposed
-    return share.joined(len(pictures.source), mine, module.spec.num_stages if inside else 0)
+    with run.progress(f"detecting, {pictures.source.split}", len(mine)) as progress:
+        for batch in batches:
+            share.add(find, batch)
+            progress.update(len(share.results))
+    return share.joined(len(pictures.source), mine, stages)
 
 
 class _Share:
@@ -123,12 +151,10 @@ class _Share:
         self.iou: Tensor | None = None
         self.seconds = 0.0
 
-    def add(self, module: CascadeRCNN, batch: BoxBatch, device: torch.device) -> None:
+    def add(self, find: Find, batch: BoxBatch) -> None:
         """Those of a batch."""
         began = time.perf_counter()
-        # the condition of an image is looked at by --merge gated alone
-        conditions = [{"condition": target["night"].long()} for target in batch.targets]
-        results = [_to_cpu(result) for result in module(batch.to(device).images, conditions)]
+        results = [_to_cpu(result) for result in find(batch)]
         self.seconds += time.perf_counter() - began
         if "stages" in results[0]:
             self._add_iou(batch, results)
