@@ -15,11 +15,13 @@ class PredictConfig(RunInput, RunOptions):
 
     panel: ClassVar[str] = "Prediction"
     asked_again: ClassVar[bool] = True
+    in_place_of_run: ClassVar[str] = "onnx"
 
     input: Annotated[
         tuple[str, ...],
         Doc("images, videos, folders of these, patterns in quotes, or - for a list of names on standard input"),
     ] = ()
+    onnx: Annotated[str | None, ARTEFACT, Doc("file of `detect export`, run by onnxruntime in place of RUN")] = None
     score: Annotated[float, Ge(0), Lt(1), Doc("least score of a detection")] = 0.3
     batch_size: Annotated[Positive, MEMORY, VOLATILE, Doc("images at a time; only those of one size go together")] = 8
     save: Annotated[
@@ -36,3 +38,5 @@ class PredictConfig(RunInput, RunOptions):
         """Refuse what would look at nothing."""
         if not self.input:
             raise ValueError("--input is missing. Give images, videos, a folder, a pattern in quotes, or -")
+        if self.onnx and self.run:
+            raise ValueError("RUN and --onnx both give a detector. Give one of them")

@@ -14,7 +14,7 @@ from effvl_cli.core.errors import DataError
 from effvl_cli.data.box_batches import Shrink
 from effvl_cli.data.inputs import input_files
 from effvl_cli.data.video import all_frames
-from effvl_cli.engines.detect import predict
+from effvl_cli.engines.detect import predict, trained_detector
 from effvl_cli.engines.detect.found_files import Shown
 from effvl_cli.engines.detect.predict import batched
 from effvl_cli.engines.detect.trained_detector import Finder
@@ -98,7 +98,7 @@ class Recorder:
 @pytest.mark.parametrize("size", [1, 3, 64])
 def test_the_order_of_the_outputs_is_that_of_the_inputs(size):
     recorder = Recorder()
-    finder = Finder(CLASSES, Shrink(20, 40), recorder, 0.05)
+    finder = Finder(CLASSES, recorder, 0.05, Shrink(20, 40))
     shapes = [(40, 60), (20, 20), (40, 60), (30, 90), (80, 120), (20, 20), (15, 15)] * 5
     images = [Image.new("RGB", shape[::-1], (50 + k, 0, 0)) for k, shape in enumerate(shapes)]
     stream = [Shown(None, image) for image in images]  # type: ignore[arg-type]
@@ -123,7 +123,7 @@ def test_few_images_wait(monkeypatch):
             seen += 1
             yield Shown(None, Image.new("RGB", (40, 40 + (k == 0)), (90, 0, 0)))  # type: ignore[arg-type]
 
-    first = next(iter(batched(stream(), Finder(CLASSES, Shrink(80, 80), Recorder(), 0.05), 4)))
+    first = next(iter(batched(stream(), Finder(CLASSES, Recorder(), 0.05, Shrink(80, 80)), 4)))
     assert first[0].image.height == 41
     assert seen <= 9
 
@@ -135,7 +135,7 @@ def test_few_images_wait(monkeypatch):
 def fake(monkeypatch) -> Recorder:
     recorder = Recorder()
     monkeypatch.setattr(
-        predict, "finder_of", lambda config, run: Finder(CLASSES, Shrink(20, 40), recorder, config.score)
+        predict, "finder_of", lambda config, run: Finder(CLASSES, recorder, config.score, Shrink(20, 40))
     )
     monkeypatch.setattr("effvl_cli.cli.app.earlier_run", lambda *rest: None)
     return recorder
@@ -246,6 +246,7 @@ def test_videos_without_frames(fake, effvl, workdir):
         ("", "--input is missing"),
         ("--input a.png --score 1", "--score is 1"),
         ("--input a.png --save film", "--save is film"),
+        ("run --input a.png --onnx a.onnx", "Give one of them"),
     ],
 )
 def test_mistakes(fake, effvl, workdir, line, part):
@@ -311,3 +312,28 @@ def test_a_run_without_a_detector(effvl, detector, workdir):
     outcome = effvl("detect", "predict", "other", "--input", "a.png")
     assert outcome.code == 4
     assert "holds no detector" in outcome.error
+
+
+def test_a_file_in_place_of_a_run(effvl, here, report, workdir, monkeypatch):
+    """The runner's own numbers are held against the detector in the tests of `detect export`."""
+
+    class Runner:
+        classes, props = CLASSES, {"score_thresh": 0.5}
+
+        def __init__(self, path) -> None:
+            assert path == "a.onnx"
+
+        def __call__(self, images):
+            assert [tuple(image.shape) for image in images] == [(3, 300, 400)]  # it is not shrunk before
+            return Recorder()(images, [False])
+
+    save("a.png", np.full((300, 400, 3), 200, dtype=np.uint8))
+    with monkeypatch.context() as patch:
+        patch.setattr(trained_detector, "OnnxDetector", Runner)
+        here("detect", "predict", "--onnx", "a.onnx", "--input", "a.png", "--out", "r")
+    [row] = json.loads(Path("r/detections.json").read_text())
+    assert row["bbox"] == [0, 0, 400, 300]
+    assert "finds nothing below 0.5" in report("r").warnings[0]
+    outcome = effvl("detect", "predict", "--onnx", "nowhere.onnx", "--input", "a.png")
+    assert outcome.code == 4
+    assert "nowhere.onnx" in outcome.error

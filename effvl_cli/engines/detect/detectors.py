@@ -110,10 +110,20 @@ def load_detector(folder: str | None, source: BoxSource, run: Run) -> Network:
         DataError: the images are of other classes.
         ModelError: there is no detector.
     """
+    network = open_detector(folder, run)
+    check_classes(network.manifest.get("classes", ()), source, str(folder))
+    return network
+
+
+def open_detector(folder: str | None, run: Run) -> Network:
+    """The detector of a run, on the run's device, whatever its classes are.
+
+    Raises:
+        ModelError: there is no detector.
+    """
     if not str(networks.manifest_of(folder).get("model", "")).startswith(f"{FAMILY}:"):
         raise ModelError(f"{folder} holds no detector", "Give a run of `effvl detect` or `effvl detect train`")
     network = networks.load(None, folder, default=FAMILY, kind="detector", log=run.log)
-    check_classes(network.manifest.get("classes", ()), source, str(folder))
     network.module.to(run.device)
     return network
 

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from effvl_cli.config.detect_predict import PredictConfig
 from effvl_cli.config.detect_tag import NIGHT_THRESH
-from effvl_cli.core.errors import ModelError
 from effvl_cli.core.find_run import find_run
 from effvl_cli.core.loop import autocast
 from effvl_cli.core.run import Run
 from effvl_cli.data.box_batches import Shrink
+from effvl_cli.engines.detect.detecting import shrink_of
+from effvl_cli.engines.detect.detectors import open_detector
 from effvl_cli.engines.detect.found_files import Detections
-from effvl_cli.models import network as networks
-from effvl_cli.models.detector_spec import FAMILY
+from effvl_cli.engines.detect.onnx_runner import OnnxDetector
 from effvl_cli.techniques.detect.tagging import lightness
 
 KEYS = ("boxes", "scores", "labels", "conditions")
@@ -29,22 +29,23 @@ class Finder:
 
     Attributes:
         classes: names.
-        shrink: to the size at which it looks at images.
         detect: from images (3, h, w) uint8 of one size, and whether each is of the night, to what is found in each,
             in its pixels.
         score: least score of what counts.
+        shrink: to the size at which it looks at images; None: it does that itself.
         gated: whether it has to know which images are of the night.
     """
 
     classes: tuple[str, ...]
-    shrink: Shrink
     detect: Callable[[Sequence[Tensor], Sequence[bool]], list[Detections]]
     score: float
+    shrink: Shrink | None = None
     gated: bool = False
 
     def pixels(self, image: Image.Image) -> Tensor:
         """(3, h, w) uint8 of an image as the detector sees it."""
-        return self.shrink(torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous())
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        return pixels if self.shrink is None else self.shrink(pixels)
 
     def find(self, pixels: Sequence[Tensor], images: Sequence[Image.Image]) -> list[Detections]:
         """What is found in images, in their own pixels, on the CPU.
@@ -68,17 +69,19 @@ def _dark(image: Image.Image) -> bool:
 
 
 def finder_of(config: PredictConfig, run: Run) -> Finder:
-    """The detector of RUN.
+    """The detector of RUN, or that of --onnx.
 
     Raises:
         DataError: no run.
         ModelError: it holds no detector.
+        MissingPackageError: onnxruntime is not installed.
     """
-    folder = find_run("detect", config.run)
-    if not str(networks.manifest_of(str(folder)).get("model", "")).startswith(f"{FAMILY}:"):
-        raise ModelError(f"{folder} holds no detector", "Give a run of `effvl detect` or `effvl detect train`")
-    network = networks.load(None, str(folder), default=f"{FAMILY}:tiny", kind="detector", log=run.log)
-    module, spec = network.module.to(run.device).eval(), network.module.spec
+    return _of_run(config, run) if config.onnx is None else _of_file(config.onnx, config.score, run)
+
+
+def _of_run(config: PredictConfig, run: Run) -> Finder:
+    network = open_detector(str(find_run("detect", config.run)), run)
+    module, spec = network.module.eval(), network.module.spec
     module.roi_heads.score_thresh = config.score  # what is below could not suppress what is above
     run.report.model(network.name, network.source, module)
 
@@ -88,5 +91,14 @@ def finder_of(config: PredictConfig, run: Run) -> Finder:
             found: list[Detections] = module([image.to(run.device) for image in images], targets)
         return found
 
-    classes = tuple(network.manifest["classes"])
-    return Finder(classes, Shrink(spec.min_size[-1], spec.max_size), detect, config.score, gated=spec.merge == "gated")
+    return Finder(
+        tuple(network.manifest["classes"]), detect, config.score, shrink_of(spec), gated=spec.merge == "gated"
+    )
+
+
+def _of_file(path: str, score: float, run: Run) -> Finder:
+    detector = OnnxDetector(path)
+    least = detector.props["score_thresh"]
+    if score < least:
+        run.warn(f"--score is {score:g}, and --onnx {path} finds nothing below {least:g}")
+    return Finder(detector.classes, lambda images, night: list(detector(images)), score)
