@@ -167,6 +167,10 @@ class TrainingOptions(
     color_jitter: Annotated[
         bool, Doc("change brightness and contrast of training images at random; with subclasses, brightness by little")
     ] = False
+    epoch_size: Annotated[
+        Positive | None,
+        Doc("images of an epoch (default: all; of sources with ratios, the first one's number by its share)"),
+    ] = None
 
     def __post_init__(self) -> None:
         """Fill what is not given; check the options against one another."""

@@ -133,3 +133,9 @@ def test_faults_end_with_exit_code_3_and_the_name_of_the_file(effvl, workdir):
 def test_yolo_lines_are_shares_of_the_image(tmp_path):
     record = load_boxes(f"coco:{write_coco(tmp_path)}", "train", reading=WHOLE).records[1]
     assert yolo_lines(record) == ("0 0.250000 0.400000 0.250000 0.400000\n", 0)
+
+
+def test_the_length_of_an_epoch_can_be_given(here, workdir):
+    data = ("--data", "road-scenes:scenes=12,val=2,test=2", "--cache-dir", "c")
+    outcome = here("detect", "train", *data, "--epoch-size", 8, "--epochs", 3, "--batch-size", 4, "--dry-run")
+    assert "6 steps of 4 images" in outcome.out

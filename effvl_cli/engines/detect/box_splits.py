@@ -79,7 +79,7 @@ def batches_for(config: TrainingOptions, source: BoxSource, spec: DetectorSpec, 
     """
     assert config.batch_size is not None
     check_divides(config.batch_size, "--batch-size", accumulate=config.accumulate)
-    sampler = MixedSampler(source, config.batch_size // config.accumulate, config.seed)
+    sampler = MixedSampler(source, config.batch_size // config.accumulate, config.seed, config.epoch_size)
     pictures = Pictures(source, Shrink(max(spec.min_size), spec.max_size))
     stream = training_batches(
         pictures,

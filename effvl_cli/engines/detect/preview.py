@@ -60,7 +60,7 @@ class _Cost:
         )
         self.size = round(record.height * factor), round(record.width * factor)
         self.share = config.batch_size // config.accumulate // distributed.world().size
-        sampler = MixedSampler(train, config.batch_size // config.accumulate, config.seed)
+        sampler = MixedSampler(train, config.batch_size // config.accumulate, config.seed, config.epoch_size)
         self.steps = length_of(config, max(1, sampler.steps_per_epoch // config.accumulate))
         self.evaluations = 1 + self.steps // max(1, config.eval_every or sampler.steps_per_epoch)
         self.memory = training_memory(self.module, config.optimizer, self._loss, self.share)
