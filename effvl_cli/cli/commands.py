@@ -117,6 +117,7 @@ COMMANDS = (
             ("tag", "TagConfig", "Tell day from night, by metadata, names or pixels; needs no RUN."),
             ("dedup", "DedupConfig", "Leave out near-duplicates, and find images that splits share; needs no RUN."),
             ("export", "ExportConfig", "Write RUN's detector as ONNX, and compare what it finds."),
+            ("bench", "BenchConfig", "Time RUN's detector, part by part, and in onnxruntime."),
             ("convert", "ConvertConfig", "Check annotations of boxes, and write them as COCO or YOLO; needs no RUN."),
         ),
     ),

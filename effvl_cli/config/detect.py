@@ -1,5 +1,6 @@
 """Options of `effvl detect` and its verbs, each in a file of its own."""
 
+from effvl_cli.config.detect_bench import BenchConfig
 from effvl_cli.config.detect_convert import ConvertConfig
 from effvl_cli.config.detect_dedup import DedupConfig
 from effvl_cli.config.detect_eval import EvalConfig
@@ -9,6 +10,7 @@ from effvl_cli.config.detect_tag import TagConfig
 from effvl_cli.config.detect_train import DetectConfig, TrainConfig
 
 __all__ = [
+    "BenchConfig",
     "ConvertConfig",
     "DedupConfig",
     "DetectConfig",

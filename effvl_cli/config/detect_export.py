@@ -13,6 +13,17 @@ STRIDE = 32  # sides of a graph's image are multiples of it
 SIZE = re.compile(r"(\d+)x(\d+)")
 
 
+def check_size(text: str | None) -> None:
+    """Refuse what is no size of a graph's image.
+
+    Raises:
+        ValueError: not two multiples of 32.
+    """
+    found = SIZE.fullmatch(text or f"{STRIDE}x{STRIDE}")
+    if found is None or any(int(side) % STRIDE or not int(side) for side in found.groups()):
+        raise ValueError(f"--size is {text}. Give height x width in multiples of {STRIDE}, e.g. 480x864")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig(RunInput, RunOptions, Checked):
     """RUN's detector as an ONNX file for one image at a time, compared with the detector before it is kept."""

@@ -1,7 +1,7 @@
 """Parameters and multiply-adds."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def count_macs(module: nn.Module, *inputs: Tensor) -> int:
+def count_macs(module: nn.Module, *inputs: Tensor | Sequence[Tensor]) -> int:
     """Multiply-adds of a forward pass in evaluation mode: half of torch's FLOP count; the module stays as it is.
 
     The counter does not see fused attention, in some versions of torch not even in training: it is computed by

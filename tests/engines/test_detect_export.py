@@ -15,6 +15,7 @@ from effvl_cli.core.errors import ModelError
 from effvl_cli.core.run_files import CONFIG
 from effvl_cli.engines.detect import export
 from effvl_cli.engines.detect.onnx_runner import OnnxDetector, nms
+from effvl_cli.engines.detect.opened_detector import road_images
 from effvl_cli.models import detector_onnx
 from effvl_cli.models import network as networks
 from effvl_cli.models.detector_graph import FixedSize
@@ -54,10 +55,10 @@ def run_folder(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("changes", [{}, {"class_agnostic": False, "merge": "sum"}, {"roi_aligned": True}])
 def test_the_graph_of_one_size_finds_what_the_detector_finds(changes):
     module = _detector(**changes).module
-    images = torch.cat([(image[None] - 0.45) / 0.23 for image in export.check_images(3, SIZE, 0)])
+    images = torch.cat([(image[None] - 0.45) / 0.23 for image in road_images(2, SIZE, 0)])
     runner = OnnxDetector.__new__(OnnxDetector)
     runner.props = properties(module, CLASSES, SIZE, "raw")
-    for image in images[1:, None]:
+    for image in images[:, None]:
         with torch.no_grad():
             wanted = module.at_size(ImageList(image, [SIZE]))[0][0]
             full = FixedSize(module, SIZE, full=True)(image)
@@ -102,7 +103,7 @@ def files(tmp_path_factory) -> dict[str, OnnxDetector]:
 def test_files_find_what_the_detector_finds_in_images_of_any_size(files, graph):
     file, module = files[graph], _detector().module
     assert file.classes == CLASSES and file.props["parents"] == [0, 1, 2, 3, 4, 1, 2, 3, 4]
-    wide = export.check_images(2, (128, 192), 0)[1]
+    wide = road_images(1, (128, 192), 0)[0]
     pixels = (wide * 255).to(torch.uint8)
     with torch.no_grad():
         wanted = module([pixels])[0]
@@ -118,7 +119,7 @@ def test_a_blank_image_and_narrow_ones_are_no_faults(files, graph, monkeypatch):
         monkeypatch.setitem(files[graph].props, "score_thresh", 1.0)
         found = files[graph]([torch.zeros(3, *SIZE)])[0]
         assert found["boxes"].shape == (0, 4) and found["labels"].shape == (0,)
-    tall = export.check_images(2, (192, 64), 0)[1]
+    tall = road_images(1, (192, 64), 0)[0]
     placed, inside = files[graph].placed(tall)
     assert placed.shape == (1, 3, *SIZE) and inside == (64, 21) and np.abs(placed[..., 21:]).max() == 0
     found = files[graph]([tall])[0]
@@ -126,7 +127,7 @@ def test_a_blank_image_and_narrow_ones_are_no_faults(files, graph, monkeypatch):
 
 
 def test_what_differs_is_told_apart(files):
-    module, images = _detector().module, export.check_images(3, SIZE, 0)
+    module, images = _detector().module, road_images(2, SIZE, 0)
     parity = export.compared(module, files["full"], images)
     assert parity.holds and parity.detections > 5 and "image" in parity.worst
     ours = {
@@ -170,7 +171,7 @@ def test_the_command_writes_a_file_that_passes(effvl, report, run_folder, workdi
 def test_a_file_that_finds_something_else_is_not_kept(effvl, run_folder, files, workdir, monkeypatch):
     other = _detector()
     other.module.roi_heads.box_predictors[-1].bbox_pred.bias.data += 0.2
-    monkeypatch.setattr(export.networks, "load", lambda *words, **more: other)
+    monkeypatch.setattr(export, "opened", lambda folder: other)
     monkeypatch.setattr(export, "write_onnx", lambda graph, path, *rest: shutil.copy(files["raw"].path, path))
     outcome = effvl("detect", "export", run_folder, "--graph", "raw", "--num-check", 2, "--out", "out")
     assert outcome.code == 8 and "finds something else" in outcome.err
@@ -222,3 +223,46 @@ def test_files_of_something_else_are_refused(tmp_path, files):
     onnx.save(proto, str(tmp_path / "other.onnx"))
     with pytest.raises(ModelError, match="not of effvl detect export"):
         OnnxDetector(tmp_path / "other.onnx")
+
+
+def test_bench_times_stages_parts_and_onnxruntime(here, report, run_folder, files, workdir, monkeypatch):
+    from effvl_cli.engines.detect import bench
+
+    monkeypatch.setattr(bench, "write_onnx", lambda graph, path, *rest, **more: shutil.copy(files["full"].path, path))
+    outcome = here("detect", "bench", run_folder, "--batch-size", "1,2", "--seconds", 0.01, "--out", "out")
+    done = report("out")
+    rows = {(row["arm"], row["batch"]): row for row in done.technique["bench"]}
+    assert set(rows) == {
+        *((arm, n) for arm in ("first stage alone", "all stages") for n in (1, 2)),
+        ("eager", 1),
+        ("file", 1),
+    }
+    assert rows["all stages", 1]["mac_ratio"] > 1 and rows["file", 1]["runtime"] == "onnxruntime"
+    cost = done.technique["cost"]
+    assert (
+        cost["params"]
+        == sum(cost["params_by_part"].values())
+        == sum(p.numel() for p in _detector().module.parameters())
+    )
+    assert [found["batch"] for found in done.technique["parts"]] == [1, 2]
+    assert all(found[name] > 0 for found in done.technique["parts"] for name in bench.PARTS)
+    assert "time_over_first_stage_b1" in done.metrics and "onnx_images_per_s_b1" in done.metrics
+    assert "proposals ms" in outcome.out and (workdir / "out" / "plots" / "parts.png").is_file()
+
+
+def test_the_first_stage_alone_is_a_detector_of_one_stage():
+    from effvl_cli.engines.detect.bench import first_stage, part_passes
+
+    module, images = _detector().module, road_images(2, SIZE, 0)
+    module.expose = True
+    with torch.no_grad():
+        wanted = [result["stages"][0] for result in module(images)]
+        module.expose = False
+        found = first_stage(module)(images)
+        whole = part_passes(module, images)["choice"]()
+    assert module.roi_heads.num_stages == 3
+    for a, b in zip(wanted, found, strict=True):
+        assert all(torch.equal(a[name], b[name]) for name in ("boxes", "scores", "labels"))
+    with torch.no_grad():
+        for a, b in zip(module(images), whole, strict=True):
+            assert torch.equal(a["boxes"], b["boxes"]) and torch.equal(a["scores"], b["scores"])

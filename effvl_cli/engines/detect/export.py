@@ -11,25 +11,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
-from torchvision.transforms import functional as tf
 
-from effvl_cli.config.detect_export import STRIDE, ExportConfig
+from effvl_cli.config.detect_export import ExportConfig
 from effvl_cli.core.checkpoint import sha256
 from effvl_cli.core.errors import CheckError
 from effvl_cli.core.find_run import find_run
 from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
 from effvl_cli.core.table import Table
-from effvl_cli.data.road_layout import Scene
-from effvl_cli.data.road_painter import paint
 from effvl_cli.engines.common.verified_files import ONNX
 from effvl_cli.engines.detect.onnx_runner import OnnxDetector
-from effvl_cli.models import network as networks
+from effvl_cli.engines.detect.opened_detector import classes_of, opened, road_images, size_of
 from effvl_cli.models.detector import CascadeRCNN
 from effvl_cli.models.detector_graph import FixedSize
 from effvl_cli.models.detector_onnx import halve, properties, write_onnx
-from effvl_cli.models.detector_spec import FAMILY, DetectorSpec
-from effvl_cli.models.network import Network
 
 Detected = Mapping[str, NDArray[Any]]
 MARGIN = 1e-3  # above the threshold; a detection nearer to it may fall on either side
@@ -76,7 +71,7 @@ def run(config: ExportConfig, run: Run) -> None:
         run.warn("a file does not know whether it is day or night: merge gated is exported as max")
         module.roi_heads.merge = "max"
     run.report.model(network.name, network.source, network.module)
-    images = check_images(config.num_check, size, config.seed)
+    images = [torch.full((3, *size), 0.5), *road_images(config.num_check - 1, size, config.seed)]
     props = properties(module, classes, size, config.graph)
 
     def write(path: Path) -> list[Parity]:
@@ -98,43 +93,6 @@ def run(config: ExportConfig, run: Run) -> None:
     found = run.write(ONNX, write)
     if found is not None:
         _record(run, config, props, found)
-
-
-def opened(folder: Path) -> Network:
-    """The detector of a run.
-
-    Raises:
-        ModelError: none is there, or another network.
-    """
-    return networks.load(None, str(folder), default=f"{FAMILY}:tiny", kind="detector")
-
-
-def classes_of(network: Network) -> tuple[str, ...]:
-    """Names of the classes, as the run's manifest says."""
-    names = network.manifest.get("classes") or [f"class {k + 1}" for k in range(network.module.num_classes)]
-    return tuple(map(str, names))
-
-
-def size_of(text: str | None, spec: DetectorSpec) -> tuple[int, int]:
-    """Height and width of a graph's image: as given, else the detector's for wide images, in multiples of 32."""
-    if text is not None:
-        height, width = map(int, text.split("x"))
-        return height, width
-    return _multiple(spec.min_size[-1]), _multiple(spec.max_size)
-
-
-def _multiple(side: int) -> int:
-    return -(-side // STRIDE) * STRIDE
-
-
-def check_images(count: int, size: tuple[int, int], seed: int) -> list[Tensor]:
-    """Procedural roads (3, H, W) in 0..1 by day and night, the first one blank."""
-    found = [torch.full((3, *size), 0.5)]
-    for number in range(count - 1):
-        noise = np.random.default_rng((seed, number))
-        pixels = torch.from_numpy(paint(Scene.drawn("road", "test", number, seed), 0, noise)).permute(2, 0, 1)
-        found.append(tf.resize(pixels, list(size), antialias=True).float() / 255)
-    return found
 
 
 def compared(module: CascadeRCNN, file: OnnxDetector, images: Sequence[Tensor]) -> Parity:
