@@ -43,7 +43,7 @@ def run(*arguments: object, processes: int = 1, code: int = 0, timeout: float = 
 
 
 _EACH = """
-import json, os, sys
+import importlib, json, os, sys
 sys.path.append(sys.argv[2])
 import pytest
 from effvl_cli.cli.app import main
@@ -51,6 +51,9 @@ from tests.engines.conftest import little_beside, no_programs
 patch = pytest.MonkeyPatch()
 little_beside(patch)
 no_programs(patch)
+for name in sys.argv[3:]:
+    module, _, function = name.partition(":")
+    getattr(importlib.import_module(module), function)(patch)
 for port, line in json.loads(sys.argv[1]):
     os.environ["MASTER_PORT"] = str(port)
     if main(line):
@@ -58,11 +61,11 @@ for port, line in json.loads(sys.argv[1]):
 """
 
 
-def run_each(lines: Sequence[Sequence[object]], processes: int, timeout: float = 400) -> None:
+def run_each(lines: Sequence[Sequence[object]], processes: int, *prepare: str, timeout: float = 400) -> None:
     """Run command lines one after another in a group of processes, which import everything once.
 
     As launched by hand: torchrun itself would import torch once more. It is what `start` uses. Few passes are timed,
-    and no programs written, as in the tests of engines.
+    and no programs written, as in the tests of engines. `prepare` names functions "module:function" that change more.
     """
     ports = [_free_port() for _ in lines]
     todo = json.dumps([(port, [str(word) for word in line]) for port, line in zip(ports, lines, strict=True)])
@@ -71,7 +74,7 @@ def run_each(lines: Sequence[Sequence[object]], processes: int, timeout: float =
         for rank in range(processes):
             place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
             place |= {"MASTER_ADDR": "127.0.0.1"}
-            command = [sys.executable, "-c", _EACH, todo, str(Path(__file__).parents[1])]
+            command = [sys.executable, "-c", _EACH, todo, str(Path(__file__).parents[1]), *prepare]
             group.append(subprocess.Popen(command, env=environment() | place, stdout=log, stderr=subprocess.STDOUT))
         try:
             codes = [process.wait(timeout) for process in group]

@@ -1,14 +1,18 @@
 """The real command on two processes, beside the same command on one."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 
-from effvl_cli.core.checkpoint import load_model
+from effvl_cli.core.checkpoint import StepFolders, load_model
 from effvl_cli.engines.continual.state import State
+from effvl_cli.models import video
 from tests.conftest import make_image_folder
 from tests.processes import run_each
 
@@ -58,6 +62,10 @@ LINES = {
         *("--num-classes-per-task", 2, "--num-tasks", 1, "--prune-ratios", "0.5", "--min-ratio", 0.5, "--prune-epochs", 1),
         *("--prune-every", 1, "--grow-max", 1, "--check-steps"),
     ),
+    "cascade": (
+        *("cpr-mine", "train", "--view", "rgb", "--mine-with", "gradflow", "--weights", "gradflow=none", *SGD),
+        *("--queue-size", 24, "--steps", 3, "--num-stages", 2, "--top-k", 2, "--log-every", 1),
+    ),
     "rank": ("prune-tokens", "rank", "--shots", 8, "--data", "plain"),
     "detect": (
         *("detect", "train", "--data", "road-scenes:scenes=8,val=3,test=5", "--min-size", 64, "--max-size", 96),
@@ -67,13 +75,21 @@ LINES = {
 }
 
 
+def without_batch_norm(patch):
+    """The small encoder of videos with norms of each clip by itself."""
+    family = video._FAMILIES["tiny3d"]
+    body = partial(family.body, partial(nn.GroupNorm, 1))
+    patch.setitem(video._FAMILIES, "tiny3d", replace(family, body=lambda norm_layer: body()))
+
+
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory):
     """The folder of the runs of two processes, and the command lines with their data."""
     root = tmp_path_factory.mktemp("two")
     data = {**pictures(root), "detector": root / "detect"}
     lines = {name: [data.get(word, word) for word in line] for name, line in LINES.items()}
-    run_each([[*line, "--out", root / name, "--cache-dir", root / "cache"] for name, line in lines.items()], 2)
+    told = [[*line, "--out", root / name, "--cache-dir", root / "cache"] for name, line in lines.items()]
+    run_each(told, 2, "tests.dist.test_two_processes:without_batch_norm")
     return root, lines
 
 
@@ -107,6 +123,18 @@ def test_prompts(of_two, here, report):
     ours, theirs = ({name: m.value for name, m in report(folder).metrics.items()} for folder in (one, two))
     assert ours == pytest.approx(theirs, abs=1e-5) and len(ours) > 20
     assert report(two).environment["distributed"]["world_size"] == 2
+
+
+def test_positives_mined_from_queues(of_two, here, report, monkeypatch):
+    """Equal weights and queues, each process mining for its half of the clips in queues of all of them."""
+    without_batch_norm(monkeypatch)
+    one, two = both("cascade", of_two, here)
+    assert_equal(weights(one), weights(two), 1e-5)
+    assert report(two).environment["distributed"]["world_size"] == 2
+    ours, theirs = (StepFolders(folder / "checkpoints/train").load(3).model for folder in (one, two))
+    assert_equal(ours, theirs, 1e-5)  # queues, and which clips they hold
+    mined = report(two).technique["turns"][0]["mined"][0]
+    assert mined["k"] == 2 and mined["mined_rows"] == 1
 
 
 def test_rankings(of_two, here, tmp_path):

@@ -314,3 +314,67 @@ def test_motion_of_the_codec_through_every_verb(here, report, tmp_path):
     assert report("u").technique["turns"][0]["mined_with"] == ["flow:mv"]
     here("cpr-mine", "embed", "u", "--views", "flow-mv", *data, "--windows", "center", "--out", "f")
     assert list(read_views(Path("f")).views) == ["flow:mv"]
+
+
+def test_half_precision_and_official_jitter_change_what_they_say(here, encoders):
+    """Full precision, half of it, and colours that change in some clips of what has colours, by the seed."""
+    line = ("cpr-mine", "embed", "--weights", encoders, "--data", "few-clips", "--windows", "center")
+    more = {"plain": (), "half": ("--precision", "bf16")}
+    more |= {name: ("--official-jitter", "--seed", seed) for name, seed in (("a", 3), ("b", 3), ("c", 4))}
+    found = {}
+    for name, words in more.items():
+        here(*line, *words, "--cache-dir", name, "--out", f"of-{name}")
+        found[name] = {view: np.load(path) for view, path in read_views(Path(f"of-{name}")).views.items()}
+    plain = found["plain"]
+    for view, rows in plain.items():
+        assert 0 < np.abs(found["half"][view] - rows).max() < 0.02  # of unit rows
+    changed = {name: (np.abs(found[name]["rgb"] - plain["rgb"]) > 1e-4).any(1) for name in "abc"}
+    assert 2 < changed["a"].sum() < 30 and (changed["a"] != changed["c"]).any()  # 0.3 of 40 are expected
+    assert np.array_equal(found["a"]["rgb"], found["b"]["rgb"])
+    assert all(np.allclose(found[name]["gradflow"], plain["gradflow"], atol=1e-6) for name in "abc")
+
+
+def test_all_official_splits_are_measured_and_averaged(here, effvl, report, encoders, tmp_path):
+    names = [f"{kind}/v_{kind}_g0{group}_c01.avi" for kind in ("Archery", "YoYo") for group in (1, 2, 3)]
+    draw = np.random.default_rng(0)
+    for name in names:
+        frames = draw.integers(0, 250, (8, 24, 24, 3), dtype=np.uint8)
+        write_video(tmp_path / "ucf101/videos" / name, frames, codec="mpeg4")
+    lists = tmp_path / "ucf101/ucfTrainTestlist"
+    lists.mkdir()
+    (lists / "classInd.txt").write_text("1 Archery\n2 YoYo\n")
+    for split in (1, 2, 3):
+        tested = [name for name in names if f"_g0{split}_" in name][: 1 if split == 3 else 2]
+        (lists / f"testlist0{split}.txt").write_text("".join(f"{name}\n" for name in tested))
+        train = [name for name in names if name not in tested]
+        (lists / f"trainlist0{split}.txt").write_text(
+            "".join(f"{name} {1 + name.startswith('YoYo')}\n" for name in train)
+        )
+    line = (
+        "cpr-mine",
+        "eval",
+        "--weights",
+        encoders,
+        "--views",
+        "rgb",
+        "--protocols",
+        "retrieval",
+        "--windows",
+        "center",
+    )
+    line = (*line, "--data", "video:ucf101", "--data-root", tmp_path)
+    here(*line, "--splits", "all", "--out", "all")
+    found = report("all")
+    splits = found.technique["splits"]
+    assert list(splits) == [f"video:ucf101:{split}" for split in (1, 2, 3)]
+    each = []
+    for split in (1, 2, 3):
+        here(*line, "--splits", split, "--out", f"s{split}")
+        each.append(report(f"s{split}").metrics["retrieval_r1_rgb"])
+        assert splits[f"video:ucf101:{split}"]["retrieval_r1_rgb"] == each[-1].value
+    whole = found.metrics["retrieval_r1_rgb"]
+    assert whole.value == pytest.approx(sum(metric.value for metric in each) / 3)
+    assert [metric.n for metric in each] == [2, 2, 1] and whole.n == 5
+    assert whole.se == pytest.approx(sum(metric.se**2 for metric in each) ** 0.5 / 3)
+    outcome = effvl(*line, "--splits", "4", "--out", "s4")
+    assert outcome.code == 2 and "4" in outcome.error

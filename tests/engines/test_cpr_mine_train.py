@@ -253,3 +253,17 @@ def test_a_training_takes_other_videos_for_many_bad_ones_on_request(effvl, monke
     outcome = effvl(*line, "--on-bad", "skip-all", "--out", "all")
     assert outcome.code == 0, outcome.err
     assert report("all").technique["turns"][0]["steps"] == 4
+
+
+def test_half_precision_trains_weights_and_queues_in_full(effvl, rgb, report, records):
+    outcome = effvl(*SCRATCH, "--view", "rgb", "--precision", "bf16", "--out", "half")
+    assert outcome.code == 0, outcome.err
+    ours, full = (load_file(Path(folder, "checkpoint.safetensors")) for folder in ("half", rgb))
+    assert {value.dtype for value in ours.values()} == {torch.float32, torch.int64}
+    assert any(not torch.equal(ours[key], full[key]) for key in ours)
+    losses = [[row["loss"] for row in records(folder) if row["event"] == "train"] for folder in ("half", rgb)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02) and losses[0] != losses[1]
+    saved = StepFolders(Path("half/checkpoints/train")).load(3).model
+    assert {value.dtype for key, value in saved.items() if key.startswith("queues.") and value.ndim == 2} == {
+        torch.float32
+    }
