@@ -290,3 +290,20 @@ def test_too_many_to_compare_each_with_each(run, image, monkeypatch):
 def test_options_that_contradict(options, part):
     with pytest.raises(ValueError, match=part):
         DedupOptions(**options)
+
+
+def test_features_of_a_network(run, image):
+    """tiny:clip, and a classifier by what its last layer gets."""
+    records = [record(image(f"{k}.png", picture(k // 3, noise=1))) for k in range(6)]
+    for model, weights in (("tiny:clip", None), ("tiny:resnet", "none")):
+        options = DedupOptions(signature="embed", embed_model=model, embed_weights=weights)
+        kept, summary = deduplicated(source_of(records), options, run, LOADING)
+        assert files(kept)[0] == "0.png"
+        assert summary["params"]["distance"] == 0.02
+        vectors = frames_of(source_of(records), options, run, LOADING).signatures.vectors
+        assert vectors.square().mean(1).numpy() == pytest.approx(np.ones(6), abs=1e-4)
+        cosine = torch.nn.functional.cosine_similarity(vectors[0], vectors[3], dim=0)
+        half = (vectors[0] - vectors[3]).square().mean() / 2
+        assert float(half) == pytest.approx(1 - float(cosine), abs=1e-5)
+        within = (vectors[0] - vectors[1]).square().mean() / 2
+        assert within < half

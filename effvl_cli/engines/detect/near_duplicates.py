@@ -17,6 +17,7 @@ from effvl_cli.core.run import Run
 from effvl_cli.data.boxes import BoxRecord, BoxSource
 from effvl_cli.data.files import natural
 from effvl_cli.engines.common.batches import LoaderOptions
+from effvl_cli.engines.detect.frame_embeddings import frame_embeddings
 from effvl_cli.engines.detect.frame_features import FrameFeatures, frame_features
 from effvl_cli.techniques.detect.dedup import (
     Guard,
@@ -64,6 +65,8 @@ def frames_of(source: BoxSource, options: DedupOptions, run: Run, loading: Loade
     good = seen.readable.nonzero()[:, 0].tolist()
     indices = tuple(order[k] for k in good)
     signatures = _signatures(seen, options).take(good)
+    if options.signature == "embed":
+        signatures = Signatures(None, frame_embeddings(source, indices, options, loading, run))
     dark = seen.lightness[good, 0] < NIGHT_THRESH
     times = [source.records[index].time for index in indices]
     night = tuple(time == "night" if time else bool(below) for time, below in zip(times, dark, strict=True))
