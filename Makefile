@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-# Folder that holds cifar10_jpeg.tar.gz: train/<class>/*.jpg and test/<class>/*.jpg; and tinyimagenet60.tar.gz:
-# train/<class>/*.JPEG, val/<class>/*.JPEG and index.csv with columns file, split, fine and coarse
+# Folder that holds cifar10_jpeg.tar.gz: train/<class>/*.jpg and test/<class>/*.jpg; tinyimagenet60.tar.gz:
+# train/<class>/*.JPEG, val/<class>/*.JPEG and index.csv with columns file, split, fine and coarse; carla_road (VOC)
+# and road_daynight (COCO): road frames with boxes
 EFFVL_TEST_DATA ?= ../shared/data
 export EFFVL_TEST_DATA
 
@@ -61,6 +62,8 @@ mini-continual: runs/data/cifar10
 mini-prune-blocks-published: runs/data/cifar10-resnets
 mini-continual-tinyimagenet: runs/data/tinyimagenet60-tasks/tasks.yaml
 mini-prompt-tune-cifar: runs/data/cifar10.csv
+mini-detect-carla: runs/data/carla_road
+mini-detect-daynight: runs/data/road_daynight runs/data/carla_road runs/data/tinyimagenet60
 
 # Sweeps for the tables of the papers, for clusters: run as above, on your own data.
 table-%: recipes/tables/%.yaml $(READY)
@@ -123,6 +126,13 @@ runs/data/cifar10.csv: runs/data/cifar10
 # 12 tasks of 5 classes each, by the column `coarse` of the images' table.
 runs/data/tinyimagenet60-tasks/tasks.yaml: runs/data/tinyimagenet60
 	$(BIN)/effvl continual list-tasks --data csv:$</index.csv --by coarse --out $(@D) --fresh
+	touch $@
+
+# Road frames with boxes, as they are: VOC and COCO
+runs/data/carla_road runs/data/road_daynight: runs/data/%: $(EFFVL_TEST_DATA)/%
+	rm -rf $@
+	mkdir -p runs/data
+	cp -r $< $@
 	touch $@
 
 runs/data/tinyimagenet60: $(EFFVL_TEST_DATA)/tinyimagenet60.tar.gz

@@ -58,6 +58,7 @@ METRICS = {
         *("expansion_factor", "tensor_digest_equal", "logits_equal"),
     ),
     "cpr-mine train": ("retrieval_r1_rgb", "finetune_rgb"),
+    "detect train": ("ap", "ap50", "ap75", "ap50_car", "ap50_car_night", "ap50_vehicle"),
     "prompt-tune": (
         *(f"{kind}_{arm}{rate}" for kind in ("top1", "gain", "grad_ratio") for arm in ARMS_OF_NOISE for rate in RATES),
         *(f"auc_{arm}" for arm in ARMS_OF_NOISE),
@@ -108,7 +109,7 @@ def kinds():
     seen = {}
     for path in RECIPES:
         recipe = read_recipe(path)
-        if recipe.command.startswith(("cpr-mine", "continual")):  # tests of their own
+        if recipe.command.startswith(("cpr-mine", "continual", "detect")):  # tests of their own
             continue
         same = {key: value for key, value in recipe.config.items() if key != "data" or ":" in value}
         if recipe.config.get("method") == "supervised":

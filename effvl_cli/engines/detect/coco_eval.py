@@ -20,6 +20,7 @@ Detections = Mapping[str, Any]
 """One image's: boxes (N, 4) xyxy in pixels of the file, scores (N,), labels (N,) from 1; tensors or arrays."""
 
 Floats = NDArray[np.float64]
+LARGEST = 4_000_000  # numbers of an array, in sums over resamples
 
 # name: (kind, IoU or None for the mean over .50:.05:.95, area range, most detections per class and image)
 NUMBERS: dict[str, tuple[str, float | None, str, int]] = {
@@ -151,18 +152,13 @@ class Matches:
         if len(chosen) < 2:
             return None
         generator = np.random.default_rng(seed)
-        times = [
-            np.bincount(generator.choice(chosen, len(chosen)), minlength=self.num_images).astype(np.float64)
-            for _ in range(draws)
-        ]
+        drawn = [generator.choice(chosen, len(chosen)) for _ in range(draws)]
+        times = np.stack([np.bincount(images, minlength=self.num_images) for images in drawn]).astype(np.float64)
         labels = range(1, self.num_classes + 1) if label is None else [label]
-        per_class = [[ranked.average_precision(drawn, iou) for drawn in times] for ranked in map(self.ranked, labels)]
+        per_class = np.stack([ranked.average_precision(times, iou) for ranked in map(self.ranked, labels)])
         # a resample can miss every box of a class, or of all of them
-        figures = [
-            _mean(np.array([value for value in values if value is not None])) for values in zip(*per_class, strict=True)
-        ]
-        known = [figure for figure in figures if figure is not None]
-        return float(np.std(known, ddof=1)) if len(known) > 1 else None
+        with_boxes = per_class[:, ~np.isnan(per_class).all(0)]
+        return float(np.nanmean(with_boxes, 0).std(ddof=1)) if with_boxes.shape[1] > 1 else None
 
     def ranked(self, label: int) -> "Ranked":
         """The detections of a class, the surest first."""
@@ -224,28 +220,38 @@ class Ranked:
             np.asarray(parameters.recThrs),
         )
 
-    def average_precision(self, times: Floats, iou: float | None) -> float | None:
-        """COCO's AP of images that count `times` (I,) each; None without a box.
+    def average_precision(self, times: Floats, iou: float | None) -> Floats:
+        """COCO's AP of images that count several times, for W ways of counting; NaN without a box.
 
         A detection that counts twice changes neither the precision nor the recall at the ends of its steps, and the
         envelope of the precision takes no others.
+
+        Args:
+            times: (W, I).
+            iou: one of `ious`, or None for the mean over all.
+
+        Returns:
+            (W,).
         """
-        boxes = float(self.boxes @ times)
-        if boxes == 0:
-            return None
-        drawn = times[self.image]
-        seen = drawn.cumsum()
+        rows = max(1, LARGEST // max(1, len(self.image)))
+        return np.concatenate([self._part(times[start : start + rows], iou) for start in range(0, len(times), rows)])
+
+    def _part(self, times: Floats, iou: float | None) -> Floats:
+        boxes = times @ self.boxes
+        drawn = times[:, self.image]
+        seen = drawn.cumsum(1)
         wanted = range(len(self.ious)) if iou is None else np.flatnonzero(np.isclose(self.ious, iou))
-        values = []
+        values = np.zeros(len(times))
         for place in wanted:
             hit, weight = self.hit[place], self.weight[place]
-            hits = drawn[hit].cumsum()
-            total = (seen if weight is None else (drawn * weight).cumsum())[hit]
-            precision = hits / np.maximum(total, 1)
-            envelope = np.maximum.accumulate(precision[::-1])[::-1]
-            where = np.searchsorted(hits / boxes, self.recalls)
-            values.append(float(np.append(envelope, 0.0)[where].mean()))
-        return float(np.mean(values))
+            hits = drawn[:, hit].cumsum(1)
+            total = (seen if weight is None else (drawn * weight).cumsum(1))[:, hit]
+            precision = np.maximum.accumulate((hits / np.maximum(total, 1))[:, ::-1], axis=1)[:, ::-1]
+            recall = hits / np.maximum(boxes, 1)[:, None]
+            # precision is read at each recall where a hit first reaches it
+            reached = np.searchsorted(self.recalls, recall, side="right")
+            values += (precision * np.diff(reached, axis=1, prepend=0)).sum(1) / len(self.recalls)
+        return np.where(boxes > 0, values / len(wanted), np.nan)
 
 
 def bootstrap(
