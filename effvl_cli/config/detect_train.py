@@ -164,6 +164,9 @@ class TrainingOptions(
     """Origins of the values of options that were not given, once a config is built."""
     usual_epochs: ClassVar[int] = 12
 
+    num_images: Annotated[
+        Positive | None, Doc("use so many images of each split, taken evenly: for a first try (default: all)")
+    ] = None
     color_jitter: Annotated[
         bool, Doc("change brightness and contrast of training images at random; with subclasses, brightness by little")
     ] = False

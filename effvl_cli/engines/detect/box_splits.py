@@ -45,7 +45,7 @@ def open_splits(config: TrainingOptions, run: Run) -> Splits:
     Raises:
         DataError: missing or unreadable, or splits of different classes.
     """
-    train, val, test = (open_tagged(config, split, run) for split in SPLITS)
+    train, val, test = (thinned(open_tagged(config, split, run), config.num_images) for split in SPLITS)
     for source in (val, test):
         if source.classes != train.classes:
             raise DataError(
@@ -56,6 +56,13 @@ def open_splits(config: TrainingOptions, run: Run) -> Splits:
     if config.dedup:
         train, skipped = deduplicated(train, config, run, config)
     return Splits(train, val, test, skipped)
+
+
+def thinned(source: BoxSource, count: int | None) -> BoxSource:
+    """So many images, taken evenly; all where there are fewer."""
+    if count is None or count >= len(source):
+        return source
+    return source.take([k * len(source) // count for k in range(count)])
 
 
 def open_tagged(config: TrainingOptions | EvalConfig, split: str, run: Run) -> BoxSource:

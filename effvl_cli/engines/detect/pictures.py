@@ -125,5 +125,5 @@ def draw_stages(run: Run, judged: Mapping[str, Judged]) -> None:
             title="Detections after each stage",
             xlabel="stage",
             ylabel="AP",
-            reference=None if single is None else ("AP75, trained alone", single),
+            reference=None if single is None else ("AP75 of one stage, trained alone", single),
         )

@@ -18,6 +18,7 @@ from effvl_cli.data.boxes import BoxSource
 from effvl_cli.data.mixing import MixedSampler
 from effvl_cli.engines.common.cost_table import TRAINING, Part, cost_table, training_memory
 from effvl_cli.engines.detect.box_data import open_boxes
+from effvl_cli.engines.detect.box_splits import thinned
 from effvl_cli.engines.detect.detector_training import length_of
 from effvl_cli.engines.detect.detectors import spec_for
 from effvl_cli.models.detector import CascadeRCNN, detector
@@ -29,7 +30,9 @@ def preview_of(command: str, arms: Mapping[str, TrainingOptions]) -> list[Table]
     """Costs of some arms that are trained and measured on the same data."""
     config = next(iter(arms.values()))
     run = unopened(command, config)
-    train, val, test = (open_boxes(config, split, run, seed=config.seed) for split in SPLITS)
+    train, val, test = (
+        thinned(open_boxes(config, split, run, seed=config.seed), config.num_images) for split in SPLITS
+    )
     costs = [_Cost(own, run, name, train) for name, own in arms.items()]
     parts = [part for cost in costs for part in cost.parts(len(val), len(test))]
     notes = [
