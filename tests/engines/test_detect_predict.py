@@ -230,6 +230,13 @@ def test_unreadable_files(fake, effvl, here, report, workdir):
     assert "in/2.png" in report("s").warnings[0]
 
 
+def test_an_image_of_nothing(fake, effvl, workdir):
+    save("thin.png", scene(0, size=(3, 50)))
+    outcome = effvl("detect", "predict", "--input", "thin.png", "--out", "r")
+    assert outcome.code == 3
+    assert "thin.png is 50x3 px" in outcome.error
+
+
 def test_videos_without_frames(fake, effvl, workdir):
     write_sound(Path("sound.mkv"))
     Path("text.mp4").write_text("no video")

@@ -30,6 +30,8 @@ def test_tags_and_their_accuracy(here, report, workdir):
     make(workdir)
     outcome = here("detect", "tag", "--data", "coco:set", "--out", "r")
     assert "pixels say what metadata say" in outcome.out
+    [total] = [line.split() for line in outcome.out.splitlines() if line.startswith("all ")]
+    assert total[:4] == ["all", "12", "5", "6"]
     done = report("r")
     rows = {row["split"]: row for row in done.technique["splits"]}
     assert (rows["train"]["day"], rows["train"]["night"], rows["train"]["sequences"]) == (4, 4, 2)
@@ -62,6 +64,14 @@ def test_pixels_alone_and_the_list_in_place_of_them(here, report, workdir):
     here(*line, "--time-csv", "pixels/tags.csv", "--out", "listed")
     assert report("listed").technique["splits"][0]["rules"] == {"list": 8}
     assert report("listed").metrics["night_share"].value == 3 / 8
+
+
+def test_a_split_with_a_fault_is_not_left_out_in_silence(here, report, workdir):
+    make(workdir)
+    Path("set/val.json").write_text("{")
+    here("detect", "tag", "--data", "coco:set", "--out", "r")
+    assert [row["split"] for row in report("r").technique["splits"]] == ["train", "test"]
+    assert "split val of coco:set is left out" in report("r").warnings[0]
 
 
 def test_a_preview_and_mistakes(effvl, here, workdir):

@@ -1,7 +1,6 @@
 """Opens the images of the options."""
 
 from collections.abc import Iterator
-from contextlib import suppress
 
 from effvl_cli.config.detect_data import BoxDataOptions
 from effvl_cli.core.errors import DataError
@@ -42,11 +41,14 @@ def splits_of(
     if split != "all":
         yield open_boxes(config, split, run, seed=seed, data=data)
         return
-    found = 0
+    missing = []
     for name in SPLITS:
-        with suppress(DataError):
+        try:
             source = open_boxes(config, name, run, seed=seed, data=data)
-            found += 1
+        except DataError as error:
+            missing.append(error)
+            run.warn(f"split {name} of {data or config.data} is left out: {error.message}")
+        else:
             yield source
-    if not found:
-        open_boxes(config, SPLITS[0], run, seed=seed, data=data)
+    if len(missing) == len(SPLITS):
+        raise missing[0]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from effvl_cli.config.detect_predict import PredictConfig
 from effvl_cli.core.errors import DataError
-from effvl_cli.core.files import disk_errors, write_bytes, write_json, write_text
+from effvl_cli.core.files import disk_errors, write_json
 from effvl_cli.core.run import Run
 from effvl_cli.data.boxes import BoxRecord, box_arrays
 from effvl_cli.data.inputs import InputFile
@@ -76,7 +76,7 @@ class DrawnImages:
             return
         content = io.BytesIO()
         draw(shown.image, found, self.classes).save(content, "JPEG", quality=QUALITY)
-        write_bytes((self.folder / shown.name).with_suffix(".jpg"), content.getvalue())
+        _place((self.folder / shown.name).with_suffix(".jpg"), content.getvalue())
 
     def close(self) -> None:
         """All are written."""
@@ -249,7 +249,7 @@ class YoloFiles:
 
     def __init__(self, run: Run, classes: Sequence[str]) -> None:
         self.folder = run.path(LABELS)
-        write_text(self.folder / "classes.txt", "".join(f"{name}\n" for name in classes))
+        _place(self.folder / "classes.txt", "".join(f"{name}\n" for name in classes).encode())
 
     def add(self, shown: Shown, found: Detections) -> None:
         """Write the file of an image, empty where nothing was found."""
@@ -262,10 +262,17 @@ class YoloFiles:
             middle = [(left + right) / 2 / width, (top + bottom) / 2 / height]
             shares = [*middle, (right - left) / width, (bottom - top) / height]
             lines.append(f"{label - 1} {' '.join(f'{share:.6f}' for share in shares)} {score:.5f}\n")
-        write_text((self.folder / shown.name).with_suffix(".txt"), "".join(lines))
+        _place((self.folder / shown.name).with_suffix(".txt"), "".join(lines).encode())
 
     def close(self) -> None:
         """All are written."""
+
+
+def _place(path: Path, content: bytes) -> None:
+    """Write one of many files: without waiting for the disk, as nothing reads it before the run is complete."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
 
 
 def writers_of(config: PredictConfig, run: Run, classes: Sequence[str]) -> list[Writer]:

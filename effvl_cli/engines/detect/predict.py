@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from effvl_cli.core.errors import DataError, UsageError
 from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
 from effvl_cli.core.table import Cell, Table, shortened
+from effvl_cli.data.boxes import LEAST_SIDE
 from effvl_cli.data.files import read_image
 from effvl_cli.data.inputs import InputFile, input_files
 from effvl_cli.data.loader import BadFiles
@@ -120,7 +122,7 @@ def decoded(
 
         def submit(count: int) -> None:
             for file in islice(rest, count):
-                ahead.append(None if file.video else pool.submit(read_image, file.path))
+                ahead.append(None if file.video else pool.submit(_read, file.path))
 
         submit(2 * DECODERS)
         for place, file in enumerate(inputs):
@@ -131,6 +133,13 @@ def decoded(
             except DataError as error:
                 bad.meet(error, place)
                 warn(f"left out: {error.message}")
+
+
+def _read(path: Path) -> Image.Image:
+    image = read_image(path)
+    if min(image.size) < LEAST_SIDE:
+        raise DataError(f"{path} is {image.width}x{image.height} px", f"Needed are {LEAST_SIDE} px")
+    return image
 
 
 def _frames(file: InputFile, every: int) -> Iterator[Shown]:

@@ -142,13 +142,27 @@ def table(report: Report) -> Table:
     splits = report.technique["splits"]
     compared = [name for name in (*STATISTICS, AUTO) if any(row["agree"] for row in splits)]
     columns = ("split", "images", "sequences", "day", "night", "by", *(f"{name} %" for name in compared))
-    rows = tuple(_cells(row, compared) for row in splits)
+    rows = tuple(_cells(row, compared) for row in ([*splits, _all(splits)] if len(splits) > 1 else splits))
     notes = []
     if compared:
         notes.append("%: pixels say what metadata say, with the vote of the sequence / frame by frame")
     if lost := sum(row["untagged"] for row in splits):
         notes.append(f"{lost} images cannot be read and have no tag")
     return Table(report.command, columns, rows, (*notes, f"each image: {TAGS}, which --time-csv reads"))
+
+
+def _all(splits: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The sums of all splits."""
+    found: dict[str, Any] = {"split": "all"}
+    for key in ("images", "sequences", "day", "night"):
+        found[key] = sum(row[key] for row in splits)
+    found["rules"] = sum((Counter(row["rules"]) for row in splits), Counter())
+    agreeing = [row["agree"] for row in splits if row["agree"]]
+    found["agree"] = {
+        vote: {name: [sum(row[vote][name][k] for row in agreeing) for k in (0, 1)] for name in names}
+        for vote, names in (agreeing[0].items() if agreeing else ())
+    }
+    return found
 
 
 def _cells(row: dict[str, Any], compared: Sequence[str]) -> tuple[Cell, ...]:
