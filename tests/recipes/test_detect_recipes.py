@@ -62,7 +62,7 @@ def in_little(recipe):
         elif command == "pretrain":
             own |= {"steps": "2", "batch-size": "4", "workers": "0", "data": "folder:pictures"}
         elif command == "detect bench":
-            own |= {"size": "64x96", "budget": "0"}
+            own |= {"size": "64x96", "batch-size": "1", "seconds": "0.01", "onnx": "false"}
         arms[arm] = own
     return dataclasses.replace(recipe, config=config, arms=arms)
 
