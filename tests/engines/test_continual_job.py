@@ -48,6 +48,9 @@ def test_the_report_of_a_network_that_grew(grown, report):
     assert len({row[0] for row in rows}) == 1
     assert done.technique["R_source"] == "digest" and done.technique["fwt"] is None
     assert (grown / "plots/accuracy-matrix.png").is_file() and (grown / "plots/capacity.png").is_file()
+    costs = done.efficiency
+    low, high = costs["step_time_ratio_ci95"]
+    assert 0 < low <= costs["step_time_ratio"] <= high and 1 < costs["step_time_ratio_predicted"] < 10
     assert done.technique["storage"]["base"] == 4 * sum(sum(row.values()) for row in done.technique["layers"].values())
 
 

@@ -12,7 +12,7 @@ from effvl_cli.core.errors import UsageError
 from effvl_cli.core.files import write_json
 from effvl_cli.core.run import Run
 from effvl_cli.core.table import Table
-from effvl_cli.engines.continual import controls, pictures, results, sequence, tables
+from effvl_cli.engines.continual import controls, pictures, results, sequence, step_time, tables
 from effvl_cli.engines.continual.context import Context, Job, open_context
 from effvl_cli.engines.continual.individual import Individuals
 from effvl_cli.engines.continual.preview import preview_job
@@ -43,6 +43,8 @@ def run(config: ContinualConfig, run: Run) -> None:
     used = {row["name"]: row["epochs_used"] for row in outcome.tasks}
     found = controls.measured(context, jobs, individuals, used)
     results.report(context, outcome, found)
+    if config.method not in UNOWNED:
+        step_time.record(context)
     _draw(context, jobs, outcome)
 
 

@@ -46,14 +46,7 @@ class Live:
 
     def optimizers(self, config: TaskOptions, lr: float | None, pick_lr: float) -> Optimizers:
         """SGD with decay on own weights alone, and Adam over the scores where they learn."""
-        groups = self.owned.groups(config.weight_decay)
-        if not self.has_own:
-            groups = groups[1:]
-        parts: list[torch.optim.Optimizer] = [sgd(groups, lr, config)]
-        scores = self.owned.score_parameters()
-        if pick_lr > 0 and scores:
-            parts.append(torch.optim.Adam(scores, lr=pick_lr, fused=True))
-        return Optimizers(parts)
+        return owned_optimizers(self.owned, config, lr, pick_lr, has_own=self.has_own)
 
     def after_backward(self, step: int) -> None:
         """Now and then, assert that gradients of what is not the task's own are exactly zero."""
@@ -109,6 +102,18 @@ class Live:
     def own_state(self) -> dict[str, Tensor]:
         """What belongs to the task alone: norms, biases, head, tokens."""
         return task_state(self.module)
+
+
+def owned_optimizers(
+    owned: OwnedNetwork, config: TaskOptions, lr: float | None, pick_lr: float, *, has_own: bool = True
+) -> Optimizers:
+    """SGD with decay on own weights alone, where there are any, and Adam over the scores where they learn."""
+    groups = owned.groups(config.weight_decay)
+    parts: list[torch.optim.Optimizer] = [sgd(groups if has_own else groups[1:], lr, config)]
+    scores = owned.score_parameters()
+    if pick_lr > 0 and scores:
+        parts.append(torch.optim.Adam(scores, lr=pick_lr, fused=True))
+    return Optimizers(parts)
 
 
 def _refuse(error: Exception, where: str = "") -> NoReturn:
