@@ -140,7 +140,8 @@ def open_source(
     source: Source = DATASETS.builder(row)(argument, split, root=Path(root) if root else None, seed=seed, **more)
     _refuse_kind(spec, getattr(source, "kind", IMAGES), kind)
     with suppress(AttributeError):  # a plug-in's class may not accept the attribute
-        source.opened = (spec, str(root) if root else None)  # type: ignore[attr-defined]
+        if not hasattr(source, "opened"):  # a builder may have opened another row
+            source.opened = (spec, str(root) if root else None)  # type: ignore[attr-defined]
     return source
 
 
@@ -158,8 +159,12 @@ def fingerprints(spec: str, root: str | Path | None = None) -> dict[str, str]:
     Raises:
         UsageError: unknown name.
     """
-    found = {}
+    found, more = {}, dict[str, Any]()
+    if DATASETS.find(spec)[0].kind == BOXES:
+        from effvl_cli.data.boxes import Reading
+
+        more = {"reading": Reading(content_only=True)}
     for split in SPLITS:
         with suppress(DataError):
-            found[split] = open_source(spec, split, kind=None, root=root).fingerprint()
+            found[split] = open_source(spec, split, kind=None, root=root, **more).fingerprint()
     return found

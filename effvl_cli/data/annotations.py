@@ -29,6 +29,9 @@ TIMES: dict[str, Time] = {"day": "day", "daytime": "day", "night": "night", "nig
 TRAILING = re.compile(r"(\d+)$")
 ORIENTATION = 0x0112  # of EXIF; from 5 on, width and height change places
 
+FAULTS = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
+"""What reading a file of another form than expected may raise."""
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -197,7 +200,9 @@ def time_of(image: Listed) -> Time | None:
 # --- the data set ----------------------------------------------------------------------------------------------------
 
 
-def box_source(name: str, split: str, found: Annotations, reading: Reading, *, remark: str = "") -> BoxSource:
+def box_source(
+    name: str, split: str, found: Annotations, reading: Reading, *, content: "Content", remark: str = ""
+) -> BoxSource:
     """A data set made of annotations whose images have sequences.
 
     Args:
@@ -205,14 +210,16 @@ def box_source(name: str, split: str, found: Annotations, reading: Reading, *, r
         split: of the data set.
         found: the images of that split.
         reading: how faults are dealt with.
+        content: of what was read.
         remark: note for reports.
 
     Raises:
         DataError: no image, missing files, too many faults, or no box at all; names the file of annotations.
     """
+    if reading.content_only:
+        return BoxSource(name, split, classes=found.classes, records=[], content=content.digest)
     if not found.images:
         raise DataError(f"{found.where} holds no images for split {split}", "Give another file or split")
-    content = _Content(split, found)
     found, sizes = _with_files(found, reading)
     if found.relative:
         found = replace(found, boxes=found.boxes * np.tile(sizes[found.owner], 2), relative=False)
@@ -244,20 +251,29 @@ def _without_empty(source: BoxSource, *, drop: bool) -> BoxSource:
     return source.with_records([record for record in source.records if len(record.boxes)]) if drop else source
 
 
-class _Content:
-    """Digest of what annotations say and of the state of the image files, found when it is asked for."""
+class Content:
+    """What annotations say and the state of their image files, as a digest that is found when it is asked for.
 
-    def __init__(self, split: str, found: Annotations) -> None:
-        self.split, self.found, self.known = split, found, ""
+    It is taken before sequences are named and a part is chosen, so that it does not depend on how things are read.
+
+    Args:
+        split: of the data set.
+        found: all that the files of that split say.
+        more: what else tells which images it is, e.g. a list of names.
+    """
+
+    def __init__(self, split: str, found: Annotations, more: Sequence[str] = ()) -> None:
+        self.found = found
+        self.names = [split, *found.classes, *more, *(f"{x.file} {x.seq} {x.time}" for x in found.images)]
+        self.known = ""
 
     def digest(self) -> str:
+        """The digest."""
         if not self.known:
             found = self.found
-            images = [f"{image.file} {image.seq} {image.time}" for image in found.images]
             columns = (found.owner, found.boxes, found.category, found.crowd, found.ignore)
             numbers = [column.tobytes().hex() for column in columns]
-            states = file_states(image.path for image in found.images)
-            self.known = digest([self.split, *found.classes, *images, *numbers, *states])
+            self.known = digest([*self.names, *numbers, *file_states(image.path for image in found.images)])
         return self.known
 
 

@@ -11,15 +11,14 @@ from typing import Any
 
 from effvl_cli.core.errors import DataError
 from effvl_cli.data.annotations import (
+    FAULTS,
     Annotations,
     Boxes,
     Listed,
-    box_source,
     check_unique,
     folder_of,
-    name_sequences,
 )
-from effvl_cli.data.box_splits import annotation_files, choose, divided, part_of, place_and_choices, split_words
+from effvl_cli.data.box_splits import annotation_files, choose, opened, part_of, place_and_choices, split_words
 from effvl_cli.data.boxes import BoxSource, Reading
 from effvl_cli.data.listings import read_json
 
@@ -51,9 +50,7 @@ def build(
     files = choose(annotation_files(place, PATTERNS, chosen=bool(choices)), chosen)
     part, tenths = part_of(split, list(files), whole=reading.whole)
     found = read(files[part], place if place.is_dir() else place.parent)
-    name_sequences(found.images, reading.seq_regex)
-    found, remark = divided(found, tenths)
-    return box_source(f"bdd:{place.stem}", split, found, reading, remark=remark)
+    return opened(f"bdd:{place.stem}", split, found, reading, tenths=tenths)
 
 
 def read(path: Path, root: Path) -> Annotations:
@@ -81,7 +78,7 @@ def read(path: Path, root: Path) -> Annotations:
                 boxes.add(row, (x1, y1, x2, y2), numbers[label["category"]], crowd=crowd)
         folder = folder_of([frame["name"] for frame in frames], _folders(path, root))
         images = [_image(frame, folder) for frame in frames]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except FAULTS as error:
         raise DataError(f"{path} is no list of frames: {type(error).__name__} {error}", EXPECTED) from error
     return Annotations(where=path, classes=classes, category_ids=(), images=images, **boxes.columns())
 

@@ -274,7 +274,7 @@ class _Mix:
 
     def _records(self, entry: Entry, source: BoxSource, before: int | None) -> list[BoxRecord]:
         labelled = None
-        if entry.labelled is not None:
+        if entry.labelled is not None and not self.reading.content_only:
             if strays := [name for name in entry.labelled if name not in source.classes]:
                 raise DataError(
                     f"{self.where}: source {entry.name!r}: labelled class {strays[0]!r} is none of "

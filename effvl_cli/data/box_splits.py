@@ -7,14 +7,15 @@ are divided apart, as far as the annotations tell them.
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from effvl_cli.core.errors import DataError
 from effvl_cli.core.files import file_or_folder
-from effvl_cli.data.annotations import Annotations, Listed, time_of
+from effvl_cli.data.annotations import Annotations, Content, Listed, box_source, name_sequences, time_of
+from effvl_cli.data.boxes import BoxSource, Reading
 from effvl_cli.data.folders import NAMES, drawn_from
 
 TOLERANCE = 2.0  # how far a share may be from what is wanted before sequences are cut
@@ -70,6 +71,33 @@ def split_words(name: str) -> str:
         if words & {*known, *(f"{word}set" for word in known)}:
             return split
     return ""
+
+
+def opened(
+    name: str,
+    split: str,
+    found: Annotations,
+    reading: Reading,
+    *,
+    tenths: range | None,
+    choose_rows: Callable[[Annotations], Annotations] | None = None,
+    more: Sequence[str] = (),
+) -> BoxSource:
+    """The data set of a split, from all that its files say.
+
+    Args:
+        name: of the data set.
+        split: that is asked for.
+        found: what the files say.
+        reading: how.
+        tenths: which part of it; None: all.
+        choose_rows: takes the listed images, after sequences have been named over all.
+        more: what else the content is told by.
+    """
+    content = Content(split, found, more)
+    name_sequences(found.images, reading.seq_regex)
+    found, remark = divided(choose_rows(found) if choose_rows else found, tenths)
+    return box_source(name, split, found, reading, content=content, remark=remark)
 
 
 def divided(found: Annotations, tenths: range | None) -> tuple[Annotations, str]:

@@ -241,6 +241,7 @@ class Reading:
         on_bad: "error" or "skip": missing image files.
         whole: take all of a split that the data set has, also where a part of it would be set aside for validation.
         cache: where drawn scenes are kept; None: the user's.
+        content_only: look at nothing but what the fingerprint says; there are no records then.
     """
 
     format: str = "auto"
@@ -253,6 +254,7 @@ class Reading:
     on_bad: str = "error"
     whole: bool = False
     cache: Cache | None = None
+    content_only: bool = False
 
     @classmethod
     def of(cls, options: BoxDataOptions, cache: Cache | None = None, *, whole: bool = False) -> "Reading":

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from effvl_cli.core.errors import DataError
-from effvl_cli.data.annotations import Annotations, Listed, box_source, check_unique, folder_of, name_sequences
-from effvl_cli.data.box_splits import annotation_files, choose, divided, part_of, place_and_choices
+from effvl_cli.data.annotations import FAULTS, Annotations, Listed, check_unique, folder_of
+from effvl_cli.data.box_splits import annotation_files, choose, opened, part_of, place_and_choices
 from effvl_cli.data.boxes import BoxSource, Reading
 from effvl_cli.data.listings import read_json
 
@@ -50,9 +50,7 @@ def build(
     )
     part, tenths = part_of(split, list(files), whole=reading.whole)
     found = read(files[part], place if place.is_dir() else place.parent)
-    name_sequences(found.images, reading.seq_regex)
-    found, remark = divided(found, tenths)
-    return box_source(f"coco:{place.stem}", split, found, reading, remark=remark)
+    return opened(f"coco:{place.stem}", split, found, reading, tenths=tenths)
 
 
 def read(path: Path, root: Path) -> Annotations:
@@ -78,7 +76,7 @@ def read(path: Path, root: Path) -> Annotations:
         images = _images(path, root, data["images"])
         numbers = {image.image_id: place for place, image in enumerate(images)}
         return _annotations(path, images, numbers, categories, rows)
-    except (KeyError, TypeError, ValueError) as error:
+    except FAULTS as error:
         raise DataError(f"{path} is no COCO file of objects: {type(error).__name__} {error}", EXPECTED) from error
 
 
@@ -96,8 +94,8 @@ def _image(row: Mapping[str, Any], folder: Path) -> Listed:
         file=row["file_name"],
         path=folder / row["file_name"],
         image_id=int(row["id"]),
-        width=row.get("width"),
-        height=row.get("height"),
+        width=None if row.get("width") is None else int(row["width"]),
+        height=None if row.get("height") is None else int(row["height"]),
         seq=None if seq is None else str(seq),
         frame=None if row.get("frame_id") is None else int(row["frame_id"]),
         time=more.get("time") or more.get("timeofday"),

@@ -9,6 +9,7 @@ minimum is 0 does not follow that: its numbers are taken as they are.
 """
 
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,8 +18,8 @@ import numpy as np
 
 from effvl_cli.core.errors import DataError
 from effvl_cli.data import SPLITS
-from effvl_cli.data.annotations import Annotations, Boxes, Listed, box_source, name_sequences
-from effvl_cli.data.box_splits import choose, divided, part_of, place_and_choices
+from effvl_cli.data.annotations import Annotations, Boxes, Listed
+from effvl_cli.data.box_splits import choose, opened, part_of, place_and_choices
 from effvl_cli.data.boxes import LISTED, BoxSource, Reading
 from effvl_cli.data.files import SUFFIXES, file_states, natural
 from effvl_cli.data.listings import read_lines
@@ -43,16 +44,17 @@ def build(
     lists = choose(lists, {split: base / f"{name}.txt" for split, name in choices.items()})
     part, tenths = part_of(split, list(lists) or ["train"], whole=reading.whole)
     found = read(folder)
-    name_sequences(found.images, reading.seq_regex)
-    if lists:
-        found = _listed(found, lists[part])
-    found, remark = divided(found, tenths)
-    return box_source(f"voc:{folder.name or folder.resolve().name}", split, found, reading, remark=remark)
+    name, names = f"voc:{folder.name or folder.resolve().name}", _names(lists[part]) if lists else ()
+    pick = (lambda every: _listed(every, names, lists[part])) if lists else None
+    return opened(name, split, found, reading, tenths=tenths, choose_rows=pick, more=names)
 
 
-def _listed(found: Annotations, path: Path) -> Annotations:
+def _names(path: Path) -> list[str]:
+    return read_lines(path, lambda line: line.split()[0])
+
+
+def _listed(found: Annotations, names: Sequence[str], path: Path) -> Annotations:
     """The images of a list, in its order."""
-    names = read_lines(path, lambda line: line.split()[0])
     rows = {image.path.stem: row for row, image in enumerate(found.images)}
     missing = [name for name in names if name not in rows]
     if missing:
@@ -126,7 +128,7 @@ def _page(path: Path) -> _Page:
         root = ElementTree.fromstring(path.read_bytes())
         things = tuple(_thing(node) for node in root.iter("object"))
         width, height = (int(float(root.findtext(f"size/{side}") or 0)) or None for side in ("width", "height"))
-    except (ElementTree.ParseError, OSError, ValueError) as error:
+    except (ElementTree.ParseError, OSError, ValueError, OverflowError) as error:
         raise DataError(f"{path} is no VOC annotation: {error}", LAYOUT) from error
     return _Page((root.findtext("filename") or "").strip(), width, height, things)
 

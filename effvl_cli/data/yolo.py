@@ -12,8 +12,8 @@ from typing import Any
 from effvl_cli.config.recipe_file import read_yaml
 from effvl_cli.core.errors import DataError, UsageError
 from effvl_cli.core.files import file_or_folder
-from effvl_cli.data.annotations import Annotations, Boxes, Listed, box_source, check_unique, name_sequences
-from effvl_cli.data.box_splits import divided, part_of
+from effvl_cli.data.annotations import Annotations, Boxes, Listed, check_unique
+from effvl_cli.data.box_splits import opened, part_of
 from effvl_cli.data.boxes import BoxSource, Problems, Reading
 from effvl_cli.data.files import SUFFIXES, natural
 from effvl_cli.data.folders import NAMES
@@ -37,9 +37,7 @@ def build(
     classes, parts = _described(page) if page else _plain(place)
     part, tenths = part_of(split, list(parts), whole=reading.whole)
     found = read(page or place, parts[part], classes)
-    name_sequences(found.images, reading.seq_regex)
-    found, remark = divided(found, tenths)
-    return box_source(f"yolo:{place.stem}", split, found, reading, remark=remark)
+    return opened(f"yolo:{place.stem}", split, found, reading, tenths=tenths)
 
 
 def _page(place: Path) -> Path | None:
@@ -179,10 +177,10 @@ def _boxes(path: Path, classes: int) -> list[tuple[int, tuple[float, float, floa
         words = line.split()
         if len(words) != 5:
             raise ValueError(f"{len(words)} values, and a box has 5: class x y width height")
-        number = int(float(words[0]))
-        if number != float(words[0]) or not 0 <= number < classes:
+        number = float(words[0])
+        if not number.is_integer() or not 0 <= number < classes:
             raise ValueError(f"class {words[0]} is none of 0 to {classes - 1}")
         x, y, width, height = map(float, words[1:])
-        return number, (x, y, width, height)
+        return int(number), (x, y, width, height)
 
     return read_lines(path, parse)

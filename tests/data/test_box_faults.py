@@ -60,6 +60,27 @@ def test_coco_without_images_or_without_a_key(tmp_path):
     refused(lambda: opened(tmp_path / "b", data), "train.json", "bbox")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data["images"][0].update(width=float("inf")),
+        lambda data: data["images"][0].update(file_name=7),
+        lambda data: data["images"][0].update(attributes=7),
+        lambda data: data["annotations"][0].update(bbox=[1, 2, 3]),
+        lambda data: data["annotations"][0].update(bbox="1234"),
+        lambda data: data["annotations"][0].update(image_id=[1]),
+        lambda data: data["categories"].append("car"),
+        lambda data: data["annotations"].append(None),
+    ],
+)
+def test_values_of_another_kind(tmp_path, change):
+    data = coco_data()
+    path = write_coco(tmp_path, data)
+    change(data)
+    path.write_text(json.dumps(data))
+    refused(lambda: load_boxes(f"coco:{path}", "train"), "train.json")
+
+
 def test_other_formats_that_are_empty_or_cannot_be_parsed(tmp_path):
     folder = write_voc(tmp_path / "voc", {"a": voc_object("car", (1, 1, 9, 9))})
     for text in ("", "<annotation>", "<annotation><object><name>x</name></object></annotation>"):
@@ -178,7 +199,7 @@ def test_yolo_values_and_classes_out_of_range(tmp_path):
     source = load_boxes(f"yolo:{folder}", "train", reading=Reading(whole=True))
     assert source.records[0].boxes.tolist() == [[34, 7.5, 40, 22.5]]
     assert source.problems.counts["outside [0,1]"] == 1
-    for line in ("2 0.5 0.5 0.2 0.2", "-1 0.5 0.5 0.2 0.2", "0.5 0.5 0.5 0.2 0.2"):
+    for line in ("2 0.5 0.5 0.2 0.2", "-1 0.5 0.5 0.2 0.2", "inf 0.5 0.5 0.2 0.2", "0.5 0.5 0.5 0.2 0.2"):
         (folder / "labels" / "a.txt").write_text(f"0 0.5 0.5 0.2 0.2\n{line}\n")
         refused(lambda: load_boxes(f"yolo:{folder}", "train"), "a.txt line 2", "0 to 1")
 

@@ -1,11 +1,14 @@
 """YOLO, BDD100K, data sets of any format, and files of several sources."""
 
 import json
+import os
 
 import pytest
 
+from effvl_cli.core import used_data
 from effvl_cli.core.cache import Cache
 from effvl_cli.core.errors import DataError, UsageError
+from effvl_cli.data import fingerprints
 from effvl_cli.data.box_sets import sniffed
 from effvl_cli.data.boxes import Reading, load_boxes
 from tests.data.box_files import (
@@ -187,3 +190,32 @@ def test_classes_that_a_source_does_not_annotate_are_remarked(tmp_path):
     assert "drawn" not in remark  # it is not drawn from
     spec, reading = mix(tmp_path)
     assert "no box" not in load_boxes(spec, "train", reading=reading).remark
+
+
+def test_a_fingerprint_does_not_depend_on_how_things_are_read(tmp_path):
+    """Else a resumed run, which looks at the data as they are, would find them changed."""
+    folder = write_coco(tmp_path / "coco", coco_data(120)).parent
+    write_yolo(folder, {"a": "0 0.5 0.5 0.2 0.2"}, PAGE)  # both formats
+    (folder / "images" / "img7.png").unlink()
+    reading = Reading(
+        format="coco", map="car=vehicle,person=ignore", seq_regex=r"img(?P<seq>\d)", on_bad="skip", drop_empty=True
+    )
+    for split in ("train", "val", "test"):
+        source = load_boxes("boxes:coco", split, root=tmp_path, reading=reading)
+        row = used_data.row_of(source, source.fingerprint())
+        assert fingerprints(row["spec"], row["root"])[split] == row["fingerprint"]
+    whole = load_boxes("coco:coco", "train", root=tmp_path, reading=Reading(whole=True, on_bad="skip"))
+    before = fingerprints("coco:coco", tmp_path)
+    assert before["train"] == whole.fingerprint()
+    os.utime(folder / "images" / "img8.png", (1, 1))
+    assert fingerprints("coco:coco", tmp_path)["train"] != before["train"]
+
+
+def test_a_fingerprint_of_mixed_sources_and_of_lists(tmp_path):
+    spec, reading = mix(tmp_path)
+    for name in (spec, f"voc:{tmp_path / 'voc'}"):
+        now = fingerprints(name)
+        for split in ("train", "test"):
+            assert now[split] == load_boxes(name, split, reading=reading).fingerprint()
+    (tmp_path / "voc" / "ImageSets" / "Main" / "train.txt").write_text("p00")
+    assert fingerprints(name)["train"] != now["train"]

@@ -114,8 +114,9 @@ def test_a_check_counts_and_writes_nothing(here, report, workdir):
     assert "1 clipped" in outcome.out
     assert "img1.png [35.0, 5.0, 35.0, 15.0]" in outcome.out
     assert not Path("r/data").exists()
-    rows = {row["split"]: row for row in report("r").technique["splits"]}
-    assert sum(row["n_images"] for row in rows.values()) == 200
+    done = report("r")
+    assert sum(row["n_images"] for row in done.technique["splits"]) == 200
+    assert sum(found.get("clipped", {"count": 0})["count"] for found in done.technique["problems"].values()) == 1
 
 
 def test_faults_end_with_exit_code_3_and_the_name_of_the_file(effvl, workdir):

@@ -1,7 +1,7 @@
 """`effvl detect convert`: annotations checked, and written in another format with links to their images."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ FOLDER, IMAGES, LABELS, PAGE = "data", "images", "labels", "data.yaml"
 
 def run(config: ConvertConfig, run: Run) -> None:
     """Read the splits, and write what was read."""
-    rows, written = [], []
+    rows, written, problems = [], [], {}
     for source in splits_of(config, config.split, run, seed=config.seed):
         run.report.data(source)
-        rows += [_row(source, about) for about in source.summary()]
+        rows += _rows(source)
+        problems[source.split] = source.problems.to_dict()
         if not config.check_only:
             names = _names(source)
             (_write_coco if config.to == "coco" else _write_yolo)(source, names, run)
@@ -32,16 +33,15 @@ def run(config: ConvertConfig, run: Run) -> None:
             written.append(source)
     if written and config.to == "yolo":
         _write_page(written, run)
-    run.report.technique["splits"] = rows
+    run.report.technique.update(splits=rows, problems=problems)
     run.report.metric("images", float(sum(row["n_images"] for row in rows)), unit="images")
     run.report.metric("boxes", float(sum(row["n_boxes"] for row in rows)), unit="boxes")
     if written:
         run.log(f"read it again by --data {config.to}:{run.path(FOLDER)}")
 
 
-def _row(source: BoxSource, about: dict[str, Any]) -> dict[str, Any]:
-    several = len(source.sources) > 1
-    return {**about, "split": source.split, "problems": {} if several else source.problems.to_dict()}
+def _rows(source: BoxSource) -> list[dict[str, Any]]:
+    return [{**about, "split": source.split} for about in source.summary()]
 
 
 def _names(source: BoxSource) -> list[str]:
@@ -103,27 +103,26 @@ def _place_images(source: BoxSource, names: Sequence[str], config: ConvertConfig
 def preview(config: ConvertConfig) -> list[Table]:
     """What is there; nothing is written."""
     sources = list(splits_of(config, config.split, unopened("detect convert", config), seed=config.seed))
-    return [_table("what is converted", [_row(source, about) for source in sources for about in source.summary()])]
+    rows = [row for source in sources for row in _rows(source)]
+    return [_table("what is converted", rows, {source.split: source.problems.to_dict() for source in sources})]
 
 
 def table(report: Report) -> Table:
-    """A row for each split and source: images, boxes by class, and what was wrong."""
-    return _table(report.command, report.technique["splits"])
+    """A row for each split and source: images, and boxes by class; below, what was noted while reading."""
+    return _table(report.command, report.technique["splits"], report.technique["problems"])
 
 
-def _table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
+def _table(title: str, rows: Sequence[dict[str, Any]], problems: Mapping[str, Any]) -> Table:
     classes = list(dict.fromkeys(name for row in rows for name in row["per_class"]))
-    columns = ("split", "source", "images", "boxes", *classes, "ignore", "day", "night", "noted")
+    columns = ("split", "source", "images", "boxes", *classes, "ignore", "day", "night")
     cells: list[tuple[Cell, ...]] = []
     for row in rows:
-        noted = ", ".join(f"{about['count']} {kind}" for kind, about in row["problems"].items())
         counts = (row["per_class"].get(name) for name in classes)
-        ends = (row["n_ignore"], row["n_day"], row["n_night"], noted or "-")
+        ends = (row["n_ignore"], row["n_day"], row["n_night"])
         cells.append((row["split"], row["name"], row["n_images"], row["n_boxes"], *counts, *ends))
-    first = [f"{row['split']}: {kind}: {text}" for row in rows for kind, text in _first(row)]
-    return Table(title, columns, tuple(cells), tuple(first))
-
-
-def _first(row: dict[str, Any]) -> list[tuple[str, str]]:
-    """The first of each kind of fault."""
-    return [(kind, about["first"][0]) for kind, about in row["problems"].items() if about["first"]]
+    notes = [
+        f"{split}: {about['count']} {kind}, e.g. {about['first'][0]}"
+        for split, found in problems.items()
+        for kind, about in found.items()
+    ]
+    return Table(title, columns, tuple(cells), tuple(notes))
