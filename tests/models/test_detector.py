@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torchvision.models import resnet18
 from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor, TwoMLPHead
 
 from effvl_cli.config.options import ModelOptions
@@ -105,6 +106,16 @@ def test_it_gives_losses_in_training_and_boxes_in_pixels_of_the_images_in_evalua
         assert torch.equal(module([pixels])[0]["boxes"], module([pixels.float() / 255])[0]["boxes"])
 
 
+def test_an_image_of_which_nothing_is_learned_has_losses_of_zero():
+    module = networks.build(DetectorSpec.of("tiny", **SMALL).name, seed=0, num_classes=4).module.train()
+    everything = torch.tensor([[-1000.0, -1000.0, 1000.0, 1000.0]])
+    targets = [{"boxes": everything, "labels": torch.tensor([0]), "ignore": torch.tensor([True])}] * 2
+    losses = module(_images(), targets)
+    assert all(value.item() == 0 for value in losses.values())
+    sum(losses.values()).backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in module.parameters())
+
+
 def test_draws_follow_the_generator_and_leave_the_global_stream_alone():
     spec = DetectorSpec.of("tiny", **{**SMALL, "min_size": (48, 56, 64)})
     module = networks.build(spec.name, seed=0, num_classes=5).module.train()
@@ -194,6 +205,16 @@ def test_a_classifier_is_a_backbone(tmp_path):
         assert said == [
             f"--weights {tmp_path}: weights of a classifier: the backbone is pretrained, all else is random"
         ]
+
+
+def test_a_file_of_torchvisions_resnet_is_a_backbone(tmp_path):
+    theirs, said = resnet18(weights=None, num_classes=3), []
+    torch.save({"state_dict": theirs.state_dict()}, tmp_path / "resnet18.pth")
+    path = str(tmp_path / "resnet18.pth")
+    spec = with_norm(DetectorSpec.of("light", fpn=8, head_width=8, num_stages=1), "auto", path, 8)
+    module = _start(spec, path, said).module
+    assert spec.norm == "frozen" and "the backbone is pretrained" in said[-1]
+    assert torch.equal(module.backbone.body.layer3[1].conv2.weight, theirs.layer3[1].conv2.weight)
 
 
 def test_weights_of_something_else_are_refused(tmp_path):

@@ -228,7 +228,8 @@ class CascadeRoIHeads(nn.Module):
         """The columns of each class, made once for every state of `parents`."""
         state = (self.parents.device, self.parents._version)
         if self._known is None or self._known[0] != state:
-            self._known = state, Children.of(self.parents.tolist()).to(self.parents.device)
+            with torch.inference_mode(False):  # it is kept, also for passes with gradients
+                self._known = state, Children.of(self.parents.tolist()).to(self.parents.device)
         return self._known[1]
 
     def _allowed(self, condition: Tensor | None) -> Tensor | None:
@@ -430,8 +431,9 @@ def stage_iou(proposals: Tensor, stage_boxes: Tensor, truth: Tensor) -> Tensor:
     best, place = box_iou(truth.double(), proposals.double()).max(0)
     near = torch.where(best >= _NEAR)[0]
     found[0] = len(near)
+    rows = torch.arange(len(near), device=near.device)
     for k, boxes in enumerate([proposals, *stage_boxes]):
-        found[1 + k] = box_iou(truth.double(), boxes[near].double())[place[near], torch.arange(len(near))].sum()
+        found[1 + k] = box_iou(truth.double(), boxes[near].double())[place[near], rows].sum()
     return found
 
 

@@ -34,6 +34,15 @@ class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
         found = [spare_ignored(own, boxes, t.ignored) for own, boxes, t in zip(labels, anchors, truths, strict=True)]
         return found, matched
 
+    def compute_loss(
+        self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """torchvision's two losses; zeros where ignored boxes cover every anchor, of which it would make NaN."""
+        if all(bool((own < 0).all()) for own in labels):
+            return objectness.sum() * 0, pred_bbox_deltas.sum() * 0
+        found: tuple[Tensor, Tensor] = super().compute_loss(objectness, pred_bbox_deltas, labels, regression_targets)
+        return found
+
 
 def use_generator(network: torch.nn.Module, generator: torch.Generator | None) -> None:
     """Let every sampler in a network draw from a generator; None: from the device's stream, as torchvision does."""

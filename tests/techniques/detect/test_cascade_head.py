@@ -351,6 +351,14 @@ def test_without_proposals_nothing_is_found(agnostic):
         assert (result["boxes"].dtype, result["labels"].dtype) == (torch.float32, torch.int64)
 
 
+def test_a_head_that_was_used_for_inference_can_be_used_with_gradients():
+    heads = _heads(3).eval()
+    with torch.inference_mode():
+        wanted = heads(_features(), PROPOSALS, SHAPES)[0][0]["scores"].clone()
+    found = heads(_features(), PROPOSALS, SHAPES)[0][0]["scores"]
+    assert len(found) and found.requires_grad and torch.equal(found.detach(), wanted)
+
+
 def test_losses_of_one_stage_by_hand():
     """Two rows, one of them positive, through a head of which only the biases count."""
     heads = _heads(1, outputs=3, batch_size_per_image=8, box_loss_beta=1.0).train()
