@@ -59,7 +59,7 @@ def classifier(argument, *, num_classes=None):
     return network
 
 def detector(argument, *, num_classes=None):
-    return replace(classifier(argument), name="odd", kind="detector")
+    return replace(classifier(argument), name="odd", kind="painter")
 """
 
 
@@ -108,7 +108,7 @@ def test_a_plugged_in_network_adapts_itself_to_files_of_other_programs(distribut
 def test_a_plugged_in_network_of_no_known_kind_is_one_line(distribution, effvl):
     outcome = effvl("prune-tokens", "--model", "odd", "--weights", "none")
     assert outcome.code == 4
-    assert "model odd has the unknown kind 'detector'" in outcome.error and "clip, classifier" in outcome.error
+    assert "model odd has the unknown kind 'painter'" in outcome.error and "clip, classifier" in outcome.error
 
 
 def test_plug_ins_are_not_looked_up_for_a_name_that_is_known(monkeypatch):
