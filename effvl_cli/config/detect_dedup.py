@@ -1,7 +1,7 @@
 """Options of `effvl detect dedup`, and of the skipping of near-duplicates in other commands."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from annotated_doc import Doc
 from annotated_types import Ge
@@ -12,6 +12,7 @@ from effvl_cli.config.options import ARTEFACT, Checked, Count, Fraction, RunOpti
 BITS, DISTANCE = 10, 0.02  # within which frames are near-duplicates
 LEAK_DISTANCE = 0.05  # within which a frame is in two splits
 HASHES = ("dhash", "phash")
+BOTH: Final = "dhash+ncc"
 MOST_COMPARED = 200_000  # images of which each is compared with each
 
 
@@ -27,7 +28,7 @@ class DedupOptions(Checked):
             "what images are compared by: gradient hash, DCT hash, correlation of small images, features of "
             "--embed-model; dhash+ncc: both have to be near"
         ),
-    ] = "dhash+ncc"
+    ] = BOTH
     tau: Annotated[
         float | None,
         Ge(0),
@@ -93,7 +94,10 @@ class DedupConfig(DedupOptions, BoxDataOptions, RunOptions):
     leak_tau: Annotated[
         float | None,
         Ge(0),
-        Doc(f"largest distance of a shared image (default: {LEAK_DISTANCE} of correlations and features, else --tau)"),
+        Doc(
+            f"largest distance of a shared image: 1 - correlation, besides --tau-bits of the hash, or 1 - cosine "
+            f"(default: {LEAK_DISTANCE})"
+        ),
     ] = None
     fix: Annotated[bool, Doc("leave shared images out too, instead of exit 8")] = False
     allow_leaks: Annotated[bool, Doc("report shared images, instead of exit 8")] = False

@@ -81,6 +81,8 @@ def test_shared_images_are_exit_8(effvl, here, report, workdir):
     for other in ("test", "coco:set/test.json", "set/test.json"):
         here(*LINE, "--leak-check", other, "--out", "u", "--fresh")
         assert (report("u").metrics["leaks"].value, report("u").technique["leaks"]["n_against"]) == (0, 1)
+    here(*LINE, "--leak-check", "test", "--signature", "dhash", "--tau", "64", "--out", "w")  # not by the hash alone
+    assert report("w").metrics["leaks"].value == 0
     outcome = effvl(*LINE, "--leak-check", "set/val.json", "--out", "v")
     assert outcome.code == 8
 

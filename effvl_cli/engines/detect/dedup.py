@@ -1,11 +1,12 @@
 """`effvl detect dedup`: a training split without its near-duplicates, and what it shares with other splits."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from effvl_cli.config.detect_dedup import DedupConfig
+from effvl_cli.config.detect_dedup import BOTH, HASHES, LEAK_DISTANCE, DedupConfig
 from effvl_cli.core.errors import CheckError
 from effvl_cli.core.files import file_or_folder, write_json, write_text
 from effvl_cli.core.plots import histograms
@@ -16,7 +17,7 @@ from effvl_cli.data import SPLITS
 from effvl_cli.data.box_writers import coco_json
 from effvl_cli.data.boxes import BoxSource
 from effvl_cli.engines.detect.box_data import open_boxes, splits_of
-from effvl_cli.engines.detect.near_duplicates import deduplicated, frames_of, leak_rule
+from effvl_cli.engines.detect.near_duplicates import deduplicated, frames_of, rule_of
 from effvl_cli.techniques.detect.dedup import Leak, leaks
 
 SUMMARY, LEAKS, KEPT = "dedup.json", "leaks.json", "kept.txt"
@@ -55,13 +56,17 @@ def run(config: DedupConfig, run: Run) -> None:
 
 
 def _check(config: DedupConfig, run: Run, kept: BoxSource) -> list[Leak]:
-    """Images of the split that are in another one too, each with the nearest there."""
-    rule = leak_rule(config, config.leak_tau)
-    ours = frames_of(kept, config, run, config)
+    """Images of the split that are in another one too, each with the nearest there.
+
+    A hash alone takes most roads for one another: it is joined by the correlation here.
+    """
+    options = dataclasses.replace(config, signature=BOTH, tau=None) if config.signature in HASHES else config
+    rule = rule_of(options, config.leak_tau if config.leak_tau is not None else LEAK_DISTANCE)
+    ours = frames_of(kept, options, run, config)
     others = _others(config, run)
     nearest: dict[int, tuple[Leak, str]] = {}
     for other in others:
-        theirs = frames_of(other, config, run, config)
+        theirs = frames_of(other, options, run, config)
         names = [f"{other.split}/{other.ids[index]}" for index in theirs.indices]
         for leak in leaks(ours.signatures, theirs.signatures, rule):
             frame = ours.indices[leak.frame]

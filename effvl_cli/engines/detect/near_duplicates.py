@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from effvl_cli.config.detect_dedup import BITS, DISTANCE, HASHES, LEAK_DISTANCE, MOST_COMPARED, DedupOptions
+from effvl_cli.config.detect_dedup import BITS, DISTANCE, HASHES, MOST_COMPARED, DedupOptions
 from effvl_cli.config.detect_tag import NIGHT_THRESH
 from effvl_cli.core.errors import UsageError
 from effvl_cli.core.run import Run
@@ -104,13 +104,6 @@ def rule_of(options: DedupOptions, tau: float | None = None) -> Rule:
         return Rule(BITS if tau is None else int(tau), None)
     distance = DISTANCE if tau is None else tau
     return Rule(options.tau_bits if options.signature == "dhash+ncc" else None, distance)
-
-
-def leak_rule(options: DedupOptions, tau: float | None) -> Rule:
-    """When an image of another split counts as the same."""
-    if tau is None and options.signature not in HASHES:
-        tau = LEAK_DISTANCE
-    return rule_of(options, tau)
 
 
 def deduplicated(
