@@ -13,8 +13,11 @@ from effvl_cli.data.boxes import load_boxes
 from effvl_cli.engines.detect.box_splits import augment_of, thinned
 from effvl_cli.engines.detect.detecting import _gathered
 from effvl_cli.engines.detect.detection_figures import measure, parts_of, per_class, per_part, slug
+from effvl_cli.engines.detect.detection_task import Trainee
 from effvl_cli.engines.detect.detector_training import _plan
 from effvl_cli.engines.detect.detectors import boxes_by_condition, spec_for
+from effvl_cli.models.detector import detector
+from effvl_cli.models.detector_spec import DetectorSpec
 
 SCENES = "road-scenes:scenes=12,val=2,test=2"
 pytestmark = pytest.mark.usefixtures("shared_cache")
@@ -120,6 +123,25 @@ def test_brightness_changes_little_where_night_is_told_from_day():
     assert augment_of(config_of(color_jitter=True)).brightness == 0.3
     assert augment_of(config_of(color_jitter=True, subclass=True)).brightness == 0.1
     assert augment_of(config_of()).brightness == 0
+
+
+def test_a_moving_average_is_of_numbers_and_leaves_whole_ones():
+    spec = DetectorSpec.of("tiny", conditions=("day", "night"), fpn=4, head_width=4)
+    module = detector(spec, 5)
+    trainee = Trainee(module, 0.9)
+    assert trainee.average is not None and trainee.result is trainee.average.module
+    weight, norm = module.backbone.body.conv1.weight, module.backbone.body.bn1
+    first = weight.detach().clone()
+    trainee.average.update_parameters(module)  # the first time, a copy
+    with torch.no_grad():
+        weight.add_(1)
+        norm.running_mean.add_(2)
+    trainee.average.update_parameters(module)
+    body = trainee.result.backbone.body
+    assert torch.allclose(body.conv1.weight, first + 0.1) and torch.allclose(body.bn1.running_mean, torch.tensor(0.2))
+    for name in ("parents", "conditions"):
+        assert torch.equal(getattr(trainee.result.roi_heads, name), getattr(module.roi_heads, name))
+    assert trainee.result.roi_heads.parents.tolist() == [0, 1, 2, 3, 4, 5, 1, 2, 3, 4, 5]
 
 
 def test_names_become_words_of_metrics():

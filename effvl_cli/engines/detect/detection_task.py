@@ -18,6 +18,8 @@ from effvl_cli.techniques.detect.subclass import child_labels
 Validate = Callable[[CascadeRCNN], dict[str, float]]
 """Figures of a detector, the same on every process."""
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
 _SHORT = {"loss_objectness": "rpn_cls", "loss_rpn_box_reg": "rpn_box"}
 _STAGE = {"loss_classifier_s": "s{}_cls", "loss_box_reg_s": "s{}_box"}
 
@@ -35,9 +37,8 @@ class Trainee(nn.Module):
         self.detector = detector
         self.average: AveragedModel | None = None
         if momentum is not None:
-            self.average = AveragedModel(
-                detector, multi_avg_fn=get_ema_multi_avg_fn(momentum), use_buffers=True
-            ).requires_grad_(False)
+            self.average = AveragedModel(detector, multi_avg_fn=_moved(momentum), use_buffers=True)
+            self.average.requires_grad_(False)
 
     @property
     def result(self) -> CascadeRCNN:
@@ -45,6 +46,22 @@ class Trainee(nn.Module):
         found = self.detector if self.average is None else self.average.module
         assert isinstance(found, CascadeRCNN)
         return found
+
+
+def _moved(momentum: float) -> Callable[[Tensors, Tensors, Any], None]:
+    """Moves averages towards current values; whole numbers, as the classes of outputs, are copied.
+
+    torch's own rounds the averages of equal whole numbers down to others.
+    """
+    move = get_ema_multi_avg_fn(momentum)
+
+    def moved(averages: Tensors, current: Tensors, count: Any) -> None:
+        if averages[0].is_floating_point():
+            move(averages, current, count)
+        else:
+            torch._foreach_copy_(averages, current)
+
+    return moved
 
 
 class DetectionTask(Task):
