@@ -1,4 +1,4 @@
-"""A detector of one image of a fixed size, without shapes that depend on the image where that can be had.
+"""A detector of one image of a fixed size; without the final NMS no shape depends on the image after the proposals.
 
 It is what an ONNX file holds. H and W are the sides of the image, R proposals, C classes.
 """
@@ -36,7 +36,8 @@ class FixedSize(nn.Module):
         self.heads: CascadeRoIHeads = own.roi_heads
         self.backbone: Any = own.backbone
         self.rpn: Any = own.rpn
-        self.heads.box_roi_pool = PyramidRoIAlign(aligned=own.spec.roi_aligned, every_level=True)
+        # Pooling all boxes from all levels takes onnxruntime twice as long in all; `raw` has fixed shapes for it.
+        self.heads.box_roi_pool = PyramidRoIAlign(aligned=own.spec.roi_aligned, every_level=not full)
         self.heads.merge = "max" if self.heads.merge == "gated" else self.heads.merge
         blank = torch.zeros(1, 3, *size)
         self.eval()
