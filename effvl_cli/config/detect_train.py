@@ -72,7 +72,7 @@ class DetectorOptions(Checked):
     min_size: Annotated[
         tuple[Positive, ...],
         MEMORY,
-        Doc("shorter side of the images, px; of several, training draws one (default: the preset's)"),
+        Doc("shorter side of the images, px; of several, training draws one (default: as the preset's)"),
     ] = ()
     max_size: Annotated[Positive | None, MEMORY, Doc("longest side of the images, px (default: the preset's)")] = None
     norm: Annotated[

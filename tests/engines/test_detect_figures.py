@@ -15,7 +15,7 @@ from effvl_cli.engines.detect.detecting import _gathered
 from effvl_cli.engines.detect.detection_figures import measure, parts_of, per_class, per_part, slug
 from effvl_cli.engines.detect.detection_task import Trainee
 from effvl_cli.engines.detect.detector_training import _plan
-from effvl_cli.engines.detect.detectors import boxes_by_condition, spec_for
+from effvl_cli.engines.detect.detectors import asked_spec, boxes_by_condition, spec_for
 from effvl_cli.models.detector import detector
 from effvl_cli.models.detector_spec import DetectorSpec
 
@@ -91,6 +91,16 @@ def test_subclasses_that_no_image_has_are_left_out_with_a_warning(source):
     assert spec_for(config, source.with_records(spared), run, None).absent == ("1.2",)
     assert any(text.startswith("vehicle has 0 boxes by night") for text in run.report.warnings)
     assert spec_for(config_of(), source, run, None).conditions == ()
+
+
+@pytest.mark.parametrize(
+    ("given", "sides"),
+    [({}, ((160,), 256)), ({"max_size": 128}, ((80,), 128)), ({"max_size": 384}, ((240,), 384))],
+)
+def test_the_shorter_side_follows_the_longest(given, sides):
+    spec = asked_spec(config_of(**given))
+    assert (spec.min_size, spec.max_size) == sides
+    assert asked_spec(config_of(min_size="64,96", max_size=128)).min_size == (64, 96)
 
 
 def test_presets_bring_the_training_that_suits_them():

@@ -188,6 +188,7 @@ def test_dry_run_says_what_each_arm_costs(effvl):
 REFUSED = {
     "arms twice": (("--arms", "single,single"), 2, "--arms"),
     "ious": (("--iou", "0.5,0.6"), 2, "--iou"),
+    "sizes": (("--min-size", 160, "--max-size", 96, "--data", "coco:nowhere.json"), 2, "--min-size 160 exceeds"),
     "length": (("--steps", 3, "--epochs", 2), 2, "--steps or --epochs"),
     "frozen": (("--norm", "frozen"), 2, "--norm frozen"),
     "batch": (("--batch-size", 9), 2, "--batch-size"),
@@ -199,7 +200,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_done_is_refused(name, effvl):
     words, code, said = REFUSED[name]
-    line = [word for word in JOB if "--data" not in words or word not in FEW[:2]]
-    line = [*line, *words] if name != "length" else ["detect", *FEW, *words]
+    pairs = dict(zip(JOB[1::2], JOB[2::2], strict=True)) | dict(zip(words[::2], words[1::2], strict=True))
+    line = ["detect", *(word for pair in pairs.items() for word in pair)]
     outcome = effvl(*line, "--out", "r")
     assert outcome.code == code and said in outcome.error, outcome.err

@@ -11,7 +11,7 @@ from effvl_cli.engines.detect import pictures
 from effvl_cli.engines.detect.box_splits import Splits, open_splits
 from effvl_cli.engines.detect.detection_figures import record_metrics
 from effvl_cli.engines.detect.detector_training import train
-from effvl_cli.engines.detect.detectors import describe
+from effvl_cli.engines.detect.detectors import asked_spec, describe
 from effvl_cli.engines.detect.judged import (
     Judged,
     arm_row,
@@ -42,6 +42,8 @@ def train_and_measure(arms: Mapping[str, TrainingOptions], run: Run, make: Make)
     """
     names = list(arms)
     config = arms[names[-1]]
+    for own in arms.values():
+        asked_spec(own)  # refused before the images are read
     splits = open_splits(config, run)
     for source in (splits.train, splits.val, splits.test):
         run.report.data(source)

@@ -95,7 +95,6 @@ def _plan(config: TrainingOptions, batches: TrainingBatches, phase: str, *, chos
         phase=phase,
         precision=config.precision,
         best=VALIDATION if chosen else None,
-        hint=", lower --lr, or use --precision fp32",
         **more,
     )
 

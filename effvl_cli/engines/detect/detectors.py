@@ -12,11 +12,12 @@ from effvl_cli.core.errors import DataError, ModelError
 from effvl_cli.core.run import Run
 from effvl_cli.data.boxes import BoxSource
 from effvl_cli.models import network as networks
-from effvl_cli.models.detector_spec import FAMILY, DetectorSpec
+from effvl_cli.models.detector_spec import FAMILY, PRESETS, DetectorSpec
 from effvl_cli.models.detector_weights import start, with_norm
 from effvl_cli.models.network import Network
 
 CONDITIONS = ("day", "night")
+SMALLEST = 32  # px, shorter side that a detector can work at
 FEW = 50  # boxes of a class by night below which a subclass is hardly learned
 
 
@@ -35,7 +36,19 @@ def spec_for(config: TrainingOptions, source: BoxSource, run: Run, weights: str 
     Raises:
         UsageError: options that do not fit one another.
     """
-    spec = DetectorSpec.of(
+    assert config.batch_size is not None
+    share = config.batch_size // config.accumulate // distributed.world().size
+    spec = with_norm(asked_spec(config), config.norm, weights, share)
+    return spec.without(_present(source, run)) if config.subclass else spec
+
+
+def asked_spec(config: TrainingOptions) -> DetectorSpec:
+    """What the options ask for, whatever the images.
+
+    Raises:
+        UsageError: options that do not fit one another.
+    """
+    return DetectorSpec.of(
         config.preset,
         num_stages=config.num_stages,
         iou=config.iou or None,
@@ -43,7 +56,7 @@ def spec_for(config: TrainingOptions, source: BoxSource, run: Run, weights: str 
         box_loss_beta=config.box_loss_beta,
         class_agnostic=config.class_agnostic,
         head_width=config.head_width,
-        min_size=config.min_size or None,
+        min_size=config.min_size or _shorter_side(config),
         max_size=config.max_size,
         roi_aligned=config.roi_aligned,
         score_avg=config.score_avg,
@@ -52,10 +65,14 @@ def spec_for(config: TrainingOptions, source: BoxSource, run: Run, weights: str 
         stage_grad_scale=config.stage_grad_scale,
         conditions=CONDITIONS if config.subclass else (),
     )
-    assert config.batch_size is not None
-    share = config.batch_size // config.accumulate // distributed.world().size
-    spec = with_norm(spec, config.norm, weights, share)
-    return spec.without(_present(source, run)) if config.subclass else spec
+
+
+def _shorter_side(config: TrainingOptions) -> tuple[int, ...] | None:
+    """--min-size where --max-size alone is given: in proportion to the preset's; None: the preset's."""
+    if config.max_size is None:
+        return None
+    usual = PRESETS[config.preset]
+    return tuple(max(SMALLEST, round(side * config.max_size / usual.max_size)) for side in usual.min_size)
 
 
 def _present(source: BoxSource, run: Run) -> Tensor:

@@ -20,7 +20,7 @@ from effvl_cli.engines.common.cost_table import TRAINING, Part, cost_table, trai
 from effvl_cli.engines.detect.box_data import open_boxes
 from effvl_cli.engines.detect.box_splits import thinned
 from effvl_cli.engines.detect.detector_training import length_of
-from effvl_cli.engines.detect.detectors import spec_for
+from effvl_cli.engines.detect.detectors import asked_spec, spec_for
 from effvl_cli.models.detector import CascadeRCNN, detector
 
 BOXES = 4  # of an image of the probe
@@ -30,6 +30,8 @@ def preview_of(command: str, arms: Mapping[str, TrainingOptions]) -> list[Table]
     """Costs of some arms that are trained and measured on the same data."""
     config = next(iter(arms.values()))
     run = unopened(command, config)
+    for own in arms.values():
+        asked_spec(own)
     train, val, test = (
         thinned(open_boxes(config, split, run, seed=config.seed), config.num_images) for split in SPLITS
     )

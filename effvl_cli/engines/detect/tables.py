@@ -14,7 +14,8 @@ FEW_BOXES = 30  # of a class below which its figures are not read
 def results(report: Report) -> Table:
     """A row for each arm, and one for each class of the last one."""
     about = report.technique
-    rows = [(*_row(name, arm["figures"], arm["n_gt"]), *_cost(arm)) for name, arm in about.get("arms", {}).items()]
+    arms = {"detector" if name == "train" else name: arm for name, arm in about.get("arms", {}).items()}
+    rows = [(*_row(name, arm["figures"], arm["n_gt"]), *_cost(arm)) for name, arm in arms.items()]
     classes = about.get("per_class", {}).items()
     rows += [(*_row(f"  {name}", found, found["n_gt"]), None, None) for name, found in classes]
     return Table(_title(report), (*COLUMNS, "steps", "CPU s"), tuple(rows), _notes(report))
@@ -31,7 +32,7 @@ def evaluated(report: Report) -> Table:
 
 def _title(report: Report) -> str:
     data = " ".join(dict.fromkeys(row.name for row in report.data))
-    model = f"{report.model.name} on " if report.model else ""
+    model = f"{report.model.name.partition(',')[0]} on " if report.model else ""
     return f"{report.command}: {model}{data}, {report.technique.get('split', '')} images"
 
 
