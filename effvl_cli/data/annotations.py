@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from effvl_cli.core.errors import DataError, UsageError
-from effvl_cli.data.boxes import LEAST_SIDE, LISTED, BoxRecord, BoxSource, Problems, Reading, SourceInfo, Time
+from effvl_cli.data.boxes import LISTED, BoxRecord, BoxSource, Problems, Reading, SourceInfo, Time
 from effvl_cli.data.class_maps import mapped
 from effvl_cli.data.files import file_states
+from effvl_cli.data.image_sizes import SIDEWAYS, UPRIGHT, as_shown, shown_size, stored_sizes
 from effvl_cli.data.loader import BadFiles
 from effvl_cli.data.source import digest
 
@@ -27,7 +27,6 @@ ROUNDING = 0.01  # px beyond the edge of an image that are no fault
 TRIED = 5  # images that are looked for to find their folder
 TIMES: dict[str, Time] = {"day": "day", "daytime": "day", "night": "night", "nighttime": "night"}
 TRAILING = re.compile(r"(\d+)$")
-ORIENTATION = 0x0112  # of EXIF; from 5 on, width and height change places
 
 FAULTS = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 """What reading a file of another form than expected may raise."""
@@ -220,10 +219,10 @@ def box_source(
         return BoxSource(name, split, classes=found.classes, records=[], content=content.digest)
     if not found.images:
         raise DataError(f"{found.where} holds no images for split {split}", "Give another file or split")
-    found, sizes = _with_files(found, reading)
+    found, sizes, orientation = _with_files(found, reading)
     if found.relative:
         found = replace(found, boxes=found.boxes * np.tile(sizes[found.owner], 2), relative=False)
-    found = _of_file_size(found, sizes, reading)
+    found = _of_file_size(found, sizes, orientation, reading)
     found = _clipped(_with_extent(found), sizes)
     if not len(found.owner):
         raise DataError(f"{found.where}: none of {len(found.images)} images of split {split} has a box", "Check it")
@@ -277,16 +276,17 @@ class Content:
         return self.known
 
 
-def _with_files(found: Annotations, reading: Reading) -> tuple[Annotations, Ints]:
-    """Without images that are missing, and (M, 2) width and height of the others as they are shown."""
-    sizes, faults = [], []
+def _with_files(found: Annotations, reading: Reading) -> tuple[Annotations, Ints, Ints]:
+    """Without images that are missing; (M, 2) width and height of the others as shown, and (M,) EXIF orientations."""
+    seen, faults = [], []
     for row, image in enumerate(found.images):
-        size, fault = _shown_size(image.path)
-        sizes.append(size)
+        size, fault = shown_size(image.path)
+        seen.append(size)
         if fault:
             faults.append((row, f"{image.file} {fault}"))
+    sizes = np.array(seen, dtype=np.int64)
     if not faults:
-        return found, np.array(sizes, dtype=np.int64)
+        return found, sizes[:, :2], sizes[:, 2]
     texts = [text for _, text in faults]
     total = len(found.images)
     if reading.on_bad != "skip" or len(faults) > BadFiles("skip", total).limit:
@@ -298,42 +298,23 @@ def _with_files(found: Annotations, reading: Reading) -> tuple[Annotations, Ints
     for text in texts:
         found.problems.add("missing", text)
     rows = np.setdiff1d(np.arange(total), [row for row, _ in faults])
-    return found.keep_images(rows), np.array(sizes, dtype=np.int64)[rows]
+    return found.keep_images(rows), sizes[rows, :2], sizes[rows, 2]
 
 
-def _shown_size(path: Path) -> tuple[tuple[int, int], str]:
-    """Width and height of an image file with its EXIF orientation, and what is wrong with it."""
-    try:
-        with Image.open(path) as file:
-            width, height = file.size
-            if file.format != "JPEG" or "exif" in file.info:
-                turned = int(file.getexif().get(ORIENTATION, 1)) >= 5
-                width, height = (height, width) if turned else (width, height)
-    except FileNotFoundError:
-        return (0, 0), "is missing"
-    except Exception as error:  # the decoders raise nearly anything on damaged bytes
-        return (0, 0), f"is no image ({type(error).__name__})"
-    if min(width, height) < LEAST_SIDE:
-        return (0, 0), f"is {width}x{height} px"
-    return (width, height), ""
-
-
-def _of_file_size(found: Annotations, sizes: Ints, reading: Reading) -> Annotations:
-    """The file's size wins over the declared one."""
+def _of_file_size(found: Annotations, sizes: Ints, orientation: Ints, reading: Reading) -> Annotations:
+    """Boxes in px of the image as it is shown; the file's size wins over the declared one."""
     shown = zip(found.images, sizes.tolist(), strict=True)
     declared = np.array([(image.width or width, image.height or height) for image, (width, height) in shown])
-    other = np.flatnonzero((declared != sizes).any(1))
-    if not len(other):
+    if not (declared != sizes).any():
         return found
+    found, declared = _turned(found, declared, sizes, orientation, rescale=reading.rescale)
+    other = np.flatnonzero((declared != sizes).any(1))
     texts = [
         f"{found.images[row].file} is {sizes[row][0]}x{sizes[row][1]}, declared {declared[row][0]}x{declared[row][1]}"
         for row in other.tolist()
     ]
     if reading.rescale:
-        factors = (sizes / declared.clip(1))[found.owner]
-        for text in texts:
-            found.problems.add("rescaled", text)
-        return replace(found, boxes=found.boxes * np.tile(factors, 2), area=found.area * factors.prod(1))
+        return _rescaled(found, declared, sizes, texts)
     if len(other) > MAX_FAULTY * len(sizes):
         raise DataError(
             f"{found.where}: {len(other)} of {len(sizes)} images have another size than declared: {texts[0]}",
@@ -342,6 +323,54 @@ def _of_file_size(found: Annotations, sizes: Ints, reading: Reading) -> Annotati
     for text in texts:
         found.problems.add("resized", text)
     return found
+
+
+def _turned(
+    found: Annotations, declared: Ints, sizes: Ints, orientation: Ints, *, rescale: bool
+) -> tuple[Annotations, Ints]:
+    """Boxes that were drawn on the pixels as they are stored, turned as EXIF says; and the declared sizes turned so.
+
+    Which boxes are so is seen by images that EXIF lays on their side, of which the size of the stored pixels is
+    declared. Where this is so of all such images, the tool did not know of EXIF, and images that EXIF turns without
+    another size are turned too.
+    """
+    sideways, stored = orientation >= SIDEWAYS, stored_sizes(sizes, orientation)
+    so = sideways & (declared != sizes).any(1) & (declared == stored).all(1)
+    if rescale:
+        so |= sideways & _crosswise(declared, sizes)
+    if not so.any():
+        return found, declared
+    if not (sideways & ~so & (sizes[:, 0] != sizes[:, 1])).any():
+        fits = (declared == stored).all(1) | (rescale & ~_crosswise(declared, stored))
+        so |= (orientation > UPRIGHT) & fits
+    for row in np.flatnonzero(so).tolist():
+        found.problems.add("turned by EXIF", f"{found.images[row].file} (orientation {orientation[row]})")
+    drawn_on = np.where((so & sideways)[:, None], declared[:, ::-1], declared)
+    owner = found.owner
+    turned = as_shown(found.boxes, drawn_on[owner], orientation[owner])
+    return replace(found, boxes=np.where(so[owner][:, None], turned, found.boxes)), drawn_on
+
+
+def _rescaled(found: Annotations, declared: Ints, sizes: Ints, texts: Sequence[str]) -> Annotations:
+    """Boxes scaled from the declared size to that of the file; `texts` say which images have another one."""
+    crosswise = np.flatnonzero(_crosswise(declared, sizes))
+    if len(crosswise):
+        row = int(crosswise[0])
+        raise DataError(
+            f"--rescale-boxes: {found.where}: {len(crosswise)} of {len(sizes)} images lie the other way round than "
+            f"declared: {found.images[row].file} is {sizes[row][0]}x{sizes[row][1]}, declared "
+            f"{declared[row][0]}x{declared[row][1]}, and EXIF says nothing of it",
+            "Scaling cannot mend that; turn the images back",
+        )
+    factors = (sizes / declared.clip(1))[found.owner]
+    for text in texts:
+        found.problems.add("rescaled", text)
+    return replace(found, boxes=found.boxes * np.tile(factors, 2), area=found.area * factors.prod(1))
+
+
+def _crosswise(declared: Ints, sizes: Ints) -> Flags:
+    """Which images are upright where a lying one is declared, or the other way round."""
+    return np.asarray(np.sign(declared[:, 0] - declared[:, 1]) * np.sign(sizes[:, 0] - sizes[:, 1]) < 0)
 
 
 def _with_extent(found: Annotations) -> Annotations:

@@ -19,10 +19,10 @@ from effvl_cli.core.cache import Cache
 from effvl_cli.core.errors import DataError, UsageError
 from effvl_cli.data import BOXES, open_source
 from effvl_cli.data.files import read_image
+from effvl_cli.data.image_sizes import LEAST_SIDE
 from effvl_cli.data.source import Indices, digest
 
 LISTED = 20  # faults of a kind that are named; the others are counted
-LEAST_SIDE = 4  # px; an image with a shorter side shows nothing
 
 Time = Literal["day", "night"]
 Reader = Callable[["BoxRecord"], Image.Image]

@@ -166,7 +166,7 @@ def test_missing_and_broken_image_files_are_listed_or_skipped(tmp_path):
 def test_images_of_less_than_four_px_are_bad(tmp_path):
     data = coco_data()
     picture(tmp_path / "images" / "img1.png", (40, 3))
-    refused(lambda: opened(tmp_path, data), "img1.png is 40x3 px")
+    refused(lambda: opened(tmp_path, data), "img1.png is 40x3 px, and 4 are needed")
 
 
 @pytest.mark.parametrize(
