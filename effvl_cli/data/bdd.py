@@ -48,9 +48,9 @@ def build(
     place, choices = place_and_choices(argument, root)
     chosen = {name: place / file for name, file in choices.items()}
     files = choose(annotation_files(place, PATTERNS, chosen=bool(choices)), chosen)
-    part, tenths = part_of(split, list(files), whole=reading.whole)
-    found = read(files[part], place if place.is_dir() else place.parent)
-    return opened(f"bdd:{place.stem}", split, found, reading, tenths=tenths)
+    part = part_of(split, list(files), whole=reading.whole)
+    found = read(files[part.name], place if place.is_dir() else place.parent)
+    return opened(f"bdd:{place.stem}", split, found, reading, part=part)
 
 
 def read(path: Path, root: Path) -> Annotations:

@@ -25,7 +25,7 @@ from effvl_cli.data.annotations import TIMES, check_unique
 from effvl_cli.data.box_splits import place_and_choices
 from effvl_cli.data.boxes import BoxRecord, BoxSource, Problems, Reading, SourceInfo
 from effvl_cli.data.source import digest
-from effvl_cli.data.yolo import read_data_yaml
+from effvl_cli.data.yolo import DARKNET, NAME_FILES, read_data_yaml
 
 FORMATS = ("coco", "voc", "yolo", "bdd")
 PEEK = 65536  # bytes of a JSON file that tell its format
@@ -74,20 +74,24 @@ def sniffed(place: Path) -> str:
     if kind == "folder":
         if next(place.glob("Annotations/*.xml"), None) or next(place.glob("*.xml"), None):
             return "voc"
-        if next(place.glob("*.yaml"), None) or (
-            (place / "labels").is_dir() and next(place.glob("labels/**/*.txt"), None)
-        ):
+        if _holds(place, "*.yaml", "labels/**/*.txt"):
             return "yolo"
         for pattern in ("*.json", "*/*.json", "*/*/*.json"):
             if found := sorted(place.glob(pattern)):
                 return _of_file(found[0])
+        if _holds(place, f"*{DARKNET}", *NAME_FILES):
+            return "yolo"
     raise DataError(
         f"no annotations of boxes at {place}", "Give COCO or BDD100K JSON, a VOC or YOLO folder, or see --format"
     )
 
 
+def _holds(place: Path, *patterns: str) -> bool:
+    return any(next(place.glob(pattern), None) for pattern in patterns)
+
+
 def _of_file(path: Path) -> str:
-    if path.suffix in (".yaml", ".yml"):
+    if path.suffix in (".yaml", ".yml", DARKNET):
         return "yolo"
     if path.suffix == ".json":
         return _of_json(path) or "coco"

@@ -8,15 +8,17 @@ are divided apart, as far as the annotations tell them.
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from effvl_cli.core.errors import DataError
 from effvl_cli.core.files import file_or_folder
 from effvl_cli.data.annotations import Annotations, Content, Listed, box_source, name_sequences, time_of
 from effvl_cli.data.boxes import BoxSource, Reading
-from effvl_cli.data.folders import NAMES, drawn_from
+from effvl_cli.data.folders import NAMES, TENTHS, drawn_from
 
 TOLERANCE = 2.0  # how far a share may be from what is wanted before sequences are cut
 
@@ -45,8 +47,23 @@ def choose(found: Mapping[str, Path], choices: Mapping[str, Path]) -> dict[str, 
     return {**kept, **choices}
 
 
-def part_of(split: str, found: Sequence[str], *, whole: bool) -> tuple[str, range | None]:
-    """Which of the splits that a data set has holds one, and which tenths of it; None: all.
+@dataclass(frozen=True)
+class Part:
+    """Where the images of a split are.
+
+    Attributes:
+        name: the split of the data set that holds them.
+        tenths: of it; None: all.
+        remark: note for reports, where the names tell something else.
+    """
+
+    name: str
+    tenths: range | None
+    remark: str = ""
+
+
+def part_of(split: str, found: Sequence[str], *, whole: bool) -> Part:
+    """Which of the splits that a data set has holds one.
 
     Args:
         split: that is asked for.
@@ -61,7 +78,13 @@ def part_of(split: str, found: Sequence[str], *, whole: bool) -> tuple[str, rang
         name, tenths = split, None
     if name not in found:
         raise DataError(f"no annotations of split {name}, which {split} is taken from", "Give files for it")
-    return name, tenths
+    if (split, name) == ("test", "val"):
+        return Part(
+            name,
+            tenths,
+            "no test images are named: those called val are measured as test, and a tenth of train is set aside as val",
+        )
+    return Part(name, tenths)
 
 
 def split_words(name: str) -> str:
@@ -79,7 +102,7 @@ def opened(
     found: Annotations,
     reading: Reading,
     *,
-    tenths: range | None,
+    part: Part,
     choose_rows: Callable[[Annotations], Annotations] | None = None,
     more: Sequence[str] = (),
 ) -> BoxSource:
@@ -90,13 +113,14 @@ def opened(
         split: that is asked for.
         found: what the files say.
         reading: how.
-        tenths: which part of it; None: all.
+        part: which of it.
         choose_rows: takes the listed images, after sequences have been named over all.
         more: what else the content is told by.
     """
     content = Content(split, found, more)
     name_sequences(found.images, reading.seq_regex)
-    found, remark = divided(choose_rows(found) if choose_rows else found, tenths)
+    found, remark = divided(choose_rows(found) if choose_rows else found, part.tenths)
+    remark = "; ".join(filter(None, (part.remark, remark)))
     return box_source(name, split, found, reading, content=content, remark=remark)
 
 
@@ -107,15 +131,33 @@ def divided(found: Annotations, tenths: range | None) -> tuple[Annotations, str]
     groups: dict[str, list[int]] = {}
     for row, image in enumerate(found.images):
         groups.setdefault(time_of(image) or "", []).append(row)
-    rows: list[int] = []
+    tenth_of = np.zeros(len(found.images), dtype=np.int64)
     cut = False
     for members in groups.values():
         part = _of_sequences(found.images, members)
         if not _is_even(part):
             part, cut = _of_frames(found.images, members), True
-        rows += [row for row, tenth in zip(members, part, strict=True) if tenth in tenths]
+        tenth_of[members] = part
+    cut = _fill(tenth_of, found.images) or cut
     remark = f"the parts of {found.where.name} share sequences: too few to keep them whole" if cut else ""
-    return found.keep_images(np.sort(np.array(rows, dtype=np.int64))), remark
+    return found.keep_images(np.flatnonzero(np.isin(tenth_of, tenths))), remark
+
+
+def _fill(tenth_of: NDArray[np.int64], images: Sequence[Listed]) -> bool:
+    """Give test and validation an image each where so few images left them none; whether that cuts a sequence.
+
+    Args:
+        tenth_of: (N,) changed in place.
+        images: N of them.
+    """
+    cut = False
+    for (tenth,) in (TENTHS["test"], TENTHS["val"]):
+        rest = np.flatnonzero(tenth_of < TENTHS["val"].start)
+        if len(rest) > 1 and not (tenth_of == tenth).any():
+            row = int(rest[np.argsort(tenth_of[rest], kind="stable")[-1]])
+            tenth_of[row] = tenth
+            cut |= sum(image.seq == images[row].seq for image in images) > 1
+    return cut
 
 
 def _of_sequences(images: Sequence[Listed], rows: Sequence[int]) -> list[int]:

@@ -206,7 +206,10 @@ class BoxSource:
         return self.with_records(records, content=lambda: digest([self.content(), *chosen]))
 
     def summary(self) -> list[dict[str, Any]]:
-        """For each source: name, ratio, n_images, n_boxes (ignore boxes apart), per_class, n_ignore, n_day, n_night."""
+        """For each source: name, ratio, n_images, n_boxes (ignore boxes apart), per_class, n_ignore, n_day, n_night.
+
+        The last two are None where no image is tagged; n_untagged images are neither.
+        """
         return [self._summary(info) for info in self.sources]
 
     def _summary(self, info: SourceInfo) -> dict[str, Any]:
@@ -214,6 +217,8 @@ class BoxSource:
         counts = np.zeros(len(self.classes) + 1, dtype=np.int64)
         for record in records:
             counts += np.bincount(record.labels[~record.ignore], minlength=len(counts))
+        times = Counter(record.time for record in records)
+        tagged = times["day"] + times["night"]
         return {
             "name": info.name,
             "ratio": info.ratio,
@@ -221,8 +226,9 @@ class BoxSource:
             "n_boxes": int(counts.sum()),
             "n_ignore": sum(int(record.ignore.sum()) for record in records),
             "per_class": {name: int(count) for name, count in zip(self.classes, counts[1:], strict=True)},
-            "n_day": sum(record.time == "day" for record in records),
-            "n_night": sum(record.time == "night" for record in records),
+            "n_day": times["day"] if tagged else None,
+            "n_night": times["night"] if tagged else None,
+            "n_untagged": times[None],
         }
 
 

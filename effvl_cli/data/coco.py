@@ -48,9 +48,9 @@ def build(
         annotation_files(place, PATTERNS, chosen=bool(choices)),
         {split: place / name for split, name in choices.items()},
     )
-    part, tenths = part_of(split, list(files), whole=reading.whole)
-    found = read(files[part], place if place.is_dir() else place.parent)
-    return opened(f"coco:{place.stem}", split, found, reading, tenths=tenths)
+    part = part_of(split, list(files), whole=reading.whole)
+    found = read(files[part.name], place if place.is_dir() else place.parent)
+    return opened(f"coco:{place.stem}", split, found, reading, part=part)
 
 
 def read(path: Path, root: Path) -> Annotations:

@@ -29,8 +29,13 @@ class Place:
     images: Path
 
 
-def read_lines(path: Path, parse: Callable[[str], T]) -> list[T]:
+def read_lines(path: Path, parse: Callable[[str], T], fix: str = "Extract the file again") -> list[T]:
     """What `parse` makes of each line that is not blank.
+
+    Args:
+        path: the file.
+        parse: makes something of a line.
+        fix: what the user can do where it cannot.
 
     Raises:
         DataError: no such file, or `parse` raised ValueError or IndexError on a line, which is named.
@@ -45,7 +50,7 @@ def read_lines(path: Path, parse: Callable[[str], T]) -> list[T]:
             try:
                 found.append(parse(line))
             except (ValueError, IndexError) as error:
-                raise DataError(f"{path} line {number} ({line[:80]!r}): {error}", "Extract the file again") from error
+                raise DataError(f"{path} line {number} ({line[:80]!r}): {error}", fix) from error
     return found
 
 

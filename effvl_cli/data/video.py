@@ -21,7 +21,7 @@ from effvl_cli.core.errors import MissingPackageError
 from effvl_cli.data.clips import BadClipError, Frames, frame_numbers
 
 FROM_START_FRAMES, FROM_START = 400, 64  # shorter videos, and clips that begin earlier, are decoded without a seek
-LEAST_FOUND = 0.9  # share of a clip's frames that have to be there
+LEAST_FOUND = 0.9  # share of the frames of a clip, or of those that a header counts, that have to be there
 LANDING = 1000  # packets after a seek among which a known key frame is looked for
 ENCODE_AGAIN = "Download or encode it again"
 
@@ -108,15 +108,22 @@ def _said(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _packets(container: Any, stream: Any) -> Iterator[Any]:
-    """Packets up to the end, or to where the file cannot be read further; the last is empty and ends decoding."""
+def _packets(container: Any, stream: Any, broken: list[str] | None = None) -> Iterator[Any]:
+    """Packets up to the end, or to where the file cannot be read further; the last is empty and ends decoding.
+
+    Args:
+        container: the file.
+        stream: in it.
+        broken: gets why the file cannot be read further.
+    """
     av, ended = pyav(), False
     try:
         for packet in container.demux(stream):
             ended = packet.size == 0
             yield packet
-    except (av.error.FFmpegError, OSError):
-        pass
+    except (av.error.FFmpegError, OSError) as error:
+        if broken is not None:
+            broken.append(_said(error))
     if not ended:
         yield None
 
@@ -192,24 +199,30 @@ def frame_rate(path: Path) -> float:
         return float(stream.average_rate or stream.guessed_rate or 0)
 
 
-def all_frames(path: Path, every: int = 1) -> Iterator[Frames]:
+def all_frames(path: Path, every: int = 1, damaged: Callable[[str], None] = lambda text: None) -> Iterator[Frames]:
     """Frames (H, W, 3) from the first to the last, upright; damaged packets are left out.
 
     Args:
         path: of the file.
         every: give every so many-th frame.
+        damaged: told once, after the last frame, of what could not be decoded.
 
     Raises:
         BadClipError: it gives no frame.
         MissingPackageError: PyAV is not installed.
     """
     with opened(path) as (container, stream):
-        decoder = Decoder(stream)
-        for number, frame in enumerate(decoder.frames(_packets(container, stream))):
+        decoder, broken = Decoder(stream), list[str]()
+        for number, frame in enumerate(decoder.frames(_packets(container, stream, broken))):
             if number % every == 0:
                 yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), int(frame.rotation) // 90))
         if not decoder.count:
             raise _no_frames(path, bool(decoder.lost))
+        if decoder.lost or broken or decoder.count < LEAST_FOUND * stream.frames:
+            declared = f" of {stream.frames}" if stream.frames else ""
+            lost = f"; {len(decoder.lost)} lost, the first after frame {decoder.lost[0]}" if decoder.lost else ""
+            ended = f"; it cannot be read further: {broken[0]}" if broken else ""
+            damaged(f"{path} is damaged: {decoder.count}{declared} frames can be decoded{lost}{ended}")
 
 
 def _no_frames(path: Path, damaged: bool) -> BadClipError:

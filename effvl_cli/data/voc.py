@@ -42,11 +42,11 @@ def build(
     base = folder / "ImageSets" / "Main"
     lists = {split: base / f"{split}.txt" for split in SPLITS if (base / f"{split}.txt").is_file()}
     lists = choose(lists, {split: base / f"{name}.txt" for split, name in choices.items()})
-    part, tenths = part_of(split, list(lists) or ["train"], whole=reading.whole)
+    part = part_of(split, list(lists) or ["train"], whole=reading.whole)
     found = read(folder)
-    name, names = f"voc:{folder.name or folder.resolve().name}", _names(lists[part]) if lists else ()
-    pick = (lambda every: _listed(every, names, lists[part])) if lists else None
-    return opened(name, split, found, reading, tenths=tenths, choose_rows=pick, more=names)
+    name, names = f"voc:{folder.name or folder.resolve().name}", _names(lists[part.name]) if lists else ()
+    pick = (lambda every: _listed(every, names, lists[part.name])) if lists else None
+    return opened(name, split, found, reading, part=part, choose_rows=pick, more=names)
 
 
 def _names(path: Path) -> list[str]:

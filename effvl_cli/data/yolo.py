@@ -1,11 +1,13 @@
 """`yolo:PATH`: a text file of `class x y width height` for each image, in shares of the image.
 
 PATH is a data.yaml with `path`, `train`, `val`, `test` (folders of images, or text files that list them) and `names`,
-or a folder that holds one, or a folder with images/[train/]*.jpg, labels/[train/]*.txt and classes.txt, a name a line.
+or a folder that holds one, or a folder with images/[train/]*.jpg, labels/[train/]*.txt and classes.txt, a name a line,
+or one that holds images, their text files and classes.txt side by side; or Darknet's obj.data.
 Labels of .../images/x.jpg are in .../labels/x.txt, else beside the image; an image without a file has no boxes.
+A sixth value, the score of a prediction, is passed over; of a polygon, `class x1 y1 x2 y2 x3 y3 ...`, it is the box.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,10 @@ from effvl_cli.data.folders import NAMES
 from effvl_cli.data.listings import read_lines
 
 LAYOUT = "Expected data.yaml with train, val and names, or images/, labels/ and classes.txt"
-NAME_FILES = ("classes.txt", "obj.names")
+NAME_FILES = ("classes.txt", "obj.names", "labels/classes.txt")
+DARKNET = ".data"  # suffix of a file of lines like `train = data/train.txt`
+MOST = 2.0  # a value above that is no share of an image that was written a little outside
+A_LINE = "Write class x y width height, the class from 0, the others as shares of the image from 0 to 1"
 
 
 def build(
@@ -34,10 +39,13 @@ def build(
     reading = reading or Reading()
     place = (root / argument) if root else Path(argument)
     page = _page(place)
-    classes, parts = _described(page) if page else _plain(place)
-    part, tenths = part_of(split, list(parts), whole=reading.whole)
-    found = read(page or place, parts[part], classes)
-    return opened(f"yolo:{place.stem}", split, found, reading, tenths=tenths)
+    if page is None:
+        classes, parts = _plain(place)
+    else:
+        classes, parts = (_of_darknet if page.suffix == DARKNET else _described)(page)
+    part = part_of(split, list(parts), whole=reading.whole)
+    found = read(page or place, parts[part.name], classes)
+    return opened(f"yolo:{place.stem}", split, found, reading, part=part)
 
 
 def _page(place: Path) -> Path | None:
@@ -45,7 +53,8 @@ def _page(place: Path) -> Path | None:
     kind = file_or_folder(place)
     if not kind:
         raise DataError(f"no YOLO data at {place}", LAYOUT)
-    pages = [place] if kind == "file" else [place / "data.yaml", *sorted(place.glob("*.yaml"))]
+    patterns = ("data.yaml", "*.yaml", f"*{DARKNET}")
+    pages = [place] if kind == "file" else [path for pattern in patterns for path in sorted(place.glob(pattern))]
     return next((page for page in pages if page.is_file()), None)
 
 
@@ -97,20 +106,47 @@ def _resolved(base: Path, folder: Path, name: str) -> Path:
     return next((path for path in choices if path.exists()), choices[0])
 
 
-def _plain(place: Path) -> tuple[tuple[str, ...], dict[str, list[Path]]]:
-    """Class names and folders of a folder without a data.yaml."""
-    listed = next((place / name for name in NAME_FILES if (place / name).is_file()), None)
-    if listed is None or not (place / "images").is_dir():
-        raise DataError(f"{place} has no data.yaml, and not both images/ and classes.txt", LAYOUT)
+def _of_darknet(page: Path) -> tuple[tuple[str, ...], dict[str, list[Path]]]:
+    """Class names and lists of each split, by Darknet's file; its paths start from where Darknet is run."""
+    pairs = read_lines(page, lambda line: tuple(part.strip() for part in line.split("=", 1)))
+    content = {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
+    if not content.get("names"):
+        raise DataError(f"{page} has no names", "Expected lines names = obj.names, train = train.txt")
+    listed = _beneath(page.parent, content["names"])
     names = tuple(read_lines(listed, str))
     check_unique(names, "class names", listed)
     parts = {
-        split: [place / "images" / key]
+        split: [_beneath(page.parent, content[key])]
         for split, keys in NAMES.items()
         for key in keys
-        if (place / "images" / key).is_dir()
+        if content.get(key)
     }
-    return names, parts or {"train": [place / "images"]}
+    return names, parts
+
+
+def _beneath(folder: Path, name: str) -> Path:
+    """Where a path leads that starts from a folder, or from the one above it, whatever that was called there."""
+    name = name.replace("\\", "/")
+    choices = [folder / name, folder.parent / name, *(folder / rest for rest in _ends(name))]
+    return next((path for path in choices if path.exists()), choices[0])
+
+
+def _ends(name: str) -> Iterator[str]:
+    """What is left of a relative path without its first folder, without its first two, and so on."""
+    parts = [part for part in name.split("/") if part not in ("", ".", "..")]
+    yield from ("/".join(parts[first:]) for first in range(1, len(parts)))
+
+
+def _plain(place: Path) -> tuple[tuple[str, ...], dict[str, list[Path]]]:
+    """Class names and folders of a folder without a data.yaml."""
+    listed = next((place / name for name in NAME_FILES if (place / name).is_file()), None)
+    if listed is None:
+        raise DataError(f"{place} has no data.yaml, and no classes.txt", LAYOUT)
+    names = tuple(read_lines(listed, str))
+    check_unique(names, "class names", listed)
+    base = place / "images" if (place / "images").is_dir() else place
+    parts = {split: [base / key] for split, keys in NAMES.items() for key in keys if (base / key).is_dir()}
+    return names, parts or {"train": [base]}
 
 
 def read(where: Path, parts: Sequence[Path], classes: tuple[str, ...]) -> Annotations:
@@ -154,7 +190,7 @@ def _images(part: Path) -> list[Path]:
         found = [path for path in part.rglob("*") if path.suffix.lower() in SUFFIXES]
         return sorted(found, key=lambda path: natural(str(path)))
     if kind == "file":
-        return read_lines(part, lambda line: part.parent / line)
+        return read_lines(part, lambda line: _beneath(part.parent, line))
     raise DataError(f"no images at {part}", LAYOUT)
 
 
@@ -175,12 +211,22 @@ def _boxes(path: Path, classes: int) -> list[tuple[int, tuple[float, float, floa
 
     def parse(line: str) -> tuple[int, tuple[float, float, float, float]]:
         words = line.split()
-        if len(words) != 5:
-            raise ValueError(f"{len(words)} values, and a box has 5: class x y width height")
         number = float(words[0])
         if not number.is_integer() or not 0 <= number < classes:
             raise ValueError(f"class {words[0]} is none of 0 to {classes - 1}")
-        x, y, width, height = map(float, words[1:])
-        return int(number), (x, y, width, height)
+        values = [float(word) for word in words[1:]]
+        if any(abs(value) > MOST for value in values[:4]):
+            raise ValueError(f"{max(values, key=abs):g} is no share of the image; these seem to be px")
+        return int(number), _box(values)
 
-    return read_lines(path, parse)
+    return read_lines(path, parse, A_LINE)
+
+
+def _box(values: Sequence[float]) -> tuple[float, float, float, float]:
+    """x, y, width and height of a box with or without a score, or of a polygon."""
+    if len(values) in (4, 5):
+        return values[0], values[1], values[2], values[3]
+    if len(values) < 6 or len(values) % 2:
+        raise ValueError(f"{len(values) + 1} values, and a box has 5: class x y width height")
+    (left, right), (top, bottom) = ((min(side), max(side)) for side in (values[0::2], values[1::2]))
+    return (left + right) / 2, (top + bottom) / 2, right - left, bottom - top

@@ -204,6 +204,11 @@ def test_yolo_values_and_classes_out_of_range(tmp_path):
         refused(lambda: load_boxes(f"yolo:{folder}", "train"), "a.txt line 2", "0 to 1")
 
 
+def test_yolo_values_in_px(tmp_path):
+    folder = write_yolo(tmp_path, {"a": "0 0.5 0.5 0.2 0.2\n0 30 20 10 10\n"})
+    refused(lambda: load_boxes(f"yolo:{folder}", "train"), "a.txt line 2", "30 is no share", "from 0 to 1")
+
+
 def test_a_voc_list_of_images_without_annotations(tmp_path):
     folder = write_voc(tmp_path, {"a": voc_object("car", (1, 1, 9, 9))}, {"train": "a\nb\n"})
     refused(lambda: load_boxes(f"voc:{folder}", "train", reading=Reading(whole=True)), "train.txt", "1 of 2", "b")

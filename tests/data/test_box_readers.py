@@ -161,3 +161,15 @@ def test_real_roads_of_a_simulator():
     assert {record.seq for record in parts[2].records} == {"Town05_"}
     boxes = np.concatenate([record.boxes for part in parts for record in part.records])
     assert (boxes[:, :2] == 0).sum() == 22
+
+
+@pytest.mark.parametrize(("files", "counts"), [(("train", "val"), (2, 1, 3)), (("train",), (1, 1, 1))])
+def test_few_images_have_a_part_each(tmp_path, files, counts):
+    """Three images in all; where only val is named it is measured as test, which is said."""
+    for name in files:
+        write_coco(tmp_path, coco_data(3), f"{name}.json")
+    parts = [load_boxes(f"coco:{tmp_path}", split) for split in ("train", "val", "test")]
+    assert tuple(map(len, parts)) == counts
+    chosen = [record.file for part in parts[: 4 - len(files)] for record in part.records]
+    assert len(set(chosen)) == len(chosen)
+    assert ("called val are measured as test" in parts[2].remark) == ("val" in files)

@@ -3,6 +3,7 @@
 import json
 import os
 
+import numpy as np
 import pytest
 
 from effvl_cli.core import used_data
@@ -15,6 +16,7 @@ from tests.data.box_files import (
     bdd_frame,
     bdd_label,
     coco_data,
+    picture,
     voc_object,
     write_bdd,
     write_coco,
@@ -45,6 +47,44 @@ def test_yolo_as_exporters_write_it(tmp_path):
     write_yolo(tmp_path / "train", {"a": "0 0.5 0.5 0.2 0.2"})
     (tmp_path / "data.yaml").write_text("train: ../train/images\nnames: ['car', 'person']\nnc: 2\n")
     assert len(load_boxes(f"yolo:{tmp_path / 'data.yaml'}", "train", reading=WHOLE)) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "box"),
+    [
+        ("0 0.5 0.5 0.25 0.2 0.87", [15, 12, 25, 18]),  # a score
+        ("0 0.25 0.2 0.5 0.1 0.75 0.5", [10, 3, 30, 15]),  # a triangle
+        ("0 0.1 0.1 0.2 0.1 0.2 0.4 0.1 0.4", [4, 3, 8, 12]),  # four corners
+    ],
+)
+def test_yolo_with_scores_and_polygons(tmp_path, line, box):
+    source = load_boxes(f"yolo:{write_yolo(tmp_path, {'a': line})}", "train", reading=WHOLE)
+    np.testing.assert_allclose(source.records[0].boxes, [box], atol=1e-4)
+
+
+def test_yolo_side_by_side_as_labelimg_writes_it(tmp_path):
+    for name in ("a", "b"):
+        picture(tmp_path / f"{name}.png")
+    (tmp_path / "a.txt").write_text("1 0.5 0.5 0.25 0.2\n")
+    (tmp_path / "classes.txt").write_text("car\nperson\n")
+    source = load_boxes(f"boxes:{tmp_path}", "train", reading=WHOLE)
+    assert source.classes == ("car", "person")
+    assert [record.labels.tolist() for record in source.records] == [[2], []]
+
+
+def test_yolo_of_darknet(tmp_path):
+    """Paths start from where Darknet is run, so that exporters write data/ before all of them."""
+    picture(tmp_path / "obj_train_data" / "a.png")
+    (tmp_path / "obj_train_data" / "a.txt").write_text("0 0.5 0.5 0.25 0.2\n")
+    (tmp_path / "train.txt").write_text("data/obj_train_data/a.png\n")
+    (tmp_path / "obj.names").write_text("car\n")
+    (tmp_path / "obj.data").write_text(
+        "classes = 1\ntrain = data/train.txt\nnames = data/obj.names\nbackup = backup/\n"
+    )
+    for place in (tmp_path, tmp_path / "obj.data"):
+        source = load_boxes(f"boxes:{place}", "train", reading=WHOLE)
+        assert source.classes == ("car",)
+        assert source.records[0].boxes.round(4).tolist() == [[15, 12, 25, 18]]
 
 
 def test_yolo_by_a_list_of_files(tmp_path):

@@ -119,6 +119,19 @@ def test_a_check_counts_and_writes_nothing(here, report, workdir):
     assert sum(found.get("clipped", {"count": 0})["count"] for found in done.technique["problems"].values()) == 1
 
 
+def test_day_and_night_are_counted_where_they_are_said(here, report, workdir):
+    plain, said = coco_data(3), coco_data(3)
+    said["images"][0]["timeofday"] = "night"
+    for name, data in (("plain", plain), ("said", said)):
+        for split in ("train", "val", "test"):
+            write_coco(workdir / name, data, f"{split}.json")
+        here("detect", "convert", "--data", f"coco:{name}", "--check-only", "--out", f"r_{name}")
+    counts = ("n_day", "n_night", "n_untagged")
+    of = lambda name: [[row[key] for key in counts] for row in report(f"r_{name}").technique["splits"]]  # noqa: E731
+    assert of("plain") == [[None, None, 3]] * 3
+    assert of("said") == [[0, 1, 2]] * 3
+
+
 def test_faults_end_with_exit_code_3_and_the_name_of_the_file(effvl, workdir):
     (workdir / "empty.json").write_text("")
     data = coco_data()

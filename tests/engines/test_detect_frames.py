@@ -129,6 +129,19 @@ def test_a_sequence_votes_in_its_source_alone(run, image):
     assert times(tagged(source, by_frame, run, LOADING)) == ["night", "night", "day", "night", "day", "day"]
 
 
+def test_a_vote_that_overrules_many_is_said(run, image):
+    """Numbered files of a set that is no video: two dark ones among six."""
+    dark, light = picture(0, 0.2), picture(0)
+    records = [record(image(f"f{k}.png", dark if k < 2 else light), seq="f") for k in range(6)]
+    assert times(tagged(source_of(records), TagOptions(), run, LOADING)) == ["day"] * 6
+    (text,) = run.report.warnings
+    assert "2 of 6 images of set are outvoted" in text
+    assert "4 day, 2 night" in text
+    assert "--night-vote frame" in text
+    tagged(source_of(records), TagOptions(night_vote="frame"), run, LOADING)
+    assert len(run.report.warnings) == 1
+
+
 def test_the_automatic_threshold_and_its_fallback(run, image):
     lights = [0.75, 0.8, 0.85, 1.4, 1.45, 1.5]
     records = [record(image(f"{k}.png", picture(0, light)), seq=str(k)) for k, light in enumerate(lights)]

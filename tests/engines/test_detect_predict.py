@@ -262,6 +262,16 @@ def test_mistakes(fake, effvl, workdir, line, part):
     assert part in outcome.error
 
 
+def test_a_damaged_video_is_said(test_data):
+    heard: list[str] = []
+    assert len(list(all_frames(test_data / "videos" / "corrupted.mp4", 20, heard.append))) == 3
+    (text,) = heard
+    for part in ("corrupted.mp4 is damaged", "49 of 50 frames", "after frame 28"):
+        assert part in text
+    assert list(all_frames(test_data / "videos" / "video_90.mov", 4, heard.append))
+    assert len(heard) == 1
+
+
 def test_a_video_that_is_stored_turned(test_data):
     frames = list(all_frames(test_data / "videos" / "video_90.mov", every=4))
     assert all(frame.shape == (568, 320, 3) for frame in frames)

@@ -114,11 +114,11 @@ def table(report: Report) -> Table:
 
 def _table(title: str, rows: Sequence[dict[str, Any]], problems: Mapping[str, Any]) -> Table:
     classes = list(dict.fromkeys(name for row in rows for name in row["per_class"]))
-    columns = ("split", "source", "images", "boxes", *classes, "ignore", "day", "night")
+    columns = ("split", "source", "images", "boxes", *classes, "ignore", "day", "night", "untagged")
     cells: list[tuple[Cell, ...]] = []
     for row in rows:
         counts = (row["per_class"].get(name) for name in classes)
-        ends = (row["n_ignore"], row["n_day"], row["n_night"])
+        ends = (row["n_ignore"], row["n_day"], row["n_night"], row["n_untagged"])
         cells.append((row["split"], row["name"], row["n_images"], row["n_boxes"], *counts, *ends))
     notes = [
         f"{split}: {about['count']} {kind}, e.g. {about['first'][0]}"

@@ -19,8 +19,8 @@ from effvl_cli.core.errors import DataError, UsageError
 from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
 from effvl_cli.core.table import Cell, Table, shortened
-from effvl_cli.data.boxes import LEAST_SIDE
 from effvl_cli.data.files import read_image
+from effvl_cli.data.image_sizes import LEAST_SIDE
 from effvl_cli.data.inputs import InputFile, input_files
 from effvl_cli.data.loader import BadFiles
 from effvl_cli.data.video import all_frames
@@ -129,7 +129,7 @@ def decoded(
             waiting = ahead.popleft()
             submit(1)
             try:
-                yield from _frames(file, every) if waiting is None else [Shown(file, waiting.result())]
+                yield from _frames(file, every, warn) if waiting is None else [Shown(file, waiting.result())]
             except DataError as error:
                 bad.meet(error, place)
                 warn(f"left out: {error.message}")
@@ -142,8 +142,8 @@ def _read(path: Path) -> Image.Image:
     return image
 
 
-def _frames(file: InputFile, every: int) -> Iterator[Shown]:
-    for place, frame in enumerate(all_frames(file.path, every)):
+def _frames(file: InputFile, every: int, warn: Callable[[str], None]) -> Iterator[Shown]:
+    for place, frame in enumerate(all_frames(file.path, every, warn)):
         yield Shown(file, Image.fromarray(frame), place * every)
 
 

@@ -20,6 +20,8 @@ from effvl_cli.engines.common.batches import LoaderOptions
 from effvl_cli.engines.detect.frame_features import frame_features
 from effvl_cli.techniques.detect.tagging import STATISTICS, Condition, of_frames, otsu, voted
 
+MUCH, FEW = 0.2, 5  # share of images that are outvoted which is remarked, of so many at least
+
 ByRule = Literal["list", "metadata", "name", "pixels"]
 
 
@@ -94,6 +96,7 @@ def by_pixels(
         numbers = [values[k] for k in own]
         limit = threshold(options, name, numbers, run.warn)
         times = conditions(numbers, [records[k] for k in own], limit, options)
+        _remark_outvoted(name, times, of_frames(numbers, limit), run.warn)
         for k, time in zip(own, times, strict=True):
             found[k] = Tag(time, "pixels", values[k])
     return found
@@ -106,6 +109,19 @@ def conditions(
     if options.night_vote == "frame":
         return of_frames(values, limit)
     return voted(values, [(record.source, record.seq) for record in records], limit)
+
+
+def _remark_outvoted(
+    name: str, times: Sequence[Condition], alone: Sequence[Condition], warn: Callable[[str], None]
+) -> None:
+    """Say it where sequences overrule so many of their images that they may be none of one lighting."""
+    count = sum(one != other for one, other in zip(times, alone, strict=True))
+    if len(times) >= FEW and count > MUCH * len(times):
+        kinds = ", ".join(f"{sum(time == kind for time in alone)} {kind}" for kind in ("day", "night"))
+        warn(
+            f"{count} of {len(times)} images of {name} are outvoted by the others of their sequence (each alone: "
+            f"{kinds}). If these are no sequences of one lighting, give --night-vote frame or --seq-regex"
+        )
 
 
 def threshold(options: TagOptions, name: str, values: Sequence[float], warn: Callable[[str], None]) -> float:
