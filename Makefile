@@ -63,7 +63,7 @@ mini-prune-blocks-published: runs/data/cifar10-resnets
 mini-continual-tinyimagenet: runs/data/tinyimagenet60-tasks/tasks.yaml
 mini-prompt-tune-cifar: runs/data/cifar10.csv
 mini-detect-carla: runs/data/carla_road
-mini-detect-daynight: runs/data/road_daynight runs/data/carla_road runs/data/tinyimagenet60
+mini-detect-daynight: runs/data/road_daynight runs/data/carla_road
 
 # Sweeps for the tables of the papers, for clusters: run as above, on your own data.
 table-%: recipes/tables/%.yaml $(READY)

@@ -10,7 +10,7 @@ import pytest
 from effvl_cli.config.recipe_file import read_recipe
 from effvl_cli.core import sweep
 from effvl_cli.data import road_scenes
-from tests.recipes.road_sets import SETS, frame
+from tests.recipes.road_sets import SETS
 
 ROOT = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted((ROOT / "detect").glob("*.yaml"))
@@ -23,12 +23,10 @@ LITTLE = {**NETWORK, "epochs": "1", "batch-size": "4", "workers": "0", "precisio
 
 @pytest.fixture
 def roads(workdir, monkeypatch):
-    """A working folder with the recipes, the data sets as `runs/data/NAME`, few pictures in classes, few scenes."""
+    """A working folder with the recipes, the data sets as `runs/data/NAME`, few drawn scenes."""
     shutil.copytree(ROOT, "recipes")
     for name, make in SETS.items():
         make(Path("runs/data") / name)
-    for name in ("train/cat/a", "train/cat/b", "train/dog/a", "train/dog/b", "val/cat/c", "val/dog/c"):
-        frame(Path(f"pictures/{name}.jpg"), night=False)
     whole = road_scenes.Plan.parse
     few = lambda argument: dataclasses.replace(whole(argument), scenes=4, frames=2, val=2, test=4)  # noqa: E731
     monkeypatch.setattr(road_scenes.Plan, "parse", few)
@@ -50,17 +48,14 @@ def test_a_recipe_of_detect_runs_in_miniature(effvl, report, roads, path):
 
 
 def in_little(recipe):
-    """The arms with a tiny network, few images and two steps."""
+    """The arms with a tiny network, few images and one epoch."""
     config = {key: value for key, value in recipe.config.items() if key not in ("epochs", "steps")}
     arms = {}
     for arm, options in recipe.arms.items():
         own = {key: value for key, value in options.items() if key not in ("epochs", "steps")}
         command = own.get("command", recipe.command)
         if command == "detect train":
-            own |= {**LITTLE, "weights": own.get("weights", config.get("weights", "none"))}
-            own |= {"weights": "none"} if own["weights"] == "imagenet" else {}
-        elif command == "pretrain":
-            own |= {"steps": "2", "batch-size": "4", "workers": "0", "data": "folder:pictures"}
+            own |= LITTLE
         elif command == "detect bench":
             own |= {"size": "64x96", "batch-size": "1", "seconds": "0.01", "onnx": "false"}
         arms[arm] = own
