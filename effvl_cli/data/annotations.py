@@ -31,6 +31,12 @@ TRAILING = re.compile(r"(\d+)$")
 FAULTS = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 """What reading a file of another form than expected may raise."""
 
+
+def said(error: Exception) -> str:
+    """One of them in words for users."""
+    return f"an entry has no {error}" if isinstance(error, KeyError) else str(error)
+
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -288,11 +294,11 @@ def _with_files(found: Annotations, reading: Reading) -> tuple[Annotations, Ints
     if not faults:
         return found, sizes[:, :2], sizes[:, 2]
     texts = [text for _, text in faults]
-    total = len(found.images)
+    total, first = len(found.images), found.images[faults[0][0]].path.parent
     if reading.on_bad != "skip" or len(faults) > BadFiles("skip", total).limit:
         raise DataError(
             f"{found.where}: {len(faults)} of {total} images cannot be used: {', '.join(texts[:LISTED])}",
-            "Check --data-root and the folder of the images"
+            f"Check --data-root and the folder of the images (the first is looked for in {first})"
             + (", or give --on-bad skip" if reading.on_bad != "skip" else "; at most 1 % are skipped"),
         )
     for text in texts:

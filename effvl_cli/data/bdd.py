@@ -17,6 +17,7 @@ from effvl_cli.data.annotations import (
     Listed,
     check_unique,
     folder_of,
+    said,
 )
 from effvl_cli.data.box_splits import annotation_files, choose, opened, part_of, place_and_choices, split_words
 from effvl_cli.data.boxes import BoxSource, Reading
@@ -28,6 +29,7 @@ PATTERNS = tuple(
     for name in ("{}.json", "det_{}.json", "bdd100k_labels_images_{}.json", "*_{}.json")
 )
 EXPECTED = 'Expected [{"name": ..., "labels": [{"category": ..., "box2d": {"x1": ..., ...}}]}, ...]'
+LEVELS = 4  # folders above a file in which images/ is looked for
 CORNERS = ("x1", "y1", "x2", "y2")
 
 _SHARED = ("rider", "car", "truck", "bus", "train")
@@ -79,7 +81,7 @@ def read(path: Path, root: Path) -> Annotations:
         folder = folder_of([frame["name"] for frame in frames], _folders(path, root))
         images = [_image(frame, folder) for frame in frames]
     except FAULTS as error:
-        raise DataError(f"{path} is no list of frames: {type(error).__name__} {error}", EXPECTED) from error
+        raise DataError(f"{path} is no list of frames: {said(error)}", EXPECTED) from error
     return Annotations(where=path, classes=classes, category_ids=(), images=images, **boxes.columns())
 
 
@@ -98,7 +100,8 @@ def _classes(frames: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
 
 def _folders(path: Path, root: Path) -> list[Path]:
     split = split_words(path.stem)
-    bases = [path.parent, root, root / "images", root / "images" / "100k", root / "images" / "10k"]
+    above = (path.parent, root, *path.parents[1:LEVELS])
+    bases = [base / sub for base in above for sub in ("", "images", "images/100k", "images/10k")]
     return [*(base / split for base in bases if split), *bases]
 
 

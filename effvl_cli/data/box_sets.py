@@ -25,6 +25,7 @@ from effvl_cli.data.annotations import TIMES, check_unique
 from effvl_cli.data.box_splits import place_and_choices
 from effvl_cli.data.boxes import BoxRecord, BoxSource, Problems, Reading, SourceInfo
 from effvl_cli.data.source import digest
+from effvl_cli.data.voc import FOLDERS, split_folders
 from effvl_cli.data.yolo import DARKNET, NAME_FILES, read_data_yaml
 
 FORMATS = ("coco", "voc", "yolo", "bdd")
@@ -72,7 +73,7 @@ def sniffed(place: Path) -> str:
     if kind == "file":
         return _of_file(place)
     if kind == "folder":
-        if next(place.glob("Annotations/*.xml"), None) or next(place.glob("*.xml"), None):
+        if _holds(place, *(f"{name}/**/*.xml" for name in FOLDERS), "*.xml") or split_folders(place):
             return "voc"
         if _holds(place, "*.yaml", "labels/**/*.txt"):
             return "yolo"

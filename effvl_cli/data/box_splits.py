@@ -229,6 +229,7 @@ def annotation_files(place: Path, patterns: Sequence[str], *, chosen: bool) -> d
     if kind == "folder":
         if (found := split_files(place, patterns)) or chosen:
             return found
-        if only := sorted(place.glob("*.json")):
-            return {"train": only[0]}
+        for pattern in ("*.json", "annotations/instances_*.json", "annotations/*.json"):
+            if only := sorted(place.glob(pattern)):
+                return {"train": only[0]}
     raise DataError(f"no annotations at {place}", "Give a JSON file, or a folder with train.json and test.json")

@@ -81,6 +81,21 @@ def test_values_of_another_kind(tmp_path, change):
     refused(lambda: load_boxes(f"coco:{path}", "train"), "train.json")
 
 
+@pytest.mark.parametrize("box", [None, [], [1, 2, 3], "1,2,3,4", {"x": 1}])
+def test_coco_boxes_of_another_form_name_their_annotation(tmp_path, box):
+    data = coco_data()
+    data["annotations"][1]["bbox"] = box
+    text = refused(lambda: opened(tmp_path, data), "train.json", "annotation 1", "[x, y, width, height]")
+    assert "Error" not in text.split(":")[-1]
+
+
+def test_coco_entries_that_lack_something(tmp_path):
+    data = coco_data()
+    del data["categories"][0]["name"]
+    text = refused(lambda: opened(tmp_path, data), "train.json", "has no 'name'")
+    assert "KeyError" not in text
+
+
 def test_other_formats_that_are_empty_or_cannot_be_parsed(tmp_path):
     folder = write_voc(tmp_path / "voc", {"a": voc_object("car", (1, 1, 9, 9))})
     for text in ("", "<annotation>", "<annotation><object><name>x</name></object></annotation>"):
@@ -152,7 +167,15 @@ def test_missing_and_broken_image_files_are_listed_or_skipped(tmp_path):
         (tmp_path / "images" / f"img{number}.png").unlink()
     (tmp_path / "images" / "img9.png").write_bytes(b"no image")
     load = lambda **reading: load_boxes(f"coco:{path}", "train", reading=Reading(whole=True, **reading))  # noqa: E731
-    refused(load, "train.json", "3 of 300", "img7.png is missing", "img9.png is no image", "--on-bad skip")
+    refused(
+        load,
+        "train.json",
+        "3 of 300",
+        "img7.png is missing",
+        "img9.png is no image",
+        "--on-bad skip",
+        "/images)",
+    )
     source = load(on_bad="skip")
     assert len(source) == 297
     assert source.problems.counts["missing"] == 3

@@ -1,5 +1,6 @@
 """Annotations of boxes in the formats that people have, read into one record."""
 
+import json
 import os
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from effvl_cli.data.annotations import Listed, name_sequences
 from effvl_cli.data.box_splits import split_words
 from effvl_cli.data.boxes import Reading, load_boxes
-from tests.data.box_files import coco_data, picture, voc_object, write_coco, write_voc
+from tests.data.box_files import bdd_frame, bdd_label, coco_data, picture, voc_object, write_bdd, write_coco, write_voc
 
 SHARED = Path(os.environ.get("EFFVL_TEST_DATA", "/none"))
 WHOLE = Reading(whole=True)
@@ -140,6 +141,86 @@ def test_layouts_of_coco(tmp_path, layout):
     source = load_boxes(f"coco:{tmp_path}", "train", reading=WHOLE)
     assert len(source) == 4
     assert source.records[0].path == folder / "img0.png"
+
+
+@pytest.mark.parametrize(
+    ("layout", "images"),
+    [
+        ("annotations/instances_default.json", "images"),  # CVAT
+        ("labels.json", "data"),  # FiftyOne
+        ("train/labels.json", "train/data"),
+    ],
+)
+def test_layouts_of_coco_by_other_programs(tmp_path, layout, images):
+    for k in range(4):
+        picture(tmp_path / images / f"img{k}.png")
+    (tmp_path / layout).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / layout).write_text(json.dumps(coco_data()))
+    source = load_boxes(f"boxes:{tmp_path}", "train", reading=WHOLE)
+    assert source.records[0].path.parent == tmp_path / images
+
+
+def test_coco_with_words_for_ids_and_backslashes(tmp_path):
+    data = coco_data(2)
+    for row in data["images"]:
+        row["id"] = f"a{row['id']}"
+        row["file_name"] = f"a\\{row['file_name']}"
+        picture(tmp_path / "images" / row["file_name"].replace("\\", "/"))
+    for row in data["categories"]:
+        row["id"] = {0: "k2", 7: "k1"}[row["id"]]
+    for row in data["annotations"]:
+        row["image_id"], row["category_id"] = f"a{row['image_id']}", {0: "k2", 7: "k1"}[row["category_id"]]
+    (tmp_path / "train.json").write_text(json.dumps(data))
+    source = load_boxes(f"coco:{tmp_path}", "train", reading=WHOLE)
+    assert [(record.image_id, record.file) for record in source.records] == [(1, "a/img0.png"), (2, "a/img1.png")]
+    assert (source.classes, source.category_ids) == (("car", "person"), (1, 2))
+    assert [record.labels.tolist() for record in source.records] == [[1, 2], [1]]
+
+
+def test_numbers_of_coco_that_are_written_as_words(tmp_path):
+    data = coco_data(2)
+    for row in data["images"]:
+        row["id"] = str(row["id"])
+    source = load_boxes(f"coco:{write_coco(tmp_path, data)}", "train", reading=WHOLE)
+    assert [record.image_id for record in source.records] == [0, 1]
+    assert [len(record.boxes) for record in source.records] == [2, 1]
+
+
+def test_the_box_of_a_polygon(tmp_path):
+    data = coco_data(1)
+    del data["annotations"][0]["bbox"]
+    data["annotations"][0]["segmentation"] = [[5, 6, 15, 6, 9, 18], [20, 7, 21, 7, 20, 9]]
+    source = load_boxes(f"coco:{write_coco(tmp_path, data)}", "train", reading=WHOLE)
+    assert source.records[0].boxes[0].tolist() == [5, 6, 21, 18]
+
+
+def test_voc_side_by_side_in_folders_of_splits(tmp_path):
+    """As Roboflow exports it."""
+    for split, count in (("train", 3), ("valid", 2), ("test", 1)):
+        made = write_voc(
+            tmp_path / "made" / split, {f"{split}{k}": voc_object("dog", (2, 2, 9, 9)) for k in range(count)}
+        )
+        (tmp_path / "set" / split).mkdir(parents=True)
+        for path in [*made.glob("Annotations/*"), *made.glob("JPEGImages/*")]:
+            path.rename(tmp_path / "set" / split / path.name)
+    parts = [load_boxes(f"boxes:{tmp_path / 'set'}", split) for split in ("train", "val", "test")]
+    assert [len(part) for part in parts] == [3, 2, 1]
+    assert parts[1].records[0].path == tmp_path / "set" / "valid" / "valid0.jpg"
+
+
+def test_voc_in_folders_below(tmp_path):
+    """As CVAT exports it."""
+    folder = write_voc(tmp_path, {"sub/a": voc_object("dog", (2, 2, 9, 9))}, {"default": "sub/a\n"})
+    source = load_boxes(f"boxes:{folder}", "train", reading=WHOLE)
+    assert [record.file for record in source.records] == ["sub/a.jpg"]
+    write_voc(tmp_path, {}, {"train": "sub/a\n"})
+    assert len(load_boxes(f"boxes:{folder}", "train", reading=WHOLE)) == 1
+
+
+def test_images_of_bdd_are_found_from_the_file(tmp_path):
+    write_bdd(tmp_path, [bdd_frame("a.jpg", bdd_label("car", (1, 1, 9, 9)))])
+    source = load_boxes(f"bdd:{tmp_path / 'labels/det_20/det_train.json'}", "train", reading=WHOLE)
+    assert source.records[0].path.resolve() == (tmp_path / "images/100k/train/a.jpg").resolve()
 
 
 @pytest.mark.skipif(not (SHARED / "road_daynight").is_dir(), reason="no EFFVL_TEST_DATA")
