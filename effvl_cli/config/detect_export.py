@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from annotated_doc import Doc
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from effvl_cli.config.options import Checked, Positive, RunInput, RunOptions
 
@@ -36,7 +36,7 @@ class ExportConfig(RunInput, RunOptions, Checked):
     size: Annotated[str | None, Doc("height and width of the image in px, e.g. 480x864 (default: the detector's)")] = (
         None
     )
-    opset: Annotated[int, Ge(16), Doc("version of ONNX's operators")] = 17
+    opset: Annotated[int, Ge(16), Le(20), Doc("version of ONNX's operators")] = 17
     num_check: Annotated[Positive, Doc("images that both detectors must find the same in, one of them blank")] = 4
 
     def __post_init__(self) -> None:

@@ -1,11 +1,14 @@
 """`effvl detect convert`: what was read is written, and reads as the same again; faults stop it or are shown."""
 
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from effvl_cli.core.cache import Cache
+from effvl_cli.core.run import Run
 from effvl_cli.data.box_writers import coco_json, yolo_lines
 from effvl_cli.data.boxes import Reading, load_boxes
 from tests.data.box_files import coco_data, voc_object, write_coco, write_voc
@@ -130,6 +133,16 @@ def test_day_and_night_are_counted_where_they_are_said(here, report, workdir):
     of = lambda name: [[row[key] for key in counts] for row in report(f"r_{name}").technique["splits"]]  # noqa: E731
     assert of("plain") == [[None, None, 3]] * 3
     assert of("said") == [[0, 1, 2]] * 3
+
+
+@pytest.mark.parametrize("kind", ["coco", "yolo"])
+def test_a_conversion_stops_when_it_is_asked_to(effvl, workdir, monkeypatch, kind):
+    write_coco(workdir / "set", coco_data(10))
+    heard = iter([0, 0, signal.SIGTERM])
+    monkeypatch.setattr(Run, "stop_signal", lambda self: next(heard))
+    outcome = effvl("detect", "convert", "--data", "coco:set", "--split", "train", "--to", kind, "--out", "r")
+    assert outcome.code == 75
+    assert len(list(Path("r/data").rglob("*.*"))) <= 3
 
 
 def test_faults_end_with_exit_code_3_and_the_name_of_the_file(effvl, workdir):

@@ -185,6 +185,7 @@ def test_a_file_that_finds_something_else_is_not_kept(effvl, run_folder, files, 
         (("--size", "96"), 2, "--size is 96"),
         (("--precision", "bf16"), 2, "bf16 is not for files"),
         (("--opset", "12"), 2, "opset"),
+        (("--opset", "99"), 2, "--opset"),
     ],
 )
 def test_what_cannot_be_written_is_refused(effvl, run_folder, workdir, words, code, message):

@@ -150,6 +150,7 @@ def test_the_automatic_threshold_and_its_fallback(run, image):
     assert not run.report.warnings
     assert times(tagged(source_of(records[:1]), auto, run, LOADING)) == ["day"]
     assert "two groups" in run.report.warnings[0]
+    assert "split train" in run.report.warnings[0]
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,7 @@ def _write_yolo(source: BoxSource, names: Sequence[str], run: Run) -> None:
     for record, name in zip(source.records, names, strict=True):
         text, ignored = yolo_lines(record)
         lost += ignored
+        run.check_stop()
         write_text(run.path(f"{FOLDER}/{LABELS}/{source.split}/{name}").with_suffix(".txt"), text)
     if lost:
         run.warn(
@@ -89,6 +90,7 @@ def _place_images(source: BoxSource, names: Sequence[str], config: ConvertConfig
     folder = run.path(f"{FOLDER}/{IMAGES}/{source.split}")
     with disk_errors(folder):
         for index, (record, name) in enumerate(zip(source.records, names, strict=True)):
+            run.check_stop()
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.unlink(missing_ok=True)

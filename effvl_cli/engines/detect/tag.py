@@ -64,7 +64,7 @@ def _summary(
     for name in dict.fromkeys(record.source for record in source.records):
         own = [k for k, record in enumerate(source.records) if record.source == name and seen.readable[k]]
         values = seen.lightness[own, STATISTICS.index(config.night_stat)].tolist()
-        limits[name] = threshold(config, name, values, run.warn)
+        limits[name] = threshold(config, f"{name}, split {source.split},", values, run.warn)
     return {
         "split": source.split,
         "images": len(tags),

@@ -94,7 +94,7 @@ def by_pixels(
     for name in dict.fromkeys(record.source for record in records):
         own = [k for k in readable if records[k].source == name]
         numbers = [values[k] for k in own]
-        limit = threshold(options, name, numbers, run.warn)
+        limit = threshold(options, f"{name}, split {source.split},", numbers, run.warn)
         times = conditions(numbers, [records[k] for k in own], limit, options)
         _remark_outvoted(name, times, of_frames(numbers, limit), run.warn)
         for k, time in zip(own, times, strict=True):
