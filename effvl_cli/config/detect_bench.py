@@ -15,6 +15,7 @@ class BenchConfig(RunInput, RunOptions, Checked):
     """Time RUN's detector on this machine, part by part, beside its first stage alone and onnxruntime."""
 
     panel: ClassVar[str] = "Benchmark"
+    own: ClassVar[tuple[str, ...]] = ("batch_size", "precision")
 
     size: Annotated[
         str | None, MEMORY, Doc("height and width of the images in px, e.g. 480x864 (default: the detector's)")

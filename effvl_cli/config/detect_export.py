@@ -29,6 +29,7 @@ class ExportConfig(RunInput, RunOptions, Checked):
     """RUN's detector as an ONNX file for one image at a time, compared with the detector before it is kept."""
 
     panel: ClassVar[str] = "Export"
+    own: ClassVar[tuple[str, ...]] = ("precision",)
 
     graph: Annotated[
         Literal["full", "raw"], Doc("full: gives detections; raw: all boxes and scores, without the final NMS")

@@ -48,7 +48,7 @@ def run_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     network = _detector()
     save_model(folder / CHECKPOINT, network.module.state_dict(), network.describe() | {"classes": list(CLASSES)})
-    (folder / CONFIG).write_text("effvl: 1\ncommand: detect\nconfig: {}\n")
+    (folder / CONFIG).write_text("effvl: 1\ncommand: detect train\nconfig: {precision: bf16, batch-size: 4}\n")
     return folder
 
 
@@ -249,6 +249,13 @@ def test_bench_times_stages_parts_and_onnxruntime(here, report, run_folder, file
     assert all(found[name] > 0 for found in done.technique["parts"] for name in bench.PARTS)
     assert "time_over_first_stage_b1" in done.metrics and "onnx_images_per_s_b1" in done.metrics
     assert "proposals ms" in outcome.out and (workdir / "out" / "plots" / "parts.png").is_file()
+
+
+def test_precision_and_batch_size_of_the_training_are_not_those_of_its_export_and_bench(here, run_folder):
+    shown = here("detect", "bench", run_folder, "--dry-run").out
+    assert "1, 8" in shown and "bf16" not in shown
+    shown = here("detect", "export", run_folder, "--dry-run").out
+    assert "fp32" in shown and "bf16" not in shown
 
 
 def test_the_first_stage_alone_is_a_detector_of_one_stage():
