@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from effvl_cli.cli import commands, flags
+from tests import cpu_times
 
 PACKAGE = Path(__file__).parents[1] / "effvl_cli"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -151,3 +152,16 @@ def test_files_and_functions_stay_short(path):
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno + 1 <= 80, f"{node.name} is long"
+
+
+def test_the_tests_of_each_technique_are_counted():
+    names = {path.name for path in (PACKAGE / "techniques").iterdir() if (path / "__init__.py").exists()}
+    assert names - {"common"} == {name for name in cpu_times.CEILINGS if name}
+    for file, name in {
+        "tests/engines/test_cpr_windows.py": "cpr_mine",
+        "tests/data/test_box_readers.py": "detect",
+        "tests/engines/test_coco_eval.py": "detect",
+        "tests/engines/test_continual_job.py": "continual",
+        "tests/models/test_openclip_text.py": "",
+    }.items():
+        assert cpu_times.technique_of(file) == name

@@ -32,7 +32,9 @@ class PredictConfig(RunInput, RunOptions):
     annotations: Annotated[
         str | None, ARTEFACT, Doc("COCO file whose ids of images (by file name) and classes the COCO results use")
     ] = None
-    on_bad: Annotated[Literal["error", "skip"], Doc("an unreadable image or video: stop, or leave it out")] = "error"
+    on_bad: Annotated[
+        Literal["error", "skip"], Doc("an unreadable image or video: stop, or leave it out, however many there are")
+    ] = "error"
 
     def __post_init__(self) -> None:
         """Refuse what would look at nothing."""

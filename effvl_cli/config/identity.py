@@ -8,6 +8,8 @@ from typing import Any
 from effvl_cli.config.schema import options, written
 from effvl_cli.config.validate import validate
 
+DEFAULT = "the default"  # an empty list in a message
+
 
 def to_yaml_mapping(config: Any) -> dict[str, Any]:
     """Recipe keys and values of a resolved config; options without a value are left out."""
@@ -44,5 +46,6 @@ def differences(old: Mapping[str, str], config: Any) -> list[str]:
         was, now = getattr(before, name), getattr(config, name)
         grown = "growable" in option.markers and was is not None and now is not None and now > was
         if was != now and not grown and "volatile" not in option.markers:
-            found.append(f"{option.key}: {written(was)} there, {written(now)} here")
+            there, here = (DEFAULT if value == () else written(value) for value in (was, now))
+            found.append(f"{option.key}: {there} there, {here} here")
     return found

@@ -21,8 +21,11 @@ def percent(value: float | None, digits: int = 1) -> str | None:
 
 
 def points(value: float | None, digits: int = 1) -> str | None:
-    """A difference of fractions in signed points, e.g. -0.013 -> "-1.3"."""
-    return None if value is None else f"{100 * value:+.{digits}f}"
+    """A difference of fractions in signed points, e.g. -0.013 -> "-1.3"; one that rounds to none has no sign."""
+    if value is None:
+        return None
+    rounded = round(100 * value, digits)
+    return f"{rounded:+.{digits}f}" if rounded else f"{0:.{digits}f}"
 
 
 def shortened(text: str, most: int = 40) -> str:

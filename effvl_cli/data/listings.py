@@ -73,7 +73,9 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}", "Give another file") from error
+    except ValueError as error:
         raise DataError(f"{path} is not a JSON file: {error}", "Fetch it again; it may be a web page") from error
 
 

@@ -99,7 +99,8 @@ class BadFiles:
         self.bad.add(index)
         if len(self.bad) > self.limit:
             raise DataError(
-                f"more than {MAX_BAD:.0%} of the files are unreadable; the last: {error.message}", error.hint
+                f"more than {MAX_BAD:.0%} of the files are unreadable; the last: {error.message}",
+                error.hint or "Mend or remove them",
             )
 
 

@@ -89,6 +89,13 @@ def test_differences_name_both_values():
     ]
 
 
+def test_an_empty_list_is_no_blank_in_a_difference():
+    from effvl_cli.config.detect import TrainConfig
+
+    old = {key: str(value) for key, value in to_yaml_mapping(TrainConfig(max_size=96)).items()}
+    assert differences(old, TrainConfig(max_size=96, min_size=(64,))) == ["min-size: the default there, 64 here"]
+
+
 def test_growth_is_no_difference():
     from effvl_cli.config.pretrain import PretrainConfig
 

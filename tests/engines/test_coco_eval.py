@@ -284,3 +284,9 @@ def test_results_that_do_not_fit_are_refused(tmp_path: Path, content: str, messa
     with pytest.raises(DataError, match=message) as caught:
         read_results(tmp_path / "results.json", [record([], [], image_id=42)], (1,))
     assert caught.value.exit_code == 3 and "results.json" in str(caught.value)
+
+
+def test_results_that_are_not_there_are_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        read_results(tmp_path / "none.json", [], ())
+    assert caught.value.message == f"{tmp_path / 'none.json'} cannot be read: No such file or directory"

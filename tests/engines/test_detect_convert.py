@@ -11,6 +11,7 @@ from effvl_cli.core.cache import Cache
 from effvl_cli.core.run import Run
 from effvl_cli.data.box_writers import coco_json, yolo_lines
 from effvl_cli.data.boxes import Reading, load_boxes
+from effvl_cli.engines.detect import convert
 from tests.data.box_files import coco_data, voc_object, write_coco, write_voc
 
 WHOLE = Reading(whole=True)
@@ -97,6 +98,22 @@ def test_command_writes_yolo_that_reads_again(here, report, workdir):
     for left, right in zip(first.records, again.records, strict=True):
         np.testing.assert_allclose(left.boxes[~left.ignore], right.boxes, atol=1e-3)
         assert left.labels[~left.ignore].tolist() == right.labels.tolist()
+
+
+def test_many_classes_do_not_widen_the_table():
+    rows = [
+        {
+            **{"split": split, "name": "set", "n_images": 3, "n_boxes": 66, "n_ignore": 0, "n_day": 2, "n_night": 1},
+            "n_untagged": 0,
+            "per_class": {f"c{k}": k + (split == "val") for k in range(12)},
+        }
+        for split in ("train", "val")
+    ]
+    table = convert._table("title", rows, {})
+    assert table.columns[4:-4] == (*(f"c{k}" for k in range(4, 12)), "4 others")
+    assert [row[4:-4] for row in table.rows] == [(*range(4, 12), 0 + 1 + 2 + 3), (*range(5, 13), 1 + 2 + 3 + 4)]
+    few = [{**row, "per_class": {"a": 1, "b": 2}} for row in rows]
+    assert convert._table("title", few, {}).columns[4:-4] == ("a", "b")
 
 
 def test_drawn_scenes_become_files(here, workdir):

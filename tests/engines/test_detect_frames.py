@@ -1,6 +1,7 @@
 """Tags and near-duplicates of a split: which rule decides, the order of the walk, the cache, unreadable images."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -10,12 +11,14 @@ from PIL import Image
 from effvl_cli.config.detect_dedup import DedupOptions
 from effvl_cli.config.detect_tag import TagOptions
 from effvl_cli.config.options import DataOptions
+from effvl_cli.core import signals
 from effvl_cli.core.cache import Cache
-from effvl_cli.core.errors import DataError, UsageError
+from effvl_cli.core.errors import DataError, Preempted, UsageError
 from effvl_cli.core.report import ReportBuilder
 from effvl_cli.core.run import Run
 from effvl_cli.data.boxes import BoxRecord, BoxSource, SourceInfo
 from effvl_cli.engines.detect import frame_features as frame_features_module
+from effvl_cli.engines.detect import frame_rows
 from effvl_cli.engines.detect.near_duplicates import deduplicated, frames_of, rule_of, skipped, walk_order
 from effvl_cli.engines.detect.tags import tagged, tags_of
 
@@ -198,6 +201,21 @@ def test_images_are_decoded_once_and_again_when_they_change(run, image, monkeypa
     again = tags_of(source, TagOptions(), run, LOADING)
     assert len(decoded) == 4
     assert again[1].value != first[1].value
+
+
+def test_a_request_to_stop_is_answered_between_images_and_what_is_known_is_kept(run, image, monkeypatch):
+    decoded = []
+    original = frame_features_module.figures
+    monkeypatch.setattr(frame_features_module, "figures", lambda image: decoded.append(1) or original(image))
+    monkeypatch.setattr(frame_rows, "CHUNK", 2)
+    source = source_of([record(image(f"{k}.png", picture(k))) for k in range(9)])
+    with monkeypatch.context() as patch:
+        patch.setattr(signals, "requested", lambda: signal.SIGTERM if len(decoded) >= 4 else 0)
+        with pytest.raises(Preempted):
+            tags_of(source, TagOptions(), run, LOADING)
+    assert len(decoded) == 4
+    assert times(tagged(source, TagOptions(), run, LOADING)) == ["day"] * 9
+    assert len(decoded) == 4 + 9 - 2  # the two that were decoded when it was noticed are decoded again
 
 
 # --- near-duplicates -------------------------------------------------------------------------------------------------

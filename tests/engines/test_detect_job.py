@@ -2,16 +2,18 @@
 
 import json
 import shutil
+import signal
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import torch
 
+from effvl_cli.core import signals
 from effvl_cli.core.checkpoint import load_model
 from effvl_cli.core.table import Table
+from effvl_cli.engines.detect import detecting, tables
 from effvl_cli.engines.detect import eval as evaluating
-from effvl_cli.engines.detect import tables
 from effvl_cli.models import network as networks
 from tests.kills import assert_same_result, run_with_kills
 
@@ -71,6 +73,37 @@ def test_the_table_has_a_row_for_each_arm_and_class(job, report):
         *("single", "cascade", "pedestrian", "vehicle", "scooter", "bicycle")
     ]
     assert "not to be read" in table.notes[-1]
+
+
+def test_the_row_of_a_training_is_the_detectors(trained, report):
+    found = report(trained)
+    table = tables.results(found)
+    assert table.rows[0][0] == "detector"
+    assert "cascade-rcnn:tiny on road-scenes" in table.title and "test images" in table.title
+
+
+def test_a_size_that_does_not_fit_is_refused_before_data_are_read(effvl, monkeypatch):
+    line = ("detect", "train", "--data", "road-scenes:scenes=2", "--min-size", 300, "--out", "r")
+    monkeypatch.setattr("effvl_cli.engines.detect.box_data.load_boxes", None)
+    for more in (("--dry-run",), ()):
+        outcome = effvl(*line, *more)
+        assert outcome.code == 2 and "--min-size 300 exceeds --max-size 256" in outcome.error, outcome.err
+
+
+def test_a_training_that_failed_in_its_beginning_gives_way(effvl):
+    line = (*TRAIN, "--out", "r", "--weights")
+    assert effvl(*line, "nowhere.safetensors").code == 4
+    assert not Path("r/dedup.json").exists()
+    assert effvl(*line, "elsewhere.safetensors").code == 4
+
+
+def test_a_request_to_stop_ends_an_evaluation_between_batches(job, effvl, monkeypatch):
+    seen = []
+    original = detecting._Share.add
+    monkeypatch.setattr(detecting._Share, "add", lambda *words: seen.append(1) or original(*words))
+    monkeypatch.setattr(signals, "requested", lambda: signal.SIGTERM if seen else 0)
+    outcome = effvl("detect", "eval", job, "--split", "test", "--eval-batch-size", 1, "--out", "r")
+    assert outcome.code == 75 and len(seen) == 1
 
 
 def test_a_finished_detector_is_measured_again_and_alike(job, effvl, report):

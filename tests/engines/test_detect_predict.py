@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -230,6 +231,33 @@ def test_unreadable_files(fake, effvl, here, report, workdir):
     assert "in/2.png" in report("s").warnings[0]
 
 
+def test_what_is_found_outlives_any_number_of_unreadable_files(fake, here, workdir):
+    for k in range(3):
+        save(f"in/{k}.png", scene(k))
+        Path(f"in/bad{k}.png").write_bytes(b"no image")
+    outcome = here("detect", "predict", "--input", "in", "--on-bad", "skip", "--out", "r")
+    assert [row["file_name"] for row in images_of("r")] == ["0.png", "1.png", "2.png"]
+    assert "3 files cannot be read" in outcome.out
+
+
+def test_many_images_of_a_folder_are_one_row():
+    def row(name, folder, *counts):
+        return {"file": name, "images": 1 if folder else 50, "per_class": list(counts), "folder": folder}
+
+    stills = [row(f"{k}.png", "in/many", k, 1) for k in range(9)]
+    files = [*stills[:5], row("film.mp4", None, 7, 0), *stills[5:], row("a.png", "in/few", 2, 2)]
+    per_class = {"car": 36 + 7 + 2, "person": 9 + 2}
+    about = {"files": files, "classes": list(per_class), "per_class": per_class, "images": 60, "conditions": {}}
+    table = predict.table(SimpleNamespace(command="detect predict", technique={**about, "unreadable": 0}))
+    assert table.rows == (
+        ("in/many/", 9, 45, 36, 9),
+        ("film.mp4", 50, 7, 7, 0),
+        ("a.png", 1, 4, 2, 2),
+        ("all 11 files", 60, 56, 45, 11),
+    )
+    assert table.notes == ("images of a folder in one row; report.json has each",)
+
+
 def test_an_image_of_nothing(fake, effvl, workdir):
     save("thin.png", scene(0, size=(3, 50)))
     outcome = effvl("detect", "predict", "--input", "thin.png", "--out", "r")
@@ -329,6 +357,11 @@ def test_a_run_without_a_detector(effvl, detector, workdir):
     outcome = effvl("detect", "predict", "other", "--input", "a.png")
     assert outcome.code == 4
     assert "holds no detector" in outcome.error
+    Path("other/model.onnx").write_bytes(b"exported")
+    for given in ("other", "other/model.onnx"):
+        for line in (("predict", given, "--input", "a.png"), ("eval", given, "--data", "road-scenes:scenes=2")):
+            outcome = effvl("detect", *line)
+            assert outcome.code == 4 and "--onnx other/model.onnx" in outcome.error, outcome.error
 
 
 def test_a_file_in_place_of_a_run(effvl, here, report, workdir, monkeypatch):

@@ -43,6 +43,7 @@ def splits_of(
         return
     missing = []
     for name in SPLITS:
+        run.check_stop()
         try:
             source = open_boxes(config, name, run, seed=seed, data=data)
         except DataError as error:

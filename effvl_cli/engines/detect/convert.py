@@ -1,6 +1,7 @@
 """`effvl detect convert`: annotations checked, and written in another format with links to their images."""
 
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from effvl_cli.data.annotations import check_unique
 from effvl_cli.data.box_writers import coco_json, yolo_lines
 from effvl_cli.data.boxes import BoxSource
 from effvl_cli.engines.detect.box_data import splits_of
+from effvl_cli.engines.detect.class_columns import ClassColumns
 
 FOLDER, IMAGES, LABELS, PAGE = "data", "images", "labels", "data.yaml"
 
@@ -115,11 +117,14 @@ def table(report: Report) -> Table:
 
 
 def _table(title: str, rows: Sequence[dict[str, Any]], problems: Mapping[str, Any]) -> Table:
-    classes = list(dict.fromkeys(name for row in rows for name in row["per_class"]))
-    columns = ("split", "source", "images", "boxes", *classes, "ignore", "day", "night", "untagged")
+    totals: Counter[str] = Counter()
+    for row in rows:
+        totals.update(row["per_class"])
+    classes = ClassColumns.of(totals)
+    columns = ("split", "source", "images", "boxes", *classes.titles, "ignore", "day", "night", "untagged")
     cells: list[tuple[Cell, ...]] = []
     for row in rows:
-        counts = (row["per_class"].get(name) for name in classes)
+        counts = classes.cells(row["per_class"])
         ends = (row["n_ignore"], row["n_day"], row["n_night"], row["n_untagged"])
         cells.append((row["split"], row["name"], row["n_images"], row["n_boxes"], *counts, *ends))
     notes = [

@@ -93,7 +93,7 @@ def detect(module: CascadeRCNN, pictures: Pictures, options: Running, run: Run, 
         pictures: at the size that it works at.
         options: sizes of batches and the like.
         run: device and progress.
-        inside: whether to give what comes before them too.
+        inside: whether to give what comes before them too; not within a training, whose loop stops it.
 
     Raises:
         DataError: unreadable images.
@@ -109,12 +109,15 @@ def detect(module: CascadeRCNN, pictures: Pictures, options: Running, run: Run, 
     module.expose = inside
     try:
         with as_found(module, training=False), torch.inference_mode(), autocast(run.device, options.precision):
-            return over_batches(find, pictures, options, run, stages=module.spec.num_stages if inside else 0)
+            stages = module.spec.num_stages if inside else 0
+            return over_batches(find, pictures, options, run, stages=stages, saved=inside)
     finally:
         module.expose = exposed
 
 
-def over_batches(find: Find, pictures: Pictures, options: Running, run: Run, *, stages: int = 0) -> Found:
+def over_batches(
+    find: Find, pictures: Pictures, options: Running, run: Run, *, stages: int = 0, saved: bool = True
+) -> Found:
     """What a function finds in every image of a split, in order, the same on every process.
 
     Args:
@@ -123,6 +126,7 @@ def over_batches(find: Find, pictures: Pictures, options: Running, run: Run, *, 
         options: sizes of batches and the like.
         run: device and progress.
         stages: how many stages the results expose.
+        saved: whether what was computed before is saved, so that a request to stop may end it here.
 
     Raises:
         DataError: unreadable images.
@@ -140,6 +144,10 @@ def over_batches(find: Find, pictures: Pictures, options: Running, run: Run, *, 
         for batch in batches:
             share.add(find, batch)
             progress.update(len(share.results))
+            if saved and run.stop_signal():
+                break
+    if saved:
+        run.check_stop()  # together: the processes have different numbers of batches
     return share.joined(len(pictures.source), mine, stages)
 
 

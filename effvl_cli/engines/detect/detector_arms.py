@@ -47,8 +47,6 @@ def train_and_measure(arms: Mapping[str, TrainingOptions], run: Run, make: Make)
     splits = open_splits(config, run)
     for source in (splits.train, splits.val, splits.test):
         run.report.data(source)
-    if splits.skipped is not None:
-        run.write("dedup.json", write_json, splits.skipped)
     judged: dict[str, Judged] = {}
     rows: dict[str, dict[str, Any]] = {}
     for name, own in arms.items():
@@ -62,6 +60,8 @@ def train_and_measure(arms: Mapping[str, TrainingOptions], run: Run, make: Make)
     if "single" in judged and len(judged) > 1:
         figure = judged["single"].figures["ap75"]
         run.report.metric("ap75_single_stage", figure, split=splits.test.split, n=len(judged["single"].found.seen))
+    if splits.skipped is not None:  # not before: a run that failed in its beginning holds nothing
+        run.write("dedup.json", write_json, splits.skipped)
     run.save_model(network.module.state_dict(), describe(network, splits.train))
     pictures.draw_all(run, judged, config.num_pictures)
     return judged

@@ -1,6 +1,7 @@
 """The detector of a command: what the options ask for, with the subclasses that the training images have."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from effvl_cli.core import distributed
 from effvl_cli.core.errors import DataError, ModelError
 from effvl_cli.core.run import Run
 from effvl_cli.data.boxes import BoxSource
+from effvl_cli.engines.common.verified_files import ONNX
 from effvl_cli.models import network as networks
 from effvl_cli.models.detector_spec import FAMILY, PRESETS, DetectorSpec
 from effvl_cli.models.detector_weights import start, with_norm
@@ -139,7 +141,11 @@ def open_detector(folder: str | None, run: Run) -> Network:
         ModelError: there is no detector.
     """
     if not str(networks.manifest_of(folder).get("model", "")).startswith(f"{FAMILY}:"):
-        raise ModelError(f"{folder} holds no detector", "Give a run of `effvl detect` or `effvl detect train`")
+        hint = "Give a run of `effvl detect` or `effvl detect train`"
+        exported = Path(str(folder)) / ONNX if Path(str(folder)).is_dir() else Path(str(folder))
+        if exported.suffix == ".onnx" and exported.is_file():
+            hint = f"`effvl detect predict` and `eval` take its file as --onnx {exported}"
+        raise ModelError(f"{folder} holds no detector", hint)
     network = networks.load(None, folder, default=FAMILY, kind="detector", log=run.log)
     network.module.to(run.device)
     return network

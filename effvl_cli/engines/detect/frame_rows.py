@@ -65,7 +65,7 @@ class FrameRows(Generic[T]):
         with run.progress(f"looking at {source.split} images", len(names), len(names) - len(missing)) as progress:
             for start in range(0, len(missing), STORED):
                 part = missing[start : start + STORED]
-                made = self._computed(loader, [indices[k] for k in part])
+                made = self._computed(loader, [indices[k] for k in part], run)
                 self._keep(stored, [names[k] for k in part], made, known)
                 progress.update(len(names) - len(missing) + start + len(part))
                 run.check_stop()  # what is known so far is in the cache
@@ -80,13 +80,18 @@ class FrameRows(Generic[T]):
             on_bad=loading.on_bad,
         )
 
-    def _computed(self, loader: SampleLoader[T, list[T]], indices: Sequence[int]) -> Figures:
-        """Figures of some images, `readable` first, of this process's share and those of the others."""
+    def _computed(self, loader: SampleLoader[T, list[T]], indices: Sequence[int], run: Run) -> Figures:
+        """Figures of some images, `readable` first, of this process's share and those of the others.
+
+        A process that is asked to stop leaves the rest of its share as images that cannot be read, which are not kept.
+        """
         sizes = [1, *(size for size, _ in self.fields.values())]
         mine = np.asarray(indices, dtype=np.int64)[distributed.shard(len(indices))]
         made = torch.zeros(len(mine), sum(sizes))
         place = {int(index): k for k, index in enumerate(mine)}
         for batch, found in loader.once(mine, chunk=CHUNK):
+            if run.stop_signal():
+                break
             if batch is not None:
                 rows = [torch.ones(len(found), 1), *(field.float().cpu() for field in self.rows(batch))]
                 made[[place[int(index)] for index in found]] = torch.cat(rows, 1)

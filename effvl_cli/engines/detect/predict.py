@@ -24,6 +24,7 @@ from effvl_cli.data.image_sizes import LEAST_SIDE
 from effvl_cli.data.inputs import InputFile, input_files
 from effvl_cli.data.loader import BadFiles
 from effvl_cli.data.video import all_frames
+from effvl_cli.engines.detect.class_columns import ClassColumns
 from effvl_cli.engines.detect.drawing import draw
 from effvl_cli.engines.detect.found_files import CONDITIONS, Detections, Shown, writers_of
 from effvl_cli.engines.detect.pictures import SIDE, write_sheet
@@ -33,6 +34,7 @@ DECODERS = 4  # threads
 WINDOW = 4  # batches of images that may wait for others of their size
 SHEET = 8  # images of the picture
 LISTED = 40  # rows of the table
+STILLS = 8  # images of a folder that have rows of their own
 
 
 def run(config: PredictConfig, run: Run) -> None:
@@ -47,7 +49,7 @@ def run(config: PredictConfig, run: Run) -> None:
         raise UsageError("`detect predict` runs on one process", "Run it without torchrun or srun")
     inputs = input_files(config.input)
     finder = finder_of(config, run)
-    bad = BadFiles(config.on_bad, len(inputs))
+    bad = BadFiles("skip-all" if config.on_bad == "skip" else config.on_bad, len(inputs))  # nothing is learned of them
     tally, began = Tally(len(finder.classes)), time.monotonic()
     sheet: list[Image.Image] = []
     writers = writers_of(config, run, finder.classes)
@@ -75,7 +77,7 @@ class Tally:
     Attributes:
         classes: number of them.
         images: images and frames.
-        by_file: for each file its name, images, and detections of each class.
+        by_file: for each file its name, images, detections of each class and, of an image, its folder.
         conditions: detections by their condition's number.
     """
 
@@ -92,11 +94,15 @@ class Tally:
     def add(self, shown: Shown, found: Detections) -> None:
         """Count those of an image."""
         self.images += 1
-        row = self.by_file.setdefault(shown.file.name, {"images": 0, "found": np.zeros(self.classes, dtype=np.int64)})
+        row = self.by_file.setdefault(shown.file.name, self._begun(shown.file))
         row["images"] += 1
         row["found"] += np.bincount(found["labels"].numpy(), minlength=self.classes + 1)[1:]
         if "conditions" in found:
             self.conditions.update(found["conditions"].tolist())
+
+    def _begun(self, file: InputFile) -> dict[str, Any]:
+        folder = None if file.video else file.path.parent.as_posix()
+        return {"images": 0, "found": np.zeros(self.classes, dtype=np.int64), "folder": folder}
 
 
 # --- the stream ------------------------------------------------------------------------------------------------------
@@ -221,31 +227,49 @@ def _report(run: Run, finder: Finder, tally: Tally, seconds: float, unreadable: 
         conditions=times,
         unreadable=unreadable,
         files=[
-            {"file": name, "images": row["images"], "per_class": row["found"].tolist()}
+            {"file": name, "images": row["images"], "per_class": row["found"].tolist(), "folder": row["folder"]}
             for name, row in tally.by_file.items()
         ],
     )
 
 
 def table(report: Report) -> Table:
-    """A row for each file, and one for all."""
+    """A row for each file, or of many images for each folder of them, and one for all."""
     about = report.technique
-    files = about["files"]
-    rows = [_row(shortened(row["file"]), row["images"], row["per_class"]) for row in files[:LISTED]]
+    classes = ClassColumns.of(about["per_class"])
+
+    def cells(name: str, images: int, counts: Sequence[int]) -> tuple[Cell, ...]:
+        return name, images, sum(counts), *classes.cells(dict(zip(about["classes"], counts, strict=True)))
+
+    files = _together(about["files"])
+    rows = [cells(shortened(row["file"]), row["images"], row["per_class"]) for row in files[:LISTED]]
     if len(files) > 1:
-        rows.append(_row(f"all {len(files)} files", about["images"], list(about["per_class"].values())))
+        rows.append(cells(f"all {len(about['files'])} files", about["images"], list(about["per_class"].values())))
     notes = []
     if len(files) > LISTED:
-        notes.append(f"the first {LISTED} files; report.json has all")
+        notes.append(f"the first {LISTED}; report.json has all")
+    elif len(files) < len(about["files"]):
+        notes.append("images of a folder in one row; report.json has each")
     if about["conditions"]:
         notes.append(", ".join(f"look like {name}: {count} boxes" for name, count in about["conditions"].items()))
     if about["unreadable"]:
         notes.append(f"{about['unreadable']} files cannot be read and were left out")
-    return Table(report.command, ("file", "images", "boxes", *about["classes"]), tuple(rows), tuple(notes))
+    return Table(report.command, ("file", "images", "boxes", *classes.titles), tuple(rows), tuple(notes))
 
 
-def _row(name: str, images: int, counts: Sequence[int]) -> tuple[Cell, ...]:
-    return (name, images, sum(counts), *counts)
+def _together(files: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Files, in which the images of a folder that has many are one, in the place of the first."""
+    many = Counter(row.get("folder") for row in files)
+    found: dict[str, dict[str, Any]] = {}
+    for row in files:
+        folder = row.get("folder")
+        if folder is None or many[folder] <= STILLS:
+            found[f"file {row['file']}"] = row
+            continue
+        sums = found.setdefault(f"folder {folder}", {"file": f"{folder}/", "images": 0, "per_class": 0})
+        sums["images"] += row["images"]
+        sums["per_class"] = (np.asarray(row["per_class"]) + sums["per_class"]).tolist()
+    return list(found.values())
 
 
 def preview(config: PredictConfig) -> list[Table]:
