@@ -20,7 +20,7 @@ STORED = (
     *("prune-tokens eval", "pretrain eval", "pretrain search", "prompt-tune eval", "prompt-tune export"),
     *("cpr-mine eval", "cpr-mine embed"),
     *("continual add-task", "continual verify", "continual export"),
-    *("detect eval", "detect predict", "detect export"),
+    *("detect eval", "detect predict", "detect export", "detect bench"),
 )
 PYTHON = (ROOT / "recipes" / "PYTHON.md").read_text()
 EXAMPLES = dict(re.findall(r"^## .*?\(`(\w+)`\).*?^```python\n(.*?)^```", PYTHON, re.M | re.S))

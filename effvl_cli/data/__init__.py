@@ -129,7 +129,8 @@ def open_source(
 ) -> "Source":
     """One split of a data set of the kind that a command works on; None: whatever it is.
 
-    `more` is passed to the builder: what data sets of that kind can be told besides.
+    `more` is passed to the builder: what data sets of that kind can be told besides. Builders of boxes get
+    `reading: data.boxes.Reading`.
 
     Raises:
         UsageError: unknown name, or samples of another kind.

@@ -12,7 +12,7 @@ from effvl_cli.data.box_splits import split_words
 from effvl_cli.data.boxes import Reading, load_boxes
 from tests.data.box_files import bdd_frame, bdd_label, coco_data, picture, voc_object, write_bdd, write_coco, write_voc
 
-SHARED = Path(os.environ.get("EFFVL_TEST_DATA", "/none"))
+SHARED = Path(os.environ.get("EFFVL_TEST_DATA", "/none")).absolute()  # tests work in folders of their own
 WHOLE = Reading(whole=True)
 
 

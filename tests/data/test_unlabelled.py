@@ -80,7 +80,7 @@ class _Scenes:
 @pytest.mark.parametrize("row_kind", ["boxes", ""])  # a row that says it, and one whose builder alone knows
 def test_a_command_that_gets_another_kind_says_so_in_one_line(monkeypatch, effvl, row_kind):
     module = types.ModuleType("some_scenes")
-    module.build = lambda argument, split, *, root, seed: _Scenes()
+    module.build = lambda argument, split, *, root, seed, reading=None: _Scenes()  # as builders of boxes are called
     monkeypatch.setitem(sys.modules, "some_scenes", module)
     monkeypatch.setitem(DATASETS._rows, "scenes", Row("scenes", "some_scenes:build", "boxes in scenes", row_kind))
     with pytest.raises(UsageError, match="--data scenes is a data set of boxes, and this command works on images"):

@@ -176,9 +176,9 @@ def test_each_kind_of_edit_names_a_function_that_is_there(kind):
 
 def test_networks_of_unknown_kinds_or_without_what_their_kind_has_are_refused():
     preprocess = networks.build("cifar-resnet:8", seed=0).preprocess
-    with pytest.raises(ModelError, match="model mine has the unknown kind 'detector'") as caught:
-        networks.Network("mine", "detector", torch.nn.Identity(), preprocess)
-    assert caught.value.hint == "Known: clip, classifier, backbone, video"
+    with pytest.raises(ModelError, match="model mine has the unknown kind 'segmenter'") as caught:
+        networks.Network("mine", "segmenter", torch.nn.Identity(), preprocess)
+    assert caught.value.hint == "Known: clip, classifier, backbone, video, detector"
     with pytest.raises(ModelError, match="model mine is a clip without encode_image, encode_text, logit_scale"):
         networks.Network("mine", "clip", torch.nn.Identity(), preprocess)
 

@@ -1,4 +1,7 @@
-"""RoIAlign over the levels of a pyramid with the half-pixel shift, as detectron2 and mmdetection pool."""
+"""RoIAlign over the levels of a pyramid with the half-pixel shift, as detectron2 and mmdetection pool.
+
+He et al., arXiv 1703.06870 (RoIAlign); Lin et al., arXiv 1612.03144, eq. 1 (levels).
+"""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,7 @@
-"""Which proposals are positive, negative or neither, and which of them are trained on."""
+"""Which proposals are positive, negative or neither, and which of them are trained on.
+
+As in Faster R-CNN (Ren et al., arXiv 1506.01497); boxes to ignore and classes that are not annotated are ours.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
