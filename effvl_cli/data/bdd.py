@@ -19,7 +19,7 @@ from effvl_cli.data.annotations import (
     folder_of,
     said,
 )
-from effvl_cli.data.box_splits import annotation_files, choose, opened, part_of, place_and_choices, split_words
+from effvl_cli.data.box_splits import open_files, split_words
 from effvl_cli.data.boxes import BoxSource, Reading
 from effvl_cli.data.listings import read_json
 
@@ -46,13 +46,7 @@ def build(
     Raises:
         DataError: missing, or something that cannot be read; names the file.
     """
-    reading = reading or Reading()
-    place, choices = place_and_choices(argument, root)
-    chosen = {name: place / file for name, file in choices.items()}
-    files = choose(annotation_files(place, PATTERNS, chosen=bool(choices)), chosen)
-    part = part_of(split, list(files), whole=reading.whole)
-    found = read(files[part.name], place if place.is_dir() else place.parent)
-    return opened(f"bdd:{place.stem}", split, found, reading, part=part)
+    return open_files("bdd", argument, split, root=root, reading=reading, patterns=PATTERNS, read=read)
 
 
 def read(path: Path, root: Path) -> Annotations:

@@ -233,3 +233,36 @@ def annotation_files(place: Path, patterns: Sequence[str], *, chosen: bool) -> d
             if only := sorted(place.glob(pattern)):
                 return {"train": only[0]}
     raise DataError(f"no annotations at {place}", "Give a JSON file, or a folder with train.json and test.json")
+
+
+def open_files(
+    kind: str,
+    argument: str,
+    split: str,
+    *,
+    root: Path | None,
+    reading: Reading | None,
+    patterns: Sequence[str],
+    read: Callable[[Path, Path], Annotations],
+) -> BoxSource:
+    """The data set of a split whose annotations lie in one file for each split.
+
+    Args:
+        kind: the format, e.g. "coco".
+        argument: "PATH[,train=NAME,...]", of a file or a folder.
+        split: "train", "val" or "test".
+        root: folder that a relative path starts from.
+        reading: how annotations are read.
+        patterns: names of the files in a folder.
+        read: gives all that a file says, from it and the folder of the data set.
+
+    Raises:
+        DataError: missing, or something that cannot be read; names the file.
+    """
+    reading = reading or Reading()
+    place, choices = place_and_choices(argument, root)
+    chosen = {name: place / file for name, file in choices.items()}
+    files = choose(annotation_files(place, patterns, chosen=bool(choices)), chosen)
+    part = part_of(split, list(files), whole=reading.whole)
+    found = read(files[part.name], place if place.is_dir() else place.parent)
+    return opened(f"{kind}:{place.stem}", split, found, reading, part=part)

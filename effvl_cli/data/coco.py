@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from effvl_cli.core.errors import DataError
 from effvl_cli.data.annotations import FAULTS, Annotations, Listed, check_unique, folder_of, said
-from effvl_cli.data.box_splits import annotation_files, choose, opened, part_of, place_and_choices
+from effvl_cli.data.box_splits import open_files
 from effvl_cli.data.boxes import BoxSource, Reading
 from effvl_cli.data.listings import read_json
 
@@ -47,15 +47,7 @@ def build(
     Raises:
         DataError: missing, or something that cannot be read; names the file.
     """
-    reading = reading or Reading()
-    place, choices = place_and_choices(argument, root)
-    files = choose(
-        annotation_files(place, PATTERNS, chosen=bool(choices)),
-        {split: place / name for split, name in choices.items()},
-    )
-    part = part_of(split, list(files), whole=reading.whole)
-    found = read(files[part.name], place if place.is_dir() else place.parent)
-    return opened(f"coco:{place.stem}", split, found, reading, part=part)
+    return open_files("coco", argument, split, root=root, reading=reading, patterns=PATTERNS, read=read)
 
 
 def read(path: Path, root: Path) -> Annotations:
