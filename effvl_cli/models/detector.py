@@ -28,7 +28,8 @@ from effvl_cli.models.normalise import STATISTICS
 from effvl_cli.models.tiny import thin_resnet_body
 from effvl_cli.techniques.detect.box_pooling import PyramidRoIAlign
 from effvl_cli.techniques.detect.cascade_head import CascadePredictor, CascadeRoIHeads
-from effvl_cli.techniques.detect.proposals import Float32RPNHead, ProposalNetwork, use_generator
+from effvl_cli.techniques.detect.proposals import Float32RPNHead, ProposalNetwork
+from effvl_cli.techniques.detect.shared_batch import ALONE, use_generators
 from effvl_cli.techniques.detect.subclass import conditions_of, parents_of
 
 _POOL = 7  # cells of RoIAlign on a side
@@ -40,28 +41,53 @@ Norms = Callable[[int], nn.Module]
 
 
 class Resize(GeneralizedRCNNTransform):  # type: ignore[misc]
-    """torchvision's normalisation, resize and padding; the training size is drawn from a generator where one is set.
+    """torchvision's normalisation, resize and padding.
 
-    An image that already has one of the sizes stays as it is, unless torchvision's stream decides.
+    An image that already has the size stays as it is, unless torchvision's stream is drawn from. Of several training
+    sizes one is drawn for each image, from its generator where such are set; batches are padded to the largest image
+    of all processes.
     """
 
-    generator: torch.Generator | None = None
+    generators: Sequence[torch.Generator] | None = None
+
+    def __init__(self, *args: Any, **words: Any) -> None:
+        super().__init__(*args, **words)
+        self.group = ALONE
+        self._generator: torch.Generator | None = None
+
+    def forward(
+        self, images: Sequence[Tensor], targets: Sequence[Mapping[str, Tensor]] | None = None
+    ) -> tuple[ImageList, list[dict[str, Tensor]] | None]:
+        """Images (3, H, W) as one batch, and their targets with boxes at its size."""
+        generators: Sequence[torch.Generator | None] = self.generators or [None] * len(images)
+        self._waiting = iter(generators)
+        found: tuple[ImageList, list[dict[str, Tensor]] | None] = super().forward(images, targets)
+        return found
 
     def torch_choice(self, k: Sequence[int]) -> int:
         """One of the shortest sides."""
-        if self.generator is None:
-            return int(super().torch_choice(k))
-        return k[int(torch.randint(len(k), (), generator=self.generator, device=self.generator.device))]
+        draw = self._generator
+        return (
+            int(super().torch_choice(k))
+            if draw is None
+            else k[int(torch.randint(len(k), (), generator=draw, device=draw.device))]
+        )
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
         """The image (3, H, W) and its boxes at the network's size."""
+        self._generator = next(self._waiting)
         height, width = image.shape[-2:]
         sizes = self.min_size if self.training else self.min_size[-1:]
-        fits = any(min(side / min(height, width), self.max_size / max(height, width)) == 1 for side in sizes)
-        if fits and not (self.training and self.generator is None):
+        fits = len(sizes) == 1 and min(sizes[0] / min(height, width), self.max_size / max(height, width)) == 1
+        if fits and not (self.training and self._generator is None):
             return image, target
         found: tuple[Tensor, dict[str, Tensor] | None] = super().resize(image, target)
         return found
+
+    def max_by_axis(self, the_list: list[list[int]]) -> list[int]:
+        """Channels, height and width of the batch."""
+        found: list[int] = super().max_by_axis(the_list)
+        return [self.group.largest(side) for side in found] if self.training else found
 
 
 class CascadeRCNN(nn.Module):
@@ -95,7 +121,7 @@ class CascadeRCNN(nn.Module):
         self,
         images: Sequence[Tensor],
         targets: Sequence[Mapping[str, Tensor]] | None = None,
-        generator: torch.Generator | None = None,
+        generators: list[torch.Generator] | None = None,
     ) -> Any:
         """Losses in training, detections in evaluation.
 
@@ -103,14 +129,13 @@ class CascadeRCNN(nn.Module):
             images: (3, H, W) each, float32 in 0..1 or uint8.
             targets: of each image; in training boxes (N, 4) in pixels of the image, labels (N,) int64 in 1..n, perhaps
                 ignore (N,) bool and labelled (1 + C,) bool; in evaluation perhaps condition (), for merge="gated".
-            generator: of the samplers and of the training size; None: the device's own stream.
+            generators: for each image, of the samplers and of the training size; None: the device's own stream.
 
         Returns:
             In training scalars by name: loss_classifier_s{k}, loss_box_reg_s{k}, loss_objectness, loss_rpn_box_reg. In
             evaluation for each image boxes (D, 4) in its pixels, labels (D,) in 1..C, scores (D,), conditions (D,).
         """
-        use_generator(self, generator)
-        self.transform.generator = generator
+        use_generators(self, generators)
         sizes = [tuple(image.shape[-2:]) for image in images]
         floats = [image.float() / 255 if image.dtype == torch.uint8 else image for image in images]
         batch, resized = self.transform(floats, targets if self.training else None)

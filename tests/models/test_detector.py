@@ -15,6 +15,7 @@ from effvl_cli.models import network as networks
 from effvl_cli.models.detector import detector, spec_of
 from effvl_cli.models.detector_spec import DetectorSpec
 from effvl_cli.models.detector_weights import start, with_norm
+from effvl_cli.techniques.detect.shared_batch import Group, use_group
 
 SMALL = {"fpn": 8, "head_width": 8, "rois": 8, "min_size": (64,), "max_size": 96}
 
@@ -121,12 +122,41 @@ def test_draws_follow_the_generator_and_leave_the_global_stream_alone():
     module = networks.build(spec.name, seed=0, num_classes=5).module.train()
     images, targets = _images(), _targets()
     state = torch.get_rng_state()
-    first = module(images, targets, torch.Generator().manual_seed(1))
-    again = module(images, targets, torch.Generator().manual_seed(1))
-    other = module(images, targets, torch.Generator().manual_seed(2))
+    first, again, other = (
+        module(images, targets, [torch.Generator().manual_seed(seed + k) for k in range(2)]) for seed in (1, 1, 2)
+    )
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_the_mean_loss_of_processes_is_that_of_one():
+    """Two processes with one image each, of different sizes; most of the second image is ignored."""
+    spec = DetectorSpec.of("tiny", **{**SMALL, "rois": 64}, norm="group", pre_nms=(50, 50), post_nms=(50, 50))
+    module = networks.build(spec.name, seed=0, num_classes=5).module.train()
+    images, targets = _images(), _targets()
+    targets[1] = {
+        "boxes": torch.cat([targets[1]["boxes"], torch.tensor([[-200.0, -200.0, 70.0, 200.0]])]),
+        "labels": torch.cat([targets[1]["labels"], torch.tensor([1])]),
+        "ignore": torch.tensor([False] * len(targets[1]["boxes"]) + [True]),
+    }
+
+    def losses(chosen, total=lambda rows: rows):
+        sides = iter([3, 64, 96])  # of the larger image
+        use_group(module, Group(3 - len(chosen), total, lambda side: next(sides)))
+        seeded = [torch.Generator().manual_seed(k) for k in chosen]
+        return module([images[k] for k in chosen], [targets[k] for k in chosen], seeded)
+
+    whole = losses([0, 1])
+    asked = [[], []]
+    for own in (0, 1):
+        losses([own], lambda rows, own=own: asked[own].append(rows.clone()) or rows)
+    sums = [sum(pair) for pair in zip(*asked, strict=True)]
+    answers = [iter(sums), iter(sums)]
+    parts = [losses([own], lambda rows, own=own: next(answers[own])) for own in (0, 1)]
+    assert all(not torch.equal(asked[0][k], asked[1][k]) for k in (0, 4))  # anchors drawn, rows of the first stage
+    for name, value in whole.items():
+        torch.testing.assert_close((parts[0][name] + parts[1][name]) / 2, value, atol=1e-6, rtol=1e-5)
 
 
 def test_bf16_keeps_boxes_in_float32():

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from effvl_cli.core import distributed
+from effvl_cli.core import distributed, seeds
 from effvl_cli.core.loop import StepOutput, Task
 from effvl_cli.core.run import Run
 from effvl_cli.core.stage_meter import StageMeter
 from effvl_cli.data.box_batches import BoxBatch
 from effvl_cli.models.detector import CascadeRCNN
+from effvl_cli.techniques.detect.shared_batch import Group, use_group
 from effvl_cli.techniques.detect.subclass import child_labels
 
 Validate = Callable[[CascadeRCNN], dict[str, float]]
@@ -78,16 +79,27 @@ class DetectionTask(Task):
         self.num_classes = trainee.detector.num_classes
         self.subclasses: Tensor | None = trainee.detector.spec.present(self.num_classes)
         self.meter = StageMeter()
+        use_group(
+            trainee.detector,
+            Group(distributed.world().size, distributed.all_reduce_sum, distributed.all_reduce_max),
+        )
 
     def train_step(self, batch: BoxBatch, step: int) -> StepOutput:
-        """Sum of the losses of this process's images."""
+        """Sum of the losses of this process's images, as its part of the mean over the processes.
+
+        What is drawn for an image depends on the seed, the step and the image alone.
+        """
         batch = batch.to(self.run.device)
-        losses = self.module.detector(batch.images, [self._labelled(target) for target in batch.targets])
+        generators = [
+            seeds.generator(self.run.report.seed, "boxes", step, index, device=self.run.device)
+            for index in batch.indices.tolist()
+        ]
+        targets = [self._labelled(target) for target in batch.targets]
+        losses = self.module.detector(batch.images, targets, generators)
         total: Tensor = torch.stack(list(losses.values())).sum()
         diagnostics = self.module.detector.roi_heads.diagnostics
-        logs = {short_name(name): value for name, value in losses.items()}
-        logs |= {name: torch.nan_to_num(value.float()) for name, value in diagnostics.items()}
-        return StepOutput(total, _over_processes({"loss": total, **logs}))
+        logs = _over_processes({"loss": total, **{short_name(name): value for name, value in losses.items()}})
+        return StepOutput(total, logs | {name: torch.nan_to_num(value.float()) for name, value in diagnostics.items()})
 
     def _labelled(self, target: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """With labels of what is learned: classes, or classes by day and by night."""

@@ -16,9 +16,9 @@ _COVERED = 0.5  # share of a proposal inside an ignored box from which it is no 
 
 
 class SeededSampler(BalancedPositiveNegativeSampler):  # type: ignore[misc]
-    """torchvision's sampler, drawing from a generator where one is set, else from the device's own stream."""
+    """torchvision's sampler, drawing from a generator for each image where set, else from the device's own stream."""
 
-    generator: torch.Generator | None = None
+    generators: Sequence[torch.Generator] | None = None
 
     def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Masks (uint8) of the positives and of the negatives that are trained on.
@@ -28,19 +28,21 @@ class SeededSampler(BalancedPositiveNegativeSampler):  # type: ignore[misc]
         """
         most = int(self.batch_size_per_image * self.positive_fraction)
         found: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for labels in matched_idxs:
+        generators: Sequence[torch.Generator | None] = self.generators or [None] * len(matched_idxs)
+        for labels, generator in zip(matched_idxs, generators, strict=True):
             positive, negative = torch.where(labels >= 1)[0], torch.where(labels == 0)[0]
             num_positive = min(positive.numel(), most)
             num_negative = min(negative.numel(), self.batch_size_per_image - num_positive)
             for group, number, masks in zip((positive, negative), (num_positive, num_negative), found, strict=True):
                 mask = torch.zeros_like(labels, dtype=torch.uint8)
-                mask[group[self._order(group)[:number]]] = 1
+                mask[group[_order(group, generator)[:number]]] = 1
                 masks.append(mask)
         return found
 
-    def _order(self, group: Tensor) -> Tensor:
-        device = group.device if self.generator is None else self.generator.device
-        return torch.randperm(group.numel(), device=device, generator=self.generator).to(group.device)
+
+def _order(group: Tensor, generator: torch.Generator | None) -> Tensor:
+    device = group.device if generator is None else generator.device
+    return torch.randperm(group.numel(), device=device, generator=generator).to(group.device)
 
 
 @dataclass(frozen=True)

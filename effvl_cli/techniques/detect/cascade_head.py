@@ -16,6 +16,7 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, remove_small_boxes
 
 from effvl_cli.techniques.detect.box_sampling import SeededSampler, Truth, assigned, sampled
+from effvl_cli.techniques.detect.shared_batch import ALONE
 from effvl_cli.techniques.detect.subclass import NO_CONDITION, Children, Merge, merge
 
 __all__ = ["CascadePredictor", "CascadeRoIHeads", "merge", "stage_iou"]
@@ -98,7 +99,7 @@ class CascadeRoIHeads(nn.Module):
 
     Attributes:
         diagnostics: after a training step, `num_pos_s{k}` and `input_iou_s{k}` (mean IoU with the truth of the rows
-            that reach .5; NaN where none does), detached.
+            that reach .5; NaN where none does), detached, of all processes.
         expose_stages: in evaluation, each result also has `proposals` (P, 4), `stage_boxes` (K, P, 4) and `stages`: the
             detections that a head of the first k stages would give.
     """
@@ -157,6 +158,7 @@ class CascadeRoIHeads(nn.Module):
         self._known: tuple[object, Children] | None = None
         self.diagnostics: dict[str, Tensor] = {}
         self.expose_stages = False
+        self.group = ALONE
 
     @property
     def num_stages(self) -> int:
@@ -378,6 +380,7 @@ class CascadeRoIHeads(nn.Module):
         if not self.resample:  # rows that are neither may be left then
             used = labels >= 0
             logits, deltas, labels, wanted = logits[used], deltas[used], labels[used], wanted[used]
+        weight = self.group.weight(len(labels), logits)
         if not len(labels):
             return logits.sum() * 0, deltas.sum() * 0
         positive = torch.where(labels > 0)[0]
@@ -386,7 +389,7 @@ class CascadeRoIHeads(nn.Module):
         else:
             own = deltas[positive]
         box = F.smooth_l1_loss(own, wanted[positive], beta=self.box_loss_beta, reduction="sum") / labels.numel()
-        return F.cross_entropy(logits, labels), box
+        return F.cross_entropy(logits, labels) * weight, box * weight
 
     @torch.no_grad()
     def _next_rows(
@@ -407,8 +410,9 @@ class CascadeRoIHeads(nn.Module):
     @torch.no_grad()
     def _measure(self, k: int, labels: Tensor, quality: Tensor, given: Tensor) -> None:
         near = (quality >= _NEAR) & ~given
-        self.diagnostics[f"num_pos_s{k}"] = (labels > 0).sum()
-        self.diagnostics[f"input_iou_s{k}"] = (quality * near).sum() / near.sum()
+        total = self.group.total
+        self.diagnostics[f"num_pos_s{k}"] = total((labels > 0).sum())
+        self.diagnostics[f"input_iou_s{k}"] = total((quality * near).sum()) / total(near.sum())
 
 
 def stage_iou(proposals: Tensor, stage_boxes: Tensor, truth: Tensor) -> Tensor:

@@ -1,12 +1,16 @@
-"""torchvision's region proposal network with ignored boxes, a generator of its own, and box arithmetic in float32."""
+"""torchvision's region proposal network with ignored boxes, seeded draws, batches of several processes, and float32."""
 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
 from effvl_cli.techniques.detect.box_sampling import SeededSampler, Truth, spare_ignored
+from effvl_cli.techniques.detect.shared_batch import ALONE
+
+_BETA = 1 / 9  # of torchvision's smooth L1 loss of anchors
 
 
 class Float32RPNHead(RPNHead):  # type: ignore[misc]
@@ -24,6 +28,7 @@ class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
     def __init__(self, *args: object, batch_size_per_image: int, positive_fraction: float, **words: object) -> None:
         super().__init__(*args, batch_size_per_image=batch_size_per_image, positive_fraction=positive_fraction, **words)
         self.fg_bg_sampler = SeededSampler(batch_size_per_image, positive_fraction)
+        self.group = ALONE
 
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: Sequence[dict[str, Tensor]]
@@ -37,16 +42,20 @@ class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
     def compute_loss(
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """torchvision's two losses; zeros where ignored boxes cover every anchor, of which it would make NaN."""
-        if all(bool((own < 0).all()) for own in labels):
+        """torchvision's two losses of the anchors drawn, over all processes; zeros where none is.
+
+        Args:
+            objectness: (A, 1) of the anchors of all images.
+            pred_bbox_deltas: (A, 4).
+            labels: of each image's anchors.
+            regression_targets: (., 4) of each image's anchors.
+        """
+        positive, negative = (torch.where(torch.cat(masks))[0] for masks in self.fg_bg_sampler(labels))
+        drawn = torch.cat([positive, negative])
+        weight = self.group.weight(len(drawn), objectness)
+        if not len(drawn):  # where ignored boxes cover every anchor
             return objectness.sum() * 0, pred_bbox_deltas.sum() * 0
-        found: tuple[Tensor, Tensor] = super().compute_loss(objectness, pred_bbox_deltas, labels, regression_targets)
-        return found
-
-
-def use_generator(network: torch.nn.Module, generator: torch.Generator | None) -> None:
-    """Let every sampler in a network draw from a generator; None: from the device's stream, as torchvision does."""
-    for part in network.modules():
-        sampler = getattr(part, "fg_bg_sampler", None)
-        if isinstance(sampler, SeededSampler):
-            sampler.generator = generator
+        wanted = torch.cat(regression_targets)[positive]
+        box = F.smooth_l1_loss(pred_bbox_deltas[positive], wanted, beta=_BETA, reduction="sum") / len(drawn)
+        found = F.binary_cross_entropy_with_logits(objectness.flatten()[drawn], torch.cat(labels)[drawn])
+        return found * weight, box * weight

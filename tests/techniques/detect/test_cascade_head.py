@@ -225,7 +225,7 @@ def test_the_sampler_is_torchvisions_and_takes_a_generator():
     wanted = theirs(labels)
     torch.manual_seed(9)
     found = ours(labels)
-    ours.generator = torch.Generator().manual_seed(9)
+    ours.generators = [torch.Generator().manual_seed(9)] * 2
     again = ours(labels)
     for parts in (found, again):
         for a, b in zip(wanted, parts, strict=True):
