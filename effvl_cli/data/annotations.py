@@ -3,7 +3,6 @@
 The readers of the formats give `Annotations`; what holds for all formats is done here, for all boxes at once.
 """
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from effvl_cli.core.errors import DataError, UsageError
+from effvl_cli.core.errors import DataError
 from effvl_cli.data.boxes import LISTED, BoxRecord, BoxSource, Problems, Reading, SourceInfo, Time
 from effvl_cli.data.class_maps import mapped
 from effvl_cli.data.files import file_states
@@ -26,7 +25,6 @@ LEAST_BOX = 1.0  # px; a side that is left of a clipped box
 ROUNDING = 0.01  # px beyond the edge of an image that are no fault
 TRIED = 5  # images that are looked for to find their folder
 TIMES: dict[str, Time] = {"day": "day", "daytime": "day", "night": "night", "nighttime": "night"}
-TRAILING = re.compile(r"(\d+)$")
 
 FAULTS = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 """What reading a file of another form than expected may raise."""
@@ -55,6 +53,7 @@ class Listed:
         seq: video, scene or sequence.
         frame: place in it.
         time: word for the lighting.
+        seq_known: False where `seq` is but a name that all images share.
     """
 
     file: str
@@ -65,6 +64,7 @@ class Listed:
     seq: str | None = None
     frame: int | None = None
     time: str | None = None
+    seq_known: bool = True
 
 
 @dataclass
@@ -149,52 +149,6 @@ class Boxes:
             "ignore": np.array(self.ignore, dtype=np.bool_),
             "area": np.full(len(self.owner), np.nan),
         }
-
-
-# --- sequences -------------------------------------------------------------------------------------------------------
-
-
-def name_sequences(images: Sequence[Listed], regex: str | None = None) -> None:
-    """Give each image a sequence and a frame, in place, where the annotations give none.
-
-    The sequence is the file's name without its last digits where at least two images share that, else the image
-    itself; numbered files of a folder that holds all images are no sequence.
-
-    Raises:
-        UsageError: no regular expression, or one without a group `seq` or `frame`.
-        DataError: it is found in no file's name.
-    """
-    if regex is not None:
-        _by_regex(images, regex)
-    stems = [str(Path(image.file).with_suffix("")) for image in images]
-    heads = [TRAILING.sub("", stem) for stem in stems]
-    shared = Counter(heads)
-    for image, stem, head in zip(images, stems, heads, strict=True):
-        number = TRAILING.search(stem)
-        if image.frame is None and number:
-            image.frame = int(number[1])
-        if image.seq is None:
-            whole_folder = head in ("",) or (head.endswith("/") and shared[head] == len(images))
-            image.seq = stem if shared[head] < 2 or whole_folder else head
-
-
-def _by_regex(images: Sequence[Listed], text: str) -> None:
-    try:
-        regex = re.compile(text)
-    except re.error as error:
-        raise UsageError(f"--seq-regex {text!r} is no regular expression: {error}", "Mend it") from error
-    if not {"seq", "frame"} & regex.groupindex.keys():
-        raise UsageError(f"--seq-regex {text!r} names no group", r"Write e.g. '(?P<seq>.*)_(?P<frame>\d+)'")
-    found = 0
-    for image in images:
-        if match := regex.search(image.file):
-            found += 1
-            groups = match.groupdict()
-            image.seq = groups.get("seq") or image.seq
-            if (groups.get("frame") or "").isdecimal():
-                image.frame = int(groups["frame"])
-    if images and not found:
-        raise DataError(f"--seq-regex {text!r} is not found in any file name, e.g. {images[0].file}", "Mend it")
 
 
 def time_of(image: Listed) -> Time | None:
@@ -437,6 +391,7 @@ def _records(name: str, found: Annotations, sizes: Ints) -> list[BoxRecord]:
                 frame=image.frame,
                 time=time_of(image),
                 source=name,
+                seq_known=image.seq_known,
             )
         )
     return records

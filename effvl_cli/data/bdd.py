@@ -19,8 +19,9 @@ from effvl_cli.data.annotations import (
     folder_of,
     said,
 )
-from effvl_cli.data.box_splits import open_files, split_words
+from effvl_cli.data.box_splits import open_files
 from effvl_cli.data.boxes import BoxSource, Reading
+from effvl_cli.data.folders import split_words
 from effvl_cli.data.listings import read_json
 
 PATTERNS = tuple(

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from effvl_cli.core.errors import DataError
 from effvl_cli.core.files import file_or_folder
-from effvl_cli.data.annotations import Annotations, Content, Listed, box_source, name_sequences, time_of
+from effvl_cli.data.annotations import Annotations, Content, Listed, box_source, time_of
 from effvl_cli.data.boxes import BoxSource, Reading
-from effvl_cli.data.folders import NAMES, TENTHS, drawn_from
+from effvl_cli.data.folders import NAMES, TENTHS, drawn_from, split_words
+from effvl_cli.data.sequences import name_sequences
 
 TOLERANCE = 2.0  # how far a share may be from what is wanted before sequences are cut
 
@@ -85,15 +86,6 @@ def part_of(split: str, found: Sequence[str], *, whole: bool) -> Part:
             "no test images are named: those called val are measured as test, and a tenth of train is set aside as val",
         )
     return Part(name, tenths)
-
-
-def split_words(name: str) -> str:
-    """The split that a file's or folder's name stands for; "" where it does not say."""
-    words = set("".join(letter if letter.isalpha() else " " for letter in name.lower()).split())
-    for split, known in NAMES.items():
-        if words & {*known, *(f"{word}set" for word in known)}:
-            return split
-    return ""
 
 
 def opened(

@@ -35,7 +35,8 @@ def coco_json(source: BoxSource, names: Sequence[str] | None = None) -> dict[str
 
 def _image(record: BoxRecord, name: str) -> dict[str, Any]:
     found = {"id": record.image_id, "file_name": name, "width": record.width, "height": record.height}
-    more = {"timeofday": record.time, "sequence": record.seq, "frame_id": record.frame}
+    sequence = record.seq if record.seq_known else None  # names are read again
+    more = {"timeofday": record.time, "sequence": sequence, "frame_id": record.frame}
     return {**found, **{key: value for key, value in more.items() if value is not None}}
 
 

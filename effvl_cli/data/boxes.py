@@ -48,6 +48,7 @@ class BoxRecord:
         time: lighting by the annotations; None where they do not say.
         source: name of the source, for data mixed of several.
         labelled: numbers of the classes that are annotated in this image; None: all.
+        seq_known: False where `seq` is but a name that all images share, which orders them and tells nothing more.
     """
 
     image_id: int
@@ -65,6 +66,12 @@ class BoxRecord:
     time: Time | None
     source: str
     labelled: tuple[int, ...] | None = None
+    seq_known: bool = True
+
+    @property
+    def of_one_light(self) -> tuple[str, str]:
+        """What it shares the lighting with: its source and sequence, or itself where none is known."""
+        return self.source, self.seq if self.seq_known else self.file
 
     def keep(self, rows: NDArray[Any], labels: NDArray[np.int64] | None = None) -> "BoxRecord":
         """The same image with some of its boxes (a mask or positions), and other labels of all boxes if given."""

@@ -115,6 +115,15 @@ def _place(folder: Path, found: dict[str, Path | None], split: str) -> tuple[Pat
     return found[name] or train, tenths
 
 
+def split_words(name: str) -> str:
+    """The split that a file's or folder's name stands for; "" where it does not say."""
+    words = set("".join(letter if letter.isalpha() else " " for letter in name.lower()).split())
+    for split, known in NAMES.items():
+        if words & {*known, *(f"{word}set" for word in known)}:
+            return split
+    return ""
+
+
 def drawn_from(split: str, *, val: bool, test: bool) -> tuple[str, range | None]:
     """Which part of a data set holds a split, and which tenths of it (by hash of the name); None: all.
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from effvl_cli.data.annotations import Listed, name_sequences
-from effvl_cli.data.box_splits import split_words
+from effvl_cli.data.annotations import Listed
 from effvl_cli.data.boxes import Reading, load_boxes
+from effvl_cli.data.folders import split_words
+from effvl_cli.data.sequences import name_sequences
 from tests.data.box_files import bdd_frame, bdd_label, coco_data, picture, voc_object, write_bdd, write_coco, write_voc
 
 SHARED = Path(os.environ.get("EFFVL_TEST_DATA", "/none")).absolute()  # tests work in folders of their own
@@ -84,6 +85,24 @@ def test_sequences_by_name(files, expected):
     images = [Listed(file, Path(file)) for file in files]
     name_sequences(images)
     assert [(image.seq, image.frame) for image in images[:2]] == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "known"),
+    [
+        (["f0.jpg", "f1.jpg", "f2.jpg"], [False] * 3),
+        (["in/img_1.jpg", "in/img_2.jpg", "in/cover.jpg"], [False, False, True]),
+        (["train_1.jpg", "train_2.jpg", "val_1.jpg", "val_2.jpg"], [False] * 4),
+        (["train/f1.jpg", "train/f2.jpg", "valid/f1.jpg", "valid/f2.jpg"], [False] * 4),
+        (["a/f1.jpg", "a/f2.jpg", "b/f1.jpg", "b/f2.jpg"], [True] * 4),
+        (["Town01_1.jpg", "Town01_2.jpg", "Town02_1.jpg", "Town02_2.jpg"], [True] * 4),
+        (["0001.jpg", "0002.jpg"], [True] * 2),
+    ],
+)
+def test_a_name_that_all_images_share_tells_no_sequence(files, known):
+    images = [Listed(file, Path(file)) for file in files]
+    name_sequences(images)
+    assert [image.seq_known for image in images] == known
 
 
 def test_sequences_by_regular_expression_and_by_the_annotations():

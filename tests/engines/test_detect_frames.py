@@ -1,5 +1,6 @@
 """Tags and near-duplicates of a split: which rule decides, the order of the walk, the cache, unreadable images."""
 
+import dataclasses
 import json
 import signal
 
@@ -20,7 +21,7 @@ from effvl_cli.data.boxes import BoxRecord, BoxSource, SourceInfo
 from effvl_cli.engines.detect import frame_features as frame_features_module
 from effvl_cli.engines.detect import frame_rows
 from effvl_cli.engines.detect.near_duplicates import deduplicated, frames_of, rule_of, skipped, walk_order
-from effvl_cli.engines.detect.tags import tagged, tags_of
+from effvl_cli.engines.detect.tags import Tagger
 
 
 class Loading:
@@ -88,6 +89,15 @@ def image(tmp_path):
     return write
 
 
+def tags_of(source, options, run, loading, *others) -> list:
+    """Of a split of a data set that has these others."""
+    return Tagger(options, run, loading, lambda: [source, *others]).tags_of(source)
+
+
+def tagged(source, options, run, loading, *others) -> BoxSource:
+    return Tagger(options, run, loading, lambda: [source, *others]).tagged(source)
+
+
 def times(source) -> list:
     return [one.time for one in source.records]
 
@@ -138,11 +148,28 @@ def test_a_vote_that_overrules_many_is_said(run, image):
     records = [record(image(f"f{k}.png", dark if k < 2 else light), seq="f") for k in range(6)]
     assert times(tagged(source_of(records), TagOptions(), run, LOADING)) == ["day"] * 6
     (text,) = run.report.warnings
-    assert "2 of 6 images of set are outvoted" in text
-    assert "4 day, 2 night" in text
-    assert "--night-vote frame" in text
+    for part in ("set, split train, has 1 sequence", "f (4 day, 2 night, tagged day)", "--night-vote frame"):
+        assert part in text
     tagged(source_of(records), TagOptions(night_vote="frame"), run, LOADING)
     assert len(run.report.warnings) == 1
+
+
+def test_a_sequence_of_mixed_lighting_is_said_among_many_others(run, image):
+    """Of 36 images a sixth is outvoted, but of one sequence a half."""
+    dark, light = image("d.png", picture(0, 0.2)), image("l.png", picture(0))
+    records = [record(dark if k % 2 else light, seq="mixed") for k in range(12)]
+    records += [record(light, seq="day")] * 24
+    tagged(source_of(records), TagOptions(), run, LOADING)
+    (text,) = run.report.warnings
+    assert "1 sequence of mixed lighting" in text and "mixed (6 day, 6 night" in text
+
+
+def test_a_name_that_all_images_share_has_no_vote(run, image):
+    dark, light = picture(0, 0.2), picture(0)
+    paths = [image(f"f{k}.png", dark if k < 2 else light) for k in range(6)]
+    records = [dataclasses.replace(record(path, seq="f"), seq_known=False) for path in paths]
+    assert times(tagged(source_of(records), TagOptions(), run, LOADING)) == ["night"] * 2 + ["day"] * 4
+    assert not run.report.warnings
 
 
 def test_the_automatic_threshold_and_its_fallback(run, image):
@@ -153,7 +180,29 @@ def test_the_automatic_threshold_and_its_fallback(run, image):
     assert not run.report.warnings
     assert times(tagged(source_of(records[:1]), auto, run, LOADING)) == ["day"]
     assert "two groups" in run.report.warnings[0]
-    assert "split train" in run.report.warnings[0]
+
+
+def test_the_automatic_threshold_is_one_for_all_splits_of_a_source(run, image):
+    """The split alone has one dark image, or none: 66 and 71 of them are the night of a bright set."""
+    lights = [0.75, 0.8, 0.85, 1.4, 1.45, 1.5]
+    records = [record(image(f"{k}.png", picture(0, light)), seq=str(k)) for k, light in enumerate(lights)]
+    parts = [source_of(records[3:] + records[:1]), source_of(records[1:2], "val"), source_of(records[2:3], "test")]
+    auto = TagOptions(night_thresh="auto")
+    tagger = Tagger(auto, run, LOADING, lambda: parts)
+    assert [times(tagger.tagged(part)) for part in parts] == [["day"] * 3 + ["night"], ["night"], ["night"]]
+    assert not run.report.warnings
+    alike = Tagger(auto, run, LOADING, lambda: [parts[2], source_of(records[2:3], "val")])
+    assert times(alike.tagged(parts[2])) == ["day"]
+    assert "the 2 images of set (test, val) do not fall into two groups" in run.report.warnings[0]
+
+
+def test_sources_have_automatic_thresholds_of_their_own(run, image):
+    lights = [0.2, 0.3, 0.7, 0.8]
+    records = [record(image(f"{k}.png", picture(0, light)), seq=str(k), source="a") for k, light in enumerate(lights)]
+    lights = [0.7, 0.8, 1.4, 1.5]
+    records += [record(image(f"b{k}.png", picture(0, light)), seq=str(k), source="b") for k, light in enumerate(lights)]
+    found = times(tagged(source_of(records), TagOptions(night_thresh="auto"), run, LOADING))
+    assert found == ["night", "night", "day", "day"] * 2
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from effvl_cli.config.detect_eval import EvalConfig
+from effvl_cli.config.detect_tag import TagConfig
 from effvl_cli.config.detect_train import TrainingOptions
 from effvl_cli.core.errors import DataError
 from effvl_cli.core.run import Run
@@ -13,9 +14,9 @@ from effvl_cli.data.boxes import BoxSource
 from effvl_cli.data.loader import loader_workers
 from effvl_cli.data.mixing import MixedSampler
 from effvl_cli.engines.common.batches import Stream, check_divides
-from effvl_cli.engines.detect.box_data import open_boxes
+from effvl_cli.engines.detect.box_data import open_boxes, splits_of
 from effvl_cli.engines.detect.near_duplicates import deduplicated
-from effvl_cli.engines.detect.tags import tagged
+from effvl_cli.engines.detect.tags import Tagger
 from effvl_cli.models.detector_spec import DetectorSpec
 
 JITTER = 0.3  # largest change of brightness and contrast
@@ -45,7 +46,10 @@ def open_splits(config: TrainingOptions, run: Run) -> Splits:
     Raises:
         DataError: missing or unreadable, or splits of different classes.
     """
-    train, val, test = (thinned(open_tagged(config, split, run), config.num_images) for split in SPLITS)
+    tagger = tagger_of(config, run)
+    train, val, test = (
+        thinned(tagger.tagged(open_boxes(config, split, run, seed=config.seed)), config.num_images) for split in SPLITS
+    )
     for source in (val, test):
         if source.classes != train.classes:
             raise DataError(
@@ -65,9 +69,14 @@ def thinned(source: BoxSource, count: int | None) -> BoxSource:
     return source.take([k * len(source) // count for k in range(count)])
 
 
-def open_tagged(config: TrainingOptions | EvalConfig, split: str, run: Run) -> BoxSource:
+def tagger_of(config: TrainingOptions | EvalConfig | TagConfig, run: Run) -> Tagger:
+    """What tags the images of --data."""
+    return Tagger(config, run, config, lambda: splits_of(config, "all", run, seed=config.seed))
+
+
+def open_tagged(config: EvalConfig, split: str, run: Run) -> BoxSource:
     """One split, every image of which is tagged."""
-    return tagged(open_boxes(config, split, run, seed=config.seed), config, run, config)
+    return tagger_of(config, run).tagged(open_boxes(config, split, run, seed=config.seed))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from effvl_cli.config.detect_tag import TagConfig
@@ -13,9 +14,10 @@ from effvl_cli.core.run import Run, unopened
 from effvl_cli.core.table import Cell, Table, percent
 from effvl_cli.data.boxes import BoxSource
 from effvl_cli.engines.detect.box_data import splits_of
+from effvl_cli.engines.detect.box_splits import tagger_of
 from effvl_cli.engines.detect.frame_features import FrameFeatures, frame_features
-from effvl_cli.engines.detect.tags import Tag, conditions, said, tags_of, threshold
-from effvl_cli.techniques.detect.tagging import STATISTICS
+from effvl_cli.engines.detect.tags import Tag, Tagger, conditions, said
+from effvl_cli.techniques.detect.tagging import STATISTICS, Statistic
 
 TAGS = "tags.csv"
 COLUMNS = ("file", "time", "split", "source", "rule", *STATISTICS, "metadata")
@@ -27,17 +29,18 @@ def run(config: TagConfig, run: Run) -> None:
     """Tag the images of the splits."""
     rows: list[dict[str, Any]] = []
     splits = []
+    tagger = tagger_of(config, run)
     for source in splits_of(config, config.split, run, seed=config.seed):
         seen = frame_features(source, range(len(source)), config, run)
-        tags = tags_of(source, config, run, config)
+        tags = tagger.tags_of(source)
         run.report.data(source, num_samples=len(source), bad_files=int((~seen.readable).sum()))
         rows += _rows(source, tags, seen)
-        splits.append(_summary(source, tags, seen, config, run))
+        splits.append(_summary(source, tags, seen, tagger, config))
     run.write(TAGS, write_csv, COLUMNS, rows)
     run.report.metric("night_share", sum(row["time"] == "night" for row in rows) / len(rows), n=len(rows))
     known = [row for row in splits if row["agree"]]
     for vote in ("seq", "frame"):
-        for name in (*STATISTICS, AUTO):
+        for name in known[0]["agree"][vote] if known else ():
             right, total = (sum(row["agree"][vote][name][k] for row in known) for k in (0, 1))
             if total:
                 run.report.metric(f"accuracy_{name}_by_{vote}", right / total, n=total)
@@ -57,52 +60,61 @@ def _rows(source: BoxSource, tags: Sequence[Tag], seen: FrameFeatures) -> list[d
 
 
 def _summary(
-    source: BoxSource, tags: Sequence[Tag], seen: FrameFeatures, config: TagConfig, run: Run
+    source: BoxSource, tags: Sequence[Tag], seen: FrameFeatures, tagger: Tagger, config: TagConfig
 ) -> dict[str, Any]:
     times, rules = Counter(tag.time for tag in tags), Counter(tag.rule for tag in tags)
-    limits = {}
-    for name in dict.fromkeys(record.source for record in source.records):
-        own = [k for k, record in enumerate(source.records) if record.source == name and seen.readable[k]]
-        values = seen.lightness[own, STATISTICS.index(config.night_stat)].tolist()
-        limits[name] = threshold(config, f"{name}, split {source.split},", values, run.warn)
+    names = dict.fromkeys(record.source for record in source.records)
     return {
         "split": source.split,
         "images": len(tags),
-        "sequences": len({(record.source, record.seq) for record in source.records}),
+        "sequences": len({record.of_one_light for record in source.records}),
         "day": times["day"],
         "night": times["night"],
         "untagged": times[None],
         "rules": dict(rules),
-        "thresholds": limits,
+        "thresholds": {name: tagger.threshold(name) for name in names},
         "with_metadata": sum(record.time is not None for record in source.records),
-        "agree": _agreement(source, seen, config),
+        "agree": _agreement(source, seen, tagger, config),
     }
 
 
-def _agreement(source: BoxSource, seen: FrameFeatures, config: TagConfig) -> dict[str, Any]:
-    """By vote and way of deciding: images whose pixels say what their metadata say, and images with both; or {}."""
+def _agreement(source: BoxSource, seen: FrameFeatures, tagger: Tagger, config: TagConfig) -> dict[str, Any]:
+    """By vote and way of deciding: images whose pixels say what their metadata say, and images with both; or {}.
+
+    What `auto` would say is told where all splits are looked at anyway.
+    """
     known = [k for k, record in enumerate(source.records) if record.time is not None and seen.readable[k]]
     if not known:
         return {}
-    ways: dict[str, dict[str, Any]] = {name: {"night_stat": name} for name in STATISTICS}
-    ways[AUTO] = {"night_thresh": AUTO}
+    ways: dict[str, tuple[Statistic, Callable[[str], float]]] = {
+        stat: (stat, partial(tagger.threshold, stat=stat)) for stat in STATISTICS
+    }
+    if config.split == "all" or config.night_thresh == AUTO:
+        ways[AUTO] = config.night_stat, tagger.auto_threshold
     return {
         vote: {
-            name: _right(source, seen, known, dataclasses.replace(config, night_vote=vote, **way))
+            name: _right(source, seen, known, way, dataclasses.replace(config, night_vote=vote))
             for name, way in ways.items()
         }
         for vote in ("seq", "frame")
     }
 
 
-def _right(source: BoxSource, seen: FrameFeatures, known: Sequence[int], config: TagConfig) -> tuple[int, int]:
+def _right(
+    source: BoxSource,
+    seen: FrameFeatures,
+    known: Sequence[int],
+    way: tuple[Statistic, Callable[[str], float]],
+    config: TagConfig,
+) -> tuple[int, int]:
     """Right ones, and all."""
-    values = seen.lightness[:, STATISTICS.index(config.night_stat)]
+    stat, limit_of = way
+    values = seen.lightness[:, STATISTICS.index(stat)]
     right = 0
     for name in dict.fromkeys(source.records[k].source for k in known):
         own = [k for k in known if source.records[k].source == name]
-        records, numbers = [source.records[k] for k in own], values[own].tolist()
-        found = conditions(numbers, records, threshold(config, name, numbers, lambda text: None), config)
+        records = [source.records[k] for k in own]
+        found = conditions(values[own].tolist(), records, limit_of(name), config)
         right += sum(time == record.time for time, record in zip(found, records, strict=True))
     return right, len(known)
 
@@ -140,7 +152,7 @@ def preview(config: TagConfig) -> list[Table]:
 def table(report: Report) -> Table:
     """A row for each split; with metadata, how often pixels say the same: by sequence, and frame by frame."""
     splits = report.technique["splits"]
-    compared = [name for name in (*STATISTICS, AUTO) if any(row["agree"] for row in splits)]
+    compared = next((list(row["agree"]["seq"]) for row in splits if row["agree"]), [])
     columns = ("split", "images", "sequences", "day", "night", "by", *(f"{name} %" for name in compared))
     rows = tuple(_cells(row, compared) for row in ([*splits, _all(splits)] if len(splits) > 1 else splits))
     notes = []

@@ -1,10 +1,11 @@
-"""Day and night of the images of a split: by a list, by metadata, by names, by pixels, in this order."""
+"""Day and night of the images of a data set: by a list, by metadata, by names, by pixels, in this order."""
 
 import csv
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -18,9 +19,9 @@ from effvl_cli.data.boxes import BoxRecord, BoxSource
 from effvl_cli.data.files import some
 from effvl_cli.engines.common.batches import LoaderOptions
 from effvl_cli.engines.detect.frame_features import frame_features
-from effvl_cli.techniques.detect.tagging import STATISTICS, Condition, of_frames, otsu, voted
+from effvl_cli.techniques.detect.tagging import STATISTICS, Condition, Statistic, of_frames, otsu, voted
 
-MUCH, FEW = 0.2, 5  # share of images that are outvoted which is remarked, of so many at least
+MUCH, FEW = 0.2, 5  # share of a sequence's images that are outvoted which is remarked, of so many at least
 
 ByRule = Literal["list", "metadata", "name", "pixels"]
 
@@ -40,32 +41,111 @@ class Tag:
     value: float | None = None
 
 
-def tagged(source: BoxSource, options: TagOptions, run: Run, loading: LoaderOptions) -> BoxSource:
-    """The split with `time` of every record.
-
-    Pixels are looked at only of images that nothing else tells of.
+class Tagger:
+    """Tags the images of splits of one data set.
 
     Args:
-        source: images.
         options: how they are tagged.
         run: cache, progress, warnings.
         loading: loader processes, and what an unreadable image does.
-
-    Raises:
-        DataError: a list that cannot be read or does not fit, or an unreadable image.
+        splits: gives all splits, for a threshold that is found from all images of a source.
     """
-    tags = tags_of(source, options, run, loading)
-    records = [dataclasses.replace(record, time=tag.time) for record, tag in zip(source.records, tags, strict=True)]
-    return source.with_records(records)
 
+    def __init__(
+        self, options: TagOptions, run: Run, loading: LoaderOptions, splits: Callable[[], Iterable[BoxSource]]
+    ) -> None:
+        self.options, self.run, self.loading, self._splits = options, run, loading, splits
 
-def tags_of(source: BoxSource, options: TagOptions, run: Run, loading: LoaderOptions) -> list[Tag]:
-    """The tag of each image of a split, in order: see `tagged`."""
-    listed = _listed(source, options.time_csv, run) if options.time_csv else {}
-    tags = [said(record, options, listed) for record in source.records]
-    unknown = [index for index, tag in enumerate(tags) if tag is None]
-    seen = dict(zip(unknown, by_pixels(source, unknown, options, run, loading), strict=True))
-    return [seen[index] if tag is None else tag for index, tag in enumerate(tags)]
+    def tagged(self, source: BoxSource) -> BoxSource:
+        """A split with `time` of every record.
+
+        Raises:
+            DataError: a list that cannot be read or does not fit, or an unreadable image.
+        """
+        records = [
+            dataclasses.replace(record, time=tag.time)
+            for record, tag in zip(source.records, self.tags_of(source), strict=True)
+        ]
+        return source.with_records(records)
+
+    def tags_of(self, source: BoxSource) -> list[Tag]:
+        """The tag of each image of a split, in order; pixels are looked at only where nothing else tells.
+
+        Raises:
+            DataError: as `tagged`.
+        """
+        listed = _listed(source, self.options.time_csv, self.run) if self.options.time_csv else {}
+        tags = [said(record, self.options, listed) for record in source.records]
+        unknown = [index for index, tag in enumerate(tags) if tag is None]
+        seen = dict(zip(unknown, self._by_pixels(source, unknown), strict=True))
+        return [seen[index] if tag is None else tag for index, tag in enumerate(tags)]
+
+    def _by_pixels(self, source: BoxSource, indices: Sequence[int]) -> list[Tag]:
+        """Tags of some images of a split by their luminance."""
+        if not len(indices):
+            return []
+        seen = frame_features(source, indices, self.loading, self.run)
+        values = seen.lightness[:, STATISTICS.index(self.options.night_stat)].tolist()
+        records = [source.records[index] for index in indices]
+        readable = [k for k, good in enumerate(seen.readable.tolist()) if good]
+        found: list[Tag] = [Tag(None, "pixels")] * len(indices)
+        for name in dict.fromkeys(record.source for record in records):
+            own = [k for k in readable if records[k].source == name]
+            numbers, members = [values[k] for k in own], [records[k] for k in own]
+            limit = self.threshold(name)
+            times = conditions(numbers, members, limit, self.options)
+            _remark_outvoted(f"{name}, split {source.split},", members, times, of_frames(numbers, limit), self.run.warn)
+            for k, time in zip(own, times, strict=True):
+                found[k] = Tag(time, "pixels", values[k])
+        return found
+
+    def threshold(self, name: str, stat: Statistic | None = None) -> float:
+        """The luminance below which it is night, in a source; of another statistic than the options' if that is given.
+
+        Raises:
+            DataError: an unreadable image.
+        """
+        if self.options.night_thresh != "auto":
+            return self.options.night_thresh
+        return self.auto_threshold(name, stat, self.run.warn)
+
+    def auto_threshold(
+        self, name: str, stat: Statistic | None = None, warn: Callable[[str], None] = lambda text: None
+    ) -> float:
+        """Otsu's, of all images of a source in all splits; the usual one, with a warning, where there are no two groups.
+
+        Raises:
+            DataError: an unreadable image.
+        """
+        splits, values = self._everything.get(name, ([], []))
+        column = STATISTICS.index(stat or self.options.night_stat)
+        found = otsu(torch.tensor([row[column] for row in values])) if values else None
+        if found is not None and found.holds:
+            return found.threshold
+        why = (
+            "none can be read"
+            if found is None
+            else f"the variance between them is {found.ratio:.2f} of all, the smaller one has {found.share:.1%}"
+        )
+        warn(
+            f"--night-thresh auto: the {len(values)} images of {name} ({', '.join(splits)}) do not fall into two groups "
+            f"({why}); {NIGHT_THRESH:g} is used"
+        )
+        return NIGHT_THRESH
+
+    @cached_property
+    def _everything(self) -> dict[str, tuple[list[str], list[list[float]]]]:
+        """Splits and statistics of the readable images of each source."""
+        found: dict[str, tuple[list[str], list[list[float]]]] = {}
+        for source in self._splits():
+            seen = frame_features(source, range(len(source)), self.loading, self.run)
+            for record, row, good in zip(source.records, seen.lightness.tolist(), seen.readable.tolist(), strict=True):
+                splits, values = found.setdefault(record.source, ([], []))
+                if source.split not in splits:
+                    splits.append(source.split)
+                if good:
+                    values.append(row)
+        return found
 
 
 def said(record: BoxRecord, options: TagOptions, listed: dict[str, Condition]) -> Tag | None:
@@ -80,60 +160,36 @@ def said(record: BoxRecord, options: TagOptions, listed: dict[str, Condition]) -
     return None
 
 
-def by_pixels(
-    source: BoxSource, indices: Sequence[int], options: TagOptions, run: Run, loading: LoaderOptions
-) -> list[Tag]:
-    """Tags of some images of a split by their luminance."""
-    if not len(indices):
-        return []
-    seen = frame_features(source, indices, loading, run)
-    values = seen.lightness[:, STATISTICS.index(options.night_stat)].tolist()
-    records = [source.records[index] for index in indices]
-    readable = [k for k, good in enumerate(seen.readable.tolist()) if good]
-    found: list[Tag] = [Tag(None, "pixels")] * len(indices)
-    for name in dict.fromkeys(record.source for record in records):
-        own = [k for k in readable if records[k].source == name]
-        numbers = [values[k] for k in own]
-        limit = threshold(options, f"{name}, split {source.split},", numbers, run.warn)
-        times = conditions(numbers, [records[k] for k in own], limit, options)
-        _remark_outvoted(name, times, of_frames(numbers, limit), run.warn)
-        for k, time in zip(own, times, strict=True):
-            found[k] = Tag(time, "pixels", values[k])
-    return found
-
-
 def conditions(
     values: Sequence[float], records: Sequence[BoxRecord], limit: float, options: TagOptions
 ) -> list[Condition]:
     """Day or night by a threshold, with or without the vote of sequences."""
     if options.night_vote == "frame":
         return of_frames(values, limit)
-    return voted(values, [(record.source, record.seq) for record in records], limit)
+    return voted(values, [record.of_one_light for record in records], limit)
 
 
 def _remark_outvoted(
-    name: str, times: Sequence[Condition], alone: Sequence[Condition], warn: Callable[[str], None]
+    where: str,
+    records: Sequence[BoxRecord],
+    times: Sequence[Condition],
+    alone: Sequence[Condition],
+    warn: Callable[[str], None],
 ) -> None:
-    """Say it where sequences overrule so many of their images that they may be none of one lighting."""
-    count = sum(one != other for one, other in zip(times, alone, strict=True))
-    if len(times) >= FEW and count > MUCH * len(times):
-        kinds = ", ".join(f"{sum(time == kind for time in alone)} {kind}" for kind in ("day", "night"))
+    """Say which sequences overrule so many of their images that they may be none of one lighting."""
+    members: dict[tuple[str, str], list[int]] = {}
+    for k, record in enumerate(records):
+        members.setdefault(record.of_one_light, []).append(k)
+    mixed = []
+    for (_, seq), own in members.items():
+        nights = sum(alone[k] == "night" for k in own)
+        if len(own) >= FEW and sum(times[k] != alone[k] for k in own) > MUCH * len(own):
+            mixed.append(f"{seq} ({len(own) - nights} day, {nights} night, tagged {times[own[0]]})")
+    if mixed:
         warn(
-            f"{count} of {len(times)} images of {name} are outvoted by the others of their sequence (each alone: "
-            f"{kinds}). If these are no sequences of one lighting, give --night-vote frame or --seq-regex"
+            f"{where} has {counted(len(mixed), 'sequence')} of mixed lighting, each image alone: {some(mixed)}. If these "
+            "are no sequences of one lighting, give --night-vote frame or --seq-regex"
         )
-
-
-def threshold(options: TagOptions, name: str, values: Sequence[float], warn: Callable[[str], None]) -> float:
-    """The luminance below which it is night, of the images of one source."""
-    if options.night_thresh != "auto":
-        return options.night_thresh
-    found = otsu(torch.tensor(values)) if values else None
-    if found is not None and found.holds:
-        return found.threshold
-    why = "too few" if found is None else f"variance between them {found.ratio:.2f} of all, {found.share:.1%} in one"
-    warn(f"--night-thresh auto: the images of {name} do not fall into two groups ({why}); {NIGHT_THRESH:g} is used")
-    return NIGHT_THRESH
 
 
 def _listed(source: BoxSource, path: str, run: Run) -> dict[str, Condition]:
