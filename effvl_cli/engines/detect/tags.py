@@ -112,7 +112,7 @@ class Tagger:
     def auto_threshold(
         self, name: str, stat: Statistic | None = None, warn: Callable[[str], None] = lambda text: None
     ) -> float:
-        """Otsu's, of all images of a source in all splits; the usual one, with a warning, where there are no two groups.
+        """Otsu's of all images of a source, in all splits; the usual one, with a warning, where there are no two groups.
 
         Raises:
             DataError: an unreadable image.
@@ -128,8 +128,8 @@ class Tagger:
             else f"the variance between them is {found.ratio:.2f} of all, the smaller one has {found.share:.1%}"
         )
         warn(
-            f"--night-thresh auto: the {len(values)} images of {name} ({', '.join(splits)}) do not fall into two groups "
-            f"({why}); {NIGHT_THRESH:g} is used"
+            f"--night-thresh auto: the {len(values)} images of {name} ({', '.join(splits)}) do not fall into two "
+            f"groups ({why}); {NIGHT_THRESH:g} is used"
         )
         return NIGHT_THRESH
 
@@ -187,8 +187,8 @@ def _remark_outvoted(
             mixed.append(f"{seq} ({len(own) - nights} day, {nights} night, tagged {times[own[0]]})")
     if mixed:
         warn(
-            f"{where} has {counted(len(mixed), 'sequence')} of mixed lighting, each image alone: {some(mixed)}. If these "
-            "are no sequences of one lighting, give --night-vote frame or --seq-regex"
+            f"{where} has {counted(len(mixed), 'sequence')} of mixed lighting, each image alone: {some(mixed)}. If "
+            "these are no sequences of one lighting, give --night-vote frame or --seq-regex"
         )
 
 
