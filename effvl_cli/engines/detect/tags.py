@@ -112,7 +112,7 @@ class Tagger:
     def auto_threshold(
         self, name: str, stat: Statistic | None = None, warn: Callable[[str], None] = lambda text: None
     ) -> float:
-        """Otsu's of all images of a source, in all splits; the usual one, with a warning, where there are no two groups.
+        """Otsu's of all images of a source; the usual one, with a warning, where these are no two groups.
 
         Raises:
             DataError: an unreadable image.
