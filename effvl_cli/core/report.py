@@ -177,6 +177,7 @@ class ReportBuilder:
         self._resume = Resume()
         self._started = time.time()
         self.on_data: Callable[[Any, str], None] = lambda source, fingerprint: None
+        self.on_warning: Callable[[str], None] = lambda text: None
 
     def metric(self, name: str, value: float | None, **about: Any) -> None:
         """Record a figure; one that is not finite becomes null, with a warning."""
@@ -224,12 +225,11 @@ class ReportBuilder:
         name = str(path.relative_to(folder)) if folder else path.name
         self._artifacts[name] = Artifact(path=name, sha256=sha256(path), bytes=path.stat().st_size)
 
-    def warn(self, text: str) -> bool:
-        """Keep a warning; False where it was kept before."""
-        if text in self.warnings:
-            return False
-        self.warnings.append(text)
-        return True
+    def warn(self, text: str) -> None:
+        """Keep a warning, and tell of it once."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+            self.on_warning(text)
 
     def reference(self, reference: Mapping[str, Any] | None) -> None:
         """Set the published figures to compare with: the recipe's `reference.expected`."""

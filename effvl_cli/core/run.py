@@ -93,6 +93,10 @@ class Run(RunFiles):
     _lock: IO[str] | None = None
     _started: float = field(default_factory=time.monotonic)
 
+    def __post_init__(self) -> None:
+        """Show whatever the report warns of."""
+        self.report.on_warning = lambda text: self.log(f"warning: {text}")
+
     def progress(self, description: str, total: int, completed: int = 0) -> contextlib.AbstractContextManager[Progress]:
         """Progress of a phase; shown on rank 0 only."""
         return self.progress_factory(description, total, completed)
@@ -107,8 +111,7 @@ class Run(RunFiles):
 
     def warn(self, text: str) -> None:
         """A warning, kept in the report and shown once."""
-        if self.report.warn(text):
-            self.log(f"warning: {text}")
+        self.report.warn(text)
 
     def record(self, event: str, **fields: Any) -> None:
         """A line of metrics.jsonl; no times or rates, so that a resumed run writes the same bytes.

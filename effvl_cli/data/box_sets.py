@@ -253,6 +253,7 @@ class _Mix:
             sources=tuple(SourceInfo(entry.name, entry.ratio, entry.dedup) for entry, _ in found),
             readers={entry.name: read for entry, source in found for read in source.readers.values()},
             remark="; ".join(text for entry, source in found for text in _remarks(entry, source)),
+            same_as=first.same_as if len({source.same_as for _, source in found}) == 1 else "",
         )
 
     def _counts(self, entry: Entry, split: str) -> bool:

@@ -1,8 +1,8 @@
 """Which images of annotations are train, val and test where the data set does not say.
 
-As for images in folders (`data/folders.py`): with only one of val and test, that one is reported, and a tenth of train
-is used for validation; with neither, all is divided 80/10/10. Frames of one sequence stay together, and day and night
-are divided apart, as far as the annotations tell them.
+With val alone beside train, its images are test images too, and no training image is taken away; with test alone, a
+tenth of train is used for validation; with neither, all is divided 80/10/10. Frames of one sequence stay together, and
+day and night are divided apart, as far as the annotations tell them.
 """
 
 import hashlib
@@ -56,11 +56,19 @@ class Part:
         name: the split of the data set that holds them.
         tenths: of it; None: all.
         remark: note for reports, where the names tell something else.
+        same_as: split that has the same images.
     """
 
     name: str
     tenths: range | None
     remark: str = ""
+    same_as: str = ""
+
+
+VAL_AS_TEST = (
+    "no test images are named: those called val are measured. If they choose the best step of a training too, its "
+    "figures are a little too high; with --select last they do not choose"
+)
 
 
 def part_of(split: str, found: Sequence[str], *, whole: bool) -> Part:
@@ -74,17 +82,13 @@ def part_of(split: str, found: Sequence[str], *, whole: bool) -> Part:
     Raises:
         DataError: there is nothing to take it from.
     """
-    name, tenths = drawn_from(split, val="val" in found, test="test" in found)
+    if split == "test" and "val" in found and "test" not in found:
+        return Part("val", None, VAL_AS_TEST, same_as="val")
+    name, tenths = (split, None) if "val" in found else drawn_from(split, val=False, test="test" in found)
     if whole and split in found:
         name, tenths = split, None
     if name not in found:
         raise DataError(f"no annotations of split {name}, which {split} is taken from", "Give files for it")
-    if (split, name) == ("test", "val"):
-        return Part(
-            name,
-            tenths,
-            "no test images are named: those called val are measured as test, and a tenth of train is set aside as val",
-        )
     return Part(name, tenths)
 
 
@@ -113,7 +117,8 @@ def opened(
     name_sequences(found.images, reading.seq_regex)
     found, remark = divided(choose_rows(found) if choose_rows else found, part.tenths)
     remark = "; ".join(filter(None, (part.remark, remark)))
-    return box_source(name, split, found, reading, content=content, remark=remark)
+    source = box_source(name, split, found, reading, content=content, remark=remark)
+    return source.with_records(source.records, same_as=part.same_as)
 
 
 def divided(found: Annotations, tenths: range | None) -> tuple[Annotations, str]:

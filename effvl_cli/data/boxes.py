@@ -145,6 +145,7 @@ class BoxSource:
         sources: what it is mixed of; by default one.
         readers: by source, what gives the picture of a record that has no file.
         remark: note for reports.
+        same_as: split of the data set that has the same images, where there is one.
     """
 
     kind, endless = BOXES, False
@@ -162,13 +163,14 @@ class BoxSource:
         sources: tuple[SourceInfo, ...] = (),
         readers: Mapping[str, Reader] | None = None,
         remark: str = "",
+        same_as: str = "",
     ) -> None:
         self.name, self.split, self.classes, self.records = name, split, classes, records
         self.category_ids = category_ids or tuple(range(1, len(classes) + 1))
         self.problems = problems or Problems()
         self.sources = sources or (SourceInfo(name),)
         self.readers = readers or {}
-        self.content, self.remark = content, remark
+        self.content, self.remark, self.same_as = content, remark, same_as
 
     def __len__(self) -> int:
         return len(self.records)
@@ -202,7 +204,7 @@ class BoxSource:
         """The same with other records, e.g. with tags, and whatever else changes."""
         same: dict[str, Any] = {
             name: getattr(self, name)
-            for name in ("classes", "content", "category_ids", "problems", "sources", "readers", "remark")
+            for name in ("classes", "content", "category_ids", "problems", "sources", "readers", "remark", "same_as")
         }
         return BoxSource(self.name, self.split, records=records, **{**same, **changes})
 

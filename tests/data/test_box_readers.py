@@ -263,13 +263,32 @@ def test_real_roads_of_a_simulator():
     assert (boxes[:, :2] == 0).sum() == 22
 
 
-@pytest.mark.parametrize(("files", "counts"), [(("train", "val"), (2, 1, 3)), (("train",), (1, 1, 1))])
-def test_few_images_have_a_part_each(tmp_path, files, counts):
-    """Three images in all; where only val is named it is measured as test, which is said."""
-    for name in files:
-        write_coco(tmp_path, coco_data(3), f"{name}.json")
+def test_few_images_have_a_part_each(tmp_path):
+    write_coco(tmp_path, coco_data(3))
     parts = [load_boxes(f"coco:{tmp_path}", split) for split in ("train", "val", "test")]
-    assert tuple(map(len, parts)) == counts
-    chosen = [record.file for part in parts[: 4 - len(files)] for record in part.records]
-    assert len(set(chosen)) == len(chosen)
-    assert ("called val are measured as test" in parts[2].remark) == ("val" in files)
+    assert [len(part) for part in parts] == [1, 1, 1]
+    assert len({record.file for part in parts for record in part.records}) == 3
+
+
+def test_validation_images_are_measured_too_where_no_others_are_named(tmp_path):
+    """No training image is taken away, and it is said."""
+    for name in ("train", "val"):
+        write_coco(tmp_path, coco_data(3), f"{name}.json")
+    train, val, test = (load_boxes(f"coco:{tmp_path}", split) for split in ("train", "val", "test"))
+    assert [len(part) for part in (train, val, test)] == [3, 3, 3]
+    assert test.records[0].path == val.records[0].path
+    assert "those called val are measured" in test.remark and not (train.remark or val.remark)
+    assert (val.same_as, test.same_as, test.take([0]).same_as) == ("", "val", "val")
+    (tmp_path / "mix.yml").write_text("sources: [{name: a, root: ., format: coco}]")
+    mixed = load_boxes(f"boxes:{tmp_path / 'mix.yml'}", "test")
+    assert mixed.same_as == "val" and "those called val" in mixed.remark
+    (tmp_path / "train.json").unlink()
+    assert len(load_boxes(f"coco:{tmp_path / 'val.json'}", "val")) == 3
+
+
+def test_test_images_alone_do_not_choose(tmp_path):
+    for name in ("train", "test"):
+        write_coco(tmp_path, coco_data(10), f"{name}.json")
+    train, val, test = (load_boxes(f"coco:{tmp_path}", split) for split in ("train", "val", "test"))
+    assert [len(part) for part in (train, val, test)] == [9, 1, 10]
+    assert not test.same_as and not {r.file for r in train.records} & {r.file for r in val.records}

@@ -74,6 +74,19 @@ def test_a_split_with_a_fault_is_not_left_out_in_silence(here, report, workdir):
     assert "split val of coco:set is left out" in report("r").warnings[0]
 
 
+def test_images_of_two_splits_count_once_and_remarks_are_on_the_terminal(here, report, workdir):
+    make(workdir)
+    Path("set/test.json").unlink()
+    outcome = here("detect", "tag", "--data", "coco:set", "--out", "r")
+    assert [row["split"] for row in report("r").technique["splits"]] == ["train", "val"]
+    assert "split test of coco:set is left out: it has the images of val" in outcome.err
+    outcome = here("detect", "tag", "--data", "coco:set", "--split", "test", "--out", "s")
+    assert [row["images"] for row in report("s").technique["splits"]] == [1]
+    (text,) = [line for line in outcome.err.splitlines() if line.startswith("warning")]
+    assert "split test: no test images are named: those called val are measured" in text
+    assert report("s").warnings == [text.removeprefix("warning: ")]
+
+
 def test_a_preview_and_mistakes(effvl, here, workdir):
     make(workdir)
     assert "# train       8          1" in here("detect", "tag", "--data", "coco:set", "--dry-run").out

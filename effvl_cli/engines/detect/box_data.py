@@ -33,7 +33,7 @@ def open_boxes(
 def splits_of(
     config: BoxDataOptions, split: str, run: Run, *, seed: int = 0, data: str | None = None
 ) -> Iterator[BoxSource]:
-    """One split, or with "all" those that there are; of --data or of another data set.
+    """One split, or with "all" those that there are, each image once; of --data or of another data set.
 
     Raises:
         DataError: the split, or all of them, are missing.
@@ -50,6 +50,9 @@ def splits_of(
             missing.append(error)
             run.warn(f"split {name} of {data or config.data} is left out: {error.message}")
         else:
-            yield source
+            if source.same_as:
+                run.warn(f"split {name} of {data or config.data} is left out: it has the images of {source.same_as}")
+            else:
+                yield source
     if len(missing) == len(SPLITS):
         raise missing[0]

@@ -15,6 +15,7 @@ from effvl_cli.core.run import Run, unopened
 from effvl_cli.core.table import Table
 from effvl_cli.data import SPLITS
 from effvl_cli.data.boxes import BoxSource
+from effvl_cli.data.files import some
 from effvl_cli.data.mixing import MixedSampler
 from effvl_cli.engines.common.cost_table import TRAINING, Part, cost_table, training_memory
 from effvl_cli.engines.detect.box_data import open_boxes
@@ -38,11 +39,12 @@ def preview_of(command: str, arms: Mapping[str, TrainingOptions]) -> list[Table]
     costs = [_Cost(own, run, name, train) for name, own in arms.items()]
     parts = [part for cost in costs for part in cost.parts(len(val), len(test))]
     notes = [
-        f"{len(train):,} training, {len(val):,} validation and {len(test):,} test images of {', '.join(train.classes)}",
+        f"{len(train):,} training, {len(val):,} validation and {len(test):,} test images of {some(train.classes)}",
         "multiply-adds of convolutions and linear layers; images are read and resized besides",
     ]
     if config.dedup:
         notes.append("near-duplicates among the training images are found first: epochs may be shorter")
+    notes += dict.fromkeys(source.remark for source in (train, val, test) if source.remark)
     memory = max(cost.memory for cost in costs)
     return [cost_table(f"{config.preset} on {config.data}", parts, run.device, memory=memory, notes=notes)]
 
