@@ -11,7 +11,7 @@ NIGHT_TINT = (0.75, 0.88, 1.25)
 LINE: Colour = (0.85, 0.85, 0.80)
 POLE: Colour = (0.30, 0.30, 0.32)
 LAMP_LIGHT: Colour = (1.0, 0.85, 0.55)
-POOL, POOL_REACH = 0.2, 0.8  # light of a street lamp, and how far it reaches in heights of the lamp
+POOL, POOL_REACH = 0.07, 0.8  # light of a street lamp, and how far it reaches in heights of the lamp
 HALO = 4.0  # reach of a halo, in sizes of its core
 RING = 0.28  # share of a ring's radius that is drawn
 

@@ -28,7 +28,7 @@ from effvl_cli.data.road_layout import CLASSES, PALETTES, SIZE, Scene
 from effvl_cli.data.road_painter import paint
 from effvl_cli.data.source import digest
 
-VERSION = 1
+VERSION = 2
 NAME = "road-scenes"
 PICTURES = "pictures"  # in the cache
 

@@ -5,9 +5,9 @@ import pytest
 
 from effvl_cli.core.cache import Cache
 from effvl_cli.core.errors import UsageError
-from effvl_cli.data import road_scenes
+from effvl_cli.data import road_painter, road_scenes
 from effvl_cli.data.boxes import Reading, load_boxes
-from effvl_cli.data.road_layout import Scene, Thing
+from effvl_cli.data.road_layout import DAY, Scene, Thing
 from effvl_cli.data.road_painter import paint
 
 
@@ -47,6 +47,12 @@ def test_days_are_bright_and_nights_are_dark(reading):
     for index, record in enumerate(source.records):
         median = np.median(np.asarray(source.image(index)) @ [0.299, 0.587, 0.114])
         assert (median > 65) == (record.time == "day"), f"{record.file}: {median}"
+
+
+def test_street_lamps_leave_the_night_dark():
+    """Nothing gets half the light of the darkest day, headlights and glow aside."""
+    scenes = [Scene.drawn("road", "test", number, 0) for number in range(1, 100, 2)]
+    assert max(float(road_painter._lit(scene).max()) for scene in scenes) < DAY[0] / 2
 
 
 def test_a_box_is_the_extent_of_what_is_drawn():
