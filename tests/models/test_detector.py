@@ -159,6 +159,25 @@ def test_the_mean_loss_of_processes_is_that_of_one():
         torch.testing.assert_close((parts[0][name] + parts[1][name]) / 2, value, atol=1e-6, rtol=1e-5)
 
 
+def test_proposals_on_objects_that_nobody_marked_are_not_taught_as_background():
+    """Four anchors, the first on the only box; objectness is above .5 on the first two."""
+    rpn = networks.build(DetectorSpec.of("tiny", **SMALL).name, seed=0, num_classes=2).module.rpn
+    anchors = torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10], [60, 0, 70, 10]])
+    target = {"boxes": anchors[:1].clone(), "labels": torch.tensor([1])}
+    taught = {}
+    for name, labelled in {"all": None, "every": [True] * 3, "partly": [True, True, False]}.items():
+        more = {} if labelled is None else {"labelled": torch.tensor(labelled)}
+        objectness = torch.tensor([[2.0], [1.0], [-1.0], [0.0]], requires_grad=True)
+        deltas = torch.zeros(4, 4, requires_grad=True)
+        labels, matched = rpn.assign_targets_to_anchors([anchors], [target | more])
+        rpn.compute_loss(objectness, deltas, labels, matched)[0].backward()
+        taught[name] = objectness.grad.flatten()
+    assert torch.equal(taught["all"], taught["every"]) and (taught["all"] != 0).all()
+    assert (taught["partly"] != 0).tolist() == [True, False, True, True]
+    shares = torch.sigmoid(torch.tensor([2.0, -1.0, 0.0])) - torch.tensor([1.0, 0.0, 0.0])
+    torch.testing.assert_close(taught["partly"][[0, 2, 3]], shares / 3)
+
+
 def test_bf16_keeps_boxes_in_float32():
     module = networks.build(DetectorSpec.of("tiny", **SMALL, score_thresh=0.01).name, seed=0, num_classes=5).module
     with torch.autocast("cpu", torch.bfloat16):
