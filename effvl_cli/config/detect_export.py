@@ -30,6 +30,7 @@ class ExportConfig(RunInput, RunOptions, Checked):
 
     panel: ClassVar[str] = "Export"
     own: ClassVar[tuple[str, ...]] = ("precision",)
+    computes: ClassVar[bool] = False
 
     graph: Annotated[
         Literal["full", "raw"], Doc("full: gives detections; raw: all boxes and scores, without the final NMS")

@@ -42,6 +42,8 @@ class RunOptions:
     """Where and how a run happens."""
 
     panel: ClassVar[str] = "Run"
+    computes: ClassVar[bool] = True
+    """Whether --precision is that of computing, not of what is written."""
 
     out: Annotated[str | None, VOLATILE, Doc("exact path of the run folder (default: runs/COMMAND/NAME)")] = None
     name: Annotated[str | None, VOLATILE, Doc("name of the run folder (default: hash of the options)")] = None

@@ -229,7 +229,7 @@ def open_run(
     run = Run(folder, request.command, device, cache, report, answer["attempt"], lengths, progress, echo)
     run.report.on_data = run.remember_data
     run.argv, run.table = request.argv, request.table
-    slow = slow_precision(device, config.precision)
+    slow = slow_precision(device, config.precision) if config.computes else ""
     if slow:
         run.warn(slow)
     if run.attempt > 1:

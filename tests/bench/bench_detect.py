@@ -26,8 +26,8 @@ from effvl_cli.core.measure import count_macs
 from effvl_cli.core.report import read_report
 from effvl_cli.core.run_files import REPORT
 from effvl_cli.engines.detect.bench import PARTS, part_passes
+from effvl_cli.engines.detect.fixed_images import road_images
 from effvl_cli.engines.detect.onnx_runner import OnnxDetector
-from effvl_cli.engines.detect.opened_detector import road_images
 from effvl_cli.models.detector import CascadeRCNN, detector
 from effvl_cli.models.detector_graph import FixedSize
 from effvl_cli.models.detector_onnx import properties, write_onnx

@@ -14,8 +14,8 @@ from effvl_cli.core.checkpoint import save_model
 from effvl_cli.core.errors import ModelError
 from effvl_cli.core.run_files import CONFIG
 from effvl_cli.engines.detect import export
+from effvl_cli.engines.detect.fixed_images import road_images
 from effvl_cli.engines.detect.onnx_runner import OnnxDetector, nms
-from effvl_cli.engines.detect.opened_detector import road_images
 from effvl_cli.models import detector_onnx
 from effvl_cli.models import network as networks
 from effvl_cli.models.detector_graph import FixedSize
@@ -148,9 +148,11 @@ def test_what_differs_is_told_apart(files):
     assert export._in_image(one, ours, 0.85, "image 1").holds  # what is not sure needs no like
 
 
-def test_the_command_writes_a_file_that_passes(effvl, report, run_folder, workdir):
+def test_the_command_writes_a_file_that_passes(effvl, report, run_folder, workdir, monkeypatch):
+    monkeypatch.setattr("effvl_cli.core.run.slow_precision", lambda *words: "slow in computing")
     outcome = effvl("detect", "export", run_folder, "--precision", "fp16", "--num-check", 2, "--out", "out")
     assert outcome.code == 0, outcome.err
+    assert "slow in computing" not in outcome.err  # nothing is computed in fp16
     about = report("out").technique["export"]
     path = workdir / "out" / "model.onnx"
     assert path.stat().st_size == about["bytes"] and about["size"] == list(SIZE) and about["graph"] == "full"
@@ -171,7 +173,7 @@ def test_the_command_writes_a_file_that_passes(effvl, report, run_folder, workdi
 def test_a_file_that_finds_something_else_is_not_kept(effvl, run_folder, files, workdir, monkeypatch):
     other = _detector()
     other.module.roi_heads.box_predictors[-1].bbox_pred.bias.data += 0.2
-    monkeypatch.setattr(export, "opened", lambda folder: other)
+    monkeypatch.setattr(export, "open_detector", lambda folder, run: other)
     monkeypatch.setattr(export, "write_onnx", lambda graph, path, *rest: shutil.copy(files["raw"].path, path))
     outcome = effvl("detect", "export", run_folder, "--graph", "raw", "--num-check", 2, "--out", "out")
     assert outcome.code == 8 and "finds something else" in outcome.err
@@ -191,6 +193,15 @@ def test_a_file_that_finds_something_else_is_not_kept(effvl, run_folder, files, 
 def test_what_cannot_be_written_is_refused(effvl, run_folder, workdir, words, code, message):
     outcome = effvl("detect", "export", run_folder, *words, "--out", "out")
     assert outcome.code == code and message in outcome.err
+
+
+@pytest.mark.parametrize("verb", ["export", "bench"])
+def test_a_run_without_a_detector_is_refused(effvl, workdir, verb):
+    network = networks.build("tiny:thin-resnet", seed=0, num_classes=2)
+    save_model(workdir / "other" / CHECKPOINT, network.module.state_dict(), network.describe())
+    (workdir / "other" / CONFIG).write_text("effvl: 1\ncommand: detect train\nconfig: {}\n")
+    outcome = effvl("detect", verb, "other", "--out", "out")
+    assert outcome.code == 4 and "other holds no detector" in outcome.error and "effvl detect train" in outcome.error
 
 
 def test_without_the_extra_the_install_line_is_given(effvl, run_folder, workdir, monkeypatch):

@@ -19,8 +19,9 @@ from effvl_cli.core.plots import stacked_bars
 from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
 from effvl_cli.core.table import Cell, Table
+from effvl_cli.engines.detect.detectors import classes_of, open_detector
+from effvl_cli.engines.detect.fixed_images import road_images, size_of
 from effvl_cli.engines.detect.onnx_runner import OnnxDetector
-from effvl_cli.engines.detect.opened_detector import classes_of, opened, road_images, size_of
 from effvl_cli.models.detector import CascadeRCNN
 from effvl_cli.models.detector_graph import FixedSize
 from effvl_cli.models.detector_onnx import properties, write_onnx
@@ -32,8 +33,8 @@ CPU = torch.device("cpu")
 
 def run(config: BenchConfig, run: Run) -> None:
     """Time the detector beside its first stage, its parts, and onnxruntime."""
-    network = opened(find_run("detect", config.run))
-    module: CascadeRCNN = network.module.to(run.device).eval()
+    network = open_detector(find_run("detect", config.run), run)
+    module: CascadeRCNN = network.module.eval()
     size = size_of(config.size, module.spec)
     images = [image.to(run.device) for image in road_images(max(config.batch_size), size, config.seed)]
     run.report.model(network.name, network.source, module)
@@ -178,7 +179,7 @@ def _cells(row: bench.Row, parts: Mapping[str, Any]) -> tuple[Cell, ...]:
 
 def preview(config: BenchConfig) -> list[Table]:
     """What is timed."""
-    network = opened(find_run("detect", config.run))
+    network = open_detector(find_run("detect", config.run))
     size = size_of(config.size, network.module.spec)
     row = (network.name, "x".join(map(str, size)), ", ".join(map(str, config.batch_size)), config.precision)
     return [Table("what is timed", ("detector", "image", "batch", "precision"), (row,))]

@@ -134,21 +134,33 @@ def load_detector(folder: str | None, source: BoxSource, run: Run) -> Network:
     return network
 
 
-def open_detector(folder: str | None, run: Run) -> Network:
-    """The detector of a run, on the run's device, whatever its classes are.
+def open_detector(folder: str | Path | None, run: Run | None = None) -> Network:
+    """The detector of a run, whatever its classes are.
+
+    Args:
+        folder: of the run that trained it.
+        run: the one on whose device it is to be; None: the CPU.
 
     Raises:
         ModelError: there is no detector.
     """
+    folder = None if folder is None else str(folder)
     if not str(networks.manifest_of(folder).get("model", "")).startswith(f"{FAMILY}:"):
         hint = "Give a run of `effvl detect` or `effvl detect train`"
         exported = Path(str(folder)) / ONNX if Path(str(folder)).is_dir() else Path(str(folder))
         if exported.suffix == ".onnx" and exported.is_file():
             hint = f"`effvl detect predict` and `eval` take its file as --onnx {exported}"
         raise ModelError(f"{folder} holds no detector", hint)
-    network = networks.load(None, folder, default=FAMILY, kind="detector", log=run.log)
-    network.module.to(run.device)
+    network = networks.load(None, folder, default=FAMILY, kind="detector", log=run.log if run else None)
+    if run is not None:
+        network.module.to(run.device)
     return network
+
+
+def classes_of(network: Network) -> tuple[str, ...]:
+    """Names of the classes, as the run's manifest says."""
+    names = network.manifest.get("classes") or [f"class {k + 1}" for k in range(network.module.num_classes)]
+    return tuple(map(str, names))
 
 
 def describe(network: Network, source: BoxSource, **more: object) -> dict[str, object]:

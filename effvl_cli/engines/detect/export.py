@@ -20,8 +20,9 @@ from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
 from effvl_cli.core.table import Table
 from effvl_cli.engines.common.verified_files import ONNX
+from effvl_cli.engines.detect.detectors import classes_of, open_detector
+from effvl_cli.engines.detect.fixed_images import road_images, size_of
 from effvl_cli.engines.detect.onnx_runner import OnnxDetector
-from effvl_cli.engines.detect.opened_detector import classes_of, opened, road_images, size_of
 from effvl_cli.models.detector import CascadeRCNN
 from effvl_cli.models.detector_graph import FixedSize
 from effvl_cli.models.detector_onnx import halve, properties, write_onnx
@@ -62,8 +63,7 @@ def run(config: ExportConfig, run: Run) -> None:
         CheckError: onnxruntime finds something else.
         ModelError: no detector in RUN, or one that cannot be written.
     """
-    folder = find_run("detect", config.run)
-    network = opened(folder)
+    network = open_detector(find_run("detect", config.run), run)
     classes = classes_of(network)
     size = size_of(config.size, network.module.spec)
     module: CascadeRCNN = copy.deepcopy(network.module).cpu().eval()
@@ -207,7 +207,7 @@ def table(report: Report) -> Table:
 
 def preview(config: ExportConfig) -> list[Table]:
     """What is written."""
-    network = opened(find_run("detect", config.run))
+    network = open_detector(find_run("detect", config.run))
     size = size_of(config.size, network.module.spec)
     row = (network.name, config.graph, "x".join(map(str, size)), config.precision, config.opset, config.num_check)
     return [Table("what is written", ("detector", "graph", "image", "weights", "opset", "images compared"), (row,))]

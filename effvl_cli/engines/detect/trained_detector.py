@@ -80,7 +80,7 @@ def finder_of(config: PredictConfig, run: Run) -> Finder:
 
 
 def _of_run(config: PredictConfig, run: Run) -> Finder:
-    network = open_detector(str(find_run("detect", config.run)), run)
+    network = open_detector(find_run("detect", config.run), run)
     module, spec = network.module.eval(), network.module.spec
     module.roi_heads.score_thresh = config.score  # what is below could not suppress what is above
     run.report.model(network.name, network.source, module)

@@ -1,6 +1,4 @@
-"""What `export` and `bench` begin with: RUN's detector, the size of its images, and images of that size."""
-
-from pathlib import Path
+"""The size of the images of a graph, and images of that size, for `export` and `bench`."""
 
 import numpy as np
 import torch
@@ -10,24 +8,7 @@ from torchvision.transforms import functional as tf
 from effvl_cli.config.detect_export import STRIDE
 from effvl_cli.data.road_layout import Scene
 from effvl_cli.data.road_painter import paint
-from effvl_cli.models import network as networks
-from effvl_cli.models.detector_spec import FAMILY, DetectorSpec
-from effvl_cli.models.network import Network
-
-
-def opened(folder: Path) -> Network:
-    """The detector of a run.
-
-    Raises:
-        ModelError: none is there, or another network.
-    """
-    return networks.load(None, str(folder), default=f"{FAMILY}:tiny", kind="detector")
-
-
-def classes_of(network: Network) -> tuple[str, ...]:
-    """Names of the classes, as the run's manifest says."""
-    names = network.manifest.get("classes") or [f"class {k + 1}" for k in range(network.module.num_classes)]
-    return tuple(map(str, names))
+from effvl_cli.models.detector_spec import DetectorSpec
 
 
 def size_of(text: str | None, spec: DetectorSpec) -> tuple[int, int]:
