@@ -253,7 +253,7 @@ def _scan(arguments: list[str], config: type, verbs: dict[str, Command], called:
             continue
         if word.startswith("-"):
             if not word.startswith("--") or key not in (*known, *switches):
-                raise unknown_option(key, known, f"option {word.partition('=')[0]} of `effvl {called}`")
+                raise _unknown_option(word.partition("=")[0], key, known, called)
             given.append(f"--{key}")
             if not equals and key not in switches:
                 next(words, None)
@@ -262,6 +262,17 @@ def _scan(arguments: list[str], config: type, verbs: dict[str, Command], called:
         elif verbs:
             raise _no_verb(word, [verb for verb in verbs if verb], called)
     return given, ""
+
+
+def _unknown_option(word: str, key: str, known: list[str], called: str) -> UsageError:
+    """Names the commands of the technique that have the option, else the nearest options of this one."""
+    mates = commands.of(called.partition(" ")[0]).values()
+    having = [mate.title for mate in mates if key in flags.flag_names(flags.config_class(mate.config))]
+    if having and word == f"--{key}":
+        return UsageError(
+            f"`effvl {called}` has no {word}", f"It belongs to {' and '.join(f'`effvl {n}`' for n in having[:3])}"
+        )
+    return unknown_option(key, known, f"option {word} of `effvl {called}`")
 
 
 def _no_verb(word: str, verbs: list[str], called: str) -> UsageError:

@@ -125,7 +125,7 @@ class DetectOptimisation(TrainOptions):
     ema: Annotated[
         float | None, Gt(0), Lt(1), Doc("keep and evaluate a moving average of the weights with this momentum")
     ] = None
-    sync_bn: Annotated[bool, Doc("several processes with GPUs: batch norm over all")] = False
+    sync_bn: Annotated[bool, Doc("several processes with GPUs: batch norm over the images of all of them")] = False
 
 
 @dataclass(frozen=True, kw_only=True)

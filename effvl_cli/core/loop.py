@@ -19,6 +19,7 @@ from effvl_cli.core.run import Run
 from effvl_cli.core.stopping import Rule
 
 PATIENCE = 3  # non-finite steps in a row before the run fails
+NAMED = 8  # images that a failure names
 CHECKPOINT_SHARE = 0.02  # largest share of the time spent on checkpoints where no period is given
 FIRST_CHECKPOINT = 2.0  # seconds
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -262,12 +263,11 @@ class _Loop:
         if self.bad_steps == 1 and not self.scaler.is_enabled():
             self.run.warn(f"step {self.step} of {self.plan.phase}: gradient not finite, step skipped")
         if self.bad_steps >= PATIENCE and not (self.scaler.is_enabled() and self.scaler.get_scale() > 1.0):
-            indices = getattr(self.batch, "indices", None)
-            seen = "" if indices is None else f", images {', '.join(map(str, indices[:8].tolist()))}.."
+            seen = _images_of(self.batch)
             cause = "Use --precision fp32 or bf16" if self.plan.precision == "fp16" else "Lower the learning rate"
             raise NumericalError(
                 f"the gradient of {self.plan.phase} is not finite at {PATIENCE} steps in a row "
-                f"(step {self.step}{seen})",
+                f"(step {self.step}{', ' if seen else ''}{seen})",
                 f"{cause}{self.plan.hint}",
             )
 
@@ -355,6 +355,19 @@ class _Loop:
         else:  # records of later phases may follow
             self.run.settle_records(saved.state["records"])
         self.run.log(f"{self.plan.phase}: continuing from step {saved.step} of {self.plan.steps}")
+
+
+def _images_of(batch: Any) -> str:
+    """The images of a batch over all processes: their files where it names them, else their places in the split."""
+    own = getattr(batch, "files", None)
+    if own is None and (indices := getattr(batch, "indices", None)) is not None:
+        own = indices.tolist()
+    if own is None:
+        return ""
+    each = [distributed.broadcast_json(list(own), rank) for rank in range(distributed.world().size)]
+    names = [str(name) for part in each for name in part]
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"images {', '.join(names[:NAMED])}{more}"
 
 
 def _clip(parameters: list[Tensor], plan: Plan) -> Tensor:

@@ -137,12 +137,14 @@ class BoxBatch:
             (N,) bool, night () bool, and where classes are missing in the annotations labelled (1 + C,) bool.
         indices: (B,) int64 positions in the split.
         sizes: (B, 2) int64 heights and widths of the images as they are in the data set.
+        files: of each image, as in the annotations.
     """
 
     images: list[Tensor]
     targets: list[Target]
     indices: Tensor
     sizes: Tensor
+    files: list[str]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -183,6 +185,7 @@ class Packed:
     labelled: Tensor | None
     indices: Tensor
     sizes: Tensor
+    files: list[str]
 
     def unpack(self) -> BoxBatch:
         """The batch, as views of these tensors."""
@@ -195,7 +198,7 @@ class Packed:
             target["night"] = self.night[row]
             if self.labelled is not None:
                 target["labelled"] = self.labelled[row]
-        return BoxBatch(images, targets, self.indices, self.sizes)
+        return BoxBatch(images, targets, self.indices, self.sizes, self.files)
 
 
 class Collate:
@@ -223,6 +226,7 @@ class Collate:
             torch.stack([self._labelled(record) for record in records]) if self.partly else None,
             torch.tensor([sample.index for sample in samples]),
             torch.tensor([(record.height, record.width) for record in records]),
+            [record.file for record in records],
         )
 
     def _labelled(self, record: BoxRecord) -> Tensor:

@@ -26,6 +26,8 @@ from PIL import Image
         ("prune-tokens --keep=", 2, ["--keep is empty", "a number"]),
         ("prune-tokens --no-keep 0.4", 2, ["--no-keep", "Did you mean 'num-keep' or 'keep'?"]),
         ("prune-tokens -k 0.4", 2, ["option -k"]),
+        ("detect train --arms single", 2, ["`effvl detect train` has no --arms", "It belongs to `effvl detect`"]),
+        ("detect eval --epochs 3", 2, ["has no --epochs", "`effvl detect` and `effvl detect train`"]),
         ("prune-tokens --keep", 2, ["--keep", "requires an argument"]),
         ("pretrain clip", 2, ["unknown verb 'clip'", "search, eval"]),
         ("prune-tokens evl", 2, ["unknown verb 'evl'", "'eval'"]),

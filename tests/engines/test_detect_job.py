@@ -4,15 +4,19 @@ import json
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 import torch
 
-from effvl_cli.core import signals
+from effvl_cli.config.detect_predict import PredictConfig
+from effvl_cli.config.detect_train import TrainConfig
+from effvl_cli.core import distributed, signals
 from effvl_cli.core.checkpoint import load_model
+from effvl_cli.core.errors import UsageError
 from effvl_cli.core.table import Table
-from effvl_cli.engines.detect import detecting, tables
+from effvl_cli.engines.detect import detecting, detector_arms, predict, tables
 from effvl_cli.engines.detect import eval as evaluating
 from effvl_cli.models import network as networks
 from tests.kills import assert_same_result, run_with_kills
@@ -209,6 +213,22 @@ def test_a_resumed_job_and_one_that_never_died_are_the_same(job, monkeypatch):
 
 
 KILLING = r"single/step-00000001|cascade/step-00000001|cascade/step-00000002|phases\.json"
+
+
+def test_a_loss_that_is_not_finite_names_its_images(effvl):
+    line = ("detect", "train", *FEW, "--steps", 4, "--loss-weights", "3e38,3e38,3e38")
+    outcome = effvl(*line, "--out", "r")
+    assert outcome.code == 6, outcome.err
+    assert outcome.error.count("train/0000") == 4 and "images train/0000" in outcome.error
+
+
+def test_what_several_processes_cannot_do_is_refused_before_data_are_read(monkeypatch):
+    monkeypatch.setattr(distributed, "world", lambda: distributed.World(size=2))
+    run = SimpleNamespace(device=torch.device("cpu"))
+    with pytest.raises(UsageError, match="--sync-bn works on GPUs, and the device is cpu"):
+        detector_arms.train_and_measure({"train": TrainConfig(sync_bn=True, data="nowhere")}, run, None)
+    with pytest.raises(UsageError, match="runs on one process"):
+        predict.run(PredictConfig(input=("nowhere.jpg",)), run)
 
 
 def test_dry_run_says_what_each_arm_costs(effvl):

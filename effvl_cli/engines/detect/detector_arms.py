@@ -10,7 +10,7 @@ from effvl_cli.data.boxes import BoxSource
 from effvl_cli.engines.detect import pictures
 from effvl_cli.engines.detect.box_splits import Splits, open_splits
 from effvl_cli.engines.detect.detection_figures import record_metrics
-from effvl_cli.engines.detect.detector_training import train
+from effvl_cli.engines.detect.detector_training import check_sync_bn, train
 from effvl_cli.engines.detect.detectors import asked_spec, describe
 from effvl_cli.engines.detect.judged import (
     Judged,
@@ -42,8 +42,9 @@ def train_and_measure(arms: Mapping[str, TrainingOptions], run: Run, make: Make)
     """
     names = list(arms)
     config = arms[names[-1]]
-    for own in arms.values():
-        asked_spec(own)  # refused before the images are read
+    for own in arms.values():  # refused before the images are read
+        asked_spec(own)
+        check_sync_bn(own, run.device)
     splits = open_splits(config, run)
     for source in (splits.train, splits.val, splits.test):
         run.report.data(source)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from effvl_cli.config.detect_train import TrainingOptions
@@ -59,17 +60,24 @@ def train(config: TrainingOptions, run: Run, splits: Splits, network: Network, p
     return about
 
 
-def _placed(config: TrainingOptions, run: Run, network: Network) -> CascadeRCNN:
-    """The detector on its device, with --sync-bn its batch norm over all processes.
+def check_sync_bn(config: TrainingOptions, device: torch.device) -> None:
+    """Refuse --sync-bn where torch cannot do it.
 
     Raises:
-        UsageError: --sync-bn on a CPU, where torch has none.
+        UsageError: several processes on a CPU.
     """
+    if config.sync_bn and distributed.world().size > 1 and device.type != "cuda":
+        raise UsageError(
+            f"--sync-bn works on GPUs, and the device is {device.type}",
+            "Leave it out, or give --norm group, which depends on no other image",
+        )
+
+
+def _placed(config: TrainingOptions, run: Run, network: Network) -> CascadeRCNN:
+    """The detector on its device, with --sync-bn its batch norm over all processes."""
     module: CascadeRCNN = network.module.to(run.device)
     if not config.sync_bn or distributed.world().size == 1:
         return module
-    if run.device.type != "cuda":
-        raise UsageError("--sync-bn needs GPUs", "Leave it out, or give --norm group")
     synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(module)
     assert isinstance(synchronised, CascadeRCNN)
     return synchronised
