@@ -22,4 +22,10 @@ class ConvertConfig(BoxDataOptions, RunOptions):
         Literal["link", "copy", "none"],
         Doc("beside the annotations: links to the images, copies, or nothing; drawn scenes are always copied"),
     ] = "link"
-    check_only: Annotated[bool, Doc("read and count, and write no annotations")] = False
+    check_only: Annotated[
+        bool,
+        Doc(
+            "read and count, decode every image, and write no annotations; images that cannot be decoded are an error "
+            "at the end, with --on-bad skip only counted"
+        ),
+    ] = False

@@ -33,7 +33,8 @@ class PredictConfig(RunInput, RunOptions):
         str | None, ARTEFACT, Doc("COCO file whose ids of images (by file name) and classes the COCO results use")
     ] = None
     on_bad: Annotated[
-        Literal["error", "skip"], Doc("an unreadable image or video: stop, or leave it out, however many there are")
+        Literal["error", "skip"],
+        Doc("an unreadable image or video, or a damaged frame of one: stop, or leave it out, however many there are"),
     ] = "error"
 
     def __post_init__(self) -> None:

@@ -77,7 +77,7 @@ def sniffed(place: Path) -> str:
             return "voc"
         if _holds(place, "*.yaml", "labels/**/*.txt"):
             return "yolo"
-        for pattern in ("*.json", "*/*.json", "*/*/*.json"):
+        for pattern in ("*.json", "*/*.json", "*/*/*.json", "*/*/*/*.json"):
             if found := sorted(place.glob(pattern)):
                 return _of_file(found[0])
         if _holds(place, f"*{DARKNET}", *NAME_FILES):

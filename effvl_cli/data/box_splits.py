@@ -209,13 +209,13 @@ def split_files(folder: Path, patterns: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def annotation_files(place: Path, patterns: Sequence[str], *, chosen: bool) -> dict[str, Path]:
+def annotation_files(place: Path, chosen: bool, *, patterns: Sequence[str]) -> dict[str, Path]:
     """JSON files of a folder by split, or the one file.
 
     Args:
         place: folder or file.
-        patterns: of the files' names.
         chosen: whether the user names files, so that none need be found.
+        patterns: of the files' names.
 
     Raises:
         DataError: nothing is found.
@@ -239,10 +239,10 @@ def open_files(
     *,
     root: Path | None,
     reading: Reading | None,
-    patterns: Sequence[str],
+    find: Callable[[Path, bool], dict[str, Path]],
     read: Callable[[Path, Path], Annotations],
 ) -> BoxSource:
-    """The data set of a split whose annotations lie in one file for each split.
+    """The data set of a split whose annotations lie in one file, or a folder of files, for each split.
 
     Args:
         kind: the format, e.g. "coco".
@@ -250,8 +250,8 @@ def open_files(
         split: "train", "val" or "test".
         root: folder that a relative path starts from.
         reading: how annotations are read.
-        patterns: names of the files in a folder.
-        read: gives all that a file says, from it and the folder of the data set.
+        find: gives these by split, from the file or folder and whether the user names some.
+        read: gives all that one of them says, from it and the folder of the data set.
 
     Raises:
         DataError: missing, or something that cannot be read; names the file.
@@ -259,7 +259,7 @@ def open_files(
     reading = reading or Reading()
     place, choices = place_and_choices(argument, root)
     chosen = {name: place / file for name, file in choices.items()}
-    files = choose(annotation_files(place, patterns, chosen=bool(choices)), chosen)
+    files = choose(find(place, bool(choices)), chosen)
     part = part_of(split, list(files), whole=reading.whole)
     found = read(files[part.name], place if place.is_dir() else place.parent)
     return opened(f"{kind}:{place.stem}", split, found, reading, part=part)

@@ -6,13 +6,14 @@ file whose name says val or test is that split alone; any other file is divided.
 the folder of the file, of the data set, or from a folder images/, train2017/ or the like in them.
 
 Ids may be words, which are numbered then; `\\` in `file_name` separates folders as `/` does; the box of an annotation
-that has none is that of its polygons.
+that has none is that of its polygons or of its mask (RLE, as numbers or compressed).
 
 Keys besides COCO's own: `video_id`, `scene` or `sequence`, `frame_id`, `time` or `timeofday` of an image (or of its
 `attributes`), `ignore` of an annotation. Ids may start from 0.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from effvl_cli.core.errors import DataError
 from effvl_cli.data.annotations import FAULTS, Annotations, Listed, check_unique, folder_of, said
-from effvl_cli.data.box_splits import open_files
+from effvl_cli.data.box_splits import annotation_files, open_files
 from effvl_cli.data.boxes import BoxSource, Reading
 from effvl_cli.data.listings import read_json
 
@@ -47,7 +48,8 @@ def build(
     Raises:
         DataError: missing, or something that cannot be read; names the file.
     """
-    return open_files("coco", argument, split, root=root, reading=reading, patterns=PATTERNS, read=read)
+    find = partial(annotation_files, patterns=PATTERNS)
+    return open_files("coco", argument, split, root=root, reading=reading, find=find, read=read)
 
 
 def read(path: Path, root: Path) -> Annotations:
@@ -179,12 +181,26 @@ def _boxes(path: Path, rows: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]
 def _box(path: Path, row: Mapping[str, Any]) -> NDArray[np.float64]:
     box, shape = row.get("bbox"), row.get("segmentation")
     try:
-        if box is None and isinstance(shape, list) and shape:
-            points = np.concatenate([np.array(part, dtype=np.float64).reshape(-1, 2) for part in shape])
-            return np.concatenate([points.min(0), np.ptp(points, axis=0)])
+        if not box and shape:
+            return _around(shape)
         if isinstance(box, list):
             return np.array(box, dtype=np.float64).reshape(4)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, KeyError, RuntimeError):  # the last of the decoder of masks
         pass
-    said_box = f"bbox {str(box)[:60]}" if "bbox" in row else "no bbox and no polygon"
+    said_box = f"bbox {str(box)[:60]}" if "bbox" in row else "no bbox"
+    if not box:
+        said_box += f", and segmentation {str(shape)[:60]}" if shape else ", and no polygon or mask"
     raise DataError(f"{path}: annotation {row.get('id')} has {said_box}", "Write bbox: [x, y, width, height] in px")
+
+
+def _around(shape: Any) -> NDArray[np.float64]:
+    """(4,) x, y, width, height around polygons, or around a mask in COCO's run lengths."""
+    if isinstance(shape, list):
+        points = np.concatenate([np.array(part, dtype=np.float64).reshape(-1, 2) for part in shape])
+        return np.concatenate([points.min(0), np.ptp(points, axis=0)])
+    from faster_coco_eval.core import mask
+
+    counts = shape["counts"]
+    height, width = (int(side) for side in shape["size"])
+    runs = mask.frPyObjects([shape], height, width) if isinstance(counts, list) else [shape]
+    return np.asarray(mask.toBbox(runs), dtype=np.float64).reshape(4)

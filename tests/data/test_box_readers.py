@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from faster_coco_eval.core import mask
 
+from effvl_cli.core.errors import DataError
 from effvl_cli.data.annotations import Listed
 from effvl_cli.data.boxes import Reading, load_boxes
 from effvl_cli.data.folders import split_words
@@ -211,6 +213,31 @@ def test_the_box_of_a_polygon(tmp_path):
     data["annotations"][0]["segmentation"] = [[5, 6, 15, 6, 9, 18], [20, 7, 21, 7, 20, 9]]
     source = load_boxes(f"coco:{write_coco(tmp_path, data)}", "train", reading=WHOLE)
     assert source.records[0].boxes[0].tolist() == [5, 6, 21, 18]
+
+
+def test_the_box_of_a_mask(tmp_path):
+    """Rows 5 to 11 and columns 7 to 18 of 30 rows: in columns 7 * 30 + 5 zeros, then 7 and 23 in turn."""
+    runs = [7 * 30 + 5, *([7, 23] * 11), 7, 40 * 30 - 18 * 30 - 12]
+    assert sum(runs) == 1200
+    data = coco_data(4)
+    compressed = mask.frPyObjects([{"size": [30, 40], "counts": runs}], 30, 40)[0]["counts"].decode()
+    for row, counts in zip(data["annotations"], (runs, compressed), strict=False):
+        del row["bbox"]
+        row["segmentation"] = {"size": [30, 40], "counts": counts}
+    source = load_boxes(f"coco:{write_coco(tmp_path, data)}", "train", reading=WHOLE)
+    assert [record.boxes[0].tolist() for record in source.records[:2]] == [[7, 5, 19, 12]] * 2
+
+
+@pytest.mark.parametrize(
+    "shape", [{"size": [30, 40]}, {"size": [30], "counts": [1]}, {"size": [30, 40], "counts": [1, "a"]}, 7, [[1, "a"]]]
+)
+def test_a_mask_that_is_none(tmp_path, shape):
+    data = coco_data(4)
+    data["annotations"][2]["segmentation"] = shape
+    del data["annotations"][2]["bbox"]
+    with pytest.raises(DataError, match="annotation 2 has no bbox, and segmentation") as caught:
+        load_boxes(f"coco:{write_coco(tmp_path, data)}", "train", reading=WHOLE)
+    assert "Write bbox" in caught.value.hint
 
 
 def test_voc_side_by_side_in_folders_of_splits(tmp_path):

@@ -10,6 +10,7 @@ from effvl_cli.core import used_data
 from effvl_cli.core.cache import Cache
 from effvl_cli.core.errors import DataError, UsageError
 from effvl_cli.data import fingerprints
+from effvl_cli.data.bdd import OLD_NAMES
 from effvl_cli.data.box_sets import sniffed
 from effvl_cli.data.boxes import Reading, load_boxes
 from tests.data.box_files import (
@@ -118,6 +119,36 @@ def test_bdd(tmp_path):
     mapped = load_boxes(f"bdd:{tmp_path}", "train", reading=Reading(whole=True, map="bdd100k-4"))
     assert mapped.classes == ("pedestrian", "vehicle", "scooter", "bicycle")
     assert mapped.records[2].labels.tolist() == [4]
+
+
+def test_bdd_of_a_file_for_each_image(tmp_path):
+    """As the first release has it; a lane has no box."""
+    for split, count in (("train", 3), ("val", 2)):
+        for k in range(count):
+            box = {"category": "motor", "id": 0, "box2d": {"x1": 1, "y1": 2, "x2": 9.5, "y2": 20}}
+            lane = {"category": "lane/crosswalk", "id": 1, "poly2d": [[1.0, 2.0, "L"]]}
+            page = {"name": f"{split}{k}-ab", "frames": [{"timestamp": 10000, "objects": [box, lane][k % 2 :]}]}
+            page["attributes"] = {"weather": "clear", "timeofday": "night" if k else "daytime"}
+            path = tmp_path / "labels" / "100k" / split / f"{split}{k}-ab.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(page))
+            picture(tmp_path / "images" / "100k" / split / f"{split}{k}-ab.jpg")
+    train, val = (load_boxes(f"boxes:{tmp_path}", split) for split in ("train", "val"))
+    assert ([r.file for r in train.records], len(val)) == (["train0-ab.jpg", "train1-ab.jpg", "train2-ab.jpg"], 2)
+    assert train.records[0].boxes.tolist() == [[1, 2, 9.5, 20]]
+    assert [len(record.boxes) for record in train.records] == [1, 0, 1]
+    assert [record.time for record in train.records] == ["day", "night", "night"]
+    assert train.classes == OLD_NAMES and train.classes[train.records[0].labels[0] - 1] == "motor"
+    alone = load_boxes(f"bdd:{tmp_path / 'labels' / '100k' / 'val'}", "val")
+    assert [record.path for record in alone.records] == [record.path for record in val.records]
+    chosen = load_boxes(f"bdd:{tmp_path},train=labels/100k/val", "train", reading=Reading(whole=True))
+    assert [record.file for record in chosen.records] == ["val0-ab.jpg", "val1-ab.jpg"]
+    path.write_text('{"name": "x", "frames": [{"objects": 7}]}')
+    with pytest.raises(DataError, match="no list of frames"):
+        load_boxes(f"bdd:{tmp_path}", "val")
+    path.write_text('{"name": "x"}')
+    with pytest.raises(DataError, match=r"val1-ab\.json has no frame with objects"):
+        load_boxes(f"bdd:{tmp_path}", "val")
 
 
 def test_formats_are_told_by_what_files_hold(tmp_path):

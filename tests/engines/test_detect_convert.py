@@ -141,6 +141,27 @@ def test_a_check_counts_and_writes_nothing(here, report, workdir):
     assert sum(found.get("clipped", {"count": 0})["count"] for found in done.technique["problems"].values()) == 1
 
 
+def test_a_check_decodes_every_image(effvl, here, report, workdir):
+    data = coco_data(6)
+    for image in data["images"]:
+        image["file_name"] = image["file_name"].replace("png", "jpg")
+    path = write_coco(workdir / "set", data, "train.json")
+    write_coco(workdir / "set", data, "test.json")
+    for name in ("img1.jpg", "img4.jpg"):
+        whole = (path.parent / "images" / name).read_bytes()
+        (path.parent / "images" / name).write_bytes(whole[: len(whole) // 2])
+    line = ("detect", "convert", "--data", "coco:set", "--split", "test", "--check-only")
+    outcome = effvl(*line, "--out", "r")
+    assert outcome.code == 3
+    for part in ("2 of 6 images cannot be decoded", "img1.jpg", "img4.jpg", "--on-bad skip"):
+        assert part in outcome.error
+    outcome = here(*line, "--on-bad", "skip", "--out", "s")
+    assert "test: 2 damaged, e.g." in outcome.out
+    assert report("s").technique["problems"]["test"]["damaged"]["count"] == 2
+    assert report("s").data[0].bad_files == 2
+    assert "decode every image" in " ".join(effvl("detect", "convert", "--help").out.split())
+
+
 def test_day_and_night_are_counted_where_they_are_said(here, report, workdir):
     plain, said = coco_data(3), coco_data(3)
     said["images"][0]["timeofday"] = "night"

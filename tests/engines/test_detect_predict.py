@@ -300,6 +300,19 @@ def test_a_damaged_video_is_said(test_data):
     assert len(heard) == 1
 
 
+def test_a_damaged_video_is_an_error_unless_it_is_to_be_skipped(fake, effvl, here, report, workdir, test_data):
+    line = ("detect", "predict", "--input", test_data / "videos" / "corrupted.mp4", "--every", 20)
+    outcome = effvl(*line, "--out", "r")
+    assert outcome.code == 3
+    for part in ("corrupted.mp4 is damaged", "49 of 50 frames", "after frame 28", "--on-bad skip"):
+        assert part in outcome.error
+    outcome = here(*line, "--on-bad", "skip", "--out", "s")
+    assert len(images_of("s")) == 3
+    assert (report("s").technique["damaged"], report("s").technique["unreadable"]) == (1, 0)
+    assert "1 video cannot be decoded as a whole" in outcome.out
+    assert "corrupted.mp4 is damaged" in report("s").warnings[0]
+
+
 def test_a_video_that_is_stored_turned(test_data):
     frames = list(all_frames(test_data / "videos" / "video_90.mov", every=4))
     assert all(frame.shape == (568, 320, 3) for frame in frames)

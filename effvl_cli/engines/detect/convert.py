@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from effvl_cli.config.detect_convert import ConvertConfig
 from effvl_cli.core.errors import DataError
 from effvl_cli.core.files import disk_errors, write_json, write_text
@@ -15,24 +17,37 @@ from effvl_cli.core.table import Cell, Table
 from effvl_cli.data.annotations import check_unique
 from effvl_cli.data.box_writers import coco_json, yolo_lines
 from effvl_cli.data.boxes import BoxSource
+from effvl_cli.data.files import some
+from effvl_cli.data.loader import SampleLoader, loader_workers
 from effvl_cli.engines.detect.box_data import splits_of
 from effvl_cli.engines.detect.class_columns import ClassColumns
 
 FOLDER, IMAGES, LABELS, PAGE = "data", "images", "labels", "data.yaml"
+CHUNK = 16  # images between looks at requests to stop
 
 
 def run(config: ConvertConfig, run: Run) -> None:
     """Read the splits, and write what was read."""
     rows, written, problems = [], [], {}
+    faults: list[str] = []
     for source in splits_of(config, config.split, run, seed=config.seed):
-        run.report.data(source)
+        damaged = _damaged(source, config, run) if config.check_only else []
+        faults += damaged
+        run.report.data(source, bad_files=len(damaged))
         rows += _rows(source)
+        for text in damaged:
+            source.problems.add("damaged", text)
         problems[source.split] = source.problems.to_dict()
         if not config.check_only:
             names = _names(source)
             (_write_coco if config.to == "coco" else _write_yolo)(source, names, run)
             _place_images(source, names, config, run)
             written.append(source)
+    if faults and config.on_bad != "skip":
+        raise DataError(
+            f"{len(faults)} of {sum(row['n_images'] for row in rows)} images cannot be decoded: {some(faults)}",
+            "Mend or remove them; --on-bad skip counts them",
+        )
     if written and config.to == "yolo":
         _write_page(written, run)
     run.report.technique.update(splits=rows, problems=problems)
@@ -40,6 +55,31 @@ def run(config: ConvertConfig, run: Run) -> None:
     run.report.metric("boxes", float(sum(row["n_boxes"] for row in rows)), unit="boxes")
     if written:
         run.log(f"read it again by --data {config.to}:{run.path(FOLDER)}")
+
+
+def _damaged(source: BoxSource, config: ConvertConfig, run: Run) -> list[str]:
+    """What is wrong with the images of a split that cannot be decoded; of the others headers alone have been read."""
+
+    def fault(index: int) -> str:
+        try:
+            source.image(index)
+        except DataError as error:
+            return error.message
+        return ""
+
+    loader: SampleLoader[str, list[str]] = SampleLoader(
+        lambda step: lambda index, epoch: fault(index),
+        list,
+        len(source),
+        workers=loader_workers(config.workers, "cpu"),
+    )
+    found: list[str] = []
+    with run.progress(f"decoding {source.split} images", len(source)) as progress:
+        for texts, indices in loader.once(np.arange(len(source)), chunk=CHUNK):
+            found += filter(None, texts or [])
+            progress.update(int(indices[-1]) + 1)
+            run.check_stop()
+    return found
 
 
 def _rows(source: BoxSource) -> list[dict[str, Any]]:

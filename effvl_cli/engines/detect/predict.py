@@ -18,7 +18,7 @@ from effvl_cli.core import distributed
 from effvl_cli.core.errors import DataError, UsageError
 from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
-from effvl_cli.core.table import Cell, Table, shortened
+from effvl_cli.core.table import Cell, Table, counted, shortened
 from effvl_cli.data.files import read_image
 from effvl_cli.data.image_sizes import LEAST_SIDE
 from effvl_cli.data.inputs import InputFile, input_files
@@ -53,8 +53,9 @@ def run(config: PredictConfig, run: Run) -> None:
     tally, began = Tally(len(finder.classes)), time.monotonic()
     sheet: list[Image.Image] = []
     writers = writers_of(config, run, finder.classes)
+    damaged: list[str] = []
     with run.progress("detecting", len(inputs)) as progress:
-        for shown, found in batched(decoded(inputs, config.every, bad, run.warn), finder, config.batch_size):
+        for shown, found in batched(decoded(inputs, config.every, bad, damaged, run.warn), finder, config.batch_size):
             for writer in writers:
                 writer.add(shown, found)
             tally.add(shown, found)
@@ -66,7 +67,8 @@ def run(config: PredictConfig, run: Run) -> None:
         writer.close()
     if not tally.images:
         raise DataError("no image and no video of --input can be read", "See the warnings in log.txt")
-    _report(run, finder, tally, time.monotonic() - began, len(bad.bad))
+    run.report.technique.update(unreadable=len(bad.bad), damaged=len(damaged))
+    _report(run, finder, tally, time.monotonic() - began)
     run.plot("detections", write_sheet, sheet)
 
 
@@ -109,7 +111,7 @@ class Tally:
 
 
 def decoded(
-    inputs: Sequence[InputFile], every: int, bad: BadFiles, warn: Callable[[str], None] = lambda text: None
+    inputs: Sequence[InputFile], every: int, bad: BadFiles, damaged: list[str], warn: Callable[[str], None]
 ) -> Iterator[Shown]:
     """Images and frames in order; images are decoded by threads, some ahead.
 
@@ -117,11 +119,19 @@ def decoded(
         inputs: files.
         every: frames of a video from one to the next.
         bad: counts files that cannot be read.
-        warn: told of each of them.
+        damaged: gets what is wrong with each video of which some frames can be decoded.
+        warn: told of all of them.
 
     Raises:
-        DataError: a file that cannot be read and is not to be left out.
+        DataError: a file that cannot be read, or not to its end, and is not to be left out.
     """
+
+    def note(text: str) -> None:
+        if bad.on_bad == "error":
+            raise DataError(text)
+        damaged.append(text)
+        warn(f"{text}; the others are looked at")
+
     with ThreadPoolExecutor(DECODERS) as pool:
         ahead: deque[Future[Image.Image] | None] = deque()
         rest = iter(inputs)
@@ -135,7 +145,7 @@ def decoded(
             waiting = ahead.popleft()
             submit(1)
             try:
-                yield from _frames(file, every, warn) if waiting is None else [Shown(file, waiting.result())]
+                yield from _frames(file, every, note) if waiting is None else [Shown(file, waiting.result())]
             except DataError as error:
                 bad.meet(error, place)
                 warn(f"left out: {error.message}")
@@ -148,8 +158,8 @@ def _read(path: Path) -> Image.Image:
     return image
 
 
-def _frames(file: InputFile, every: int, warn: Callable[[str], None]) -> Iterator[Shown]:
-    for place, frame in enumerate(all_frames(file.path, every, warn)):
+def _frames(file: InputFile, every: int, damaged: Callable[[str], None]) -> Iterator[Shown]:
+    for place, frame in enumerate(all_frames(file.path, every, damaged)):
         yield Shown(file, Image.fromarray(frame), place * every)
 
 
@@ -215,7 +225,7 @@ def _small(shown: Shown, found: Detections, classes: Sequence[str]) -> Image.Ima
     return draw(shown.image.resize(size, Image.Resampling.BILINEAR), scaled, classes)
 
 
-def _report(run: Run, finder: Finder, tally: Tally, seconds: float, unreadable: int) -> None:
+def _report(run: Run, finder: Finder, tally: Tally, seconds: float) -> None:
     per_class = sum(row["found"] for row in tally.by_file.values())
     run.report.metric("detections", float(per_class.sum()), unit="boxes", n=tally.images)
     run.report.metric("images_per_s", tally.images / seconds, unit="images/s", n=tally.images)
@@ -225,7 +235,6 @@ def _report(run: Run, finder: Finder, tally: Tally, seconds: float, unreadable: 
         classes=list(finder.classes),
         per_class=dict(zip(finder.classes, per_class.tolist(), strict=True)),
         conditions=times,
-        unreadable=unreadable,
         files=[
             {"file": name, "images": row["images"], "per_class": row["found"].tolist(), "folder": row["folder"]}
             for name, row in tally.by_file.items()
@@ -254,6 +263,8 @@ def table(report: Report) -> Table:
         notes.append(", ".join(f"look like {name}: {count} boxes" for name, count in about["conditions"].items()))
     if about["unreadable"]:
         notes.append(f"{about['unreadable']} files cannot be read and were left out")
+    if about.get("damaged"):
+        notes.append(f"{counted(about['damaged'], 'video')} cannot be decoded as a whole; what can be was looked at")
     return Table(report.command, ("file", "images", "boxes", *classes.titles), tuple(rows), tuple(notes))
 
 
