@@ -141,9 +141,14 @@ def drawn() -> None:
 def _undrawn(request, monkeypatch):
     """Figures are put together, and one grey pixel is written for each: drawing would be a third of a small job."""
     if "drawn" not in request.fixturenames:
-        from effvl_cli.core import plots
+        draw_nothing(monkeypatch)
 
-        monkeypatch.setattr(plots, "_write", _close)
+
+def draw_nothing(patch: pytest.MonkeyPatch) -> None:
+    """See `_undrawn`."""
+    from effvl_cli.core import plots
+
+    patch.setattr(plots, "_write", _close)
 
 
 def _close(figure: Any, path: Path) -> None:

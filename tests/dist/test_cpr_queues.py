@@ -1,11 +1,8 @@
 """Queues that two processes fill and train against, in float64, beside those of one process with the whole batch."""
 
-import os
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from effvl_cli.core import distributed
@@ -14,6 +11,7 @@ from effvl_cli.engines.cpr_mine.clip_training import check_queues, has_batch_nor
 from effvl_cli.techniques.cpr_mine.cascade_moco import CascadeMoCo, ClipViews, Objective, Sharing
 from effvl_cli.techniques.cpr_mine.queue import Queues
 from effvl_cli.techniques.cpr_mine.stages import Stage
+from tests.processes import group
 
 BATCH, WORLD, SLOTS, C, DIM, STEPS = 8, 2, 20, 6, 5, 4
 STAGES = (Stage("flow", 10), Stage("rgb", 6), Stage("flow", 3))
@@ -78,7 +76,6 @@ def _sharing(step):
 
 
 def _worker(rank, folder):
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(WORLD), "LOCAL_RANK": str(rank)}
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORLD)
     rows = slice(rank * BATCH // WORLD, (rank + 1) * BATCH // WORLD)
     for norm in (False, True):
@@ -100,7 +97,7 @@ def _worker(rank, folder):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    mp.spawn(_worker, args=(str(folder),), nprocs=WORLD)
+    group(lambda rank: _worker(rank, str(folder)), WORLD)
     return lambda name: torch.load(folder / f"{name}.pt", weights_only=True)
 
 

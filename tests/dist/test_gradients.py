@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from effvl_cli.core import distributed
 from effvl_cli.techniques.pretrain.dino import DINO
@@ -12,6 +11,7 @@ from effvl_cli.techniques.pretrain.mocov3 import MoCoV3
 from effvl_cli.techniques.pretrain.simclr import SimCLR
 from effvl_cli.techniques.pretrain.tokens import random_tokens
 from effvl_cli.techniques.pretrain.vit import VisionTransformer, ViTShape
+from tests.processes import group
 
 BATCH, WORLD = 8, 2
 
@@ -82,7 +82,7 @@ NAMES = ("simclr", "mocov3", "mocov3-symmetric", "dino")
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    mp.spawn(_worker, args=(NAMES, str(folder)), nprocs=WORLD)
+    group(lambda rank: _worker(rank, NAMES, str(folder)), WORLD)
     return lambda name, kind="sum": torch.load(folder / f"{name}-{kind}.pt", weights_only=True)
 
 

@@ -2,11 +2,11 @@
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import nn
 
 from effvl_cli.techniques.continual.owned_network import OwnedNetwork
+from tests.processes import group
 
 WORLD, BATCH = 2, 8
 
@@ -46,7 +46,7 @@ def _worker(rank, folder):
 
 
 def test_gradients_are_the_mean_of_the_halves(tmp_path):
-    mp.spawn(_worker, (str(tmp_path),), nprocs=WORLD)
+    group(lambda rank: _worker(rank, str(tmp_path)), WORLD)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(WORLD))
     network = _network()
     halves = [_gradients(network, network.module, slice(start, start + 4)) for start in (0, 4)]

@@ -90,7 +90,7 @@ def of_two(tmp_path_factory):
     data = {**pictures(root), "detector": root / "detect"}
     lines = {name: [data.get(word, word) for word in line] for name, line in LINES.items()}
     told = [[*line, "--out", root / name, "--cache-dir", root / "cache"] for name, line in lines.items()]
-    run_each(told, 2, "tests.dist.test_two_processes:without_batch_norm")
+    run_each(told, 2, without_batch_norm)
     return root, lines
 
 

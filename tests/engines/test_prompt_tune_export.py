@@ -1,8 +1,6 @@
 """Class weights of `effvl prompt-tune export`, applied where effvl cannot be imported."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,14 +15,10 @@ from effvl_cli.models import network as networks
 from effvl_cli.models.tiny import ASSETS
 from effvl_cli.models.token_pruned_clip import load_pruned
 from tests.conftest import keep_few_images
+from tests.processes import run_without_effvl
 
 ELSEWHERE = """
-import importlib.abc, json, sys
-class Blocked(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "effvl_cli":
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Blocked())
+import json, sys
 import torch, torch.nn.functional as F
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from safetensors.torch import load_file, save_file
@@ -47,7 +41,6 @@ with torch.no_grad():
         if about["bias"]:
             logits[key] += heads[key + ".bias"]
 save_file(logits, "logits.safetensors")
-assert "effvl_cli" not in sys.modules
 """
 
 
@@ -63,11 +56,8 @@ def test_plain_open_clip_gives_the_logits_of_the_run(prompts_run, effvl, report,
     outcome = effvl("prompt-tune", "export", prompts_run, "--out", "out")
     assert outcome.code == 0, outcome.err
     save_file({"pixels": pixels_of(prompts_run)}, "images.safetensors")
-    Path("elsewhere.py").write_text(ELSEWHERE)
     weights = ASSETS / "tiny-clip" / "checkpoint.safetensors"
-    words = [sys.executable, "elsewhere.py", str(weights), "images.safetensors"]
-    done = subprocess.run(words, capture_output=True, text=True, env={"PATH": "", "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
+    run_without_effvl(ELSEWHERE, workdir, str(weights), "images.safetensors")
     ours, theirs = load_file(prompts_run / "logits.safetensors"), load_file("logits.safetensors")
     assert set(theirs) == set(ours) - {"indices", "labels"} >= {"zero_shot", "linear_probe", "prompt_gce", "prompt_ce"}
     for key, logits in theirs.items():

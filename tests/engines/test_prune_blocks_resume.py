@@ -1,18 +1,20 @@
 """Interrupted anywhere, a run ends with the bits of an uninterrupted one; on two processes it finds the same scores."""
 
-import subprocess
-import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from effvl_cli.core import distributed
 from effvl_cli.core.checkpoint import load_model
+from effvl_cli.core.errors import DataError, EffvlError
+from effvl_cli.core.phases import Phases
 from effvl_cli.data import digits
 from effvl_cli.engines.prune_blocks import pruning, removals
 from tests.engines.conftest import little_beside, no_programs
-from tests.processes import KILL, TERM, environment, run_each, some, stop_when
+from tests.processes import KILL, TERM, group, run_each, some, stop_launched_when, stop_when
 
 LINE = (
     *("prune-blocks", "--model", "cifar-resnet:14,width=4", "--baseline-epochs", 1, "--baseline-batch-size", 128),
@@ -170,7 +172,7 @@ def test_two_processes_stop_together_and_one_goes_on(look, workdir, here, report
     here(*line, "--out", "one")
     folder = Path("two/checkpoints")
     begun = some(folder, "step-1-without-*/step-*", 2)
-    code, output = stop_when(begun, TERM, *line, "--out", "two", processes=2)
+    code, output = stop_launched_when(begun, TERM, *line, "--out", "two", processes=2)
     assert code != 0 and "internal error" not in output
     here(*line, "--out", "two")
     steps = [report(name).technique["steps"][0] for name in ("one", "two")]
@@ -181,37 +183,41 @@ def test_two_processes_stop_together_and_one_goes_on(look, workdir, here, report
     assert lines[0] == lines[1] and "\0" not in two
 
 
-FAILING = """
-import sys
-from pathlib import Path
-from types import SimpleNamespace
-import torch
-from effvl_cli.core import distributed
-from effvl_cli.core.errors import DataError, EffvlError
-from effvl_cli.core.phases import Phases
 class Run:
+    """What `Phases` needs of one."""
+
     lengths, phases, report = {}, None, SimpleNamespace(warnings=[])
-    def path(self, name): return Path(sys.argv[1]) / name
-    def record_offset(self): return None
-    def settle_records(self, offset): pass
-    def stop_signal(self): return 0
-def make(place):
-    if place == 1:
-        raise DataError("broken", "Mend it")
-    return {"x": 1.0}
-distributed.start(torch.device("cpu"))
-try:
-    Phases(Run()).side_by_side(["a", "b"], make)
-except EffvlError as error:
-    print(f"rank {distributed.world().rank}: {type(error).__name__} {error.message};", flush=True)
-distributed.stop()
-"""
+
+    def path(self, name):
+        return Path("run") / name
+
+    def record_offset(self):
+        return None
+
+    def settle_records(self, offset):
+        pass
+
+    def stop_signal(self):
+        return 0
+
+
+def work_of_two(rank):
+    """The second process fails."""
+
+    def make(place):
+        if place == 1:
+            raise DataError("broken", "Mend it")
+        return {"x": 1.0}
+
+    distributed.start(torch.device("cpu"))
+    try:
+        Phases(Run()).side_by_side(["a", "b"], make)
+    except EffvlError as error:
+        print(f"rank {rank}: {type(error).__name__} {error.message};", flush=True)
+    distributed.stop()
 
 
 def test_a_process_that_fails_on_its_own_ends_the_others_with_one_line(workdir):
-    Path("failing.py").write_text(FAILING)
-    two = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "failing.py", "run")
-    done = subprocess.run(two, env=environment(), capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert "rank 1: DataError broken;" in done.stdout
-    assert "rank 0: DistributedError another process failed;" in done.stdout
+    output = group(work_of_two, 2)
+    assert "rank 1: DataError broken;" in output
+    assert "rank 0: DistributedError another process failed;" in output

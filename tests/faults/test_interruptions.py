@@ -1,4 +1,4 @@
-"""Kills and stop requests, through the real command in processes of its own."""
+"""Kills and stop requests, in processes of their own."""
 
 import shutil
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from effvl_cli.core.checkpoint import load_model
-from tests.processes import KILL, TERM, USR1, some, stop_when
+from tests.processes import KILL, TERM, USR1, some, stop_launched_when, stop_when
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_a_stop_request_while_torch_is_imported_is_not_lost(workdir):
         children = [child for path in Path("/proc/self/task").glob("*/children") for child in path.read_text().split()]
         return any("libtorch" in Path(f"/proc/{child}/maps").read_text() for child in children)
 
-    code, output = stop_when(importing, TERM, *line)
+    code, output = stop_launched_when(importing, TERM, *line)
     assert code == 75, output
 
 
