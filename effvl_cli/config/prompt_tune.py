@@ -27,6 +27,7 @@ from effvl_cli.config.options import (
 EMBEDDED = "shape-captions:sketch"
 SMALL = "tiny:"  # networks whose logit scale is about a fifth of a full CLIP's, so that they take a larger rate
 DEFAULT_TOKENS = 4
+DEFAULT_RATES = (0.0, 0.5)
 
 Shots = Positive | Literal["all"]
 NoiseRate = Annotated[float, Ge(0), Lt(1)]
@@ -122,7 +123,10 @@ class NoiseOptions(Checked):
         NoiseModel,
         Doc("model; fp: images of other classes take the place of some, as in the official code"),
     ] = "fp"
-    noise_rate: Annotated[tuple[NoiseRate, ...], Doc("shares of wrong labels, comma separated")] = (0.0, 0.5)
+    noise_rate: Annotated[
+        tuple[NoiseRate, ...],
+        Doc("shares of wrong labels, comma separated (default: 0,0.5; of --noise-from all that it has)"),
+    ] = ()
     noise_from: Annotated[
         str | None, ARTEFACT, Doc("noise.json of an earlier run, whose images and labels are taken")
     ] = None
@@ -389,8 +393,8 @@ def _refuse_twice(config: Checked, *names: str) -> None:
 
 
 def rates_of(config: NoiseOptions) -> tuple[float, ...]:
-    """Noise rates in ascending order."""
-    return tuple(sorted(config.noise_rate))
+    """Noise rates in ascending order; those of a file of `--noise-from` are for whoever reads it."""
+    return tuple(sorted(config.noise_rate or DEFAULT_RATES))
 
 
 def suffix_of(rate: float, rates: tuple[float, ...]) -> str:

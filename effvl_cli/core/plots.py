@@ -361,15 +361,36 @@ def captioned_images(
     _write(figure, path)
 
 
-def heat_maps(path: Path, maps: Mapping[str, NDArray[np.float64]], *, title: str, columns: int) -> None:
-    """Shares on a grid, from 0 to 1 on one scale of colours; each map under its name, `columns` of them in a row."""
+NAMED = 30  # rows up to which a single map has their names
+
+
+def heat_maps(
+    path: Path, maps: Mapping[str, NDArray[np.float64]], *, title: str, columns: int, names: Sequence[str] = ()
+) -> None:
+    """Shares on a grid, from 0 to 1 on one scale of colours; each map under its name, `columns` of them in a row.
+
+    Args:
+        path: of the picture.
+        maps: by name; a single one is drawn larger.
+        title: over all.
+        columns: maps in a row.
+        names: of the rows and columns of a square map, written where there is one map of at most 30 of them.
+    """
     rows = -(-len(maps) // columns)
-    figure, grid = _figure(max(5.6, 1.9 * columns + 0.9), 2.0 * rows + 0.4, nrows=rows, ncols=columns, squeeze=False)
+    named = len(maps) == 1 and 0 < len(names) <= NAMED
+    size = {1: 4.0, 2: 2.6}.get(columns, 1.9)
+    width = max(4.6, size * columns + (1.9 if named else 0.9))
+    figure, grid = _figure(width, size * rows + (1.4 if named else 0.5), nrows=rows, ncols=columns, squeeze=False)
     figure.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
     for axes in grid.flat:
         axes.axis("off")
     for axes, (name, shares) in zip(grid.flat, maps.items(), strict=False):
         drawn = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
         axes.set_title(name, fontsize=8, fontweight="normal", loc="center")
+        if named:
+            axes.axis("on")
+            axes.grid(visible=False)
+            axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
+            axes.set_yticks(range(len(names)), names, fontsize=6)
     figure.colorbar(drawn, ax=grid, shrink=0.8, label="share of the images")
     _write(figure, path)

@@ -1,9 +1,10 @@
 """What a picture must show, asked of the drawn objects."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
-from effvl_cli.core.plots import Costed, _draw_curves, curves, fronts, paired_bars
+from effvl_cli.core.plots import Costed, _draw_curves, curves, fronts, heat_maps, paired_bars
 
 
 @pytest.fixture
@@ -105,3 +106,18 @@ def test_a_long_label_is_wrapped_and_curves_without_errors_have_no_bars(tmp_path
     box = axes.xaxis.label.get_window_extent()
     assert box.x0 >= 0 and box.x1 <= drawn[0].bbox.x1
     assert [container.has_yerr for container in axes.containers] == [False, True]
+
+
+def test_a_single_map_fills_its_picture_and_names_its_rows(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("effvl_cli.core.plots._write", lambda figure, path: drawn.append(figure))
+    names = [f"class {k}" for k in range(30)]
+    heat_maps(tmp_path / "x.png", {"rate 0.5": np.eye(30)}, title="", columns=1, names=names)
+    heat_maps(tmp_path / "x.png", {"a": np.eye(3), "b": np.eye(3)}, title="", columns=2, names=names[:3])
+    for figure in drawn:
+        figure.canvas.draw()
+    box = drawn[0].axes[0].get_window_extent()
+    assert box.width > drawn[0].bbox.width / 2 and box.height > drawn[0].bbox.height / 2
+    labels = drawn[0].axes[0].get_yticklabels()
+    assert [text.get_text() for text in labels] == names and not _overlapping(labels)
+    assert not drawn[1].axes[0].axison

@@ -43,6 +43,17 @@ def test_tuned_tokens_go_with_other_class_names(effvl, shared_cache, prompts_run
     assert outcome.code == 2 and "has 2 names" in outcome.error
 
 
+def test_methods_without_class_weights_of_other_names_are_refused(effvl, shared_cache):
+    line = ("prompt-tune", *FEW_PROMPTS[:-2], "--num-folds", 0, "--noise-rate", 0)
+    assert effvl(*line, "--method", "tip-adapter", "--out", "tip").code == 0
+    for verb in ("eval", "export"):
+        outcome = effvl("prompt-tune", verb, "tip", "--out", verb)
+        assert outcome.code == 4 and "tip holds no class weights" in outcome.error
+    assert effvl(*line, "--method", "linear-probe", "--out", "probe").code == 0
+    outcome = effvl("prompt-tune", "eval", "probe", "--classes", "|".join(f"thing {n}" for n in range(30)))
+    assert outcome.code == 2 and "nothing of probe goes with other class names" in outcome.error
+
+
 def test_the_logits_of_runs_are_averaged(effvl, shared_cache, prompts_run, report):
     line = ("prompt-tune", *FEW_PROMPTS[:-2], "--num-folds", 0, "--method", "prompt", "--loss", "gce", "--seed", 1)
     assert effvl(*line, "--noise-rate", "0,0.5", "--save-logits", "--out", "other").code == 0

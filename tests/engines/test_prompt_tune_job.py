@@ -186,8 +186,10 @@ def test_a_run_killed_within_a_training_ends_with_the_same_bits(tune, own_cache,
 def test_unsupervised_training_takes_the_predictions_for_labels(effvl, shared_cache, report, monkeypatch):
     line = ("prompt-tune", "--unsupervised", "--num-select", 2, "--epochs", 1, "--batch-size", 30, "--method", "prompt")
     monkeypatch.setattr("effvl_cli.engines.prompt_tune.pseudo.ENDLESS_SHOTS", 4)
-    assert effvl(*line, "--loss", "gce", "--select", "topk", "--out", "a").code == 0
+    outcome = effvl(*line, "--loss", "gce", "--select", "topk", "--out", "a")
+    assert outcome.code == 0, outcome.err
     found = report("a").technique["pseudo"]
+    assert f"pseudo-labels: {found['n']} images by topk, {100 * found['acc']:.1f} % are right" in outcome.out
     assert found["n"] <= 60 and sum(row["n"] for row in found["per_class"]) == found["n"]
     assert found["acc"] == pytest.approx(report("a").metrics["top1_pseudo_labels"].value)
     assert max(row["n"] for row in found["per_class"]) == 2

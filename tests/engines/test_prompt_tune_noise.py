@@ -11,6 +11,7 @@ from effvl_cli.config.prompt_tune import PromptTuneConfig
 from effvl_cli.core.errors import DataError, UsageError
 from effvl_cli.data import load
 from effvl_cli.data.fewshot import few_shot
+from effvl_cli.engines.prompt_tune.label_sets import noise_rates
 from effvl_cli.engines.prompt_tune.noise_files import noise_document
 from effvl_cli.engines.prompt_tune.noise_records import noisy_shots
 
@@ -114,7 +115,7 @@ def test_all_shots(source):
 
 def test_too_few_donors_are_an_error():
     source = Source(**vars(make_source((60, 4, 4))))
-    with pytest.raises(DataError, match="class 'ant' needs 27 images of other classes, and 4 are left"):
+    with pytest.raises(DataError, match="class 'ant' needs 27 of the images of other classes, and 4 are left"):
         noisy_shots(options(shots="all"), source, 0.9)
 
 
@@ -184,6 +185,28 @@ def test_records_are_taken_from_another_run(source, tmp_path):
     source.classes = ("x", *CLASSES[1:])
     with pytest.raises(DataError, match="of other classes than toy"):
         noisy_shots(taken, source, 0.5)
+
+
+def test_the_rates_of_real_labels_are_taken_up_again(source, tmp_path):
+    """They are odd numbers, which nobody has to write in full."""
+    table, path = tmp_path / "labels.csv", tmp_path / "noise.json"
+    rows = [f"{name},{'ant' if place % 7 else 'bee'}" for place, name in enumerate(source.ids)]
+    table.write_text("\n".join(["path,label", *rows]))
+    labelled = options(labels=str(table), shots=21, allow_empty_class=True)
+    written = document(labelled, source, (0, 0.5))
+    path.write_text(json.dumps(written))
+    rate = written["sets"][1]["rate"]
+    assert rate not in (0.5, float(f"{rate:g}"))
+    taken = options(noise_from=str(path))
+    assert noise_rates(taken) == (0, rate) and noise_rates(options(labels=str(table))) == (0, 0.5)
+    assert document(taken, source, (0, float(f"{rate:g}")))["sets"] == written["sets"]
+
+
+def test_the_rate_of_a_matrix_is_what_it_does(source, tmp_path):
+    (tmp_path / "m.json").write_text("[[0.75, 0.25, 0], [0, 1, 0], [0.5, 0.5, 0]]")
+    matrix = options(noise="matrix", noise_matrix=str(tmp_path / "m.json"))
+    assert noisy_shots(matrix, source, 0.3).rate == (4 + 16) / 48
+    assert noisy_shots(matrix, source, 0).rate == 0
 
 
 def test_records_of_endless_data(tmp_path):

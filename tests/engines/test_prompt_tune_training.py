@@ -1,6 +1,7 @@
 """Training of class features on image features: the schedule, the views, the cache, what changes and what does not."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from effvl_cli.engines.prompt_tune.head_training import ClassFeatureTask, Traini
 from effvl_cli.engines.prompt_tune.learners import learner_of
 from effvl_cli.engines.prompt_tune.suspects import with_rate
 from effvl_cli.techniques.prompt_tune.linear_classifiers import UnitClassifier
+
+RECORD = {"sample_id": 0, "path": "x.jpg", "clean_label": 0, "given_label": 1, "flipped": 1}
 
 
 @pytest.fixture
@@ -188,3 +191,11 @@ def test_suspects_make_wrong_labels_only_where_they_are_asked_to(tmp_path):
     assert with_rate(SuspectsConfig(data="digits", run=run)).noise_rate == (0.2,)
     assert with_rate(SuspectsConfig(data="cifar10", run=run)).noise_rate == (0.0,)
     assert with_rate(SuspectsConfig(data="cifar10", run=run, noise_rate=(0.1,))).noise_rate == (0.1,)
+    (tmp_path / "config.yaml").write_text(
+        "effvl: 1\ncommand: prompt-tune\nconfig:\n  data: digits\n  unsupervised: true\n"
+    )
+    assert with_rate(SuspectsConfig(data="digits", run=run)).noise_rate == (0.0,)  # it made no wrong labels
+    sets = [{"rate": rate, "model": "file", "records": [RECORD]} for rate in (0.0, 5 / 34)]
+    (tmp_path / "noise.json").write_text(json.dumps({"effvl": 1, "classes": ["a", "b"], "sets": sets}))
+    taken = with_rate(SuspectsConfig(data="digits", noise_from=str(tmp_path)))
+    assert taken.noise_rate == (5 / 34,)  # not the labels before they were made wrong

@@ -45,6 +45,11 @@ def run(config: EvalConfig, run: Run) -> None:
         raise DataError(f"{source.name} {source.split} is endless", "Give --eval-split test")
     images = features_of(context.network, source, np.arange(len(source)), config, run)
     zero_shot = (_zero_shot(context)(images.first).argmax(1) == images.labels).float()
+    if not heads[0]:
+        raise UsageError(
+            f"nothing of {folders[0]} goes with other class names: only prompts do that share their tokens",
+            "Give the run's own classes, or a run with --method prompt",
+        )
     logits = [{key: head(images.first) for key, head in own.items()} for own in heads]
     measured = dict(logits[0])
     if len(logits) > 1:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from effvl_cli.data.source import ImageSource
 from effvl_cli.engines.prompt_tune.context import Learning, cache_mode
 from effvl_cli.engines.prompt_tune.features import Features, features_of
 from effvl_cli.engines.prompt_tune.head_training import TrainingSet
-from effvl_cli.engines.prompt_tune.noise_files import NOISE, noise_document
+from effvl_cli.engines.prompt_tune.noise_files import NOISE, noise_document, recorded_rates
 from effvl_cli.engines.prompt_tune.noise_records import noisy_shots
 from effvl_cli.engines.prompt_tune.noisy_shots import NoisyShots
 from effvl_cli.techniques.prompt_tune.class_head import ClassHead
@@ -74,7 +75,7 @@ def label_sets(context: Learning, source: ImageSource) -> list[LabelSet]:
         DataError: see `noisy_shots`.
     """
     config = context.config
-    rates = _rates(config)
+    rates = noise_rates(config)
 
     def zero_shot(indices: NDArray[np.int64]) -> Tensor:
         found = features_of(context.network, source, indices, config, context.run, wanted=True)
@@ -89,13 +90,20 @@ def label_sets(context: Learning, source: ImageSource) -> list[LabelSet]:
         if rate and not config.labels and shots.clean is not None and not shots.flipped.any():
             context.run.warn(f"no label is wrong at --noise-rate {rate:g}: too few images of each class")
         sets.append(LabelSet(shots, suffix_of(rate, rates)))
-    if config.labels and not sets[-1].shots.flipped.any():
+    if (config.labels or config.noise == "matrix") and not sets[-1].shots.flipped.any():
         return sets[-1:]  # the file says what the data say: there is nothing to compare it with
     return sets
 
 
-def _rates(config: NoiseOptions) -> tuple[float, ...]:
-    """Noise rates; where a file gives the labels, any above 0 stands for it."""
+def noise_rates(config: NoiseOptions) -> tuple[float, ...]:
+    """Noise rates in ascending order; where a file gives the labels, any above 0 stands for it.
+
+    Raises:
+        UsageError: several rates where the labels come from a file.
+        DataError: a `--noise-from` that cannot be read.
+    """
+    if config.noise_from and not config.noise_rate:
+        return recorded_rates(Path(config.noise_from))
     rates = rates_of(config)
     if (config.labels or config.noise == "matrix") and sum(rate > 0 for rate in rates) > 1:
         option = "--labels" if config.labels else "--noise-matrix"

@@ -58,13 +58,45 @@ def _set(source: ImageSource, found: NoisyShots) -> dict[str, Any]:
 
 
 def read_noise(path: Path, source: ImageSource, rate: float) -> NoisyShots:
-    """The images and labels of an earlier run at one rate.
+    """The images and labels of an earlier run at one rate, which may be given in the six digits that are printed.
 
     Raises:
         UsageError: it has no such rate.
         DataError: not such a file, of other classes, or of images that the split does not have.
     """
-    fix = "Give a noise.json that prompt-tune wrote"
+    path, classes, sets = _read_document(path)
+    if classes != tuple(source.classes):
+        raise DataError(f"--noise-from {path} is of other classes than {source.name}", "Give one of the same data")
+    known = min(sets, key=lambda other: abs(other - rate))
+    if f"{known:g}" != f"{rate:g}":
+        there = ", ".join(f"{other:g}" for other in sets)
+        raise UsageError(f"--noise-rate is {rate:g}, and --noise-from {path} has {there}", "Give one of these")
+    found, names = sets[known]
+    indices = _places(path, source, found.indices, names)
+    order = np.argsort(indices)
+    clean = None if found.clean is None else found.clean[order]
+    return NoisyShots(indices[order], clean, found.given[order], known, found.model)
+
+
+def recorded_rates(path: Path) -> tuple[float, ...]:
+    """The noise rates of an earlier run, in ascending order.
+
+    Raises:
+        DataError: not such a file.
+    """
+    return tuple(sorted(_read_document(path)[2]))
+
+
+Sets = dict[float, tuple[NoisyShots, list[str]]]
+"""Images and labels at each rate, and the names of the images."""
+
+
+def _read_document(path: Path) -> tuple[Path, tuple[str, ...], Sets]:
+    """The file, its classes, and what it holds.
+
+    Raises:
+        DataError: not such a file.
+    """
     path = path / NOISE if path.is_dir() else path
     try:
         document = json.loads(path.read_bytes())
@@ -72,18 +104,13 @@ def read_noise(path: Path, source: ImageSource, rate: float) -> NoisyShots:
             raise ValueError(f"its format is {document['effvl']}")
         classes = tuple(map(str, document["classes"]))
         sets = {float(found["rate"]): _read_set(found, len(classes)) for found in document["sets"]}
+        if not sets:
+            raise ValueError("it holds no labels")
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"--noise-from {path} cannot be read: {_reason(error)}"[:200], fix) from error
-    if classes != tuple(source.classes):
-        raise DataError(f"--noise-from {path} is of other classes than {source.name}", "Give one of the same data")
-    if rate not in sets:
-        there = ", ".join(f"{other:g}" for other in sets)
-        raise UsageError(f"--noise-rate is {rate:g}, and --noise-from {path} has {there}", "Give one of these")
-    found, names = sets[rate]
-    indices = _places(path, source, found.indices, names)
-    order = np.argsort(indices)
-    clean = None if found.clean is None else found.clean[order]
-    return NoisyShots(indices[order], clean, found.given[order], rate, found.model)
+        raise DataError(
+            f"--noise-from {path} cannot be read: {_reason(error)}"[:200], "Give a noise.json that prompt-tune wrote"
+        ) from error
+    return path, classes, sets
 
 
 def _reason(error: Exception) -> str:

@@ -31,7 +31,7 @@ def noisy_shots(
     """Images and labels at one noise rate, from (data, seed, rate, model, shots) and nothing else.
 
     Models but `fp` use the same images at all rates; rate 0 is the true labels. `matrix` and `--labels` know no rate:
-    any above 0 stands for what the file says, and the rate of `--labels` is then the share that differs from the data.
+    any above 0 stands for what the file says, and the rate is then the share that differs from the data.
 
     Args:
         config: options.
@@ -54,7 +54,8 @@ def noisy_shots(
     given = clean
     if rate:
         given = _model(config, source, rate, indices, zero_shot_logits)(clean)
-    return NoisyShots(indices, clean.numpy(), given.numpy(), rate, config.noise)
+    found = NoisyShots(indices, clean.numpy(), given.numpy(), rate, config.noise)
+    return replace(found, rate=found.rate_realised) if config.noise == "matrix" else found
 
 
 def _stream(config: LearningConfig) -> Generator:
@@ -118,8 +119,8 @@ def _false_positives(config: LearningConfig, source: ImageSource, rate: float) -
         positions, given = noise.false_positives(labels, clean, donors, len(source.classes), rate, _stream(config))
     except noise.TooFewDonorsError as error:
         raise DataError(
-            f"--noise-rate {rate:g} with --noise fp: class {source.classes[error.label]!r} needs {error.needed} images "
-            f"of other classes, and {error.left} are left",
+            f"--noise-rate {rate:g} with --noise fp: class {source.classes[error.label]!r} needs {error.needed} of "
+            f"the images of other classes, and {error.left} are left",
             "Give a lower rate, fewer shots or --noise symmetric",
         ) from error
     places = positions.argsort()

@@ -60,7 +60,8 @@ def _transition(context: Comparing, noisy: Sequence[LabelSet]) -> None:
     """`plots/transition.png`: given labels (columns) of each true class (rows)."""
     maps = {f"rate {found.shots.rate:g}": found.shots.transition(len(context.classes)) for found in noisy}
     title = "Given labels (columns) of each true class (rows)"
-    context.run.plot("transition", heat_maps, maps, title=title, columns=min(3, len(maps)))
+    names = [name[:24] for name in context.classes]
+    context.run.plot("transition", heat_maps, maps, title=title, columns=min(3, len(maps)), names=names)
 
 
 def _per_class(context: Comparing, last: tuple[LabelSet, Fitted], labels: Tensor, reference: Tensor) -> None:

@@ -14,6 +14,7 @@ from effvl_cli.engines.prompt_tune.arms import arms_of
 from effvl_cli.engines.prompt_tune.context import Context, Learning, build_context, cache_mode, num_epochs
 from effvl_cli.engines.prompt_tune.features import encoder
 from effvl_cli.engines.prompt_tune.head_training import steps_per_epoch
+from effvl_cli.engines.prompt_tune.label_sets import noise_rates
 from effvl_cli.engines.prompt_tune.learners import learner_of
 from effvl_cli.engines.prompt_tune.noise_records import ENDLESS_SHOTS
 from effvl_cli.techniques.prompt_tune.learner import PromptLearner
@@ -27,11 +28,11 @@ def preview_job(config: PromptTuneConfig) -> list[Table]:
     """Of the whole job."""
     context = build_context(config, unopened("prompt-tune", config))
     if config.unsupervised:
-        images, rates = config.num_select * len(context.classes), 1
-        pool = _size(context, "train", ENDLESS_SHOTS)
+        pool, rates = _size(context, "train", ENDLESS_SHOTS), 1
+        images = min(pool, config.num_select * len(context.classes))
         parts = [_features(context, "zero-shot of the training images", pool, 1)]
     else:
-        images, rates = _num_images(context), len(config.noise_rate)
+        images, rates = _num_images(context), len(noise_rates(config))
         parts = []
     parts.append(_training_features(context, images))
     parts.append(_features(context, "features of the test images", len(context.source("test")), 1))
@@ -39,10 +40,11 @@ def preview_job(config: PromptTuneConfig) -> list[Table]:
     trained = [arm for arm in arms if arm.method in LEARNERS]
     if trained:
         parts.append(_trainings(context, trained[0].method, len(trained) * rates, images, "prompts"))
-    if config.num_folds and not config.unsupervised and (config.labels or max(config.noise_rate) > 0):
+    if config.num_folds and not config.unsupervised and (config.labels or max(noise_rates(config)) > 0):
         kept = images - images // config.num_folds
         parts.append(_trainings(context, "prompt", config.num_folds, kept, "suspects"))
-    return [_table(context, parts, [f"methods: {', '.join(arm.name for arm in arms)}, at {rates} noise rates"])]
+    at = "one noise rate" if rates == 1 else f"{rates} noise rates"
+    return [_table(context, parts, [f"methods: {', '.join(arm.name for arm in arms)}, at {at}"])]
 
 
 def preview_suspects(config: SuspectsConfig) -> list[Table]:

@@ -106,15 +106,20 @@ def load(folder: Path) -> Saved:
     """Read what a run has learned.
 
     Raises:
-        ModelError: missing, damaged, or of another technique.
+        ModelError: missing, damaged, of another technique, or without class weights.
     """
     state, manifest = checkpoint.load_model(folder / CHECKPOINT)
     if manifest.get("kind") != KIND:
         raise ModelError(f"{folder} holds {manifest.get('kind')!r}, not a run of {KIND}", f"Give one of `effvl {KIND}`")
     try:
-        return Saved(tuple(_arm(row, state) for row in manifest["arms"]), manifest)
+        saved = Saved(tuple(_arm(row, state) for row in manifest["arms"]), manifest)
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"the manifest of {folder} is damaged: {error!r}"[:200], "Repeat the run") from error
+    if not saved.arms:
+        raise ModelError(
+            f"{folder} holds no class weights: tip-adapter and rn50-ft have none", "Give a run with other methods too"
+        )
+    return saved
 
 
 def _arm(row: dict[str, Any], state: dict[str, Tensor]) -> SavedArm:

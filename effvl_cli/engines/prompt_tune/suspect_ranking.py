@@ -106,8 +106,7 @@ def record_suspects(context: Learning, training: Training, ranking: Ranking) -> 
 def suspect_rows(context: Learning, training: Training, ranking: Ranking) -> list[dict[str, Any]]:
     """Rows of `suspects.csv`, the most suspect first."""
     found, shots, source = ranking.found, ranking.labels.shots, training.source
-    known = shots.clean is not None
-    rows = []
+    flipped, rows = ranking.flipped, []
     for rank, row in enumerate(found.order.tolist(), 1):
         index, given, suggested = int(shots.indices[row]), int(shots.given[row]), int(found.suggested[row])
         rows.append(
@@ -122,7 +121,7 @@ def suspect_rows(context: Learning, training: Training, ranking: Ranking) -> lis
                 "suggested_probability": round(float(found.probability[row]), 6),
                 "given_probability": round(float(found.given_probability[row]), 6),
                 "suspicion": round(float(found.suspicion[row]), 6),
-                "flipped": int(shots.flipped[row]) if known else None,
+                "flipped": None if flipped is None else int(flipped[row]),
             }
         )
     return rows

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from effvl_cli.config.prompt_tune import SuspectsConfig
+from effvl_cli.config.prompt_tune import DEFAULT_RATES, SuspectsConfig
 from effvl_cli.config.recipe_file import read_recipe
 from effvl_cli.core.chance import refuse_chance
 from effvl_cli.core.report import Report
@@ -13,7 +13,14 @@ from effvl_cli.core.run import Run
 from effvl_cli.core.run_files import CONFIG
 from effvl_cli.core.table import Table, percent
 from effvl_cli.engines.prompt_tune.context import Context, build_context
-from effvl_cli.engines.prompt_tune.label_sets import LabelSet, Training, label_sets, training_features, write_noise
+from effvl_cli.engines.prompt_tune.label_sets import (
+    LabelSet,
+    Training,
+    label_sets,
+    noise_rates,
+    training_features,
+    write_noise,
+)
 from effvl_cli.engines.prompt_tune.preview import preview_suspects
 from effvl_cli.engines.prompt_tune.suspect_ranking import FILE, rank_suspects, record_suspects
 from effvl_cli.techniques.prompt_tune.class_head import ClassHead
@@ -37,15 +44,22 @@ def run(config: SuspectsConfig, run: Run) -> None:
 def with_rate(config: SuspectsConfig) -> SuspectsConfig:
     """The config with one noise rate: the given one, else RUN's highest on the data of RUN, else 0.
 
-    At 0 all images are ranked with the labels that they have; with --labels, with those of the file.
+    At 0 all images are ranked with the labels that they have; with --labels, with those of the file; with --noise-from,
+    with those at its highest rate.
+
+    Raises:
+        DataError: a `--noise-from` that cannot be read.
     """
     if config.noise_rate:
         return config
-    rate = 0.5 if config.labels else 0.0
-    if config.run is not None and not config.labels:
+    rate = 0.0
+    if config.noise_from or config.labels:
+        rate = max(noise_rates(config))
+    elif config.run is not None:
         earlier = read_recipe(Path(config.run) / CONFIG).config
-        if earlier.get("data") == config.data:
-            rate = max(map(float, earlier.get("noise-rate", "0").split(",")))
+        if earlier.get("data") == config.data and earlier.get("unsupervised") != "true":
+            given = earlier.get("noise-rate")
+            rate = max(map(float, given.split(",")) if given else DEFAULT_RATES)
     if rate == 0 and not config.noise_from:  # `fp` would leave out the images that it takes donors from
         config = dataclasses.replace(config, noise="symmetric", noise_matrix=None, confusion_pick="random")
     return dataclasses.replace(config, noise_rate=(rate,))
@@ -68,6 +82,7 @@ def _refuse_chance(context: Context[SuspectsConfig], training: Training, labels:
 def table(report: Report) -> Table:
     """The most suspect images."""
     found = report.technique["suspects"]
+    is_known = "flipped" in found
     rows = tuple(
         (
             row["rank"],
@@ -76,17 +91,17 @@ def table(report: Report) -> Table:
             row["suggested"],
             percent(row["suggested_probability"]),
             percent(row["given_probability"]),
-            None if row["flipped"] is None else ("yes" if row["flipped"] else "no"),
+            *(("yes" if row["flipped"] else "no",) if is_known else ()),
         )
         for row in found["first"][:PRINTED]
     )
     notes = [f"{found['suspected']} of {found['images']} labels look wrong; all are in {FILE}, the first in pictures"]
-    if "flipped" in found:
+    if is_known:
         for name, words in (("", "tuned prompts"), ("_zero_shot", "zero-shot")):
             auroc, precision = (report.metrics[f"suspects_{key}{name}"].value for key in ("auroc", "precision"))
             notes.append(
                 f"{words}: AUROC {auroc:.3f}; of the first {found['flipped']}, "
                 f"as many as are wrong, {percent(precision)} % are"
             )
-    columns = ("rank", "image", "given", "suggested", "suggested %", "given %", "known to be wrong")
-    return Table(report.command, columns, rows, tuple(notes))
+    columns = ("rank", "image", "given", "suggested", "suggested %", "given %")
+    return Table(report.command, columns + ("known to be wrong",) * is_known, rows, tuple(notes))

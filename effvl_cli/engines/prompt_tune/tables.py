@@ -14,7 +14,15 @@ def results(report: Report) -> Table:
     rows = report.technique.get("results", [])
     name = report.model.name if report.model else ""
     data = report.data[0].name if report.data else ""
-    return Table(f"{report.command}: {name} on {data}", COLUMNS, tuple(_cells(row) for row in rows), _notes(rows))
+    notes = (*_pseudo(report.technique.get("pseudo")), *_notes(rows))
+    return Table(f"{report.command}: {name} on {data}", COLUMNS, tuple(_cells(row) for row in rows), notes)
+
+
+def _pseudo(found: dict[str, Any] | None) -> tuple[str, ...]:
+    """How good the pseudo-labels are, where there are any."""
+    if found is None:
+        return ()
+    return (f"pseudo-labels: {found['n']} images by {found['select']}, {percent(found['acc'])} % are right",)
 
 
 def _cells(row: dict[str, Any]) -> tuple[Cell, ...]:
