@@ -239,7 +239,7 @@ class Content:
 def _with_files(found: Annotations, reading: Reading) -> tuple[Annotations, Ints, Ints]:
     """Without images that are missing; (M, 2) width and height of the others as shown, and (M,) EXIF orientations."""
     seen, faults = [], []
-    for row, image in enumerate(found.images):
+    for row, image in enumerate(reading.every(found.images)):
         size, fault = shown_size(image.path)
         seen.append(size)
         if fault:

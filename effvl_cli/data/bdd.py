@@ -79,17 +79,18 @@ def _holds_pages(folder: Path) -> bool:
         return b'"objects"' in file.read(PEEK)
 
 
-def read(path: Path, root: Path) -> Annotations:
+def read(path: Path, root: Path, reading: Reading) -> Annotations:
     """All frames of a file, or of a folder of files of one frame.
 
     Args:
         path: the file or folder.
         root: folder of the data set.
+        reading: its looks at requests to stop.
 
     Raises:
         DataError: empty, or not of that form.
     """
-    frames = _pages(path) if path.is_dir() else read_json(path)
+    frames = _pages(path, reading) if path.is_dir() else read_json(path)
     frames = frames.get("frames") if isinstance(frames, dict) else frames
     if not isinstance(frames, list) or not frames:
         raise DataError(f"{path} is no list of frames", EXPECTED)
@@ -109,10 +110,10 @@ def read(path: Path, root: Path) -> Annotations:
     return Annotations(where=path, classes=classes, category_ids=(), images=images, **boxes.columns())
 
 
-def _pages(folder: Path) -> list[dict[str, Any]]:
+def _pages(folder: Path, reading: Reading) -> list[dict[str, Any]]:
     """The frame of each file of a folder, as newer files have it; their names of images have no suffix."""
     frames = []
-    for path in sorted(folder.glob("*.json")):
+    for path in reading.every(sorted(folder.glob("*.json"))):
         page = read_json(path)
         try:
             name = str(page.get("name") or path.stem)

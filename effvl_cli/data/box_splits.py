@@ -240,7 +240,7 @@ def open_files(
     root: Path | None,
     reading: Reading | None,
     find: Callable[[Path, bool], dict[str, Path]],
-    read: Callable[[Path, Path], Annotations],
+    read: Callable[[Path, Path, Reading], Annotations],
 ) -> BoxSource:
     """The data set of a split whose annotations lie in one file, or a folder of files, for each split.
 
@@ -251,7 +251,7 @@ def open_files(
         root: folder that a relative path starts from.
         reading: how annotations are read.
         find: gives these by split, from the file or folder and whether the user names some.
-        read: gives all that one of them says, from it and the folder of the data set.
+        read: gives all that one of them says, from it, the folder of the data set and `reading`.
 
     Raises:
         DataError: missing, or something that cannot be read; names the file.
@@ -261,5 +261,5 @@ def open_files(
     chosen = {name: place / file for name, file in choices.items()}
     files = choose(find(place, bool(choices)), chosen)
     part = part_of(split, list(files), whole=reading.whole)
-    found = read(files[part.name], place if place.is_dir() else place.parent)
+    found = read(files[part.name], place if place.is_dir() else place.parent, reading)
     return opened(f"{kind}:{place.stem}", split, found, reading, part=part)

@@ -4,11 +4,11 @@ Boxes are (x1, y1, x2, y2) in pixels of the image as it is shown (EXIF applied),
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ from effvl_cli.data.image_sizes import LEAST_SIDE
 from effvl_cli.data.source import Indices, digest
 
 LISTED = 20  # faults of a kind that are named; the others are counted
+LOOK = 256  # files between looks at requests to stop
+T = TypeVar("T")
 
 Time = Literal["day", "night"]
 Reader = Callable[["BoxRecord"], Image.Image]
@@ -257,6 +259,7 @@ class Reading:
         whole: take all of a split that the data set has, also where a part of it would be set aside for validation.
         cache: where drawn scenes are kept; None: the user's.
         content_only: look at nothing but what the fingerprint says; there are no records then.
+        check_stop: called now and then while many files are read; raises where the command is to end.
     """
 
     format: str = "auto"
@@ -270,9 +273,17 @@ class Reading:
     whole: bool = False
     cache: Cache | None = None
     content_only: bool = False
+    check_stop: Callable[[], None] = lambda: None
 
     @classmethod
-    def of(cls, options: BoxDataOptions, cache: Cache | None = None, *, whole: bool = False) -> "Reading":
+    def of(
+        cls,
+        options: BoxDataOptions,
+        cache: Cache | None = None,
+        *,
+        whole: bool = False,
+        check_stop: Callable[[], None] = lambda: None,
+    ) -> "Reading":
         """As the options of a command say."""
         return cls(
             format=options.format,
@@ -284,7 +295,15 @@ class Reading:
             on_bad=options.on_bad,
             whole=whole,
             cache=cache,
+            check_stop=check_stop,
         )
+
+    def every(self, items: Iterable[T]) -> Iterator[T]:
+        """Items that take long to read, with looks at requests to stop."""
+        for number, item in enumerate(items):
+            if number % LOOK == 0:
+                self.check_stop()
+            yield item
 
 
 def load_boxes(

@@ -52,12 +52,13 @@ def build(
     return open_files("coco", argument, split, root=root, reading=reading, find=find, read=read)
 
 
-def read(path: Path, root: Path) -> Annotations:
+def read(path: Path, root: Path, reading: Reading) -> Annotations:
     """All images of a file.
 
     Args:
         path: the file.
         root: folder of the data set.
+        reading: says nothing here.
 
     Raises:
         DataError: empty, not of COCO's form, or ids that stand twice or point nowhere.

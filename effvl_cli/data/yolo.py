@@ -44,7 +44,7 @@ def build(
     else:
         classes, parts = (_of_darknet if page.suffix == DARKNET else _described)(page)
     part = part_of(split, list(parts), whole=reading.whole)
-    found = read(page or place, parts[part.name], classes)
+    found = read(page or place, parts[part.name], classes, reading)
     return opened(f"yolo:{place.stem}", split, found, reading, part=part)
 
 
@@ -149,13 +149,14 @@ def _plain(place: Path) -> tuple[tuple[str, ...], dict[str, list[Path]]]:
     return names, parts or {"train": [base]}
 
 
-def read(where: Path, parts: Sequence[Path], classes: tuple[str, ...]) -> Annotations:
+def read(where: Path, parts: Sequence[Path], classes: tuple[str, ...], reading: Reading) -> Annotations:
     """The images of some folders and lists.
 
     Args:
         where: what names the data set, for messages.
         parts: folders of images, or text files that list images.
         classes: names.
+        reading: its looks at requests to stop.
 
     Raises:
         DataError: nothing there, or a line that is no box; names it.
@@ -163,7 +164,7 @@ def read(where: Path, parts: Sequence[Path], classes: tuple[str, ...]) -> Annota
     paths = [path for part in parts for path in _images(part)]
     check_unique([str(path) for path in paths], "images", where)
     boxes, problems = Boxes(), Problems()
-    for row, path in enumerate(paths):
+    for row, path in enumerate(reading.every(paths)):
         labels = _label_file(path)
         for number, box in _boxes(labels, len(classes)):
             if min(box) < 0 or max(box) > 1:

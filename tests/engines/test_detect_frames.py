@@ -19,9 +19,10 @@ from effvl_cli.core.report import ReportBuilder
 from effvl_cli.core.run import Run
 from effvl_cli.data.boxes import BoxRecord, BoxSource, SourceInfo
 from effvl_cli.engines.detect import frame_features as frame_features_module
-from effvl_cli.engines.detect import frame_rows
+from effvl_cli.engines.detect import frame_rows, near_duplicates
 from effvl_cli.engines.detect.near_duplicates import deduplicated, frames_of, rule_of, skipped, walk_order
 from effvl_cli.engines.detect.tags import Tagger
+from effvl_cli.techniques.detect.dedup import Signatures
 
 
 class Loading:
@@ -341,13 +342,29 @@ def test_a_share_to_keep(run, image, signature):
     used = summary["params"]["bits" if signature != "ncc" else "distance"]
     below = rule_of(options, used - 1 if signature != "ncc" else used * 0.99)
     frames = frames_of(source_of(records), options, run, LOADING)
-    assert sum(skip is None for skip in skipped(frames, below, options)) > 3
+    assert sum(skip is None for skip in skipped(frames, below, options, run)) > 3
 
 
 def test_a_share_that_cannot_be_reached(run, image):
     records = [record(image(f"{k}.png", picture(k))) for k in range(4)]
     with pytest.raises(UsageError, match=r"--keep 0\.25 cannot be reached: .* 1\.000"):
         deduplicated(source_of(records), DedupOptions(keep=0.25), run, LOADING)
+
+
+@pytest.mark.parametrize("scope", ["seq", "all"])
+@pytest.mark.parametrize("keep", [None, 0.25])
+def test_a_request_to_stop_is_answered_in_the_walk(run, image, monkeypatch, scope, keep):
+    monkeypatch.setattr(near_duplicates, "LOOK", 2)
+    source = source_of([record(image(f"{k}.png", picture(k // 4, noise=4))) for k in range(12)])
+    options = DedupOptions(signature="ncc", scope=scope, keep=keep)
+    frames = frames_of(source, options, run, LOADING)
+    alike, compared = Signatures.alike, []
+    monkeypatch.setattr(Signatures, "alike", lambda *given: compared.append(1) or alike(*given))
+    monkeypatch.setattr(near_duplicates, "frames_of", lambda *given: frames)
+    monkeypatch.setattr(signals, "requested", lambda: signal.SIGTERM if compared else 0)
+    with pytest.raises(Preempted):
+        deduplicated(source, options, run, LOADING)
+    assert len(compared) <= 2
 
 
 def test_too_many_to_compare_each_with_each(run, image, monkeypatch):

@@ -26,7 +26,7 @@ def open_boxes(
         UsageError: unknown name, or no data set of images with boxes.
         DataError: missing, empty, unreadable, or too many faults.
     """
-    reading = Reading.of(config, run.cache, whole=whole)
+    reading = Reading.of(config, run.cache, whole=whole, check_stop=run.check_stop)
     return load_boxes(data or config.data, split, root=config.data_root, seed=seed, reading=reading)
 
 

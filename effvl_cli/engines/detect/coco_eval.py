@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,6 +80,7 @@ def evaluate(
     detections: Sequence[Detections],
     num_classes: int,
     subsets: Mapping[str, Sequence[int]] | None = None,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """COCO's box metric of some detections.
 
@@ -89,11 +90,15 @@ def evaluate(
         detections: of the I images, in their order.
         num_classes: C; labels run from 1 to C.
         subsets: name: indices of images, e.g. of those at night.
+        check_stop: called before each part.
     """
+    check_stop()
     matches = Matches(records, detections, num_classes)
-    return Evaluation(
-        matches.figures(), {name: matches.figures(indices) for name, indices in (subsets or {}).items()}, matches
-    )
+    parts: dict[str, Figures] = {}
+    for name, indices in (subsets or {}).items():
+        check_stop()
+        parts[name] = matches.figures(indices)
+    return Evaluation(matches.figures(), parts, matches)
 
 
 class Matches:

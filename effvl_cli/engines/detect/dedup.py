@@ -17,7 +17,7 @@ from effvl_cli.data import SPLITS
 from effvl_cli.data.box_writers import coco_json
 from effvl_cli.data.boxes import BoxSource
 from effvl_cli.engines.detect.box_data import open_boxes, splits_of
-from effvl_cli.engines.detect.near_duplicates import deduplicated, frames_of, rule_of
+from effvl_cli.engines.detect.near_duplicates import deduplicated, frames_of, heeding, rule_of
 from effvl_cli.techniques.detect.dedup import Leak, leaks
 
 SUMMARY, LEAKS, KEPT = "dedup.json", "leaks.json", "kept.txt"
@@ -68,7 +68,7 @@ def _check(config: DedupConfig, run: Run, kept: BoxSource) -> list[Leak]:
     for other in others:
         theirs = frames_of(other, options, run, config)
         names = [f"{other.split}/{other.ids[index]}" for index in theirs.indices]
-        for leak in leaks(ours.signatures, theirs.signatures, rule):
+        for leak in filter(None, heeding(leaks(ours.signatures, theirs.signatures, rule), run)):
             frame = ours.indices[leak.frame]
             if frame not in nearest or leak.distance < nearest[frame][0].distance:
                 nearest[frame] = (Leak(frame, leak.other, leak.distance), names[leak.other])

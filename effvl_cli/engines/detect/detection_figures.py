@@ -70,6 +70,7 @@ def measure(
     detections: Sequence[Detections],
     seen: Sequence[int] | None = None,
     by: Sequence[str] = ("time",),
+    check_stop: Callable[[], None] = lambda: None,
 ) -> Measured:
     """COCO's numbers of detections.
 
@@ -78,10 +79,11 @@ def measure(
         detections: of its images, or of those that `seen` names.
         seen: positions.
         by: parts that have figures too: "time", "source", "scene".
+        check_stop: called now and then.
     """
     records = source.records if seen is None else [source.records[index] for index in seen]
     parts = parts_of(records, by)
-    return Measured(evaluate(records, detections, len(source.classes), parts), parts, source.classes)
+    return Measured(evaluate(records, detections, len(source.classes), parts, check_stop), parts, source.classes)
 
 
 def record_metrics(run: Run, measured: Measured, split: str, suffix: str = "") -> None:
@@ -95,6 +97,7 @@ def record_metrics(run: Run, measured: Measured, split: str, suffix: str = "") -
     """
     for time, (figures, places) in measured.of_all_and_times.items():
         for name in NAMED:
+            run.check_stop()
             about: dict[str, Any] = {"split": split, "n": figures.n_images}
             if name in WITH_ERROR:
                 about["se"] = bootstrap(measured.evaluation, indices=places, iou=WITH_ERROR[name], draws=DRAWS)
@@ -111,6 +114,7 @@ def _record_classes(run: Run, measured: Measured, split: str, time: str, suffix:
     figures, places = measured.of_all_and_times[time]
     for label, (name, found) in enumerate(zip(measured.classes, figures.per_class, strict=True), 1):
         if found.ap50 is not None:
+            run.check_stop()
             error = bootstrap(measured.evaluation, label, places, draws=DRAWS)
             metric = f"ap50_{slug(name)}{time}{suffix}"
             run.report.metric(metric, found.ap50, split=split, n=found.n_gt, se=error)

@@ -35,7 +35,7 @@ def run(config: EvalConfig, run: Run) -> None:
     source = open_tagged(config, config.split, run)
     run.report.data(source)
     if config.results:
-        name, judged = config.results, _of_file(config.results, source)
+        name, judged = config.results, _of_file(config.results, source, run)
     elif config.onnx:
         name, judged = config.onnx, _of_onnx(config.onnx, config, run, source)
     else:
@@ -47,13 +47,13 @@ def run(config: EvalConfig, run: Run) -> None:
     pictures.draw_all(run, {"eval": judged}, config.num_pictures)
 
 
-def _of_file(path: str, source: BoxSource) -> Judged:
+def _of_file(path: str, source: BoxSource, run: Run) -> Judged:
     """What a file of any program says."""
     rows = read_results(Path(path), source.records, source.category_ids)
     detections = [{name: torch.from_numpy(values) for name, values in row.items()} for row in rows]
     for one in detections:
         one["conditions"] = torch.full_like(one["labels"], -1)
-    return measured(source, Found(list(range(len(source))), detections, 0.0))
+    return measured(source, Found(list(range(len(source))), detections, 0.0), run)
 
 
 def _of_onnx(path: str, config: EvalConfig, run: Run, source: BoxSource) -> Judged:
@@ -61,7 +61,7 @@ def _of_onnx(path: str, config: EvalConfig, run: Run, source: BoxSource) -> Judg
     detector = OnnxDetector(path)
     check_classes(detector.classes, source, f"--onnx {path}")
     images = Pictures(source, Shrink(detector.props["min_size"], detector.props["max_size"]))
-    judged = measured(source, over_batches(lambda batch: detector(batch.images), images, config, run))
+    judged = measured(source, over_batches(lambda batch: detector(batch.images), images, config, run), run)
     note_speed(run, judged)
     return judged
 

@@ -53,18 +53,18 @@ def judge(module: CascadeRCNN, pictures: Pictures, options: Running, run: Run) -
         options: of detection.
         run: device and progress.
     """
-    return measured(pictures.source, detect(module, pictures, options, run, inside=True))
+    return measured(pictures.source, detect(module, pictures, options, run, inside=True), run)
 
 
-def measured(source: BoxSource, found: Found) -> Judged:
-    """Figures of detections, and of the proposals and stages where they are known."""
+def measured(source: BoxSource, found: Found, run: Run) -> Judged:
+    """Figures of detections, and of the proposals and stages where they are known; a request to stop ends it."""
     inside = found.inside or Inside()
     records = [source.records[index] for index in found.seen]
     return Judged(
         source,
         found,
-        measure(source, found.detections, found.seen, by=("time", "source", "scene")),
-        [_numbers(measure(source, stage, found.seen, by=())) for stage in inside.stages],
+        measure(source, found.detections, found.seen, by=("time", "source", "scene"), check_stop=run.check_stop),
+        [_numbers(measure(source, stage, found.seen, by=(), check_stop=run.check_stop)) for stage in inside.stages],
         proposal_recall(inside.proposals, records) if inside.proposals else {},
     )
 

@@ -1,10 +1,10 @@
 """Near-duplicates of a split are skipped: what its images are compared by, in which order, and what came of it."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +35,8 @@ from effvl_cli.techniques.detect.dedup import (
 
 MOST_DISTANCE = 2.0  # of vectors that say the opposite
 DISTANCE_BINS = tuple(k / 50 for k in range(51))
+LOOK = 256  # frames between looks at requests to stop
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,14 +126,22 @@ def deduplicated(
         UsageError: --keep that no --tau reaches, or too many images for --scope all.
     """
     frames = frames_of(source, options, run, loading)
-    rule = rule_of(options, None if options.keep is None else _tau_for(options.keep, frames, options))
-    skips = skipped(frames, rule, options)
+    rule = rule_of(options, None if options.keep is None else _tau_for(options.keep, frames, options, run))
+    skips = skipped(frames, rule, options, run)
     kept = np.ones(len(source), dtype=bool)
     kept[[frames.indices[k] for k, skip in enumerate(skips) if skip]] = False
     return source.take(np.flatnonzero(kept)), _summary(frames, skips, kept, rule, options)
 
 
-def skipped(frames: Frames, rule: Rule, options: DedupOptions) -> list[Skip | None]:
+def heeding(items: Iterable[T], run: Run) -> Iterator[T]:
+    """Items that take long, with looks at requests to stop; every process has as many."""
+    for number, item in enumerate(items):
+        if number % LOOK == 0:
+            run.check_stop()
+        yield item
+
+
+def skipped(frames: Frames, rule: Rule, options: DedupOptions, run: Run) -> list[Skip | None]:
     """Which frames are skipped for which."""
     records = frames.records()
     fixed = {info.name for info in frames.source.sources if not info.dedup}
@@ -142,7 +152,7 @@ def skipped(frames: Frames, rule: Rule, options: DedupOptions) -> list[Skip | No
     step = walk_all if options.scope == "all" else walk
     found = step(frames.signatures.take(free), sequences, rule, guard=_guard(own, options), max_gap=options.max_gap)
     skips: list[Skip | None] = [None] * len(records)
-    for k, skip in zip(free, found, strict=True):
+    for k, skip in zip(free, heeding(found, run), strict=True):
         skips[k] = skip and Skip(free[skip.kept], skip.distance)
     return skips
 
@@ -169,11 +179,11 @@ def _guard(records: Sequence[BoxRecord], options: DedupOptions) -> Guard | None:
     return lambda frame, kept: same_labels(*objects(frame), *objects(kept), options.guard_iou)
 
 
-def _tau_for(keep: float, frames: Frames, options: DedupOptions) -> float:
+def _tau_for(keep: float, frames: Frames, options: DedupOptions, run: Run) -> float:
     """The smallest --tau at which no more than a share of the images is kept."""
 
     def share(tau: float) -> float:
-        skips = skipped(frames, rule_of(options, tau), options)
+        skips = skipped(frames, rule_of(options, tau), options, run)
         return sum(skip is None for skip in skips) / len(skips)
 
     if not len(frames.signatures):

@@ -5,7 +5,7 @@ them; signatures, thresholds, walk and guard are ours. `dhash` is the gradient h
 """
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -173,8 +173,8 @@ def walk(
     *,
     guard: Guard | None = None,
     max_gap: int = 0,
-) -> list[Skip | None]:
-    """Which frames are skipped: those like the last frame that was kept.
+) -> Iterator[Skip | None]:
+    """Which frames are skipped, one after another: those like the last frame that was kept.
 
     The last *kept* one, not the last seen: slow drift cannot remove a whole sequence.
 
@@ -185,18 +185,16 @@ def walk(
         guard: see `Guard`; None: labels do not matter.
         max_gap: keep a frame once so many were skipped; 0: never for that reason.
 
-    Returns:
+    Yields:
         N, None where the frame is kept.
     """
-    found: list[Skip | None] = []
     reference, gap = 0, 0
     for frame, sequence in enumerate(sequences):
         skip = None
         if frame and sequence == sequences[frame - 1] and not (max_gap and gap >= max_gap):
             skip = _skip(signatures, frame, [reference], rule, guard)
-        found.append(skip)
         reference, gap = (frame, 0) if skip is None else (reference, gap + 1)
-    return found
+        yield skip
 
 
 def walk_all(
@@ -206,7 +204,7 @@ def walk_all(
     *,
     guard: Guard | None = None,
     max_gap: int = 0,
-) -> list[Skip | None]:
+) -> Iterator[Skip | None]:
     """The same with every frame kept so far in the place of the last one.
 
     Args:
@@ -217,7 +215,6 @@ def walk_all(
         max_gap: keep a frame once so many of its sequence were skipped in a row.
     """
     kept = _bands_or_blocks(signatures, rule)
-    found: list[Skip | None] = []
     gap = 0
     for frame, sequence in enumerate(sequences):
         gap = gap if frame and sequence == sequences[frame - 1] else 0
@@ -226,9 +223,8 @@ def walk_all(
             skip = _skip(signatures, frame, kept.near(frame), rule, guard)
         if skip is None:
             kept.add(frame)
-        found.append(skip)
         gap = 0 if skip is None else gap + 1
-    return found
+        yield skip
 
 
 def _skip(signatures: Signatures, frame: int, kept: Sequence[int], rule: Rule, guard: Guard | None) -> Skip | None:
@@ -316,15 +312,14 @@ class Leak(NamedTuple):
     distance: float
 
 
-def leaks(ours: Signatures, theirs: Signatures, rule: Rule) -> list[Leak]:
-    """Frames of one split that are like a frame of another, each with the nearest.
+def leaks(ours: Signatures, theirs: Signatures, rule: Rule) -> Iterator[Leak | None]:
+    """Of each frame of one split the nearest that is like it in another; None where none is.
 
     Args:
         ours: N frames.
         theirs: M frames.
         rule: what alike means.
     """
-    found = []
     for start in range(0, len(ours), BLOCK):
         rows = range(start, min(start + BLOCK, len(ours)))
         candidates = ours.take(rows).candidates(theirs, rule)
@@ -332,9 +327,7 @@ def leaks(ours: Signatures, theirs: Signatures, rule: Rule) -> list[Leak]:
             others = candidates[frame - start].nonzero()[:, 0].tolist()
             alike = [(ours.alike(frame, theirs, other, rule), other) for other in others]
             near = min(((distance, other) for distance, other in alike if distance is not None), default=None)
-            if near is not None:
-                found.append(Leak(frame, near[1], float(near[0])))
-    return found
+            yield None if near is None else Leak(frame, near[1], float(near[0]))
 
 
 def adjacent(signatures: Signatures, sequences: Sequence[Hashable]) -> tuple[Tensor, Tensor | None, Tensor | None]:
