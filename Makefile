@@ -58,6 +58,7 @@ mini-%: recipes/mini/%.yaml $(READY)
 
 mini-pretrain mini-pretrain-search mini-prune-blocks mini-prune-blocks-published mini-prune-tokens-cifar table-pretrain-cifar10: \
 	runs/data/cifar10
+mini-pretrain-transfer: runs/data/cifar10 runs/data/tinyimagenet60
 mini-continual: runs/data/cifar10
 mini-prune-blocks-published: runs/data/cifar10-resnets
 mini-continual-tinyimagenet: runs/data/tinyimagenet60-tasks/tasks.yaml

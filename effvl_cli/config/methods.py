@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 REFERENCE_BATCH = 256  # batch size that released recipes give their rates for
 _VIEW_OPTIONS = (
-    *("budget", "schedule", "patch", "keep", "baseline", "cost_model", "compile", "image_size", "size_policy"),
+    *("budget", "schedule", "patch", "keep", "baseline", "cost_model", "compile", "image_size"),
+    *("size_policy", "keep_neighbours"),
     *("patch_resize", "crop_min", "aug_device", "temperature", "stop_grad_patch_embed", "drop_path"),
     *("head_layers", "head_hidden", "head_out"),
 )

@@ -83,6 +83,9 @@ class LengthOptions:
         Literal["flops", "time"], Doc("what a unit of the budget counts: multiply-adds, or measured seconds")
     ] = "flops"
     compile: Annotated[bool, Doc("torch.compile the backbone, one graph for each sequence length")] = False
+    keep_neighbours: Annotated[
+        Positive, Doc("training states kept at each share that pretrain search measures, for its --average")
+    ] = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,11 +214,11 @@ class PretrainConfig(
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchConfig(RunOptions, DataOptions, ModelOptions, MethodTrainOptions, ViewOptions, MethodOptions):
+class SearchConfig(RunOptions, DataOptions, ModelOptions, MethodTrainOptions, ProbeOptions, ViewOptions, MethodOptions):
     """Measure the gradient error of compressions along a training, and choose a schedule."""
 
     common: ClassVar[tuple[str, ...]] = (
-        *("run", "method", "data", "model", "budget", "pilot_budget", "pilot_schedule"),
+        *("run", "along", "method", "data", "model", "budget", "pilot_budget", "pilot_schedule"),
         *(
             "candidates",
             "candidate_patches",
@@ -225,21 +228,29 @@ class SearchConfig(RunOptions, DataOptions, ModelOptions, MethodTrainOptions, Vi
             "criterion",
             "metric",
         ),
-        *("order", "ties", "final_full", "device", "seed", "out"),
+        *("order", "ties", "lookahead", "final_full", "device", "seed", "out"),
     )
 
     panel: ClassVar[str] = "Search"
     run_optional: ClassVar[bool] = True
 
     run: Annotated[
-        str | None, ARTEFACT, Doc("run of pretrain whose checkpoints are measured; without one a pilot is trained")
+        str | None,
+        ARTEFACT,
+        Doc("run of pretrain to measure along; with --pilot-budget or --along accelerated only its options count"),
     ] = None
     budget: Annotated[str | None, Doc("budget of the training that the schedule is for (default: RUN's)")] = None
+    along: Annotated[
+        Literal["pilot", "accelerated"],
+        Doc("measure along RUN or a pilot, or along the accelerated training: measure, choose, go on; it is kept"),
+    ] = "pilot"
     pilot_budget: Annotated[Fraction | None, Doc("train a pilot for this share of the budget (without RUN: 0.1)")] = (
         None
     )
     pilot_schedule: Annotated[
-        str, ARTEFACT, Doc("compression of the pilot: mixed (all candidates in turn), none, constant:.., or a file")
+        str,
+        ARTEFACT,
+        Doc("compression of the pilot, and of the start --along accelerated: mixed (all in turn), none, .., a file"),
     ] = "mixed"
     candidates: Annotated[
         str | None, ARTEFACT, Doc("YAML list of {patch, keep_q, keep_k} (default: 5 keep rates x up to 6 patch sizes)")
@@ -272,6 +283,18 @@ class SearchConfig(RunOptions, DataOptions, ModelOptions, MethodTrainOptions, Vi
         Literal["cheaper", "dearer", "none"],
         Doc("within one paired standard error of the chosen compression, take the cheaper or the dearer one"),
     ] = "cheaper"
+    average: Annotated[
+        Positive, Doc("mean of the gradients of so many states, 1 % of the training apart, each with its own batches")
+    ] = 1
+    lookahead: Annotated[
+        int,
+        Ge(0),
+        Le(8),
+        Doc("try up to so many nearly equal compressions at a stage, judged by 20-NN on validation images; 0: none"),
+    ] = 0
+    lookahead_share: Annotated[
+        float, Gt(0), Le(0.1), Doc("length of the first trials, as a share of the budget; longer ones are twice that")
+    ] = 0.01
     early_stop: Annotated[
         Count, Doc("after every so many batches give up compressions that are clearly worse than the best; 0: never")
     ] = 4
@@ -292,6 +315,25 @@ class SearchConfig(RunOptions, DataOptions, ModelOptions, MethodTrainOptions, Vi
             )
         if self.grad_batch_size == 1:
             raise ValueError("--grad-batch-size is 1. A contrastive loss needs at least 2 images")
+        if self.lookahead == 1:
+            raise ValueError("--lookahead is 1, which leaves no choice. Give 2 to 8, or 0 for none")
+        if self.along == "accelerated":
+            self._check_loop()
+
+    def _check_loop(self) -> None:
+        if self.pilot_budget is not None:
+            raise ValueError("--pilot-budget and --along accelerated are both given. Leave one out")
+        if not self.loop_shares:
+            shown = ",".join(f"{t:g}" for t in self.measure_at)
+            raise ValueError(
+                f"--measure-at is {shown!r}. Give a share between 0 and the uncompressed end, "
+                f"{1 - self.final_full:g}, to choose at"
+            )
+
+    @property
+    def loop_shares(self) -> list[float]:
+        """Shares at which a training that is measured as it goes is measured: what is chosen there is used."""
+        return sorted({t for t in self.measure_at if 0 < t < 1 - self.final_full})
 
     @property
     def units(self) -> float | None:

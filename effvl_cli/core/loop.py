@@ -96,6 +96,8 @@ class Plan:
     """Validation figure, higher is better, whose best state is the result; None: the last state is the result."""
     stop: Rule | None = None
     """Rule that ends the training early, given the figures of all evaluations so far."""
+    goes_on: bool = False
+    """Whether this attempt has trained this phase before, to fewer steps: going on from there is no resume."""
     broadcast_buffers: bool = True
     """Whether the first process's buffers are copied to all before each forward pass; False: each has its own."""
 
@@ -173,7 +175,8 @@ class _Loop:
         saved = self.folders.latest(self.run.warn)
         if saved is not None:
             self._restore(saved)
-        self.run.resumed(self.plan.phase, self.resumed_at)
+        if not self.plan.goes_on:
+            self.run.resumed(self.plan.phase, self.resumed_at)
         if distributed.world().size > 1 and not self._over:
             self.step_module = nn.parallel.DistributedDataParallel(
                 self.step_module, broadcast_buffers=self.plan.broadcast_buffers
@@ -354,7 +357,8 @@ class _Loop:
             self.run.rewind_records(saved.state["records"])
         else:  # records of later phases may follow
             self.run.settle_records(saved.state["records"])
-        self.run.log(f"{self.plan.phase}: continuing from step {saved.step} of {self.plan.steps}")
+        if not self.plan.goes_on:
+            self.run.log(f"{self.plan.phase}: continuing from step {saved.step} of {self.plan.steps}")
 
 
 def _images_of(batch: Any) -> str:

@@ -18,7 +18,7 @@ import signal
 import time
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
@@ -120,6 +120,10 @@ class Run(RunFiles):
         """
         if self._records is not None:
             self._records.write(event, fields)
+
+    def unrecorded(self) -> "Run":
+        """The same run for short trials, whose steps are left out of metrics.jsonl."""
+        return replace(self, _records=None)
 
     def record_offset(self) -> int | None:
         """Bytes of metrics.jsonl that count so far; None on a process that does not write it."""

@@ -274,10 +274,10 @@ def test_a_snapshot_is_measured_without_being_changed(effvl, monkeypatch):
     seen = []
     original = search.measure
 
-    def watched(bench, candidates, step, progress):
-        found = original(bench, candidates, step, progress)
+    def watched(bench, candidates, steps, progress):
+        found = original(bench, candidates, steps, progress)
         state = bench.costs.method.state_dict()
-        seen.append(all(torch.equal(state[key], value) for key, value in step.model.items()))
+        seen.append(all(torch.equal(state[key], value) for key, value in steps[0].model.items()))
         return found
 
     monkeypatch.setattr(search, "measure", watched)

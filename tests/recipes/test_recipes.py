@@ -245,6 +245,48 @@ def test_a_tables_arms_run_in_miniature(effvl, image_folder, report, path, workd
     assert all(text.split(".knn20")[0] in names for text in recipe.claims)
 
 
+def few_of_searches(recipe, data):
+    """Searches and trainings under what they found, on few pictures; of trainings that differ in the file alone one."""
+    arms, seen = {}, set()
+    for arm, options in recipe.arms.items():
+        small = {key: value for key, value in options.items() if key not in LENGTHS}
+        kind = str(small | {"schedule": "found"} if small.get("schedule", "").startswith("{out}") else small)
+        if kind in seen:
+            continue
+        seen.add(kind)
+        if "run" not in small:
+            small |= {"budget": "200", "batch-size": "8", "head-hidden": "64"}
+        if "data" in small:
+            small["data"] = data
+        if "model" in small:
+            small["model"] = small["model"].replace("tiny", "nano")
+        if "search" in small.get("command", ""):
+            small["candidate-keeps"] = "0.5"
+        arms[arm] = small
+    return dataclasses.replace(recipe, config=recipe.config | {"data": data}, arms=arms, seeds=(0,), arm_seeds={})
+
+
+@pytest.mark.parametrize("name", ["pretrain-search", "pretrain-transfer"])
+def test_schedule_searches_run_in_miniature(effvl, image_folder, report, name):
+    recipe = few_of_searches(sweep.read_sweep(ROOT / "recipes" / "mini" / f"{name}.yaml"), f"folder:{image_folder}")
+    searches = [arm for arm, options in recipe.arms.items() if "search" in options.get("command", "")]
+    assert len(searches) == (7 if name == "pretrain-search" else 1)
+    runs = sweep.plan(recipe, Path("out"))
+    for run in runs:
+        outcome = effvl(*run.arguments)
+        assert outcome.code == 0, outcome.err
+    for run in runs:  # a search without RUN has none of the sweep's options: it once ran on the embedded data
+        found = report(run.folder)
+        assert found.data[0].name == f"folder:{image_folder.name}"
+        assert ("search_units" in found.metrics) == (run.arm in searches)
+        if run.arm in searches:
+            assert found.technique["batch_size"] == 8
+    if name == "pretrain-transfer":
+        stages = report("out/searched-seed0").technique["arms"]["train"]["schedule"]
+        found = report("out/search-seed0").technique["schedule"]
+        assert {row["patch"] for row in stages} <= {2 * row["patch"] for row in found}
+
+
 def kinds_of_block_removal():
     """One sweep of those that differ in data and the trained network alone."""
     seen = {}

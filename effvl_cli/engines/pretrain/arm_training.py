@@ -147,14 +147,31 @@ def step_times(trainer: ArmTrainer, compressions: dict[str, Compression]) -> dic
 
 def train(trainer: ArmTrainer, schedule: Schedule, budget: float, *, phase: str, probe: Probe | None) -> Trained:
     """Train one arm to the end of its budget, from its newest checkpoint if there is one."""
-    config, run = trainer.config, trainer.run
+    run, method = trainer.run, trainer.costs.method
     clock = make_clock(trainer, schedule, budget)
     for index in clock.skipped:
         run.warn(f"{phase}: stage {index} is shorter than one step and never occurs")
-    method = trainer.costs.method
-    if isinstance(config, PretrainConfig) and config.compile:
+    if isinstance(trainer.config, PretrainConfig) and trainer.config.compile:
         compile_backbone(method, run)
     task = InvarianceTask(method, clock, trainer.maker, run, probe)
+    phases = Phases.of(run)
+    fitted = phases.train(phase, method, lambda: fit(trainer, task, phase=phase))
+    task.meter.load_state_dict(phases.once(f"{phase} times", task.meter.state_dict))
+    return Trained(fitted, clock, task)
+
+
+def fit(trainer: ArmTrainer, task: InvarianceTask, *, phase: str, goes_on: bool = False) -> loop.FitResult:
+    """Train to the end of a task's clock, from the newest checkpoint of the phase.
+
+    Args:
+        trainer: what is trained, and how.
+        task: the training.
+        phase: its name, and that of its folder of checkpoints.
+        goes_on: whether this attempt has trained the phase before, with a clock that ended earlier.
+    """
+    config, clock = trainer.config, task.clock
+    states = config.average if isinstance(config, SearchConfig) else config.keep_neighbours
+    kept = [step for t in KEPT_AT for step in clock.neighbours(t, states)]
     plan = plan_of(
         config,
         clock.steps,
@@ -162,18 +179,21 @@ def train(trainer: ArmTrainer, schedule: Schedule, budget: float, *, phase: str,
         phase=phase,
         precision=config.precision,
         eval_at=frozenset({clock.step_at(0.5)} - {0}),
-        milestones=frozenset(clock.step_at(t) for t in KEPT_AT),
+        milestones=frozenset(kept),
         work=clock.spent,
         hint=f", or {METHODS[config.method].hint}, or use --precision fp32",
+        goes_on=goes_on,
     )
     stream = trainer.stream_of(clock)
-    optimizers = optimizers_of(config, method)
-    phases = Phases.of(run)
-    fitted = phases.train(
-        phase, method, lambda: loop.fit(task, optimizers, lambda start: task.meter.timed(stream(start)), run, plan)
-    )
-    task.meter.load_state_dict(phases.once(f"{phase} times", task.meter.state_dict))
-    return Trained(fitted, clock, task)
+    optimizers = optimizers_of(config, trainer.costs.method)
+    return loop.fit(task, optimizers, lambda start: task.meter.timed(stream(start)), trainer.run, plan)
+
+
+def save_backbone(trainer: ArmTrainer, budget: float) -> None:
+    """Write the trained backbone, the run's model for users."""
+    config = trainer.config
+    about = {"data": config.data, "method": config.method, "budget": budget}
+    trainer.run.save_model(trainer.costs.method.result.state_dict(), {**trainer.network.describe(), **about})
 
 
 def stage_rows(trained: Trained, trainer: ArmTrainer) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
-"""Gradients of compressed and uncompressed views at one training state, and their errors."""
+"""Gradients of compressed and uncompressed views at a training state, or a few, and their errors."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,9 @@ from effvl_cli.core import distributed
 from effvl_cli.core.checkpoint import Step
 from effvl_cli.core.errors import ModelError
 from effvl_cli.core.modes import as_found
-from effvl_cli.engines.common.plans import optimizers_of
+from effvl_cli.data.loader import Batch
 from effvl_cli.engines.pretrain.arm_training import ArmTrainer
+from effvl_cli.engines.pretrain.training_states import load_state, optimizers_at
 from effvl_cli.techniques.pretrain.compression_search import FULL, Estimates, scope
 from effvl_cli.techniques.pretrain.gradient_error import GradientError, adam_scale, flattened
 from effvl_cli.techniques.pretrain.schedule import Compression
@@ -24,7 +25,7 @@ FIRST_BATCH = 1_000_000  # views of a search are drawn as those of steps that no
 
 @dataclass(frozen=True)
 class Measured:
-    """Errors at one training state.
+    """Errors at one share of the training.
 
     Attributes:
         errors: of each strategy.
@@ -38,19 +39,19 @@ class Measured:
 
 
 def measure(
-    trainer: ArmTrainer, candidates: Mapping[str, Compression], step: Step, progress: Callable[[int], Any]
+    trainer: ArmTrainer, candidates: Mapping[str, Compression], states: Sequence[Step], progress: Callable[[int], Any]
 ) -> Measured:
-    """Gradient errors of all candidates at a checkpoint.
+    """Gradient errors of all candidates at a training state, or of the mean of their gradients at several.
 
     All get the same pictures and view parameters; the networks, batch norms and centre included, do not change. With
     --early-stop, strategies that are clearly worse than the best are given up on the way.
 
     Raises:
-        ModelError: the checkpoint is of other networks, or has no second moments that --metric adam needs.
+        ModelError: the states are of other networks, or have no second moments that --metric adam needs.
     """
     config = trainer.config
     assert isinstance(config, SearchConfig)
-    collected = _Collected(trainer, config, candidates, step)
+    collected = _Collected(trainer, config, candidates, states)
     for index in range(config.num_grad_batches):
         collected.add(index)
         done = index + 1
@@ -65,36 +66,56 @@ class _Collected:
     """Gradients so far, and the strategies that are still measured."""
 
     def __init__(
-        self, trainer: ArmTrainer, config: SearchConfig, candidates: Mapping[str, Compression], step: Step
+        self,
+        trainer: ArmTrainer,
+        config: SearchConfig,
+        candidates: Mapping[str, Compression],
+        states: Sequence[Step],
     ) -> None:
-        self.trainer, self.config, self.candidates = trainer, config, candidates
+        self.trainer, self.config, self.candidates, self.states = trainer, config, candidates, states
         self.method = trainer.costs.method
-        _load(self.method, step, config)
+        load_state(self.method, states[0], config)
         self.parameters = scope(self.method, config.grad_scope)
-        self.scale = _scale(config, self.method, self.parameters, step) if config.metric == "adam" else None
+        adam = config.metric == "adam"
+        self.scales = [_scale(config, self.method, self.parameters, step) for step in states] if adam else []
         self.batch_size = config.grad_batch_size or config.batch_size
         full = trainer.costs.full
-        self.errors = GradientError({name: trainer.costs.sample(c) / full for name, c in candidates.items()})
+        costs = {name: trainer.costs.sample(c) / full for name, c in candidates.items()}
+        self.errors = GradientError(costs, averaged=len(states))
         self.alive = list(candidates)
         patches = {c.patch for c in candidates.values()}
         self.streams = {patch: trainer.stream_for(self.batch_size, patch) for patch in patches}
         self.units = 0.0
 
     def add(self, index: int) -> None:
-        """One more batch; the uncompressed gradient comes first."""
-        batches = {patch: next(stream).to(self.trainer.run.device) for patch, stream in self.streams.items()}
+        """One more batch for each state; the uncompressed gradient comes first."""
+        batches = [
+            {patch: next(stream).to(self.trainer.run.device) for patch, stream in self.streams.items()}
+            for _ in self.states
+        ]
         full = torch.zeros(0)
         for name in self.alive:
-            compression = self.candidates[name]
-            views = self.trainer.maker.views(batches[compression.patch], compression, FIRST_BATCH + index)
-            gradient = _gradient(self.method, views, self.parameters)
-            if self.scale is not None:
-                gradient *= self.scale
+            gradient = self._gradient(self.candidates[name], batches, index)
             if name == FULL:
                 full = gradient
                 self.errors.add_full(full)
             self.errors.add(name, gradient, full)
+
+    def _gradient(self, compression: Compression, batches: Sequence[Mapping[int, Batch]], index: int) -> Tensor:
+        """(P,) mean of the gradients of the states, each of a batch of its own."""
+        count = len(self.states)
+        total = torch.zeros(())
+        for place, (step, batch) in enumerate(zip(self.states, batches, strict=True)):
+            if count > 1:
+                load_state(self.method, step, self.config)
+            number = FIRST_BATCH + index * count + place
+            views = self.trainer.maker.views(batch[compression.patch], compression, number)
+            gradient = _gradient(self.method, views, self.parameters)
+            if self.scales:
+                gradient *= self.scales[place]
+            total = gradient if count == 1 else total + gradient / count
             self.units += self.batch_size * self.trainer.costs.sample(compression)
+        return total
 
     def give_up(self) -> None:
         """Measure no longer what is clearly worse than the best; the uncompressed gradient stays, as the reference."""
@@ -107,23 +128,9 @@ class _Collected:
         return {name: self.errors.estimate(name) for name in self.candidates}
 
 
-def _load(method: nn.Module, step: Step, config: SearchConfig) -> None:
-    try:
-        method.load_state_dict(step.model)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        hint = "Leave out --model, --image-size and head options"
-        raise ModelError(f"the checkpoints of {config.run} do not fit: {reason}", hint) from error
-
-
 def _scale(config: SearchConfig, method: nn.Module, parameters: list[nn.Parameter], step: Step) -> Tensor:
     """(P,) factors of Adam's metric, from the second moments in the checkpoint; ones before the first step."""
-    optimizers = optimizers_of(config, method)
-    try:
-        optimizers.load_state_dict(step.state["optimizer"])
-    except ValueError as error:
-        hint = "Give the --optimizer of that run, or --metric plain"
-        raise ModelError(f"the optimizer state of {config.run} does not fit: {error}", hint) from error
+    optimizers = optimizers_at(config, method, step, instead="--metric plain")
     state = {key: value for part in optimizers.parts for key, value in part.state.items()}
     decay = next((group["betas"][1] for group in optimizers.groups() if "betas" in group), None)
     if decay is None or any("exp_avg_sq" not in state[p] for p in parameters if p in state):

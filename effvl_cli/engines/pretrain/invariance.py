@@ -14,7 +14,7 @@ from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
 from effvl_cli.core.table import Cell, Table, percent, points, times
 from effvl_cli.engines.pretrain import pictures
-from effvl_cli.engines.pretrain.arm_training import ArmTrainer, Trained, stage_rows, train
+from effvl_cli.engines.pretrain.arm_training import ArmTrainer, Trained, save_backbone, stage_rows, train
 from effvl_cli.engines.pretrain.costs import budget_of, check_patches, sizes_of
 from effvl_cli.engines.pretrain.images import TrainImages, open_split
 from effvl_cli.engines.pretrain.methods import build_network, check_batch
@@ -42,7 +42,7 @@ def run(config: PretrainConfig, run: Run) -> None:
     judged = _judge(config, run, trained, bank)
     _figures(run, judged)
     _report(config, run, trained, source)
-    _save(config, run, *trained[list(schedules)[-1]], budget)
+    save_backbone(trainer, budget)
     if distributed.is_main():
         pictures.draw(run, {arm: t.clock for arm, (_, t) in trained.items()}, *trained[list(schedules)[-1]])
 
@@ -144,17 +144,6 @@ def _warn_of_waiting(run: Run, rows: list[dict[str, Any]]) -> None:
     waits = [row["data_wait_fraction"] or 0.0 for row in rows]
     if max(waits) > 0.2:
         run.warn(f"{max(waits):.0%} of a stage's time is spent waiting for pictures: give more --workers")
-
-
-def _save(config: PretrainConfig, run: Run, trainer: ArmTrainer, trained: Trained, budget: float) -> None:
-    backbone = trained.task.method.result
-    manifest = {
-        **trainer.network.describe(),
-        "data": config.data,
-        "method": config.method,
-        "budget": budget,
-    }
-    run.save_model(backbone.state_dict(), manifest)
 
 
 # --- what users see --------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from effvl_cli.engines.common.cost_table import TRAINING, Part, cost_table, part
 from effvl_cli.engines.pretrain import labelled
 from effvl_cli.engines.pretrain.costs import DEFAULT_BUDGET, budget_of, clock_of
 from effvl_cli.engines.pretrain.images import open_split
+from effvl_cli.engines.pretrain.lookahead import most_units
 from effvl_cli.engines.pretrain.methods import build_parts, check_batch
 from effvl_cli.engines.pretrain.probes import MAX_VALIDATION
 from effvl_cli.engines.pretrain.schedules import build_schedule, pilot_schedule
@@ -150,30 +151,43 @@ def _stages(title: str, trainee: Trainee, clock: Clock) -> Table:
 
 
 def search_parts(
-    trainee: Trainee, config: SearchConfig, candidates: Mapping[str, Compression], stages: int, share: float
+    trainee: Trainee, config: SearchConfig, candidates: Mapping[str, Compression], pilot: float
 ) -> list[Part]:
-    """Costs of a pilot, if one is trained, and of the gradients of every candidate at every stage.
+    """Costs of a pilot or of the training along which is measured, of the gradients, and of trials ahead.
 
     Args:
         trainee: method on the device.
         config: options.
         candidates: compressions to compare, by name.
-        stages: number of checkpoints.
-        share: the pilot's share of the budget; 0: none is trained.
+        pilot: the pilot's share of the budget where the options give none.
     """
     costs = trainee.costs
     seconds = trainee.seconds(Compression(costs.shape.patch)) / config.batch_size / costs.full  # of a unit
+    budget = config.units or DEFAULT_BUDGET
+    loop = config.along == "accelerated"
+    share = config.pilot_budget or (0.0 if config.run else pilot)
+
+    def part_of(name: str, work: str, units: float) -> Part:
+        return Part(name, work, units * costs.unit_macs, units * seconds)
+
     parts = []
-    if share:
-        budget = share * (config.units or DEFAULT_BUDGET)
-        clock = trainee.clock(pilot_schedule(config, costs, candidates, budget), budget)
-        work = f"{clock.steps} steps of {config.batch_size} images"
-        parts.append(Part("pilot", work, clock.units * costs.unit_macs, clock.units * seconds))
+    if loop:
+        parts.append(part_of("training", f"{budget:,.0f} units, kept as the run's model", budget))
+    elif share:
+        clock = trainee.clock(pilot_schedule(config, costs, candidates, share * budget), share * budget)
+        parts.append(part_of("pilot", f"{clock.steps} steps of {config.batch_size} images", clock.units))
+    stages = config.loop_shares if loop else config.measure_at
     batch = config.grad_batch_size or config.batch_size
-    units = batch * config.num_grad_batches * stages * sum(map(costs.sample, candidates.values()))
+    num_batches = config.num_grad_batches * config.average
+    units = batch * num_batches * len(stages) * sum(map(costs.sample, candidates.values()))
     most = ", at most" if config.early_stop else ""
-    work = f"{len(candidates)} candidates x {config.num_grad_batches} batches of {batch} at {stages} stages{most}"
-    parts.append(Part("gradients", work, units * costs.unit_macs, units * seconds))
+    work = f"{len(candidates)} candidates x {num_batches} batches of {batch} at {len(stages)} stages{most}"
+    parts.append(part_of("gradients", work, units))
+    if config.lookahead:
+        asked = sum(0 < t < 1 - config.final_full for t in stages)
+        units = most_units(config, budget, asked, config.num_bank + MAX_VALIDATION)
+        work = f"{config.lookahead} compressions at {asked} stages, and 20-NN, at most"
+        parts.append(part_of("look-ahead", work, units))
     return parts
 
 

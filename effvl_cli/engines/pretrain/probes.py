@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from effvl_cli.config.pretrain import EvalConfig, PretrainConfig
+from effvl_cli.config.pretrain import EvalConfig, PretrainConfig, SearchConfig
 from effvl_cli.core import seeds
 from effvl_cli.core.feature_judges import knn, linear_probe
 from effvl_cli.core.modes import as_found
@@ -24,6 +24,7 @@ NEIGHBOURS = (1, 20, 200)
 MAX_VALIDATION = 2000
 
 Encoder = Callable[[Tensor], Tensor]
+Config = EvalConfig | PretrainConfig | SearchConfig
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,12 @@ class Judged:
 class Probe:
     """A labelled bank from the training split, and pictures to classify."""
 
-    def __init__(
-        self, config: PretrainConfig | EvalConfig, run: Run, preprocess: Preprocess, bank: Decoded, asked: Decoded
-    ) -> None:
+    def __init__(self, config: Config, run: Run, preprocess: Preprocess, bank: Decoded, asked: Decoded) -> None:
         self.run, self.preprocess, self.precision = run, preprocess, config.precision
         self.bank, self.asked, self.batch_size = bank, asked, config.eval_batch_size
 
     @classmethod
-    def open(
-        cls, config: PretrainConfig | EvalConfig, run: Run, preprocess: Preprocess, split: str, *, bank: Decoded
-    ) -> "Probe":
+    def open(cls, config: Config, run: Run, preprocess: Preprocess, split: str, *, bank: Decoded) -> "Probe":
         """Decode a split: all of the test split, at most `MAX_VALIDATION` of another."""
         limit = None if split == "test" else MAX_VALIDATION
         return cls(config, run, preprocess, bank, decode(config, run, open_split(config, split), preprocess, limit))
@@ -89,9 +86,7 @@ class Probe:
         return Judged(found)
 
 
-def decode(
-    config: PretrainConfig | EvalConfig, run: Run, source: ImageSource, preprocess: Preprocess, limit: int | None
-) -> Decoded:
+def decode(config: Config, run: Run, source: ImageSource, preprocess: Preprocess, limit: int | None) -> Decoded:
     """Pictures of a split as network inputs; with a limit, a random sample of that size."""
     order = np.arange(len(source))
     if limit is not None and limit < len(source):

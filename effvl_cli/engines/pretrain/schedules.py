@@ -21,6 +21,8 @@ from effvl_cli.techniques.pretrain.schedule import (
 from effvl_cli.techniques.pretrain.step_cost import Costs
 from effvl_cli.techniques.pretrain.vit import ViTShape
 
+MIXED = "mixed"
+
 
 def key_keep(method: str, keep: float) -> float:
     """Keep rate of the key view: SimCLR's has a gradient and is compressed too; a teacher's is whole."""
@@ -58,7 +60,7 @@ def pilot_schedule(
     Raises:
         UsageError: it cannot be read.
     """
-    if config.pilot_schedule != "mixed":
+    if config.pilot_schedule != MIXED:
         return parse_schedule(config.pilot_schedule, config.method, costs.shape)
     stages, spent = [], 0.0
     for step, compression in enumerate(itertools.cycle(candidates.values()), start=1):
@@ -83,6 +85,6 @@ def parse_schedule(text: str, method: str, shape: ViTShape) -> Schedule:
         raise UsageError(f"--schedule {shown}: no such file", "Give none, constant:patch=P,keep=R or a YAML file")
     try:
         data = {"stages": stages_from(text, patch=shape.patch)} if written else read_yaml(Path(text))
-        return schedule_from(data, default_keep_k=unsaid_key_keep(method))
+        return schedule_from(data, default_keep_k=unsaid_key_keep(method), patch=shape.patch)
     except ValueError as error:
         raise UsageError(f"--schedule {text}: {error}") from error

@@ -2,15 +2,15 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from effvl_cli.config.pretrain import SearchConfig
-from effvl_cli.config.recipe_file import dump_yaml, read_yaml
+from effvl_cli.config.recipe_file import dump_yaml
 from effvl_cli.core import distributed, plots
-from effvl_cli.core.checkpoint import Step, StepFolders
+from effvl_cli.core.checkpoint import STEPS, Step
 from effvl_cli.core.errors import DataError, UsageError
 from effvl_cli.core.files import write_json, write_text
 from effvl_cli.core.phases import Phases
@@ -18,13 +18,17 @@ from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
 from effvl_cli.core.table import Cell, Table, times
 from effvl_cli.engines.common.cost_table import cost_table
-from effvl_cli.engines.pretrain.arm_training import ArmTrainer, train
-from effvl_cli.engines.pretrain.costs import DEFAULT_BUDGET, check_patches
+from effvl_cli.engines.pretrain.arm_training import ArmTrainer, save_backbone, train
+from effvl_cli.engines.pretrain.candidates import candidates_of
+from effvl_cli.engines.pretrain.closed_loop import accelerate
+from effvl_cli.engines.pretrain.costs import DEFAULT_BUDGET
 from effvl_cli.engines.pretrain.gradients import measure
 from effvl_cli.engines.pretrain.images import TrainImages
+from effvl_cli.engines.pretrain.lookahead import LookAhead
 from effvl_cli.engines.pretrain.methods import build_network, check_batch
 from effvl_cli.engines.pretrain.preview import Trainee, search_parts
-from effvl_cli.engines.pretrain.schedules import key_keep, pilot_schedule, unsaid_key_keep
+from effvl_cli.engines.pretrain.schedules import pilot_schedule
+from effvl_cli.engines.pretrain.training_states import TrainingStates
 from effvl_cli.techniques.pretrain.compression_search import (
     Estimates,
     Search,
@@ -34,47 +38,95 @@ from effvl_cli.techniques.pretrain.compression_search import (
     error_curves,
     error_rows,
     figures,
-    grid,
     images_gained,
-    named,
-    patch_sizes,
 )
 from effvl_cli.techniques.pretrain.gradient_error import Estimate
-from effvl_cli.techniques.pretrain.schedule import Compression, Schedule, Stage, schedule_from, schedule_to
+from effvl_cli.techniques.pretrain.schedule import Clock, Compression, schedule_to
 from effvl_cli.techniques.pretrain.stage_choice import free
-from effvl_cli.techniques.pretrain.step_cost import Costs
+from effvl_cli.techniques.pretrain.vit import ViTShape
 
 SCHEDULE, ERRORS = "schedule.yaml", "gradient_error.json"
 PILOT_SHARE = 0.1
-ROUNDING = 1e-6  # of t
 
 
 def run(config: SearchConfig, run: Run) -> None:
-    """Measure at RUN's checkpoints or those of a new pilot, choose, and write the schedule."""
+    """Measure along RUN, a new pilot or the accelerated training itself, choose, and write the schedule."""
     check_batch(config)
     if distributed.world().size > 1:
         raise UsageError("`pretrain search` runs on one process", "Run it without torchrun or srun")
-    candidates = _candidates(config, Trainee(config, 1).costs)  # what cannot be is refused before images are read
+    candidates = candidates_of(config, Trainee(config, 1).costs)  # what cannot be is refused before images are read
     images = TrainImages.open(config, run, build_network(config).preprocess)
     run.report.data(images.source, num_samples=len(images))
     trainer = ArmTrainer.build(config, run, images)
     budget = config.units or _budget_of_run(config) or DEFAULT_BUDGET
-    folders, units = _checkpoints(config, trainer, budget, candidates)
+    look = LookAhead(trainer, candidates, budget) if config.lookahead else None
+    measuring = _Measuring(config, trainer, candidates)
+    trained, units = None, 0.0
+    if config.along == "accelerated":
+        search, trained = accelerate(trainer, candidates, budget, measuring.at, look)
+        save_backbone(trainer, budget)
+    else:
+        states, units = _states(config, trainer, budget, candidates)
+        search = _chosen(config, trainer, candidates, states, measuring, look)
     run.report.model(trainer.network.name, trainer.network.source, trainer.network.module)
-    stages: dict[float, Estimates] = {}
-    snr: dict[float, float] = {}
-    with run.progress("search", len(folders) * config.num_grad_batches) as progress:
-        for number, (t, step) in enumerate(folders.items()):
-            done = number * config.num_grad_batches
+    _write(config, run, search, trainer.costs.shape, measuring.snr)
+    units += measuring.units + (look.units if look else 0.0)
+    _report(config, run, trainer, search, units=units, budget=budget)
+    if look:
+        run.report.technique["lookahead"] = {str(t): rounds for t, rounds in look.rounds.items()}
+    if trained:
+        _report_training(run, trainer, trained)
 
-            def measured(step: Step = step, done: int = done) -> dict[str, Any]:
-                return dataclasses.asdict(measure(trainer, candidates, step, lambda b: progress.update(done + b)))
 
-            known = Phases.of(run).once(f"gradient errors at t = {t:g}", measured)
-            stages[t] = {name: Estimate(**error) for name, error in known["errors"].items()}
-            snr[t] = known["snr"]
-            units += known["units"]
-    search = conclude(
+# --- what is measured ------------------------------------------------------------------------------------------------
+
+
+class _Measuring:
+    """Gradient errors, share by share.
+
+    Attributes:
+        units: cost so far.
+        snr: signal-to-noise ratio of the uncompressed gradient, by share.
+    """
+
+    def __init__(self, config: SearchConfig, trainer: ArmTrainer, candidates: Mapping[str, Compression]) -> None:
+        self.config, self.trainer, self.candidates = config, trainer, candidates
+        self.units = 0.0
+        self.snr: dict[float, float] = {}
+
+    def at(self, t: float, states: Callable[[], Sequence[Step]]) -> Estimates:
+        """Errors of all candidates; `states` reads what is measured, and is not called where that has been done."""
+        run = self.trainer.run
+
+        def measured() -> dict[str, Any]:
+            with run.progress(f"gradients at t = {t:g}", self.config.num_grad_batches) as progress:
+                return dataclasses.asdict(measure(self.trainer, self.candidates, states(), progress.update))
+
+        known = Phases.of(run).once(f"gradient errors at t = {t:g}", measured)
+        self.snr[t] = known["snr"]
+        self.units += known["units"]
+        return {name: Estimate(**error) for name, error in known["errors"].items()}
+
+
+def _chosen(
+    config: SearchConfig,
+    trainer: ArmTrainer,
+    candidates: Mapping[str, Compression],
+    states: TrainingStates,
+    measuring: _Measuring,
+    look: LookAhead | None,
+) -> Search:
+    """Measure at all shares, then choose."""
+    first: dict[int, float] = {}
+    for t in sorted(config.measure_at):
+        first.setdefault(states.first(t), t)  # the pilot's steps may be longer than that
+    stages = {t: measuring.at(t, partial(states.at, t, config.average)) for t in first.values()}
+
+    def ahead(t: float, names: Sequence[str]) -> str:
+        assert look is not None
+        return look.pick(t, lambda: states.at(t, 1)[0], names)
+
+    return conclude(
         stages,
         candidates,
         trainer.costs.shape.patch,
@@ -82,40 +134,8 @@ def run(config: SearchConfig, run: Run) -> None:
         criterion=config.criterion,
         order=config.order,
         ties=config.ties,
+        look=ahead if look else None,
     )
-    _write(config, run, search, snr)
-    _report(config, run, trainer, search, units=units, budget=budget)
-
-
-# --- what is measured ------------------------------------------------------------------------------------------------
-
-
-def _candidates(config: SearchConfig, costs: Costs) -> dict[str, Compression]:
-    """Strategies by name; the uncompressed one is called `FULL`.
-
-    Raises:
-        UsageError: a file that cannot be read, or patches that do not fit.
-    """
-    base, sizes = costs.shape.patch, costs.sizes
-    if config.candidates:
-        found = _read_candidates(Path(config.candidates), config.method)
-    else:
-        patches = config.candidate_patches or patch_sizes(base, sizes)
-        found = grid(patches, config.candidate_keeps, partial(key_keep, config.method))
-    check_patches(sizes, Schedule(tuple(Stage(index + 1.0, c) for index, c in enumerate(found)), "steps"))
-    return named(found, base, sizes)
-
-
-def _read_candidates(path: Path, method: str) -> list[Compression]:
-    rows = read_yaml(path)
-    if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
-        raise UsageError(f"--candidates {path} is not a list", "Write e.g. - {patch: 8, keep_q: 0.5}, one per line")
-    numbered = [{**row, "until": index + 1} for index, row in enumerate(rows)]
-    try:
-        found = schedule_from({"unit": "steps", "stages": numbered}, default_keep_k=unsaid_key_keep(method))
-    except ValueError as error:
-        raise UsageError(f"--candidates {path}: {str(error).replace('stage', 'row')}") from error
-    return [stage.compression for stage in found.stages]
 
 
 def _budget_of_run(config: SearchConfig) -> float | None:
@@ -130,10 +150,10 @@ def _budget_of_run(config: SearchConfig) -> float | None:
     return planned[0] if planned else None
 
 
-def _checkpoints(
+def _states(
     config: SearchConfig, trainer: ArmTrainer, budget: float, candidates: Mapping[str, Compression]
-) -> tuple[dict[float, Step], float]:
-    """Training states of RUN or of a pilot, by share of the training, and the cost of the pilot.
+) -> tuple[TrainingStates, float]:
+    """Training states of RUN or of a pilot, and the cost of the pilot.
 
     Raises:
         DataError: RUN has kept none.
@@ -141,28 +161,22 @@ def _checkpoints(
     share = config.pilot_budget or (None if config.run else PILOT_SHARE)
     units = 0.0
     if share is None:
-        folder = Path(str(config.run)) / "checkpoints"
+        folder = Path(str(config.run)) / STEPS
         phase = next((folder / name for name in ("baseline", "train", "pilot") if (folder / name).is_dir()), folder)
-        steps = StepFolders(phase)
     else:
         schedule = pilot_schedule(config, trainer.costs, candidates, share * budget)
-        pilot = train(trainer, schedule, share * budget, phase="pilot", probe=None)
-        steps, units = StepFolders(trainer.run.folder / "checkpoints" / "pilot"), pilot.clock.units
-    kept = [steps.load(step) for step in steps.steps()]
-    if len(kept) < 2:
+        phase = trainer.run.path(STEPS) / "pilot"
+        units = train(trainer, schedule, share * budget, phase=phase.name, probe=None).clock.units
+    states = TrainingStates(phase)
+    if len(states.shares) < 2:
         raise DataError(f"{config.run} keeps no training checkpoints", "Give a completed run, or --pilot-budget 0.1")
-    found: dict[float, Step] = {}
-    for t in sorted(config.measure_at):
-        step = next((step for step in kept if step.state["task"]["t"] >= t - ROUNDING), kept[-1])
-        if all(step is not other for other in found.values()):
-            found[t] = step
-    return found, units
+    return states, units
 
 
 # --- what is written -------------------------------------------------------------------------------------------------
 
 
-def _write(config: SearchConfig, run: Run, search: Search, snr: Mapping[float, float]) -> None:
+def _write(config: SearchConfig, run: Run, search: Search, shape: ViTShape, snr: Mapping[float, float]) -> None:
     rows = error_rows(search.stages, search.chosen)
     batch_size = config.grad_batch_size or config.batch_size
     about = {
@@ -170,6 +184,7 @@ def _write(config: SearchConfig, run: Run, search: Search, snr: Mapping[float, f
         "num_batches": config.num_grad_batches,
         "scope": config.grad_scope,
         "metric": config.metric,
+        "averaged": config.average,
     }
     strategies = {name: dataclasses.asdict(c) for name, c in search.candidates.items()}
     run.write(
@@ -177,7 +192,8 @@ def _write(config: SearchConfig, run: Run, search: Search, snr: Mapping[float, f
         write_json,
         {**about, "strategies": strategies, "snr": {str(t): value for t, value in snr.items()}, "errors": rows},
     )
-    text = schedule_to(search.schedule) | {"method": config.method}
+    base = {"image_size": shape.image_size, "patch": shape.patch}
+    text = schedule_to(search.schedule, base) | {"method": config.method}
     text |= {"provenance": {"source": "search", "report": ERRORS}}
     run.write(SCHEDULE, write_text, dump_yaml(text))
     run.plot(
@@ -222,11 +238,20 @@ def _report(
     )
 
 
+def _report_training(run: Run, trainer: ArmTrainer, clock: Clock) -> None:
+    """What the training along which was measured spent; its backbone is the run's model."""
+    batch_size = trainer.config.batch_size
+    budget = {"units_planned": clock.budget, "units_spent": clock.units}
+    run.report.technique["arms"] = {
+        "train": {"steps": clock.steps, "samples": clock.steps * batch_size, "budget": budget}
+    }
+    run.report.metric("units", clock.units, unit="units", higher_is_better=False)
+
+
 def preview(config: SearchConfig) -> list[Table]:
     """What `--dry-run` shows besides the options."""
-    share = config.pilot_budget or (0.0 if config.run else PILOT_SHARE)
     trainee = Trainee(config, 1)
-    parts = search_parts(trainee, config, _candidates(config, trainee.costs), len(config.measure_at), share)
+    parts = search_parts(trainee, config, candidates_of(config, trainee.costs), PILOT_SHARE)
     memory = trainee.memory(Compression(trainee.costs.shape.patch))
     title = f"search for {config.method} on {trainee.network.name}"
     return [cost_table(title, parts, trainee.device, memory=memory, notes=())]

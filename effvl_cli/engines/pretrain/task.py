@@ -16,11 +16,22 @@ from effvl_cli.techniques.pretrain.schedule import Clock
 
 
 class InvarianceTask(Task):
-    """Views of the schedule's stage, the method's loss, and a check for collapse."""
+    """Views of the schedule's stage, the method's loss, and a check for collapse.
 
-    def __init__(self, method: Method, clock: Clock, maker: ViewMaker, run: Run, probe: Probe | None) -> None:
+    Args:
+        method: what is trained.
+        clock: stage and t of each step.
+        maker: of the views.
+        run: for the device and warnings.
+        probe: of the validation figures; None: there are none.
+        first: views are drawn as those of steps from this one on.
+    """
+
+    def __init__(
+        self, method: Method, clock: Clock, maker: ViewMaker, run: Run, probe: Probe | None, *, first: int = 0
+    ) -> None:
         self.method, self.module = method, method
-        self.clock, self.maker, self.run, self.probe = clock, maker, run, probe
+        self.clock, self.maker, self.run, self.probe, self.first = clock, maker, run, probe, first
         self.meter = StageMeter()
         self.t = 0.0
         self.collapse = CollapseWatch()
@@ -28,7 +39,7 @@ class InvarianceTask(Task):
     def train_step(self, batch: Batch, step: int) -> StepOutput:
         """Loss of the whole batch, from this process's images."""
         t = self.clock.t(step)
-        views = self.maker.views(batch.to(self.run.device), self.clock.stage(step).compression, step)
+        views = self.maker.views(batch.to(self.run.device), self.clock.stage(step).compression, self.first + step)
         found = self.method.loss(views, distributed.gather_with_gradient, t)
         return StepOutput(found.loss, {"emb_std": embedding_std(found.embeddings), **found.logs})
 

@@ -23,6 +23,7 @@ SCALES = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0)  # multiples of the base patch size
 FULL = "full"
 
 Estimates = dict[str, Estimate]
+LookAt = Callable[[float, Sequence[str]], str]
 
 
 def patch_sizes(base: int, sizes: Sizes) -> list[int]:
@@ -72,21 +73,26 @@ def scope(method: Method, name: str) -> list[nn.Parameter]:
 def schedule_of(
     chosen: Mapping[float, str], candidates: Mapping[str, Compression], final_full: float, base_patch: int
 ) -> Schedule:
-    """Stages that change midway between measured shares; equal neighbours are merged; the end is uncompressed."""
+    """Stages that change midway between measured shares."""
     measured = list(chosen)
     ends = [(a + b) / 2 for a, b in itertools.pairwise(measured)] + [1.0]
-    rows = [(end, candidates[chosen[t]]) for t, end in zip(measured, ends, strict=True)]
+    rows = [Stage(end, candidates[chosen[t]]) for t, end in zip(measured, ends, strict=True)]
+    return laid_out(rows, final_full, base_patch)
+
+
+def laid_out(rows: Sequence[Stage], final_full: float, base_patch: int) -> Schedule:
+    """A schedule of stages that end at 1: equal neighbours are merged, and the end is uncompressed."""
     if final_full:
         last = round(1 - final_full, 6)
-        before = [(end, c) for end, c in rows if end < last]
-        cut = next(c for end, c in rows if end >= last)
-        rows = [*before, (last, cut), (1.0, Compression(base_patch))]
-    merged: list[tuple[float, Compression]] = []
-    for end, compression in rows:
-        if merged and merged[-1][1] == compression:
+        before = [row for row in rows if row.until < last]
+        cut = next(row.compression for row in rows if row.until >= last)
+        rows = [*before, Stage(last, cut), Stage(1.0, Compression(base_patch))]
+    merged: list[Stage] = []
+    for row in rows:
+        if merged and merged[-1].compression == row.compression:
             merged.pop()
-        merged.append((end, compression))
-    return Schedule(tuple(Stage(end, compression) for end, compression in merged))
+        merged.append(row)
+    return Schedule(tuple(merged))
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,7 @@ class Search:
         stages: errors of every strategy at each share of the training.
         candidates: the strategies by name.
         chosen: one for each share after the start.
-        overridden: shares where the order or a tie overrode the best strategy.
+        overridden: shares where the order, a tie or a look ahead overrode the best strategy.
         schedule: the resulting schedule.
     """
 
@@ -117,6 +123,7 @@ def conclude(
     criterion: Criterion = "ca-mse",
     order: Order = "path",
     ties: Ties = "cheaper",
+    look: LookAt | None = None,
 ) -> Search:
     """Choose at each share, and lay out the schedule.
 
@@ -128,16 +135,29 @@ def conclude(
         criterion: what is to be small.
         order: whether costs may fall.
         ties: which of equally good strategies is taken.
+        look: takes one of nearly equal strategies, given the share and their names; not asked where the end is
+            uncompressed.
 
     The random network at t = 0 is measured, but not used: its mean gradient, and with it every bias, is large,
     and the training leaves that state within the warm-up.
     """
     used = {t: estimates for t, estimates in stages.items() if t > 0} or stages
-    rows = list(used.values())
-    found = choose(rows, criterion=criterion, order=order, ties=ties)
+    rows, shares = list(used.values()), list(used)
+
+    def asked(place: int, names: Sequence[str]) -> str:
+        t = shares[place]
+        return look(t, names) if look is not None and t < 1 - final_full else names[0]
+
+    found = choose(rows, criterion=criterion, order=order, ties=ties, look=asked if look is not None else None)
     chosen = dict(zip(used, found, strict=True))
-    overridden = [t for t, best, name in zip(used, free(rows, criterion), found, strict=True) if best != name]
-    return Search(stages, candidates, chosen, overridden, schedule_of(chosen, candidates, final_full, base))
+    schedule = schedule_of(chosen, candidates, final_full, base)
+    return Search(stages, candidates, chosen, overridden(used, chosen, criterion), schedule)
+
+
+def overridden(stages: Mapping[float, Estimates], chosen: Mapping[float, str], criterion: Criterion) -> list[float]:
+    """Shares where another strategy than the best was chosen."""
+    best = dict(zip(stages, free(list(stages.values()), criterion), strict=True))
+    return [t for t, name in chosen.items() if best[t] != name]
 
 
 def images_gained(schedule: Schedule, costs: Costs, budget: float) -> float:

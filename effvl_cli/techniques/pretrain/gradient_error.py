@@ -18,7 +18,13 @@ What a step buys at first order, for the same cost:
     progress = <Eh, Eg> |<Eh, Eg>| / (||Eh||^2 + V(h)) / rel_cost
 
 with <Eh, Eg> = (n(h) + n(g) - bias2) / 2: the loss falls by <Eh, Eg> times the rate, and the rate that a noisy gradient
-bears is in proportion to <Eh, Eg> over its mean square. Unlike ca_mse it counts that a cheaper step allows more steps.
+bears is in proportion to <Eh, Eg> over its mean square. Unlike ca_mse it counts that a cheaper step allows more steps,
+and it ignores the scale of h. Over ||Eg||^2 it would be the squared cosine of h and Eg per cost; that norm is common to
+all strategies of a stage, so the order is the same, but where noise hides it a quotient by it means nothing.
+
+One training state is a snapshot: at a high learning rate its mean gradient is mostly transient. Averaged over N states
+of one training, each with batches of its own, g_b and h_b are means of N gradients, d_b is the bias that stays, and its
+noise V(d) / M is N times smaller; a batch of the training still has N times the variance of such a mean.
 """
 
 import math
@@ -101,10 +107,11 @@ class GradientError:
 
     Args:
         rel_cost: cost of each strategy, relative to the uncompressed one.
+        averaged: how many gradients, of different batches, each of those that are added is the mean of.
     """
 
-    def __init__(self, rel_cost: Mapping[str, float]) -> None:
-        self.rel_cost = dict(rel_cost)
+    def __init__(self, rel_cost: Mapping[str, float], averaged: int = 1) -> None:
+        self.rel_cost, self.averaged = dict(rel_cost), averaged
         self.full = Moments()
         self._compressed = {name: Moments() for name in self.rel_cost}
         self._difference = {name: Moments() for name in self.rel_cost}
@@ -123,28 +130,32 @@ class GradientError:
 
     @property
     def snr(self) -> float:
-        """Squared norm of the mean uncompressed gradient, unbiased, over its variance."""
-        return self.full.norm2 / self.full.variance
+        """Squared norm of the mean uncompressed gradient, unbiased, over the variance of one batch."""
+        return self.full.norm2 / self._variance(self.full)
+
+    def _variance(self, of: Moments) -> float:
+        """V of the gradient of one batch."""
+        return self.averaged * of.variance
 
     def estimate(self, name: str) -> Estimate:
         """Gradient error of one strategy, divided by V(g)."""
         h, d, cost = self._compressed[name], self._difference[name], self.rel_cost[name]
-        bias2, full2 = d.norm2, self.full.norm2
+        bias2, full2, variance = d.norm2, self.full.norm2, self._variance(h)
         rows_h, rows_d = (torch.stack(rows).double() for rows in zip(*self._sketches[name], strict=True))
-        biases, left_out = _without_each(rows_h, rows_d, cost)
+        biases, left_out = _without_each(rows_h, rows_d, cost, self.averaged)
         found = Estimate(
             rel_cost=cost,
             bias2=bias2,
-            var=h.variance,
-            ca_var=cost * h.variance,
-            ca_mse=bias2 + cost * h.variance,
+            var=variance,
+            ca_var=cost * variance,
+            ca_mse=bias2 + cost * variance,
             se=jackknife_error(left_out["ca-mse"]),
             bias2_se=jackknife_error(biases),
             cosine=_cosine(h.norm2, full2, bias2),
-            progress=_progress(h.norm2, full2, bias2, h.variance) / cost,
+            progress=_progress(h.norm2, full2, bias2, variance) / cost,
             left_out=left_out,
         )
-        return found.divided(self.full.variance)
+        return found.divided(self._variance(self.full))
 
 
 def sketch(vector: Tensor) -> Tensor:
@@ -176,7 +187,9 @@ def _progress(compressed2: float, full2: float, bias2: float, variance: float) -
     return along * abs(along) / (compressed2 + variance)
 
 
-def _without_each(compressed: Tensor, difference: Tensor, cost: float) -> tuple[list[float], dict[str, list[float]]]:
+def _without_each(
+    compressed: Tensor, difference: Tensor, cost: float, averaged: int
+) -> tuple[list[float], dict[str, list[float]]]:
     """bias2, and each criterion by name, without each row (M, .) in turn; nothing where fewer than 3 rows are there."""
     count = len(compressed)
     biases: list[float] = []
@@ -184,7 +197,7 @@ def _without_each(compressed: Tensor, difference: Tensor, cost: float) -> tuple[
     for left_out in range(count) if count >= 3 else ():
         rest = torch.arange(count) != left_out
         h, d = compressed[rest], difference[rest]
-        bias2, variance = _norm2(d), _variance(h)
+        bias2, variance = _norm2(d), averaged * _variance(h)
         biases.append(bias2)
         criteria["ca-mse"].append(bias2 + cost * variance)
         criteria["progress"].append(_progress(_norm2(h), _norm2(h - d), bias2, variance) / cost)

@@ -11,11 +11,13 @@ import bisect
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Unit = Literal["budget_fraction", "steps"]
 _ROUNDING = 1e-9  # in steps: 3.0000000001 steps are three
+APART = 0.01
+"""Share of the budget between training states that are averaged."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,19 @@ _STAGE_KEYS = {"until", "patch", "keep_q", "keep_k"}
 _KEYS = {"version", "method", "base", "unit", "stages", "provenance"}
 
 
-def schedule_from(data: Mapping[str, Any], *, default_keep_k: float | None = None) -> Schedule:
+def schedule_from(
+    data: Mapping[str, Any], *, default_keep_k: float | None = None, patch: int | None = None
+) -> Schedule:
     """Read the mapping of a schedule file; numbers may be strings.
 
+    Patches are px of the network that `base` names. For another one they are scaled, so that a stage has the same share
+    of the patches, which is about its share of the cost.
+
     Args:
-        data: {version: 1, unit: budget_fraction | steps, stages: [{until, patch, keep_q, keep_k}, ..], ..}.
+        data: {version: 1, base: {patch, ..}, unit: budget_fraction | steps, stages: [{until, patch, keep_q, keep_k},
+            ..], ..}.
         default_keep_k: where a stage has no keep_k; None: its keep_q.
+        patch: side of the patches without compression, px; None: patches are as written.
 
     Raises:
         ValueError: the fault, with the stage's index and the field.
@@ -83,7 +92,28 @@ def schedule_from(data: Mapping[str, Any], *, default_keep_k: float | None = Non
         raise ValueError("stages is empty; give a list of {until, patch, keep_q, keep_k}")
     stages = tuple(_stage(index, row, default_keep_k) for index, row in enumerate(rows))
     _check_ends(stages, unit)
-    return Schedule(stages, unit)
+    return Schedule(_scaled(stages, data.get("base"), patch), unit)
+
+
+def _scaled(stages: tuple[Stage, ...], base: Any, patch: int | None) -> tuple[Stage, ...]:
+    """Stages for a network of another patch size than the one that they were written for."""
+    if base is None or patch is None:
+        return stages
+    if not isinstance(base, Mapping) or "patch" not in base:
+        raise ValueError(f"base is {base!r}; give {{image_size, patch}}")
+    written = _number("base", base, "patch")
+    if written <= 0:
+        raise ValueError(f"base: patch is {base['patch']}; give a whole number of px from 1 on")
+    found = []
+    for index, stage in enumerate(stages):
+        side = stage.compression.patch * patch / written
+        if side != int(side):
+            raise ValueError(
+                f"stage {index}: patch {stage.compression.patch} of patches of {written:g} px is {side:g} px "
+                f"for this network of {patch} px; write a whole number and leave base out"
+            )
+        found.append(replace(stage, compression=replace(stage.compression, patch=int(side))))
+    return tuple(found)
 
 
 def _stage(index: int, row: Any, default_keep_k: float | None) -> Stage:
@@ -95,26 +125,26 @@ def _stage(index: int, row: Any, default_keep_k: float | None) -> Stage:
     missing = [key for key in ("until", "patch") if key not in row]
     if missing:
         raise ValueError(f"stage {index}: {missing[0]} is missing")
-    patch = _number(index, row, "patch")
+    patch = _number(f"stage {index}", row, "patch")
     if patch < 1 or patch != int(patch):
         raise ValueError(f"stage {index}: patch is {row['patch']}; give a whole number of px from 1 on")
     keep_q = _keep(index, row, "keep_q", 1.0)
     keep_k = _keep(index, row, "keep_k", keep_q if default_keep_k is None else default_keep_k)
-    return Stage(_number(index, row, "until"), Compression(int(patch), keep_q, keep_k))
+    return Stage(_number(f"stage {index}", row, "until"), Compression(int(patch), keep_q, keep_k))
 
 
-def _number(index: int, row: Mapping[str, Any], key: str) -> float:
+def _number(where: str, row: Mapping[str, Any], key: str) -> float:
     try:
         number = float(row[key])
     except (TypeError, ValueError) as error:
-        raise ValueError(f"stage {index}: {key} is {row[key]!r}, which is not a number") from error
+        raise ValueError(f"{where}: {key} is {row[key]!r}, which is not a number") from error
     if not math.isfinite(number):
-        raise ValueError(f"stage {index}: {key} is {row[key]}, which is not finite")
+        raise ValueError(f"{where}: {key} is {row[key]}, which is not finite")
     return number
 
 
 def _keep(index: int, row: Mapping[str, Any], key: str, default: float) -> float:
-    keep = _number(index, row, key) if key in row else default
+    keep = _number(f"stage {index}", row, key) if key in row else default
     if not 0 < keep <= 1:
         raise ValueError(f"stage {index}: {key} is {keep}; give a share above 0 and up to 1")
     return keep
@@ -183,8 +213,8 @@ def _end(text: str) -> str:
         return text
 
 
-def schedule_to(schedule: Schedule) -> dict[str, Any]:
-    """The mapping that `schedule_from` reads."""
+def schedule_to(schedule: Schedule, base: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """The mapping that `schedule_from` reads; `base` are image_size and patch of the network that it is for."""
     rows = [
         {
             "until": stage.until,
@@ -194,7 +224,7 @@ def schedule_to(schedule: Schedule) -> dict[str, Any]:
         }
         for stage in schedule.stages
     ]
-    return {"version": 1, "unit": schedule.unit, "stages": rows}
+    return {"version": 1, **({"base": dict(base)} if base else {}), "unit": schedule.unit, "stages": rows}
 
 
 def snapped_size(image_size: int, patch: int) -> int:
@@ -230,12 +260,15 @@ class Clock:
         schedule: stages.
         units_per_step: cost of a step in each stage.
         budget: units to spend; None for a schedule in steps, which ends by itself.
+        start: share of the budget that is spent before the first step.
     """
 
-    def __init__(self, schedule: Schedule, units_per_step: Sequence[float], budget: float | None) -> None:
+    def __init__(
+        self, schedule: Schedule, units_per_step: Sequence[float], budget: float | None, *, start: float = 0.0
+    ) -> None:
         self.stages: list[ClockStage] = []
         self.skipped: list[int] = []
-        step, spent = 0, 0.0
+        step, spent = 0, start * (budget or 0.0)
         for index, (stage, cost) in enumerate(zip(schedule.stages, units_per_step, strict=True)):
             if schedule.unit == "steps":
                 count = int(stage.until) - step
@@ -273,6 +306,19 @@ class Clock:
             middle = (low + high) // 2
             low, high = (middle + 1, high) if self.t(middle) < t - _ROUNDING else (low, middle)
         return low
+
+    def neighbours(self, t: float, count: int) -> list[int]:
+        """The step at a share t and those up to `count` - 1 times `APART` earlier, the latest first.
+
+        Where a step costs more than that, they are one step apart. There are fewer at the very beginning, and none
+        where the clock ends before t.
+        """
+        if self.t(self.steps) < t - _ROUNDING:
+            return []
+        found = [self.step_at(t)]
+        for back in range(1, count):
+            found.append(min(found[-1] - 1, self.step_at(t - back * APART)))
+        return [step for step in found if step >= 0]
 
 
 def default_schedule(patch: int, keep_k: float) -> Schedule:

@@ -7,7 +7,7 @@ costly early choice raise all later ones.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from .gradient_error import Estimate, jackknife_error
@@ -16,9 +16,10 @@ Criterion = Literal["ca-mse", "progress"]
 Order = Literal["path", "ratchet", "free"]
 Ties = Literal["cheaper", "dearer", "none"]
 
-CLEARLY = 3.0  # paired standard errors
+NEARLY, CLEARLY = 2.0, 3.0  # paired standard errors
 
 Estimates = Mapping[str, Estimate]
+Look = Callable[[int, Sequence[str]], str]
 
 
 def loss_of(estimate: Estimate, criterion: Criterion) -> float:
@@ -43,6 +44,7 @@ def choose(
     criterion: Criterion = "ca-mse",
     order: Order = "path",
     ties: Ties = "cheaper",
+    look: Look | None = None,
 ) -> list[str]:
     """The strategy of each stage.
 
@@ -53,10 +55,47 @@ def choose(
             stage takes the best that the one before allows; `free`: each stage takes the best.
         ties: strategies within one paired standard error of the chosen one count as equally good, and the cheapest or
             the dearest of them is taken, as far as `order` allows.
+        look: takes one of the strategies that are nearly as good instead, given the place of the stage and their names,
+            the best by the criterion first; asked only where there are several.
     """
     makers = {"path": cheapest_path, "ratchet": ratchet, "free": free}
     chosen = makers[order](stages, criterion)
+    if look is not None:
+        return _looked(chosen, stages, criterion, order, look)
     return chosen if ties == "none" else _settled(chosen, stages, criterion, order, ties)
+
+
+def next_stage(
+    stages: Sequence[Estimates],
+    taken: Sequence[str],
+    *,
+    criterion: Criterion,
+    order: Order,
+    ties: Ties,
+    look: Look | None = None,
+) -> str:
+    """The strategy of the stage that follows, in a training that is measured as it goes.
+
+    Args:
+        stages: estimates, stage by stage, up to now.
+        taken: the strategies of the stages before the last one of `stages`.
+        criterion: what is to be small.
+        order: `path`: the last of the best sequence over all that is measured; `ratchet`: the best of those that cost
+            at least as much as the one taken before; `free`: the best.
+        ties: as in `choose`.
+        look: as in `choose`, for the last stage.
+    """
+    last, rows = stages[-1], list(stages)
+    if order == "ratchet" and taken:
+        floor = last[taken[-1]].rel_cost
+        last = {name: estimate for name, estimate in last.items() if estimate.rel_cost >= floor}
+    if order != "path":
+        rows, order = [last], "free"
+    if look is None:
+        return choose(rows, criterion=criterion, order=order, ties=ties)[-1]
+    chosen = choose(rows, criterion=criterion, order=order, ties="none")
+    names = near(chosen, rows, len(rows) - 1, criterion, order, NEARLY)
+    return look(len(stages) - 1, names) if len(names) > 1 else names[0]
 
 
 def free(stages: Sequence[Estimates], criterion: Criterion) -> list[str]:
@@ -115,18 +154,48 @@ def _settled(
     result = list(chosen)
     cheaper = ties == "cheaper"
     places = range(len(result)) if cheaper else reversed(range(len(result)))
+    pick = min if cheaper else max
     for place in places:
-        estimates = stages[place]
-        low, high = _limits(result, stages, place) if order != "free" else (0.0, math.inf)
-        here = estimates[result[place]]
-        alike = [
-            name
-            for name, other in estimates.items()
-            if low <= other.rel_cost <= high and _as_good(other, here, criterion)
-        ]
-        pick = min if cheaper else max
-        result[place] = pick([result[place], *alike], key=lambda name: estimates[name].rel_cost)
+        alike = near(result, stages, place, criterion, order, 1.0)
+        result[place] = pick(alike, key=lambda name: stages[place][name].rel_cost)
     return result
+
+
+def _looked(
+    chosen: Sequence[str], stages: Sequence[Estimates], criterion: Criterion, order: Order, look: Look
+) -> list[str]:
+    """The choices, each replaced by what `look` takes of those that are nearly as good and keep the order."""
+    result = list(chosen)
+    for place in range(len(result)):
+        names = near(result, stages, place, criterion, order, NEARLY)
+        if len(names) > 1:
+            result[place] = look(place, names)
+    return result
+
+
+def near(
+    chosen: Sequence[str],
+    stages: Sequence[Estimates],
+    place: int,
+    criterion: Criterion,
+    order: Order,
+    errors: float,
+) -> list[str]:
+    """The choice of a stage, then those at most so many paired standard errors worse whose cost keeps the order.
+
+    They are sorted by the criterion, the best first, behind the choice itself.
+    """
+    estimates, best = stages[place], chosen[place]
+    low, high = _limits(chosen, stages, place) if order != "free" else (0.0, math.inf)
+    least = loss_of(estimates[best], criterion)
+    alike = [
+        name
+        for name, other in estimates.items()
+        if name != best
+        and low <= other.rel_cost <= high
+        and loss_of(other, criterion) - least <= errors * paired_error(other, estimates[best], criterion)
+    ]
+    return [best, *sorted(alike, key=lambda name: loss_of(estimates[name], criterion))]
 
 
 def _limits(chosen: Sequence[str], stages: Sequence[Estimates], place: int) -> tuple[float, float]:
@@ -134,8 +203,3 @@ def _limits(chosen: Sequence[str], stages: Sequence[Estimates], place: int) -> t
     before = stages[place - 1][chosen[place - 1]].rel_cost if place else 0.0
     after = stages[place + 1][chosen[place + 1]].rel_cost if place + 1 < len(chosen) else math.inf
     return before, after
-
-
-def _as_good(other: Estimate, best: Estimate, criterion: Criterion) -> bool:
-    """Whether it is at most one paired standard error worse."""
-    return loss_of(other, criterion) - loss_of(best, criterion) <= paired_error(other, best, criterion)

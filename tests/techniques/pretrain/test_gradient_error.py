@@ -160,3 +160,74 @@ def test_adams_metric_is_the_decrease_along_its_step():
     other = torch.randn(6, dtype=torch.float64)
     assert float((scale * other) @ (scale * parameter.grad)) == pytest.approx(float(other @ step), rel=1e-9)
     assert torch.equal(adam_scale(state["exp_avg_sq"], 0.9, 0), torch.ones(6, dtype=torch.float64))
+
+
+def test_progress_orders_as_the_squared_cosine_per_cost():
+    """<Eh,Eg>^2 / (|Eg|^2 (|Eh|^2 + V(h))) / cost, and the scale of h changes nothing."""
+    g = torch.Generator().manual_seed(5)
+    full = 1 + torch.randn(40, 30, generator=g, dtype=torch.float64)
+    for scale, noise, cost in ((1.0, 0.1, 0.5), (3.0, 0.1, 0.5), (0.2, 1.0, 0.25)):
+        h = scale * (full + noise * torch.randn(40, 30, generator=g, dtype=torch.float64))
+        errors = collect(full, h, cost)
+
+        def norm2(rows):
+            return float(rows.mean(0).square().sum() - (rows - rows.mean(0)).square().sum() / 39 / 40)
+
+        variance = float((h - h.mean(0)).square().sum() / 39)
+        along = (norm2(h) + norm2(full) - norm2(h - full)) / 2
+        cosine2 = along**2 / (norm2(full) * (norm2(h) + variance)) / cost
+        assert errors.estimate("s").progress == pytest.approx(errors.snr * cosine2, rel=1e-9)
+    assert collect(full, 7 * h, cost).estimate("s").progress == pytest.approx(errors.estimate("s").progress, rel=1e-9)
+
+
+def averaged(full, compressed, cost=0.5):
+    """Estimate from (N, M, P) gradients of N states."""
+    errors = GradientError({"s": cost}, averaged=len(full))
+    for g, h in zip(full.mean(0), compressed.mean(0), strict=True):
+        errors.add_full(g)
+        errors.add("s", h, g)
+    return errors
+
+
+def test_averaged_over_states_it_equals_the_formula_on_stored_gradients():
+    torch.manual_seed(2)
+    g, h = torch.randn(3, 9, 40, dtype=torch.float64), torch.randn(3, 9, 40, dtype=torch.float64) + 0.3
+    errors = averaged(g, h)
+    found = errors.estimate("s")
+    d = (h - g).mean(0)
+    one = {name: 3 * (x.mean(0) - x.mean((0, 1))).square().sum() / 8 for name, x in (("g", g), ("h", h))}
+    bias2 = d.mean(0).square().sum() - (d - d.mean(0)).square().sum() / 8 / 9
+    assert found.bias2 == pytest.approx(float(bias2 / one["g"]), rel=1e-8)
+    assert found.var == pytest.approx(float(one["h"] / one["g"]), rel=1e-8)
+    assert found.ca_mse == pytest.approx(found.bias2 + 0.5 * found.var)
+    assert len(found.left_out["ca-mse"]) == 9
+    mean = g.mean((0, 1)).square().sum() - one["g"] / 3 / 9
+    assert errors.snr == pytest.approx(float(mean / one["g"]), rel=1e-8)
+
+
+@pytest.mark.parametrize("states", [1, 4])
+def test_averaging_states_makes_the_noise_of_the_squared_bias_so_much_smaller(states):
+    """Without bias and with differences of variance s^2 a coordinate its spread is s^2 / N sqrt(2 P / (M (M - 1)))."""
+    g = torch.Generator().manual_seed(4)
+    batches, size, sigma = 8, 30, 0.5
+    values, variances = [], []
+    for _ in range(200):
+        full = torch.randn(states, batches, size, generator=g)
+        errors = averaged(full, full + sigma * torch.randn(states, batches, size, generator=g))
+        scale = states * errors.full.variance
+        values.append(errors.estimate("s").bias2 * scale)
+        variances.append(errors.estimate("s").var * scale)
+    closed = sigma**2 / states * math.sqrt(2 * size / (batches * (batches - 1)))
+    assert float(torch.tensor(values).std()) == pytest.approx(closed, rel=0.15)
+    assert sum(variances) / 200 == pytest.approx(size * (1 + sigma**2), rel=0.05)  # that of one batch, as ever
+
+
+def test_a_bias_that_changes_its_sign_from_state_to_state_is_averaged_away():
+    g = torch.Generator().manual_seed(6)
+    full = torch.randn(2, 12, 20, generator=g)
+    transient, lasting = torch.full((20,), 2.0), torch.full((20,), 0.5)
+    h = full + lasting + torch.stack([transient, -transient])[:, None]
+    errors = averaged(full, h)
+    assert errors.estimate("s").bias2 * 2 * errors.full.variance == pytest.approx(20 * 0.25, rel=1e-4)
+    alone = averaged(full[:1], h[:1])
+    assert alone.estimate("s").bias2 * alone.full.variance == pytest.approx(20 * 2.5**2, rel=1e-4)

@@ -6,6 +6,7 @@ import pytest
 
 from effvl_cli.core.optim import RateCurve
 from effvl_cli.techniques.common.momentum import half_cosine
+from effvl_cli.techniques.pretrain.cost import forward_macs
 from effvl_cli.techniques.pretrain.schedule import (
     Clock,
     Compression,
@@ -16,6 +17,7 @@ from effvl_cli.techniques.pretrain.schedule import (
     schedule_to,
     snapped_size,
 )
+from effvl_cli.techniques.pretrain.vit import ViTShape
 
 TWO = Schedule((Stage(0.3, Compression(8, 0.5)), Stage(1.0, Compression(4))))
 
@@ -98,6 +100,53 @@ def test_what_is_wrong_is_named(rows, words):
 def test_a_wrong_head_is_named(more):
     with pytest.raises(ValueError, match=next(iter(more))):
         schedule_from({"stages": [{"until": 1, "patch": 8}], **more})
+
+
+@pytest.mark.parametrize(
+    ("base", "patch", "words"),
+    [
+        ({"patch": 16}, 4, "stage 0: patch 6 of patches of 16 px is 1.5 px for this network of 4 px"),
+        ({"patch": 0}, 4, "base: patch is 0"),
+        ({"patch": "x"}, 4, "base: patch is 'x', which is not a number"),
+        ({"image_size": 24}, 4, "base is {'image_size': 24}"),
+        (4, 8, "base is 4"),
+    ],
+)
+def test_patches_that_cannot_be_scaled_are_named(base, patch, words):
+    with pytest.raises(ValueError) as caught:
+        schedule_from({"base": base, "stages": [{"until": 1, "patch": 6}]}, patch=patch)
+    assert words in str(caught.value)
+
+
+def test_patches_are_scaled_to_another_network():
+    """From patches of 4 px, as in the file, to those of 8 px; what a stage costs in shares stays about the same."""
+    rows = Schedule((Stage(0.5, Compression(6, 0.5, 1.0)), Stage(1.0, Compression(4))))
+    data = schedule_to(rows, {"image_size": 24, "patch": 4})
+    assert schedule_from(data) == schedule_from(data, patch=4) == rows
+    found = schedule_from(data, patch=8)
+    assert found == Schedule((Stage(0.5, Compression(12, 0.5, 1.0)), Stage(1.0, Compression(8))))
+    assert schedule_from(schedule_to(rows), patch=8) == rows  # without a base they are px
+    small, large = ViTShape(64, 2, 2, 4, 24), ViTShape(192, 12, 3, 8, 48)
+    costs = [forward_macs(small, patch=6) / forward_macs(small), forward_macs(large, patch=12) / forward_macs(large)]
+    assert costs[0] == pytest.approx(16 / 36, rel=0.05) and costs[1] == pytest.approx(16 / 36, rel=0.05)
+
+
+def test_neighbours_lie_a_hundredth_of_the_budget_or_one_step_apart():
+    fine = Clock(Schedule.constant(Compression(4)), [2.0], 1000)  # 500 steps, 5 in a hundredth
+    assert fine.neighbours(0.5, 3) == [250, 245, 240]
+    assert fine.neighbours(0.01, 4) == [5, 0]  # before the first step is nothing
+    assert fine.neighbours(0.0, 3) == [0] and fine.neighbours(1.0, 2) == [500, 495]
+    coarse = Clock(Schedule.constant(Compression(4)), [20.0], 1000)
+    assert coarse.neighbours(0.5, 3) == [25, 24, 23]
+    assert Clock(Schedule((Stage(0.5, Compression(4)),)), [2.0], 1000).neighbours(0.75, 2) == []
+
+
+def test_a_clock_goes_on_from_a_share_of_the_budget():
+    clock = Clock(Schedule((Stage(0.4, Compression(8)), Stage(0.5, Compression(4)))), [2.0, 10.0], 1000, start=0.3)
+    assert [stage.steps for stage in clock.stages] == [50, 10] and clock.units == 500
+    assert (clock.t(0), clock.t(25), clock.t(50), clock.t(60)) == pytest.approx((0.3, 0.35, 0.4, 0.5))
+    whole = Clock(Schedule((Stage(0.3, Compression(4)), Stage(0.4, Compression(8)))), [10.0, 2.0], 1000)
+    assert whole.steps == 30 + 50 and whole.t(30 + 25) == pytest.approx(clock.t(25))
 
 
 def test_view_sizes_snap_to_whole_patches():

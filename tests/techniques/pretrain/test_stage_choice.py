@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from effvl_cli.techniques.pretrain.gradient_error import Estimate, GradientError
-from effvl_cli.techniques.pretrain.stage_choice import choose, hopeless, paired_error
+from effvl_cli.techniques.pretrain.stage_choice import choose, hopeless, near, next_stage, paired_error
 
 COSTS = {"full": 1.0, "half": 0.5, "quarter": 0.25}
 
@@ -26,7 +26,8 @@ def brute_force(stages):
         return costs == sorted(costs)
 
     def total(names):
-        return sum(table[name].ca_mse for name, table in zip(names, stages, strict=True))
+        rows = [table[name] for name, table in zip(names, stages, strict=True)]
+        return sum(row.ca_mse for row in rows), sum(row.rel_cost for row in rows)
 
     return min(total(names) for names in itertools.product(*stages) if rises(names))
 
@@ -35,14 +36,36 @@ def test_the_path_equals_brute_force_over_all_monotone_sequences():
     draw = random.Random(0)
     for _ in range(200):
         names = "abcde"[: draw.randint(1, 5)]
-        costs = {name: draw.choice([0.1, 0.25, 0.5, 1.0]) for name in names}
+        costs = {name: draw.choice([0.125, 0.25, 0.5, 1.0]) for name in names}
         stages = [
             {name: estimate(costs[name], draw.randint(0, 20) / 4) for name in names} for _ in range(draw.randint(1, 5))
         ]
         found = choose(stages, ties="none")
         spent = [table[name].rel_cost for name, table in zip(found, stages, strict=True)]
         assert spent == sorted(spent)
-        assert sum(t[name].ca_mse for name, t in zip(found, stages, strict=True)) == brute_force(stages)
+        total = sum(table[name].ca_mse for name, table in zip(found, stages, strict=True))
+        assert (total, sum(spent)) == brute_force(stages)  # of equal sums the cheaper one
+
+
+@pytest.mark.parametrize("ties", ["cheaper", "dearer"])
+@pytest.mark.parametrize("order", ["path", "ratchet"])
+def test_whatever_ties_there_are_costs_never_fall(order, ties):
+    draw = random.Random(1)
+    for _ in range(200):
+        costs = {name: draw.choice([0.125, 0.25, 0.5, 1.0]) for name in "abcde"}
+        stages = [
+            {n: estimate(costs[n], draw.random(), [draw.random() / 4 for _ in range(5)]) for n in costs}
+            for _ in range(draw.randint(1, 5))
+        ]
+        found = choose(stages, order=order, ties=ties)
+        spent = [table[name].rel_cost for name, table in zip(found, stages, strict=True)]
+        assert spent == sorted(spent)
+        plain = choose(stages, order=order, ties="none")
+        change = 1 if ties == "dearer" else -1
+        for table, name, other in zip(stages, found, plain, strict=True):
+            assert change * (table[name].rel_cost - table[other].rel_cost) >= 0
+            worse = table[name].ca_mse - table[other].ca_mse
+            assert name == other or worse <= paired_error(table[name], table[other], "ca-mse")
 
 
 def test_one_early_choice_does_not_raise_all_later_ones():
@@ -121,3 +144,64 @@ def test_the_paired_error_is_the_spread_of_the_difference():
         differences.append((a.ca_mse - b.ca_mse) * collected.full.variance)
         errors.append(paired_error(a, b, "ca-mse") * collected.full.variance)
     assert sum(errors) / 150 == pytest.approx(float(torch.tensor(differences).std()), rel=0.2)
+
+
+ROWS = [0.0, 0.1, 0.0, -0.1]  # a paired error of 0.122 against rows of zeros
+
+
+def test_nearly_equal_are_those_within_so_many_paired_errors_that_keep_the_order():
+    table = {
+        "full": estimate(1, 1.2, ROWS),
+        "half": estimate(0.5, 1.0, [0.0] * 4),
+        "quarter": estimate(0.25, 1.1, ROWS),
+        "eighth": estimate(0.125, 1.3, ROWS),
+    }
+    assert near(["half"], [table], 0, "ca-mse", "path", 2.0) == ["half", "quarter", "full"]
+    assert near(["half"], [table], 0, "ca-mse", "path", 1.0) == ["half", "quarter"]
+    assert near(["half", "half"], [table, table], 1, "ca-mse", "path", 2.0) == ["half", "full"]
+    assert near(["half", "half"], [table, table], 0, "ca-mse", "path", 2.0) == ["half", "quarter"]
+    assert near(["half", "half"], [table, table], 0, "ca-mse", "free", 3.0) == ["half", "quarter", "full", "eighth"]
+
+
+def test_a_look_ahead_decides_among_the_nearly_equal_and_keeps_the_order():
+    table = {"full": estimate(1, 1.1, ROWS), "half": estimate(0.5, 1.0, [0.0] * 4), "quarter": estimate(0.25, 9, ROWS)}
+    asked = []
+
+    def look(place, names):
+        asked.append((place, list(names)))
+        return names[-1]
+
+    assert choose([table, table], look=look) == ["half", "full"]  # at first the second stage bounds the first
+    assert asked == [(1, ["half", "full"])]
+    clear = {"full": estimate(1, 9.0, ROWS), "half": estimate(0.5, 1.0, [0.0] * 4)}
+    assert choose([clear], look=look) == ["half"] and len(asked) == 1  # nothing to ask
+
+
+def test_a_stage_that_is_chosen_as_the_training_goes():
+    cheap_first = stage(full=1.0, half=0.80, quarter=0.85)
+    later = stage(full=1.0, half=0.9, quarter=0.5)
+    rules = {"criterion": "ca-mse", "ties": "none"}
+    assert next_stage([cheap_first], [], order="path", **rules) == "half"
+    assert next_stage([cheap_first, later], ["half"], order="path", **rules) == "quarter"  # .85 + .5 is the best sum
+    assert next_stage([cheap_first, later], ["half"], order="ratchet", **rules) == "half"
+    assert next_stage([later, cheap_first], ["quarter"], order="free", **rules) == "half"
+    rising = [stage(full=9.0, half=0.1, quarter=9.0), stage(full=1.0, half=0.9, quarter=0.5)]
+    assert next_stage(rising, ["half"], order="path", **rules) == "half"
+    assert next_stage(rising, ["half"], order="free", **rules) == "quarter"
+
+
+def test_a_stage_that_is_chosen_as_the_training_goes_by_ties_or_a_look_ahead():
+    table = {
+        "full": estimate(1, 1.0, [0.0] * 4),
+        "half": estimate(0.5, 1.1, ROWS),
+        "quarter": estimate(0.25, 1.2, ROWS),
+    }
+    assert next_stage([table], [], criterion="ca-mse", order="free", ties="cheaper") == "half"
+    asked = []
+
+    def look(place, names):
+        asked.append((place, list(names)))
+        return names[1]
+
+    found = next_stage([table, table], ["half"], criterion="ca-mse", order="ratchet", ties="cheaper", look=look)
+    assert found == "half" and asked == [(1, ["full", "half"])]
