@@ -220,7 +220,6 @@ class SearchConfig(RunOptions, DataOptions, ModelOptions, MethodTrainOptions, Pr
     common: ClassVar[tuple[str, ...]] = (
         *("run", "along", "method", "data", "model", "budget", "pilot_budget", "pilot_schedule"),
         *(
-            "candidates",
             "candidate_patches",
             "candidate_keeps",
             "measure_at",

@@ -146,6 +146,7 @@ def test_a_look_ahead_takes_the_best_on_validation_pictures_and_is_charged(effvl
     assert t == "0.5" and set(scores) == {"full", "patch 8, keep 1"}
     best = "full" if scores["full"] > scores["patch 8, keep 1"] else "patch 8, keep 1"  # of equal ones the cheaper
     assert found.technique["chosen"]["0.5"] == best
+    assert "20-NN on validation pictures after a look-ahead from t = 0.5, %: patch 8, keep 1 " in done.out
     known = json.loads(Path("search/checkpoints/phases.json").read_text())["values"]
     trials = {name: value["units"] for name, value in known.items() if name.startswith("look-ahead")}
     tail = units_of(math.ceil(0.25 * 200 / 48), 4)

@@ -261,7 +261,7 @@ def few_of_searches(recipe, data):
         if "model" in small:
             small["model"] = small["model"].replace("tiny", "nano")
         if "search" in small.get("command", ""):
-            small["candidate-keeps"] = "0.5"
+            small |= {"candidate-keeps": "0.5", "measure-at": "0.25", "num-grad-batches": "4"}
         arms[arm] = small
     return dataclasses.replace(recipe, config=recipe.config | {"data": data}, arms=arms, seeds=(0,), arm_seeds={})
 

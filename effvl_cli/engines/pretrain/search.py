@@ -16,7 +16,7 @@ from effvl_cli.core.files import write_json, write_text
 from effvl_cli.core.phases import Phases
 from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
-from effvl_cli.core.table import Cell, Table, times
+from effvl_cli.core.table import Cell, Table, percent, times
 from effvl_cli.engines.common.cost_table import cost_table
 from effvl_cli.engines.pretrain.arm_training import ArmTrainer, save_backbone, train
 from effvl_cli.engines.pretrain.candidates import candidates_of
@@ -72,8 +72,7 @@ def run(config: SearchConfig, run: Run) -> None:
     _write(config, run, search, trainer.costs.shape, measuring.snr)
     units += measuring.units + (look.units if look else 0.0)
     _report(config, run, trainer, search, units=units, budget=budget)
-    if look:
-        run.report.technique["lookahead"] = {str(t): rounds for t, rounds in look.rounds.items()}
+    run.report.technique["lookahead"] = {str(t): rounds for t, rounds in look.rounds.items()} if look else {}
     if trained:
         _report_training(run, trainer, trained)
 
@@ -211,7 +210,8 @@ def _report(
     stages, chosen = search.stages, search.chosen
     for t in search.overridden:
         [wanted] = free([stages[t]], config.criterion)
-        run.warn(f"at t = {t:g} {wanted} is best by {config.criterion}; --order and --ties took {chosen[t]}")
+        rules = "--order and --lookahead" if config.lookahead else "--order and --ties"
+        run.warn(f"at t = {t:g} {wanted} is best by {config.criterion}; {rules} took {chosen[t]}")
     if config.grad_batch_size and config.grad_batch_size != config.batch_size:
         run.warn(
             f"measured with batches of {config.grad_batch_size}, trained with {config.batch_size}: bias depends on it"
@@ -229,6 +229,7 @@ def _report(
         method=config.method,
         batch_size=config.grad_batch_size or config.batch_size,
         num_batches=config.num_grad_batches,
+        averaged=config.average,
         budget={"units_planned": budget, "search_units": units},
         chosen={str(t): name for t, name in chosen.items()},
         overridden=search.overridden,
@@ -275,8 +276,10 @@ def table(report: Report) -> Table:
         for row in about["schedule"]
     )
     metrics = report.metrics
+    states = f", mean of {about['averaged']} states" if about["averaged"] > 1 else ""
     notes = (
-        f"bias2 / CA-MSE ± SE over V(g); * chosen; B = {about['batch_size']}, M = {about['num_batches']}",
+        f"bias2 / CA-MSE ± SE over V(g); * chosen; B = {about['batch_size']}, M = {about['num_batches']}{states}",
+        *_trials(about["lookahead"]),
         f"schedule: {schedule}",
         f"{times(metrics['speedup'].value)} the images of an uncompressed run at the same budget, "
         f"{times(metrics['speedup_with_search'].value)} with the cost of the search included",
@@ -284,3 +287,12 @@ def table(report: Report) -> Table:
     return Table(
         "gradient error of compressions", ("strategy", "cost", *(f"t = {t}" for t in stages)), tuple(rows), notes
     )
+
+
+def _trials(found: Mapping[str, list[dict[str, float]]]) -> list[str]:
+    """A line for each share at which compressions were tried: accuracies of the last round."""
+    lines = []
+    for t, rounds in found.items():
+        shown = ", ".join(f"{name} {percent(accuracy)}" for name, accuracy in rounds[-1].items())
+        lines.append(f"20-NN on validation pictures after a look-ahead from t = {t}, %: {shown}")
+    return lines
