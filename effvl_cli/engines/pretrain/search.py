@@ -19,8 +19,8 @@ from effvl_cli.core.run import Run
 from effvl_cli.core.table import Cell, Table, percent, times
 from effvl_cli.engines.common.cost_table import cost_table
 from effvl_cli.engines.pretrain.arm_training import ArmTrainer, save_backbone, train
-from effvl_cli.engines.pretrain.candidates import candidates_of
 from effvl_cli.engines.pretrain.closed_loop import accelerate
+from effvl_cli.engines.pretrain.compressions import candidates_of
 from effvl_cli.engines.pretrain.costs import DEFAULT_BUDGET
 from effvl_cli.engines.pretrain.gradients import measure
 from effvl_cli.engines.pretrain.images import TrainImages
