@@ -8,10 +8,10 @@ from effvl_cli.core.checkpoint import STEPS, Step
 from effvl_cli.core.errors import UsageError
 from effvl_cli.engines.pretrain.arm_training import ArmTrainer, fit
 from effvl_cli.engines.pretrain.costs import clock_of
-from effvl_cli.engines.pretrain.lookahead import LookAhead
 from effvl_cli.engines.pretrain.schedules import MIXED, pilot_schedule
 from effvl_cli.engines.pretrain.task import InvarianceTask
 from effvl_cli.engines.pretrain.training_states import TrainingStates
+from effvl_cli.engines.pretrain.trials import LookAhead
 from effvl_cli.techniques.pretrain.compression_search import Estimates, Search, laid_out, overridden
 from effvl_cli.techniques.pretrain.schedule import Clock, Compression, Schedule, Stage
 from effvl_cli.techniques.pretrain.stage_choice import next_stage

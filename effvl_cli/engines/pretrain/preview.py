@@ -21,10 +21,10 @@ from effvl_cli.engines.common.cost_table import TRAINING, Part, cost_table, part
 from effvl_cli.engines.pretrain import labelled
 from effvl_cli.engines.pretrain.costs import DEFAULT_BUDGET, budget_of, clock_of
 from effvl_cli.engines.pretrain.images import open_split
-from effvl_cli.engines.pretrain.lookahead import most_units
 from effvl_cli.engines.pretrain.methods import build_parts, check_batch
 from effvl_cli.engines.pretrain.probes import MAX_VALIDATION
 from effvl_cli.engines.pretrain.schedules import build_schedule, pilot_schedule
+from effvl_cli.engines.pretrain.trials import most_units
 from effvl_cli.models.network import Network
 from effvl_cli.techniques.pretrain.schedule import Clock, Compression, Schedule
 

@@ -24,11 +24,11 @@ from effvl_cli.engines.pretrain.compressions import candidates_of
 from effvl_cli.engines.pretrain.costs import DEFAULT_BUDGET
 from effvl_cli.engines.pretrain.gradients import measure
 from effvl_cli.engines.pretrain.images import TrainImages
-from effvl_cli.engines.pretrain.lookahead import LookAhead
 from effvl_cli.engines.pretrain.methods import build_network, check_batch
 from effvl_cli.engines.pretrain.preview import Trainee, search_parts
 from effvl_cli.engines.pretrain.schedules import pilot_schedule
 from effvl_cli.engines.pretrain.training_states import TrainingStates
+from effvl_cli.engines.pretrain.trials import LookAhead
 from effvl_cli.techniques.pretrain.compression_search import (
     Estimates,
     Search,
