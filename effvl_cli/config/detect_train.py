@@ -163,6 +163,8 @@ class TrainingOptions(
     derived: ClassVar[Mapping[str, str]] = {}
     """Origins of the values of options that were not given, once a config is built."""
     usual_epochs: ClassVar[int] = 12
+    usual_period: ClassVar[int] = 1
+    """Epochs from one evaluation to the next where --eval-every is 0."""
 
     num_images: Annotated[
         Positive | None, Doc("use so many images of each split, taken evenly: for a first try (default: all)")
@@ -218,6 +220,7 @@ class DetectConfig(TrainingOptions):
 
     panel: ClassVar[str] = "Arms"
     usual_epochs: ClassVar[int] = 6
+    usual_period: ClassVar[int] = 2
     common: ClassVar[tuple[str, ...]] = (
         *("arms", "data", "data_root", "preset", "weights", "num_stages", "subclass", "merge", "dedup", "min_size"),
         *("max_size", "epochs", "steps", "batch_size", "lr", "precision", "device", "seed", "out"),

@@ -16,7 +16,7 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
-from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
+from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from effvl_cli.core.errors import UsageError
@@ -217,11 +217,8 @@ def detector(spec: DetectorSpec, num_classes: int) -> CascadeRCNN:
 def _heads(spec: DetectorSpec, num_classes: int) -> CascadeRoIHeads:
     present, conditions = spec.present(num_classes), max(1, len(spec.conditions))
     parents = parents_of(num_classes, conditions, present)
-    pool: nn.Module = (
-        PyramidRoIAlign() if spec.roi_aligned else MultiScaleRoIAlign(list(_LEVELS), _POOL, sampling_ratio=2)
-    )
     return CascadeRoIHeads(
-        pool,
+        PyramidRoIAlign(output_size=_POOL, aligned=spec.roi_aligned),
         [TwoMLPHead(spec.fpn * _POOL**2, spec.head_width) for _ in range(spec.num_stages)],
         [
             CascadePredictor(spec.head_width, len(parents), class_agnostic=spec.class_agnostic)

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from effvl_cli.config.detect_predict import PredictConfig
-from effvl_cli.config.detect_train import TrainConfig
+from effvl_cli.config.detect_train import DetectConfig, TrainConfig
 from effvl_cli.core import distributed, signals
 from effvl_cli.core.checkpoint import load_model
 from effvl_cli.core.errors import UsageError
 from effvl_cli.core.table import Table
-from effvl_cli.engines.detect import detecting, detector_arms, predict, tables
+from effvl_cli.engines.detect import detecting, detector_arms, detector_training, predict, tables
 from effvl_cli.engines.detect import eval as evaluating
 from effvl_cli.models import network as networks
 from tests.kills import assert_same_result, run_with_kills
@@ -61,6 +61,13 @@ def test_both_arms_are_trained_and_measured_on_the_test_images(job, report, reco
     assert "s1_cls" not in steps["single"] and {"s2_cls", "s2_box", "num_pos_s2"} < steps["cascade"].keys()
     parts = [steps["cascade"][name] for name in steps["cascade"] if name.endswith(("_cls", "_box"))]
     assert steps["cascade"]["loss"] == pytest.approx(sum(parts), rel=1e-5) and len(parts) == 8
+
+
+def test_the_job_is_evaluated_every_second_epoch_and_at_the_end(job, records):
+    one = TrainConfig(data="road-scenes", eval_every=3)
+    assert [detector_training.period_of(own, 50) for own in (TrainConfig(), DetectConfig(), one)] == [50, 100, 3]
+    seen = [(row["phase"], row["step"]) for row in records(job) if row["event"] == "eval"]
+    assert seen == [("single", 2), ("cascade", 2)]  # an epoch is 2 steps, of which 4 would be two
 
 
 def test_what_the_job_leaves(job):

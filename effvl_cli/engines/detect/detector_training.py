@@ -91,19 +91,23 @@ def length_of(config: TrainingOptions, steps_per_epoch: int) -> int:
     return config.epochs * steps_per_epoch
 
 
+def period_of(config: TrainingOptions, steps_per_epoch: int) -> int:
+    """Steps from one evaluation to the next."""
+    return config.eval_every or config.usual_period * steps_per_epoch
+
+
 def _plan(config: TrainingOptions, batches: TrainingBatches, phase: str, *, chosen: bool) -> loop.Plan:
     """The plan of the options; `chosen`: whether validation images choose the best step."""
     steps = length_of(config, batches.steps_per_epoch)
     assert config.warmup is not None
     rise = config.warmup if config.warmup < 1 else min(LONGEST_RISE, config.warmup / steps)
-    more: dict[str, Any] = {} if config.eval_every else {"eval_every": batches.steps_per_epoch}
     return plan_of(
         dataclasses.replace(config, warmup=rise),
         steps,
         phase=phase,
         precision=config.precision,
         best=VALIDATION if chosen else None,
-        **more,
+        eval_every=period_of(config, batches.steps_per_epoch),
     )
 
 

@@ -20,7 +20,7 @@ from effvl_cli.data.mixing import MixedSampler
 from effvl_cli.engines.common.cost_table import TRAINING, Part, cost_table, training_memory
 from effvl_cli.engines.detect.box_data import open_boxes
 from effvl_cli.engines.detect.box_splits import thinned
-from effvl_cli.engines.detect.detector_training import length_of
+from effvl_cli.engines.detect.detector_training import length_of, period_of
 from effvl_cli.engines.detect.detectors import asked_spec, spec_for
 from effvl_cli.models.detector import CascadeRCNN, detector
 
@@ -69,7 +69,7 @@ class _Cost:
         self.share = config.batch_size // config.accumulate // distributed.world().size
         sampler = MixedSampler(train, config.batch_size // config.accumulate, config.seed, config.epoch_size)
         self.steps = length_of(config, max(1, sampler.steps_per_epoch // config.accumulate))
-        self.evaluations = 1 + self.steps // max(1, config.eval_every or sampler.steps_per_epoch)
+        self.evaluations = 1 + self.steps // max(1, period_of(config, sampler.steps_per_epoch))
         self.memory = training_memory(self.module, config.optimizer, self._loss, self.share)
 
     def _noise(self, count: int) -> list[Tensor]:

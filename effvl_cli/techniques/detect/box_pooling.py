@@ -1,4 +1,4 @@
-"""RoIAlign over the levels of a pyramid with the half-pixel shift, as detectron2 and mmdetection pool.
+"""RoIAlign over the levels of a pyramid, with the half-pixel shift of detectron2 and mmdetection or without.
 
 He et al., arXiv 1703.06870 (RoIAlign); Lin et al., arXiv 1612.03144, eq. 1 (levels).
 """
@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import roi_align
+
+from effvl_cli.techniques.detect.roi_gradient import pooled_from
 
 _CANONICAL_SIZE, _CANONICAL_LEVEL = 224, 4  # Lin et al., arXiv 1612.03144, eq. 1
 _EPSILON = 1e-6
@@ -17,7 +18,8 @@ _EPSILON = 1e-6
 class PyramidRoIAlign(nn.Module):
     """Pools each box from the level of its size: level = floor(4 + log2(sqrt(area) / 224)), clamped.
 
-    torchvision's `MultiScaleRoIAlign` has no `aligned`, and measures its strides from the first batch.
+    Without the shift it gives what torchvision's `MultiScaleRoIAlign` gives, which measures its strides from the first
+    batch. Boxes are never in half precision, which is pixels off.
 
     Args:
         strides: pixels of the image for one of each level, powers of two, finest first.
@@ -51,13 +53,13 @@ class PyramidRoIAlign(nn.Module):
         """
         maps = list(features.values())[: len(self.strides)]
         images = [torch.full_like(found[:, :1], k) for k, found in enumerate(boxes)]
-        rois = torch.cat([torch.cat(images), torch.cat(boxes)], 1).to(maps[0].dtype)
+        rois = torch.cat([torch.cat(images), torch.cat(boxes)], 1)
         levels = self._levels(torch.cat(boxes))
         pooled = maps[0].new_zeros(len(rois), maps[0].shape[1], *self.output_size)
         for k, (level, stride) in enumerate(zip(maps, self.strides, strict=True)):
             if self.every_level:
                 here = (levels == k)[:, None, None, None]
-                pooled = torch.where(here, self._pool(level, rois, stride), pooled)
+                pooled = torch.where(here, self._pool(level, rois, stride).to(pooled.dtype), pooled)
             else:
                 rows = torch.where(levels == k)[0]
                 pooled = pooled.index_put((rows,), self._pool(level, rois[rows], stride).to(pooled.dtype))
@@ -70,5 +72,6 @@ class PyramidRoIAlign(nn.Module):
         return (level.clamp(finest, finest + len(self.strides) - 1) - finest).long()
 
     def _pool(self, level: Tensor, rois: Tensor, stride: int) -> Tensor:
-        found: Tensor = roi_align(level, rois, self.output_size, 1 / stride, self.sampling_ratio, self.aligned)
-        return found
+        kind = torch.promote_types(level.dtype, rois.dtype)
+        scale = 1 / stride
+        return pooled_from(level.to(kind), rois.to(kind), self.output_size, scale, self.sampling_ratio, self.aligned)

@@ -37,8 +37,7 @@ class Group:
             () float32: 1 for one process, 0 where no process has any.
         """
         own = torch.tensor(float(count), device=like.device)
-        everything = self.total(own)
-        return self.size * own / everything if everything > 0 else own
+        return self.size * own / self.total(own).clamp(min=1)
 
 
 ALONE = Group()

@@ -9,7 +9,7 @@ from torch import Tensor, nn, tensor
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.faster_rcnn import FasterRCNN, TwoMLPHead
 from torchvision.models.detection.rpn import AnchorGenerator
-from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image
+from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image, roi_align
 
 from effvl_cli.models.detector import detector
 from effvl_cli.models.detector_spec import DetectorSpec
@@ -21,6 +21,7 @@ from effvl_cli.techniques.detect.cascade_head import (
     CascadeRoIHeads,
     stage_iou,
 )
+from effvl_cli.techniques.detect.roi_gradient import pooled_from
 from effvl_cli.techniques.detect.subclass import conditions_of, parents_of
 
 FIXTURE = Path(__file__).parent / "data" / "cascade_head_detectron2.npz"
@@ -150,6 +151,39 @@ def test_the_fixture_tells_other_heads_apart(change):
     assert found["boxes"].shape != file["expected.boxes"].shape or not np.allclose(
         found["boxes"].numpy(), file["expected.boxes"], atol=1e-3
     )
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_the_gradient_of_pooling_is_torchvisions(aligned):
+    """Boxes within, across and outside the borders, narrow ones and those that cover everything."""
+    draw = torch.Generator().manual_seed(5)
+    level = torch.rand(2, 3, 12, 16, dtype=torch.float64, generator=draw)
+    corners = torch.rand(60, 2, dtype=torch.float64, generator=draw) * 90 - 15
+    sides = 120 * torch.rand(60, 2, dtype=torch.float64, generator=draw) ** 3
+    numbers = torch.randint(2, (60, 1), generator=draw).double()
+    rois = torch.cat([numbers, corners, corners + sides], 1)
+    weights = torch.rand(60, 3, 7, 7, dtype=torch.float64, generator=draw)
+    found = []
+    for pool in (roi_align, pooled_from):
+        own = level.clone().requires_grad_()
+        values = pool(own, rois, (7, 7), 0.25, 2, aligned)
+        (values * weights).sum().backward()
+        found.append((values.detach(), own.grad))
+    assert torch.equal(found[0][0], found[1][0]) and found[0][1].abs().max() > 1
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-10, atol=1e-12)
+    own = level.clone().requires_grad_()
+    pooled_from(own, rois[:0], (7, 7), 0.25, 2, aligned).sum().backward()
+    assert torch.equal(own.grad, torch.zeros_like(level))
+
+
+def test_boxes_are_pooled_in_float32_whatever_the_features_are():
+    """At 1000 px half precision is 4 px off; features that grow from left to right tell where a box was."""
+    level = torch.linspace(0, 1, 300).expand(1, 1, 20, 300)
+    boxes = [tensor([[1003.0, 10.0, 1017.0, 24.0]])]
+    exact = PyramidRoIAlign(strides=(4,))({"0": level}, boxes)
+    half = PyramidRoIAlign(strides=(4,))({"0": level.bfloat16()}, boxes)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), exact, atol=2**-8, rtol=0)
 
 
 def test_pooling_without_shift_is_torchvisions_and_pooling_every_level_is_the_same():
