@@ -43,7 +43,7 @@ COMMANDS = (
         "pretrain",
         (
             ("", "PretrainConfig", "Train a network from scratch: on images alone (accelerated), captions or labels."),
-            ("search", "SearchConfig", "Measure gradient errors along RUN or a pilot run, and write a schedule."),
+            ("search", "SearchConfig", "Measure gradient errors along a training, and write a schedule."),
             ("eval", "EvalConfig", "Evaluate the features of RUN by k-NN and linear probes, also on other data."),
         ),
     ),
