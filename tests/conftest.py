@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from effvl_cli.cli.app import main
-from effvl_cli.core import signals
+from effvl_cli.core import plots, signals
 from effvl_cli.core.report import Report, read_report
 
 
@@ -84,6 +84,7 @@ class Shared:
             with pytest.MonkeyPatch.context() as patch:
                 patch.chdir(work)
                 patch.setenv("EFFVL_CACHE", str(self.cache))
+                draw(patch)
                 prepare(patch)
                 assert main([*map(str, arguments), "--out", str(folder), "--fresh"]) == 0
 
@@ -132,29 +133,59 @@ def _no_syncing() -> Iterator[None]:
         yield
 
 
+DRAWING = {name: getattr(plots, name) for name in ("_figure", "_write")}
+
+
 @pytest.fixture
-def drawn() -> None:
+def drawn(monkeypatch) -> None:
     """Pictures are drawn: see `_undrawn`."""
+    draw(monkeypatch)
 
 
-@pytest.fixture(autouse=True)
-def _undrawn(request, monkeypatch):
-    """Figures are put together, and one grey pixel is written for each: drawing would be a third of a small job."""
-    if "drawn" not in request.fixturenames:
-        draw_nothing(monkeypatch)
+def draw(patch: pytest.MonkeyPatch) -> None:
+    """As without `_undrawn`."""
+    for name, function in DRAWING.items():
+        patch.setattr(plots, name, function)
 
 
-def draw_nothing(patch: pytest.MonkeyPatch) -> None:
-    """See `_undrawn`."""
-    from effvl_cli.core import plots
+@pytest.fixture(scope="session", autouse=True)
+def _undrawn() -> Iterator[None]:
+    """All that a picture shows is given to a stand-in for matplotlib, which would take a third of a small job.
 
-    patch.setattr(plots, "_write", _close)
+    One grey pixel is written for each. Runs of `Shared` have their pictures, and tests that ask for `drawn`.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "_figure", _no_figure)
+        patch.setattr(plots, "_write", _write_pixel)
+        yield
 
 
-def _close(figure: Any, path: Path) -> None:
-    import matplotlib.pyplot as plt
+class _Blank:
+    """Has every attribute, and takes every call."""
 
-    plt.close(figure)
+    def __getattr__(self, name: str) -> "_Blank":
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __call__(self, *args: object, **options: object) -> "_Blank":
+        return self
+
+    def __getitem__(self, key: object) -> "_Blank":
+        return self
+
+    def __iter__(self) -> Iterator["_Blank"]:
+        return iter((self, self))  # handles and labels of a legend
+
+
+def _no_figure(width: float, height: float, nrows: int = 1, ncols: int = 1, squeeze: bool = True, **grid: Any) -> Any:
+    axes = np.empty((nrows, ncols), dtype=object)
+    for place in np.ndindex(axes.shape):
+        axes[place] = _Blank()
+    return _Blank(), axes[0, 0] if squeeze and axes.size == 1 else axes
+
+
+def _write_pixel(figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("L", (1, 1), 128).save(path, "png")
 

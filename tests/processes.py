@@ -25,7 +25,6 @@ import torch
 
 from effvl_cli.cli.app import main
 from effvl_cli.core import signals
-from tests.conftest import draw_nothing
 from tests.engines.conftest import little_beside, no_programs
 
 SOON, LATE = 200.0, 400.0  # seconds
@@ -98,13 +97,13 @@ def group(function: Callable[[int], int | None], processes: int) -> str:
 def run_each(lines: Sequence[Sequence[object]], processes: int, *prepare: Callable[[pytest.MonkeyPatch], None]) -> None:
     """Run command lines one after another in a group of processes.
 
-    Few passes are timed, no programs written and no pictures drawn, as in the tests of engines. `prepare` patches more.
+    Few passes are timed, and no programs written, as in the tests of engines. `prepare` patches more.
     """
     ports = [_free_port() for _ in lines]
 
     def each(rank: int) -> int:
         patch = pytest.MonkeyPatch()
-        for change in (little_beside, no_programs, draw_nothing, *prepare):
+        for change in (little_beside, no_programs, *prepare):
             change(patch)
         for port, line in zip(ports, lines, strict=True):
             os.environ["MASTER_PORT"] = str(port)

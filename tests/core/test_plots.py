@@ -6,6 +6,8 @@ import pytest
 
 from effvl_cli.core.plots import Costed, _draw_curves, curves, fronts, heat_maps, paired_bars
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 
 @pytest.fixture
 def axes():

@@ -36,6 +36,18 @@ def programs() -> None:
     """See `_little_beside`."""
 
 
+@pytest.fixture
+def program_files(programs, monkeypatch) -> None:
+    """Programs are files like others, and cost nothing: for tests of what becomes of them."""
+    from effvl_cli.engines.common import verified_files
+
+    def save(module: object, image_size: object, path: Path) -> str:
+        path.write_bytes(b"program")
+        return ""
+
+    monkeypatch.setattr(verified_files, "save_program", save)
+
+
 @pytest.fixture(scope="session")
 def blocks_run(shared) -> Path:
     """A run of prune-blocks with all that it leaves: a ResNet-20 of digits that has lost two blocks."""

@@ -367,7 +367,7 @@ def test_stacked_candidates_are_chosen_from_alike_and_marked(job, report, traine
         assert one["impact_loss"] == pytest.approx(other["impact_loss"], abs=1e-4)
 
 
-def test_a_fresh_start_leaves_nothing_of_the_run_before(job, report, trained, programs):
+def test_a_fresh_start_leaves_nothing_of_the_run_before(job, report, trained, program_files):
     job(*quick(trained, "--remove", 2))
     assert {path.name for path in Path("r/scores").iterdir()} == {"step_1.safetensors", "step_2.safetensors"}
     assert {path.name for path in Path("r").iterdir()} >= {"table.csv", "model.pt2", "rebuild.py", "plots"}

@@ -1,8 +1,16 @@
 """Which blocks of known networks can go, and why others cannot."""
 
+from functools import partial
+
 import pytest
+import timm
 import torch
+from timm.layers import GatedMlp
+from timm.models.focalnet import FocalNet
+from timm.models.mlp_mixer import Affine, MlpMixer, ResBlock, SpatialGatingBlock
+from timm.models.nest import Nest
 from torch import nn
+from torchvision.models import MaxVit, VisionTransformer
 
 from effvl_cli.models.network import build
 from effvl_cli.techniques.prune_blocks.discover import discover, most_removable, narrow, spare, with_relus
@@ -21,15 +29,10 @@ def found(network, *, size=8, channels=3, **options):
 # stay; transformers, mixers and ConvNeXts always do.
 COUNTS = {
     "torchvision:resnet18": (64, 8 - 3),
-    "torchvision:resnet34": (64, 16 - 3),
     "torchvision:resnet50": (64, 16 - 4),
-    "torchvision:resnet101": (64, 33 - 4),
-    "torchvision:resnext50_32x4d": (64, 16 - 4),
-    "torchvision:wide_resnet50_2": (64, 16 - 4),
     "torchvision:regnet_y_400mf": (64, 16 - 4),
     "torchvision:regnet_x_800mf": (64, 16 - 4),
     "torchvision:convnext_tiny": (64, 3 + 3 + 9 + 3),
-    "torchvision:vit_b_16": (224, 12),
     "torchvision:mobilenet_v2": (64, 17 - 7),
     "torchvision:mobilenet_v3_large": (64, 15 - 5),
     "torchvision:mnasnet1_0": (64, 17 - 7),
@@ -37,10 +40,8 @@ COUNTS = {
     "torchvision:efficientnet_v2_s": (64, 40 - 5),
     "torchvision:swin_t": (64, 2 + 2 + 6 + 2),
     "torchvision:swin_v2_t": (64, 2 + 2 + 6 + 2),
-    "torchvision:maxvit_t": (224, 3 * (2 + 2 + 5 + 2) - 4),
     "torchvision:densenet121": (64, 0),
     "torchvision:shufflenet_v2_x1_0": (64, 0),
-    "torchvision:vgg11_bn": (64, 0),
     "timm:resnet18": (64, 8 - 3),
     "timm:resnet50": (64, 16 - 4),
     "timm:res2net50_26w_4s": (64, 16 - 4),
@@ -50,29 +51,20 @@ COUNTS = {
     "timm:ghostnet_100": (64, 16 - 5),
     "timm:mobilevit_xxs": (64, (1 + 2) + (2 + 4 + 3)),  # inverted residuals, and the transformers' blocks
     "timm:edgenext_xx_small": (64, 2 + 2 + 6 + 2),
-    "timm:pvt_v2_b0": (64, 2 + 2 + 2 + 2),
     "timm:levit_128s": (224, 2 + 3 + 4),
-    "timm:cait_xxs24_224": (224, 24),
     "timm:repvgg_a0": (64, 0),  # its identity branch is a norm
     "timm:regnety_004": (64, 16 - 4),
     "timm:regnetx_008": (64, 16 - 4),
-    "timm:convnext_tiny": (64, 3 + 3 + 9 + 3),
     "timm:vit_tiny_patch16_224": (224, 12),
     "timm:mobilenetv3_small_100": (64, 11 - 5),
-    "timm:mixer_s16_224": (224, 8),
-    "timm:resmlp_12_224": (224, 12),
     "timm:poolformer_s12": (64, 2 + 2 + 6 + 2),
-    "timm:swinv2_tiny_window8_256": (256, 2 + 2 + 6 + 2),
     # Blocks that others write in their own ways: SiLU after the addition, the size as a further input, pairs.
     "timm:gcresnet33ts": (64, 10 - 4),
     "timm:eca_resnet33ts": (64, 10 - 4),
     "timm:cspresnet50": (64, 3 + 3 + 5 + 2),
-    "timm:twins_pcpvt_small": (64, 3 + 4 + 6 + 3),
-    "timm:davit_tiny": (64, 2 * (1 + 1 + 3 + 1)),
     "timm:fastvit_t8": (64, 2 + 2 + 4 + 2),
     "timm:efficientformer_l1": (224, 3 + 2 + 6 + 4),
     "timm:ghostnetv2_100": (64, 16 - 5),
-    "timm:focalnet_tiny_srf": (64, 2 + 2 + 6 + 2),
     "timm:inception_next_atto": (64, 2 + 2 + 6 + 2),
     "timm:starnet_s1": (64, 2 + 2 + 8 + 3),
     "timm:darknet53": (64, 1 + 2 + 8 + 8 + 4),
@@ -80,27 +72,88 @@ COUNTS = {
     "timm:resnest14d": (64, 0),  # one block a stage, with a projection
     "timm:mambaout_femto": (64, 3 + 3 + 9 + 3),
     "timm:visformer_tiny": (224, 7 + 4 + 4),
-    "timm:xcit_nano_12_p16_224": (224, 12),
     "timm:pit_ti_224": (224, 2 + 6 + 4),
-    "timm:gmlp_s16_224": (224, 30),
-    "timm:nest_tiny": (224, 2 + 2 + 8),
     "timm:mobileone_s0": (64, 0),  # its identity branches are norms
     "timm:repvit_m0_9": (64, 0),  # only a half of each block is residual
     "timm:vovnet39a": (64, 0),
     "timm:caformer_s18": (64, 3 + 3),  # the shortcuts of its later stages have scales of their own
     "timm:tiny_vit_5m_224": (224, 2),  # a convolution without a shortcut stands in each later block
     "cifar-resnet:20": (32, 9 - 2),
+    "cifar-resnet:56": (32, 27 - 2),
+}
+
+
+# Of the same classes as networks of `COUNTS` or `SHALLOW`, and larger.
+LARGE = {
+    "torchvision:resnet34": (64, 16 - 3),
+    "torchvision:resnet101": (64, 33 - 4),
+    "torchvision:resnext50_32x4d": (64, 16 - 4),
+    "torchvision:wide_resnet50_2": (64, 16 - 4),
+    "torchvision:vit_b_16": (224, 12),
+    "torchvision:maxvit_t": (224, 3 * (2 + 2 + 5 + 2) - 4),
+    "torchvision:vgg11_bn": (64, 0),
+    "timm:pvt_v2_b0": (64, 2 + 2 + 2 + 2),
+    "timm:cait_xxs24_224": (224, 24),
+    "timm:convnext_tiny": (64, 3 + 3 + 9 + 3),
+    "timm:mixer_s16_224": (224, 8),
+    "timm:resmlp_12_224": (224, 12),
+    "timm:swinv2_tiny_window8_256": (256, 2 + 2 + 6 + 2),
+    "timm:twins_pcpvt_small": (64, 3 + 4 + 6 + 3),
+    "timm:davit_tiny": (64, 2 * (1 + 1 + 3 + 1)),
+    "timm:focalnet_tiny_srf": (64, 2 + 2 + 6 + 2),
+    "timm:xcit_nano_12_p16_224": (224, 12),
+    "timm:gmlp_s16_224": (224, 30),
+    "timm:nest_tiny": (224, 2 + 2 + 8),
     "cifar-resnet:32": (32, 15 - 2),
     "cifar-resnet:44": (32, 21 - 2),
-    "cifar-resnet:56": (32, 27 - 2),
     "cifar-resnet:110": (32, 54 - 2),
 }
 
 
-@pytest.mark.parametrize("spec", COUNTS)
+def small(name, **options):
+    """A classifier of timm with fewer and smaller blocks."""
+    return partial(timm.create_model, name, num_classes=10, **options)
+
+
+mixer = partial(MlpMixer, img_size=64, num_blocks=3, embed_dim=32)
+
+# As those of `LARGE`, with fewer blocks.
+SHALLOW = {
+    "torchvision vit": (partial(VisionTransformer, 32, 8, 3, 2, 32, 64), 32, 3),
+    "torchvision maxvit": (
+        partial(MaxVit, (64, 64), 8, 2, [8, 16], [1, 2], 8, 0.0),
+        64,
+        3 * (1 + 2) - 2,
+    ),
+    "timm twins": (small("twins_pcpvt_small", depths=(1, 1, 2, 1)), 64, 1 + 1 + 2 + 1),
+    "timm xcit": (small("xcit_nano_12_p16_224", depth=3, img_size=64), 64, 3),
+    "timm swinv2": (small("swinv2_tiny_window8_256", depths=(1, 1, 2, 1), img_size=64), 64, 1 + 1 + 2 + 1),
+    "timm nest": (partial(Nest, 64, embed_dims=(16, 32, 64), num_heads=(1, 2, 4), depths=(1, 1, 2)), 64, 1 + 1 + 2),
+    "timm davit": (small("davit_tiny", depths=(1, 1, 2, 1)), 64, 2 * (1 + 1 + 2 + 1)),
+    "timm gmlp": (partial(mixer, mlp_ratio=6, block_layer=SpatialGatingBlock, mlp_layer=GatedMlp), 64, 3),
+    "timm mixer": (mixer, 64, 3),
+    "timm resmlp": (partial(mixer, mlp_ratio=4, block_layer=ResBlock, norm_layer=Affine), 64, 3),
+    "timm cait": (small("cait_xxs24_224", depth=3, img_size=64), 64, 3),
+    "timm focalnet": (partial(FocalNet, depths=(1, 1, 2, 1), embed_dim=16), 64, 1 + 1 + 2 + 1),
+    "timm pvt": (small("pvt_v2_b0", depths=(1, 1, 2, 1)), 64, 1 + 1 + 2 + 1),
+    "timm convnext": (small("convnext_tiny", depths=(1, 1, 2, 1), dims=(8, 16, 24, 32)), 64, 1 + 1 + 2 + 1),
+}
+
+
+@pytest.mark.parametrize("spec", [*COUNTS, *(pytest.param(spec, marks=pytest.mark.slow) for spec in LARGE)])
 def test_how_many_units_known_networks_have(spec):
-    size, count = COUNTS[spec]
-    network = build(spec, seed=0, num_classes=10).module
+    size, count = {**COUNTS, **LARGE}[spec]
+    assert_units(build(spec, seed=0, num_classes=10).module, size, count)
+
+
+@pytest.mark.parametrize("name", SHALLOW)
+def test_how_many_units_shallow_networks_have(name):
+    make, size, count = SHALLOW[name]
+    torch.manual_seed(0)
+    assert_units(make(), size, count)
+
+
+def assert_units(network, size, count):
     discovery = found(network, size=size)
     assert len(discovery.units) == count
     assert len({unit.path for unit in discovery.units}) == count
