@@ -20,6 +20,7 @@ from effvl_cli.config.options import (
     Rate,
     RunOptions,
     SaveOptions,
+    fill,
 )
 
 EMBEDDED = "digits"
@@ -332,14 +333,10 @@ class TaskOptions(
         usual = dict(OF_EMBEDDED if self.data == EMBEDDED else OF_OTHERS)
         if self.method != "cpg":  # what is compared with others is compared in a table of runs
             usual["controls"] = ("none",)
-        derived = {}
-        for name, value in usual.items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
-                derived[name] = EMBEDDED if self.data == EMBEDDED else "default"
-        if "prune_ramp_epochs" in derived and self.prune_epochs and self.prune_ramp_epochs:
+        origin = EMBEDDED if self.data == EMBEDDED else "default"
+        fill(self, {name: (value, origin) for name, value in usual.items()})
+        if "prune_ramp_epochs" in self.derived and self.prune_epochs and self.prune_ramp_epochs:
             object.__setattr__(self, "prune_ramp_epochs", min(self.prune_epochs, self.prune_ramp_epochs))
-        object.__setattr__(self, "derived", derived)
         controls = self.controls or ()
         if "none" in controls and len(controls) > 1:
             raise ValueError(f"--controls is {','.join(controls)}. Leave none out")

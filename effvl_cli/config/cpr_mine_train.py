@@ -20,6 +20,7 @@ from effvl_cli.config.options import (
     RunInput,
     RunOptions,
     TrainOptions,
+    fill,
 )
 
 EMBEDDED = "moving-shapes"
@@ -286,15 +287,7 @@ class TrainConfig(RunInput, _Training):
 def _fill(config: _Training) -> None:
     """Fill options that are not given with what suits the data."""
     table, origin = (OF_EMBEDDED, "default of the embedded data") if config.data == EMBEDDED else (OF_VIDEOS, "CoCLR")
-    derived = {}
-    for name, value in table.items():
-        if not hasattr(config, name) or getattr(config, name) is not None:
-            continue
-        if name == "epochs" and config.steps is not None:
-            continue
-        object.__setattr__(config, name, value)
-        derived[name] = origin
-    object.__setattr__(config, "derived", derived)
+    fill(config, {name: (value, origin) for name, value in table.items() if name != "epochs" or config.steps is None})
 
 
 def pieces(config: CascadeOptions, epochs: int) -> tuple[tuple[int, int], ...]:

@@ -21,6 +21,7 @@ from effvl_cli.config.options import (
     RunInput,
     RunOptions,
     TrainOptions,
+    fill,
 )
 
 REFERENCE_BATCH = 16  # images of a step that mmdetection's schedules give their rate for
@@ -193,12 +194,8 @@ def _fill(config: TrainingOptions) -> None:
     table.setdefault("lr", 0.02 * batch / REFERENCE_BATCH)
     if config.steps is None:
         table["epochs"] = config.usual_epochs
-    derived = {}
-    for name, value in table.items():
-        if getattr(config, name) is None:
-            object.__setattr__(config, name, value)
-            derived[name] = "data" if name == "subclass" else f"preset {config.preset}"
-    object.__setattr__(config, "derived", derived)
+    origins = dict.fromkeys(table, f"preset {config.preset}") | {"subclass": "data"}
+    fill(config, {name: (value, origins[name]) for name, value in table.items()})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,9 @@ A field is `Annotated[type, bounds..., Doc("help")]`. That one line defines the 
 and its recipe key. The class in which a field is defined is its panel in `--help` (the attribute `panel`).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_doc import Doc
 from annotated_types import Ge, Gt, Le, Lt
@@ -27,6 +28,21 @@ Fraction = Annotated[float, Gt(0), Le(1)]
 Positive = Annotated[int, Ge(1)]
 Count = Annotated[int, Ge(0)]
 Rate = Annotated[float, Gt(0), Lt(10)]
+
+
+def fill(config: Any, usual: Mapping[str, tuple[Any, str]]) -> None:
+    """Give options that are None their usual value, and say in `derived` where it is from.
+
+    Args:
+        config: a frozen config under construction.
+        usual: value and origin by the option's name; names that the config lacks are passed over.
+    """
+    derived = {}
+    for name, (value, origin) in usual.items():
+        if getattr(config, name, config) is None:
+            object.__setattr__(config, name, value)
+            derived[name] = origin
+    object.__setattr__(config, "derived", derived)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from effvl_cli.config.options import (
     Rate,
     RunOptions,
     TrainOptions,
+    fill,
 )
 
 KEPT_AT = (0.0, 0.05, 0.25, 0.5, 0.75, 1.0)
@@ -196,7 +197,7 @@ class PretrainConfig(
     def __post_init__(self) -> None:
         """Check the options against one another."""
         _refuse_foreign(self, self.method)
-        _fill(self)
+        fill(self, defaults_of(self))
         if self.method in VIEW_METHODS:
             _check_invariance(self)
         elif (self.steps is None) == (self.epochs is None):
@@ -303,7 +304,7 @@ class SearchConfig(RunOptions, DataOptions, ModelOptions, MethodTrainOptions, Pr
         """Check the options against one another."""
         if self.method not in VIEW_METHODS:
             raise ValueError(f"--method is {self.method}, which has no views. Give one of {', '.join(VIEW_METHODS)}")
-        _fill(self)
+        fill(self, defaults_of(self))
         parse_budget(self.budget)
         if self.candidates and self.candidate_patches:
             raise ValueError("--candidates and --candidate-patches are both given. Leave one out")
@@ -372,16 +373,6 @@ def _refuse_foreign(config: PretrainConfig, method: str) -> None:
             raise ValueError(
                 f"--{flag} belongs to --method {', '.join(known)}, and the method is {method}. Leave it out"
             )
-
-
-def _fill(config: "PretrainConfig | SearchConfig") -> None:
-    """Fill options that are not given with the defaults of the method or of the embedded data."""
-    derived = {}
-    for name, (value, origin) in defaults_of(config).items():
-        if getattr(config, name) is None:
-            object.__setattr__(config, name, value)
-            derived[name] = origin
-    object.__setattr__(config, "derived", derived)
 
 
 def _check_invariance(config: PretrainConfig) -> None:

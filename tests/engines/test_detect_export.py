@@ -1,11 +1,13 @@
 """ONNX files of detectors: the graph, the runner around it, the comparison, and the real command."""
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import batched_nms
@@ -25,6 +27,7 @@ from effvl_cli.models.network import CHECKPOINT, Network
 
 CLASSES = ("pedestrian", "vehicle", "scooter", "bicycle")
 SIZE = (64, 96)
+KEYS = ("image_id", "category_id", "condition")
 SMALL = {"fpn": 8, "head_width": 16, "min_size": (64,), "max_size": 96, "post_nms": (60, 40), "score_thresh": 0.3}
 
 
@@ -92,6 +95,7 @@ def test_nms_is_torchvisions():
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict[str, OnnxDetector]:
     """Both graphs of one detector."""
+    pytest.importorskip("onnxruntime")
     folder, module = tmp_path_factory.mktemp("onnx"), _detector().module
     for graph in ("full", "raw"):
         props = properties(module, CLASSES, SIZE, graph)
@@ -111,6 +115,26 @@ def test_files_find_what_the_detector_finds_in_images_of_any_size(files, graph):
     assert len(found["scores"]) > 5 and found["boxes"].max() > 96
     for name, value in wanted.items():
         torch.testing.assert_close(found[name], value, atol=2e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("graph", ["full", "raw"])
+def test_predict_writes_the_same_by_a_file_as_by_the_run(here, run_folder, files, workdir, graph):
+    """Through the command, from files to detections.json; what is shrunk differs by rounding."""
+    Path("in").mkdir()
+    images = {"a": torch.zeros(3, *SIZE), "b": road_images(1, SIZE, 3)[0], "c": road_images(1, SIZE, 0)[0]}
+    for name, image in (images | {"wide": road_images(1, (128, 192), 0)[0]}).items():
+        Image.fromarray((image * 255).to(torch.uint8).permute(1, 2, 0).numpy()).save(f"in/{name}.png")
+    line = ("detect", "predict", "--input", "in", "--save", "coco", "--score", 0.3)
+    here(*line, run_folder, "--precision", "fp32", "--out", "by-run")
+    here(*line, "--onnx", files[graph].path, "--out", "by-file")
+    ours, theirs = (json.loads(Path(name, "detections.json").read_text()) for name in ("by-run", "by-file"))
+    assert {row["image_id"] for row in theirs} >= {2, 3, 4}
+    ours, theirs = ([row for row in rows if row["image_id"] < 4] for rows in (ours, theirs))
+    assert len(ours) == len(theirs) > 5
+    for one, other in zip(ours, theirs, strict=True):
+        assert [one[key] for key in KEYS] == [other[key] for key in KEYS]
+        assert one["bbox"] == pytest.approx(other["bbox"], abs=0.02)
+        assert one["score"] == pytest.approx(other["score"], abs=1e-4)
 
 
 @pytest.mark.parametrize("graph", ["full", "raw"])

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from effvl_cli.core.table import Table
 from effvl_cli.engines.detect import detecting, detector_arms, detector_training, predict, tables
 from effvl_cli.engines.detect import eval as evaluating
 from effvl_cli.models import network as networks
+from tests.engines.coco_files import write_coco
 from tests.kills import assert_same_result, run_with_kills
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
@@ -84,6 +86,8 @@ def test_the_table_has_a_row_for_each_arm_and_class(job, report):
         *("single", "cascade", "pedestrian", "vehicle", "scooter", "bicycle")
     ]
     assert "not to be read" in table.notes[-1]
+    rule = "within 10 bits and distance 0.02 (dhash+ncc); label guard on"
+    assert f"8 of 8 training images are used; near-duplicates {rule}" in table.notes
 
 
 def test_the_row_of_a_training_is_the_detectors(trained, report):
@@ -236,6 +240,20 @@ def test_what_several_processes_cannot_do_is_refused_before_data_are_read(monkey
         detector_arms.train_and_measure({"train": TrainConfig(sync_bn=True, data="nowhere")}, run, None)
     with pytest.raises(UsageError, match="runs on one process"):
         predict.run(PredictConfig(input=("nowhere.jpg",)), run)
+
+
+def test_dry_run_names_few_of_many_classes_and_what_is_remarkable(effvl, workdir):
+    row = {"pixels": np.zeros((60, 96, 3), dtype=np.uint8)}
+    write_coco(workdir / "set", {split: [row | {"file_name": f"{split}.png"}] for split in ("train", "val")})
+    for split in ("train", "val"):
+        path = workdir / "set" / f"{split}.json"
+        content = json.loads(path.read_text())
+        content["categories"] = [{"id": k, "name": f"class{k}"} for k in range(1, 81)]
+        path.write_text(json.dumps(content))
+    outcome = effvl("detect", "train", "--data", "coco:set", *FEW[2:6], "--batch-size", 1, "--steps", 1, "--dry-run")
+    assert outcome.code == 0, outcome.err
+    assert "1 test images of class1, class2" in outcome.out and "more" in outcome.out and "class40" not in outcome.out
+    assert "those called val are measured" in outcome.out
 
 
 def test_dry_run_says_what_each_arm_costs(effvl):

@@ -17,7 +17,7 @@ from effvl_cli.data import SPLITS
 from effvl_cli.data.box_writers import coco_json
 from effvl_cli.data.boxes import BoxSource
 from effvl_cli.engines.detect.box_data import open_boxes, splits_of
-from effvl_cli.engines.detect.near_duplicates import deduplicated, frames_of, heeding, rule_of
+from effvl_cli.engines.detect.near_duplicates import deduplicated, frames_of, heeding, rule_of, rule_text
 from effvl_cli.techniques.detect.dedup import Leak, leaks
 
 SUMMARY, LEAKS, KEPT = "dedup.json", "leaks.json", "kept.txt"
@@ -147,14 +147,7 @@ def table(report: Report) -> Table:
     about = report.technique
     rows = [_row(shortened(row["seq"]), row["n_in"], row["n_kept"]) for row in about["per_seq"][:LISTED]]
     rows.append(_row(f"all {counted(len(about['per_seq']), 'sequence')}", about["n_in"], about["n_kept"]))
-    params = about["params"]
-    limits = [
-        text.format(params[key])
-        for key, text in (("bits", "{} bits"), ("distance", "distance {:.3g}"))
-        if params[key] is not None
-    ]
-    guard = "on" if params["label_guard"] else "off"
-    notes = [f"skipped within {' and '.join(limits)} ({params['signature']}); label guard {guard}"]
+    notes = [f"skipped {rule_text(about['params'])}"]
     if found := about.get("leaks"):
         notes.append(f"{found['shared']} images are among the {found['n_against']} of {found['against']} too")
     if about["n_written"] != about["n_kept"]:

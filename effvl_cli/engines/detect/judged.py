@@ -118,7 +118,7 @@ def describe_data(splits: Splits) -> dict[str, Any]:
     if splits.skipped is not None:
         lost = skipped_by_source(splits.skipped)
         rows = [{**row, "n_skipped_dup": lost.get(row["name"], 0)} for row in rows]
-    kept = {} if splits.skipped is None else {key: splits.skipped[key] for key in ("n_in", "n_kept")}
+    kept = {} if splits.skipped is None else {key: splits.skipped[key] for key in ("n_in", "n_kept", "params")}
     return {"sources": rows, "problems": splits.train.problems.to_dict(), "dedup": kept}
 
 

@@ -1,7 +1,7 @@
 """Near-duplicates of a split are skipped: what its images are compared by, in which order, and what came of it."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -230,6 +230,17 @@ def _summary(
 
 def _params(options: DedupOptions) -> dict[str, Any]:
     return {field.name: getattr(options, field.name) for field in dataclasses.fields(DedupOptions)}
+
+
+def rule_text(params: Mapping[str, Any]) -> str:
+    """The rule of a summary in words."""
+    limits = [
+        text.format(params[key])
+        for key, text in (("bits", "{} bits"), ("distance", "distance {:.3g}"))
+        if params[key] is not None
+    ]
+    guard = "on" if params["label_guard"] else "off"
+    return f"within {' and '.join(limits)} ({params['signature']}); label guard {guard}"
 
 
 def histograms_of(frames: Frames) -> dict[str, Any]:

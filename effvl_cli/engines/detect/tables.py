@@ -5,6 +5,7 @@ from typing import Any
 
 from effvl_cli.core.report import Report
 from effvl_cli.core.table import Cell, Table, percent, points, shortened
+from effvl_cli.engines.detect.near_duplicates import rule_text
 
 FIGURES = ("ap", "ap50", "ap75", "ap_day", "ap_night")
 COLUMNS = ("what", "AP %", "AP50 %", "AP75 %", "day AP %", "night AP %", "day - night", "boxes")
@@ -53,6 +54,9 @@ def _notes(report: Report) -> tuple[str, ...]:
     known = [f"{name.upper()} {percent(metric.se)}" for name, metric in errors if metric and metric.se is not None]
     if known:
         notes.append(f"standard errors over images, in points: {', '.join(known)}")
+    if (skipped := report.technique.get("dedup")) and "params" in skipped:
+        rule = rule_text(skipped["params"])
+        notes.append(f"{skipped['n_kept']} of {skipped['n_in']} training images are used; near-duplicates {rule}")
     classes = report.technique.get("per_class", {}).items()
     few = [name for name, found in classes if 0 < found["n_gt"] < FEW_BOXES]
     if few:
