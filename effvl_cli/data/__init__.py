@@ -80,7 +80,7 @@ DATASETS = Registry(
         Row(
             "bdd:",
             "effvl_cli.data.bdd:build",
-            "BDD100K: bdd:FILE.json of frames, or bdd:FOLDER with labels/det_20/det_train.json or labels/100k/train/*.json",
+            "BDD100K: bdd:FILE.json of frames, or bdd:FOLDER with labels/det_20/det_train.json or labels/100k/train/",
             BOXES,
         ),
         Row(

@@ -47,7 +47,7 @@ def build(
     lists = choose(lists, {split: base / f"{name}.txt" for split, name in choices.items()})
     beside = {} if lists else split_folders(folder)
     part = part_of(split, list(lists or beside) or ["train"], whole=reading.whole)
-    found = read(folder)
+    found = read(folder, reading)
     name, names = f"voc:{folder.name or folder.resolve().name}", _names(lists[part.name]) if lists else ()
     pick: Callable[[Annotations], Annotations] | None = None
     if lists:
@@ -90,8 +90,12 @@ def _listed(found: Annotations, names: Sequence[str], path: Path) -> Annotations
     return found.keep_images(np.array([rows[name] for name in names], dtype=np.int64))
 
 
-def read(folder: Path) -> Annotations:
+def read(folder: Path, reading: Reading) -> Annotations:
     """All images of a folder.
+
+    Args:
+        folder: of the data set.
+        reading: its looks at requests to stop.
 
     Raises:
         DataError: no annotations, or one that is empty or of another form; names the file.
@@ -101,6 +105,8 @@ def read(folder: Path) -> Annotations:
     if not files:
         raise DataError(f"no VOC annotations at {folder}", LAYOUT)
     parsed = _parsed(tuple(files), digest(file_states(files)))
+    if len(parsed) < len(files):
+        parsed[:] = [_page(path) for path in reading.every(files)]
     there = [path for path in sorted(pictures.rglob("*")) if path.suffix.lower() in SUFFIXES]
     known = {path.stem: path for path in there} | {_stem(path.relative_to(pictures)): path for path in there}
     classes = tuple(sorted({thing.name for page in parsed for thing in page.things}))
@@ -151,8 +157,8 @@ class _Page:
 
 @lru_cache(maxsize=2)
 def _parsed(files: tuple[Path, ...], states: str) -> list[_Page]:
-    """All files, once for all splits; `states` tells when one has changed."""
-    return [_page(path) for path in files]
+    """What all files say, to be filled once for all splits; `states` tells when one has changed."""
+    return []
 
 
 def _page(path: Path) -> _Page:

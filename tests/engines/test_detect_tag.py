@@ -61,6 +61,11 @@ def test_pixels_alone_and_the_list_in_place_of_them(here, report, workdir):
     here(*line, "--time-from", "pixels", "--night-vote", "frame", "--out", "pixels")
     assert report("pixels").technique["splits"][0]["rules"] == {"pixels": 8}
     assert report("pixels").metrics["night_share"].value == 3 / 8
+    assert report("pixels").technique["splits"][0]["outvoted"] == 0
+    outcome = here(*line, "--time-from", "pixels", "--out", "voted")
+    assert report("voted").metrics["night_share"].value == 4 / 8
+    assert report("voted").technique["splits"][0]["outvoted"] == 1
+    assert "1 image outvoted by the others of their sequence" in outcome.out
     here(*line, "--time-csv", "pixels/tags.csv", "--out", "listed")
     assert report("listed").technique["splits"][0]["rules"] == {"list": 8}
     assert report("listed").metrics["night_share"].value == 3 / 8

@@ -11,13 +11,13 @@ from effvl_cli.core.files import write_csv
 from effvl_cli.core.plots import histograms
 from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run, unopened
-from effvl_cli.core.table import Cell, Table, percent
+from effvl_cli.core.table import Cell, Table, counted, percent
 from effvl_cli.data.boxes import BoxSource
 from effvl_cli.engines.detect.box_data import splits_of
 from effvl_cli.engines.detect.box_splits import tagger_of
 from effvl_cli.engines.detect.frame_features import FrameFeatures, frame_features
 from effvl_cli.engines.detect.tags import Tag, Tagger, conditions, said
-from effvl_cli.techniques.detect.tagging import STATISTICS, Statistic
+from effvl_cli.techniques.detect.tagging import STATISTICS, Statistic, of_frames
 
 TAGS = "tags.csv"
 COLUMNS = ("file", "time", "split", "source", "rule", *STATISTICS, "metadata")
@@ -63,7 +63,11 @@ def _summary(
     source: BoxSource, tags: Sequence[Tag], seen: FrameFeatures, tagger: Tagger, config: TagConfig
 ) -> dict[str, Any]:
     times, rules = Counter(tag.time for tag in tags), Counter(tag.rule for tag in tags)
-    names = dict.fromkeys(record.source for record in source.records)
+    limits = {name: tagger.threshold(name) for name in dict.fromkeys(record.source for record in source.records)}
+    alone = [
+        None if tag.value is None else of_frames([tag.value], limits[record.source])[0]
+        for record, tag in zip(source.records, tags, strict=True)
+    ]
     return {
         "split": source.split,
         "images": len(tags),
@@ -72,7 +76,8 @@ def _summary(
         "night": times["night"],
         "untagged": times[None],
         "rules": dict(rules),
-        "thresholds": {name: tagger.threshold(name) for name in names},
+        "outvoted": sum(one is not None and one != tag.time for one, tag in zip(alone, tags, strict=True)),
+        "thresholds": limits,
         "with_metadata": sum(record.time is not None for record in source.records),
         "agree": _agreement(source, seen, tagger, config),
     }
@@ -158,6 +163,8 @@ def table(report: Report) -> Table:
     notes = []
     if compared:
         notes.append("%: pixels say what metadata say, with the vote of the sequence / frame by frame")
+    if count := sum(row.get("outvoted", 0) for row in splits):
+        notes.append(f"{counted(count, 'image')} outvoted by the others of their sequence")
     if lost := sum(row["untagged"] for row in splits):
         notes.append(f"{lost} images cannot be read and have no tag")
     return Table(report.command, columns, rows, (*notes, f"each image: {TAGS}, which --time-csv reads"))
