@@ -16,7 +16,7 @@ from effvl_cli.data.source import ImageSource
 VALIDATION_SHOTS = 4  # at most, of each class
 
 
-def few_shot(source: ImageSource, shots: int, seed: int, *, allow_empty: bool = False) -> NDArray[np.int64]:
+def few_shot(source: ImageSource, shots: int, seed: int, *, allow_empty: bool | None = None) -> NDArray[np.int64]:
     """`shots` images of each class (all, where there are fewer), drawn by (seed, "few-shot"); more shots include fewer.
 
     Of an endless split they are the first of each class, whatever the seed: no image there is better than the next, and
@@ -63,7 +63,7 @@ def drawn(
     shots: int | None,
     labels: NDArray[np.int64] | None = None,
     *,
-    allow_empty: bool = False,
+    allow_empty: bool | None = None,
 ) -> NDArray[np.int64]:
     """The first `shots` positions of each class, or all where there are fewer.
 
@@ -72,7 +72,7 @@ def drawn(
         order: (M,) positions, the preferred first.
         shots: of each class; None: all.
         labels: (M,) class of each position, for others than the split's own.
-        allow_empty: whether a class may have no image.
+        allow_empty: whether a class may have no image; None: no, and the command has no option for it.
 
     Returns:
         Positions, class by class, those of a class in the order given.
@@ -86,7 +86,8 @@ def drawn(
         places = order[found == label][:shots]
         if not len(places) and not allow_empty:
             raise DataError(
-                f"{source.name} has no {source.split} image of class {name!r}", "Add some, or drop the class"
+                f"{source.name} has no {source.split} image of class {name!r}",
+                "Add some, or drop the class" if allow_empty is None else "Add some, or give --allow-empty-class",
             )
         chosen.append(places)
     return np.concatenate(chosen).astype(np.int64)
@@ -111,10 +112,13 @@ def listed_shots(path: Path, source: ImageSource, split: str) -> NDArray[np.int6
         content = path.read_bytes()
         if path.suffix in (".pkl", ".pickle") or content[:1] == b"\x80":
             raise DataError(f"--fewshot-file {path} is a pickle, which could run code", f"{fix} as JSON from it")
-        listed = json.loads(content)[split]
+        document = json.loads(content)
+        if not isinstance(document, dict) or split not in document:
+            raise ValueError(f"it has no list {split!r}")
+        listed = document[split]
         if not (isinstance(listed, list) and all(isinstance(name, str) for name in listed)):
             raise ValueError(f"{split!r} is not a list of paths")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"--fewshot-file {path} cannot be read: {error}", fix) from error
     found, unknown = positions_of(source, listed)
     if unknown:

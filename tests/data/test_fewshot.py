@@ -65,7 +65,7 @@ def test_listed_images(source, tmp_path):
     [
         (b"{", "cannot be read"),
         (b"[]", "cannot be read"),
-        (b'{"val": []}', "cannot be read: 'train'"),
+        (b'{"val": []}', "cannot be read: it has no list 'train'"),
         (b'{"train": [["images/1.jpg", 0, "a"]]}', "'train' is not a list of paths"),
         (b'{"train": ["images/1.jpg", "x/1.png"]}', "1 of 2 train images are not in toy train, the first is x/1.png"),
         (b'{"train": ["images/1.jpg", "/y/images/1.jpg"]}', "lists a train image twice"),

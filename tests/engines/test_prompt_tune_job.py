@@ -284,3 +284,7 @@ def test_a_sweep_of_probes_asks_for_validation_images_before_anything_is_trained
     outcome = effvl(*line, "--method", "prompt,linear-probe-sweep", "--loss", "ce", "--epochs", 1, "--out", "r")
     assert outcome.code == 3 and "val" in outcome.error, outcome.err
     assert not list(Path("r").glob("checkpoints/prompt*"))
+    Path("few.json").write_text('{"train": ["blue/x.jpg"]}')
+    line = ("prompt-tune", "--data", f"folder:{image_folder}", "--force", "--noise-rate", 0, "--noise", "pair")
+    outcome = effvl(*line, "--method", "prompt,linear-probe-sweep", "--fewshot-file", "few.json", "--out", "s")
+    assert outcome.code == 3 and "it has no list 'val'" in outcome.error  # before the training images are looked for

@@ -267,3 +267,13 @@ def test_fewshot_files_and_false_positives_exclude_one_another(source, tmp_path)
     with pytest.raises(UsageError, match="--noise fp draws its own images"):
         noisy_shots(options(fewshot_file=str(path)), source, 0.5)
     assert noisy_shots(options(fewshot_file=str(path)), source, 0).indices.tolist() == list(range(30))
+
+
+@pytest.mark.parametrize("given", [{"shots": "all", "noise": "pair"}, {"fewshot_file": "few.json", "noise": "pair"}])
+def test_a_class_without_images_is_refused_however_they_are_chosen(source, tmp_path, monkeypatch, given):
+    monkeypatch.chdir(tmp_path)
+    source.labels = np.where(source.labels == 2, 1, source.labels)
+    (tmp_path / "few.json").write_text(json.dumps({"train": source.ids[:30]}))
+    with pytest.raises(DataError, match=r"no train image of class 'red cat'.*give --allow-empty-class"):
+        noisy_shots(options(**given), source, 0.5)
+    assert set(noisy_shots(options(**given, allow_empty_class=True), source, 0).clean.tolist()) == {0, 1}

@@ -5,8 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from effvl_cli.config.prompt_tune import LEARNERS
@@ -53,7 +55,7 @@ def check_arms(context: Comparing) -> None:
     """
     config = context.config
     if "linear-probe-sweep" in config.method:
-        context.source("val")
+        _validation_images(context)
     if any(method in LEARNERS and method != "tenc-ft" for method in config.method):
         num_tokens(context)
         assert context.tower
@@ -158,14 +160,20 @@ def _probed(
 
 def _validation(trial: Trial) -> Features:
     """A few validation images of each class."""
-    config = trial.context.config
-    source = trial.context.source("val")
+    context = trial.context
+    return features_of(context.network, context.source("val"), _validation_images(context), context.config, context.run)
+
+
+def _validation_images(context: Comparing) -> NDArray[np.int64]:
+    """Positions of a few validation images of each class.
+
+    Raises:
+        DataError: there are none, or those of `--fewshot-file` are not among them.
+    """
+    config, source = context.config, context.source("val")
     if config.fewshot_file:
-        indices = listed_shots(Path(config.fewshot_file), source, "val")
-    else:
-        shots = MOST_SHOTS if config.shots == "all" else config.shots
-        indices = few_shot_validation(source, shots, config.seed)
-    return features_of(trial.context.network, source, indices, config, trial.context.run)
+        return listed_shots(Path(config.fewshot_file), source, "val")
+    return few_shot_validation(source, MOST_SHOTS if config.shots == "all" else config.shots, config.seed)
 
 
 def _tip_adapter(trial: Trial, arm: Arm) -> Fitted:

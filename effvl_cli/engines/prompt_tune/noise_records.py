@@ -96,13 +96,19 @@ def _num_shots(config: LearningConfig, source: ImageSource) -> int | None:
 
 
 def _shots(config: LearningConfig, source: ImageSource) -> NDArray[np.int64]:
-    """Sorted positions of the images that labels are given to."""
+    """Sorted positions of the images that labels are given to.
+
+    Raises:
+        DataError: a class has none.
+    """
+    shots, allow_empty = _num_shots(config, source), config.allow_empty_class
+    if shots is not None and not config.fewshot_file:
+        return few_shot(source, shots, config.seed, allow_empty=allow_empty)
     if config.fewshot_file:
-        return listed_shots(Path(config.fewshot_file), source, "train")
-    shots = _num_shots(config, source)
-    if shots is None:
-        return np.arange(len(source), dtype=np.int64)
-    return few_shot(source, shots, config.seed, allow_empty=config.allow_empty_class)
+        listed = listed_shots(Path(config.fewshot_file), source, "train")
+    else:
+        listed = np.arange(len(source), dtype=np.int64)
+    return np.sort(drawn(source, listed, None, allow_empty=allow_empty))
 
 
 def _false_positives(config: LearningConfig, source: ImageSource, rate: float) -> NoisyShots:
