@@ -328,7 +328,14 @@ class SuspectsConfig(RunInput, LearningConfig):
     own: ClassVar[tuple[str, ...]] = ("shots", "noise_rate")
     off_in_run: ClassVar[dict[str, str]] = {"num_folds": "0"}
     """Values of RUN's options by which it left this out, and which are not taken over."""
+    common: ClassVar[tuple[str, ...]] = (
+        *("labels", "noise", "noise_rate", "shots", "num_folds", "data", "model", "weights", "download", "templates"),
+        *("epochs", "device", "seed", "out"),
+    )
 
+    run: Annotated[str | None, ARTEFACT, Doc("run of prompt-tune whose options and data are taken (default: none)")] = (
+        None
+    )
     shots: Annotated[Shots, Doc("training images per class; of endless data all means 100")] = "all"
     noise: Annotated[NoiseModel, Doc("model of wrong labels, see `effvl prompt-tune --help-all`")] = "symmetric"
     noise_rate: Annotated[

@@ -11,7 +11,7 @@ from effvl_cli.config.prompt_tune import PromptTuneConfig
 from effvl_cli.core.errors import DataError, UsageError
 from effvl_cli.data import load
 from effvl_cli.data.fewshot import few_shot
-from effvl_cli.engines.prompt_tune.label_sets import noise_rates
+from effvl_cli.engines.prompt_tune.label_sets import label_sets, noise_rates
 from effvl_cli.engines.prompt_tune.noise_files import noise_document
 from effvl_cli.engines.prompt_tune.noise_records import noisy_shots
 
@@ -207,6 +207,17 @@ def test_the_rate_of_a_matrix_is_what_it_does(source, tmp_path):
     matrix = options(noise="matrix", noise_matrix=str(tmp_path / "m.json"))
     assert noisy_shots(matrix, source, 0.3).rate == (4 + 16) / 48
     assert noisy_shots(matrix, source, 0).rate == 0
+
+
+def test_rates_that_whole_images_do_not_reach_are_said(source):
+    said = []
+    run = SimpleNamespace(warn=said.append)
+    for shots, rates in ((1, (0.0, 0.25, 0.5)), (16, (0.0, 0.25, 0.28))):  # 4 of 16 are a little less than 28 %
+        label_sets(SimpleNamespace(config=options(noise="pair", shots=shots, noise_rate=rates), run=run), source)
+    assert said == [
+        "no label is wrong at --noise-rate 0.25: too few images of each class",
+        "100 % of the labels are wrong at --noise-rate 0.5: too few images of each class",
+    ]
 
 
 def test_records_of_endless_data(tmp_path):

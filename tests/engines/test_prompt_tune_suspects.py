@@ -44,6 +44,8 @@ def test_one_rate_and_only_the_options_that_are_read(effvl):
     assert outcome.code == 2 and "Give one rate" in outcome.error
     shown = effvl("prompt-tune", "suspects", "--help-all").out
     assert "--gce-q" in shown
+    common = effvl("prompt-tune", "suspects", "--help").out
+    assert all(option in common for option in ("--labels", "--shots", "--noise-rate")) and "newest" not in common
     for option in ("--split", "--sce-alpha", "--sce-beta", "--phuber-tau", "--ls-eps"):
         assert option not in shown
         assert effvl("prompt-tune", "suspects", option, 1).code == 2

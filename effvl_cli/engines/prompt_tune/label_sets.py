@@ -23,6 +23,7 @@ from effvl_cli.engines.prompt_tune.noisy_shots import NoisyShots
 from effvl_cli.techniques.prompt_tune.class_head import ClassHead
 
 LARGEST_MATRIX = 100  # classes up to which the report has the transition matrix; noise.json always has
+ROUNDED = 0.05  # difference between the rate asked for and that of whole images which goes without saying
 
 
 @dataclass(frozen=True)
@@ -85,14 +86,21 @@ def label_sets(context: Learning, source: ImageSource) -> list[LabelSet]:
     sets = []
     for rate in rates:
         shots = noisy_shots(config, source, rate, zero_shot)
-        if shots.remark:
-            context.run.warn(shots.remark)
-        if rate and not config.labels and shots.clean is not None and not shots.flipped.any():
-            context.run.warn(f"no label is wrong at --noise-rate {rate:g}: too few images of each class")
+        for remark in filter(None, (shots.remark, _rounded(shots))):
+            context.run.warn(remark)
         sets.append(LabelSet(shots, suffix_of(rate, rates)))
     if (config.labels or config.noise == "matrix") and not sets[-1].shots.flipped.any():
         return sets[-1:]  # the file says what the data say: there is nothing to compare it with
     return sets
+
+
+def _rounded(shots: NoisyShots) -> str:
+    """What to know where whole images of each class are far from the rate that was asked for."""
+    realised = shots.rate_realised
+    if shots.clean is None or (abs(realised - shots.rate) <= ROUNDED and bool(realised) == bool(shots.rate)):
+        return ""
+    share = f"{100 * realised:.3g} % of the labels are" if realised else "no label is"
+    return f"{share} wrong at --noise-rate {shots.rate:g}: too few images of each class"
 
 
 def noise_rates(config: NoiseOptions) -> tuple[float, ...]:
