@@ -8,6 +8,7 @@ or during those imports start the real command.
 import importlib.abc
 import multiprocessing
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -139,7 +140,10 @@ def run_without_effvl(program: str, folder: Path, *arguments: str) -> str:
             del sys.modules[name]
         sys.meta_path.insert(0, _Blocked())
         sys.argv = ["program", *arguments]
-        exec(compile(program, "program", "exec"), {"__name__": "__main__"})
+        with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
+            file.write(program)
+            file.flush()
+            runpy.run_path(file.name, run_name="__main__")
         assert not any(name.partition(".")[0] == "effvl_cli" for name in sys.modules)
 
     code, output = Fork(elsewhere).end(LATE)
