@@ -9,7 +9,9 @@ import torch
 import yaml
 
 from effvl_cli.core.checkpoint import StepFolders, load_model
-from effvl_cli.engines.pretrain import gradients
+from effvl_cli.core.optim import RateCurve
+from effvl_cli.engines.pretrain import gradients, trials
+from effvl_cli.engines.pretrain.probes import Probe
 from effvl_cli.engines.pretrain.schedules import parse_schedule
 from effvl_cli.models import network as networks
 from effvl_cli.techniques.pretrain import stage_choice
@@ -136,11 +138,39 @@ def test_a_mixed_start_is_written_as_the_first_choice(effvl, report):
 # --- trials ahead ----------------------------------------------------------------------------------------------------
 
 
-def test_a_look_ahead_takes_the_best_on_validation_pictures_and_is_charged(effvl, report, alike):
+def test_a_look_ahead_takes_the_best_on_validation_pictures_and_is_charged(effvl, report, alike, monkeypatch):
+    weights, plans = [], {}
+    judge, fit = Probe.knn20, trials.loop.fit
+
+    def judging(self, module):
+        weights.append(module.blocks[0].attn.qkv.weight.detach().clone())
+        return judge(self, module)
+
+    def fitting(task, optimizers, batches, run, plan):
+        if plan.phase.startswith("look-ahead"):
+            rates = [plan.rate(step) for step in range(plan.steps)]
+            plans[plan.phase] = (task.clock.t(0), task.clock.stage(0).compression.patch, rates, task.first)
+        return fit(task, optimizers, batches, run, plan)
+
+    monkeypatch.setattr(Probe, "knn20", judging)
+    monkeypatch.setattr(trials.loop, "fit", fitting)
     line = (*SEARCH, "--candidate-patches", "4,8", "--candidate-keeps", 1, "--measure-at", "0.5,1", "--early-stop", 0)
     line = (*line, "--order", "free")
     done = effvl(*line, "--pilot-schedule", "none", "--lookahead", 2, "--lookahead-share", 0.1, "--out", "search")
     assert done.code == 0, done.err
+    state = StepFolders(Path("search/checkpoints/pilot")).load(3).model["backbone.blocks.0.attn.qkv.weight"]
+    assert len(weights) == 2
+    assert not torch.equal(weights[0], weights[1]) and not any(torch.equal(state, found) for found in weights)
+    curve = RateCurve(warmup=0.05)
+    start, patch, rates, first = plans["look-ahead-0.5-1"]
+    assert (start, patch, len(rates)) == (0.5, 8, 16)
+    assert rates == pytest.approx([curve(0.5 + step * units_of(1, 8) / 2000) for step in range(16)])
+    end = 0.5 + units_of(16, 8) / 2000
+    tail = plans["look-ahead-0.5-1-tail0"]
+    assert (tail[0], tail[1], tail[3]) == (pytest.approx(end), 4, first + 16)
+    assert tail[2] == pytest.approx(
+        [curve(end), curve(end + 48 / 2000) / 2]
+    )  # it falls to nothing behind the last step
     found = report("search")
     [(t, [scores])] = found.technique["lookahead"].items()  # the end is uncompressed: nothing is tried there
     assert t == "0.5" and set(scores) == {"full", "patch 8, keep 1"}
@@ -148,17 +178,17 @@ def test_a_look_ahead_takes_the_best_on_validation_pictures_and_is_charged(effvl
     assert found.technique["chosen"]["0.5"] == best
     assert "20-NN on validation pictures after a look-ahead from t = 0.5, %: patch 8, keep 1 " in done.out
     known = json.loads(Path("search/checkpoints/phases.json").read_text())["values"]
-    trials = {name: value["units"] for name, value in known.items() if name.startswith("look-ahead")}
+    charged = {name: value["units"] for name, value in known.items() if name.startswith("look-ahead")}
     tail = units_of(math.ceil(0.25 * 200 / 48), 4)
     pictures = 48 + 40  # the bank and the validation pictures
-    assert trials == {
+    assert charged == {
         "look-ahead at t = 0.5: full, round 0": pytest.approx(units_of(math.ceil(200 / 48), 4) + tail + pictures),
         "look-ahead at t = 0.5: patch 8, keep 1, round 0": pytest.approx(
             units_of(math.ceil(200 / units_of(1, 8)), 8) + tail + pictures
         ),
     }
     gradients_cost = 2 * 4 * units_of(1, 4) + 2 * 4 * units_of(1, 8)
-    assert found.metrics["search_units"].value == pytest.approx(5 * 48 + gradients_cost + sum(trials.values()))
+    assert found.metrics["search_units"].value == pytest.approx(5 * 48 + gradients_cost + sum(charged.values()))
     assert not list(Path("search/checkpoints").glob("look-ahead*"))
     assert "look-ahead" not in Path("search/metrics.jsonl").read_text()
 
