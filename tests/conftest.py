@@ -74,9 +74,13 @@ class Shared:
         return folder
 
     def run(
-        self, name: str, *arguments: object, prepare: Callable[[pytest.MonkeyPatch], None] = lambda patch: None
+        self,
+        name: str,
+        *arguments: object,
+        prepare: Callable[[pytest.MonkeyPatch], None] = lambda patch: None,
+        pictures: bool = True,
     ) -> Path:
-        """The folder of a finished run of this command line, with what `prepare` patches."""
+        """The folder of a finished run of this command line, with what `prepare` patches; `pictures` are drawn."""
 
         def make(folder: Path) -> None:
             work = self.root / f"{name}.work"
@@ -84,7 +88,8 @@ class Shared:
             with pytest.MonkeyPatch.context() as patch:
                 patch.chdir(work)
                 patch.setenv("EFFVL_CACHE", str(self.cache))
-                draw(patch)
+                if pictures:
+                    draw(patch)
                 prepare(patch)
                 assert main([*map(str, arguments), "--out", str(folder), "--fresh"]) == 0
 
@@ -152,7 +157,8 @@ def draw(patch: pytest.MonkeyPatch) -> None:
 def _undrawn() -> Iterator[None]:
     """All that a picture shows is given to a stand-in for matplotlib, which would take a third of a small job.
 
-    One grey pixel is written for each. Runs of `Shared` have their pictures, and tests that ask for `drawn`.
+    One grey pixel is written for each. Runs of `Shared` have their pictures, unless they say otherwise, and so have
+    tests that ask for `drawn`.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "_figure", _no_figure)
@@ -188,6 +194,15 @@ def _no_figure(width: float, height: float, nrows: int = 1, ncols: int = 1, sque
 def _write_pixel(figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("L", (1, 1), 128).save(path, "png")
+
+
+@pytest.fixture
+def unfilled(monkeypatch):
+    """Networks begin with zeros, where nothing looks at that: random numbers for a ViT-B take a second."""
+    import torch
+
+    for name in ("normal_", "uniform_"):
+        monkeypatch.setattr(torch.Tensor, name, lambda tensor, *bounds, **options: tensor.zero_())
 
 
 @pytest.fixture

@@ -81,13 +81,13 @@ def distribution(tmp_path, monkeypatch):
         sys.modules.pop(module, None)
 
 
-def test_plugged_in_names_are_listed_and_used(distribution, effvl, report, miniature):
+def test_plugged_in_names_are_listed_and_used(distribution, effvl, report, miniature, quick_figures):
     assert "stripes" in effvl("list", "datasets").out
     assert "mine" in effvl("list", "models").out
     line = ("pretrain", "--method", "clip", "--data", "stripes", "--model", "mine", "--batch-size", 8)
     outcome = effvl(*line, "--epochs", 1, "--out", "a")
     assert outcome.code == 0, outcome.err
-    outcome = effvl("prune-tokens", "--data", "stripes", "--weights", "a", *miniature[2:], "--shots", 16, "--out", "b")
+    outcome = effvl("prune-tokens", "--data", "stripes", "--weights", "a", *miniature[2:], "--shots", 4, "--out", "b")
     assert outcome.code == 0, outcome.err
     assert report("b").model.name == "mine" and report("b").data[0].name == "stripes"
 

@@ -71,7 +71,7 @@ from PIL import Image
         ("list models zebra", 2, ["zebra"]),
     ],
 )
-def test_one_line_and_its_code(effvl, line, code, parts):
+def test_one_line_and_its_code(unfilled, effvl, line, code, parts):
     outcome = effvl(*line.split())
     assert outcome.code == code, outcome.err
     for part in parts:
@@ -198,7 +198,7 @@ def test_a_class_that_training_does_not_have(effvl, image_folder):
     assert "green_thing" in outcome.error
 
 
-def test_weights_of_another_model_name_the_right_one(effvl, workdir):
+def test_weights_of_another_model_name_the_right_one(unfilled, effvl, workdir):
     import open_clip
     import torch
 

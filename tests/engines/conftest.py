@@ -74,7 +74,7 @@ def tokens_run(shared) -> Path:
 def plain_tokens_run(shared) -> Path:
     """The same without an oracle and without prompts."""
     plain = [word for word in MINIATURE if word not in ("--num-golden", 4)]
-    return shared.run("tokens-plain", "prune-tokens", *plain, *PLAIN, prepare=_few_tokens)
+    return shared.run("tokens-plain", "prune-tokens", *plain, *PLAIN, prepare=_few_tokens, pictures=False)
 
 
 PLAIN = ("--num-golden", 0, "--prompts", "none")
@@ -114,4 +114,5 @@ def all_prompts_run(shared) -> Path:
         *("--method", ",".join(PROMPT_METHODS), "--loss", "phuber", "--noise-rate", 0, "--cache-features", "off"),
         *("--rn50-model", "tiny:resnet", "--rn50-weights", "none"),
         prepare=keep_few_images,
+        pictures=False,
     )

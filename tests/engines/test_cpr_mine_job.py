@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from effvl_cli.core.checkpoint import load_model
+from effvl_cli.engines.cpr_mine import contact_sheet
 from effvl_cli.models.clip_encoders import encoder_folders
 
 FEW = ("cpr-mine", "--pretrain-epochs", 1, "--epochs", 1, "--batch-size", 128, "--queue-size", 128, "--top-k", 3)
@@ -16,7 +17,7 @@ NAMED = (
 
 @pytest.fixture(scope="module")
 def job(shared):
-    return shared.run("cpr-job", *FEW)
+    return shared.run("cpr-job", *FEW, prepare=lambda patch: patch.setattr(contact_sheet, "SHEETS", 1))
 
 
 def test_every_arm_and_every_way_of_mining_has_its_figure(job, report):

@@ -18,7 +18,7 @@ from tests.processes import KILL, TERM, group, run_each, some, stop_launched_whe
 
 LINE = (
     *("prune-blocks", "--model", "cifar-resnet:14,width=4", "--baseline-epochs", 1, "--baseline-batch-size", 128),
-    *("--finetune-batch-size", 256, "--final-epochs", 1, "--save-every", 2, "--force", "--score-size", 6),
+    *("--finetune-batch-size", 64, "--final-epochs", 1, "--save-every", 2, "--force", "--score-size", 6),
     *("--score-batch-size", 8, "--latency-batch-size", 1),
 )
 
@@ -41,9 +41,15 @@ def dying(monkeypatch, owner, name, *, calls):
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+SHARES = {"train": (0.0, 0.25), "val": (0.6, 0.75), "test": (0.75, 0.85)}  # how many there are is nothing to a resume
 
 
-def finished(line, root):
+@pytest.fixture
+def few_digits(monkeypatch):
+    monkeypatch.setattr(digits, "SHARES", SHARES)
+
+
+def finished(line, root, shares=digits.SHARES):
     """The folder of a run of this line, with a cache of its own beside it."""
     from effvl_cli.cli.app import main
 
@@ -51,6 +57,7 @@ def finished(line, root):
         patch.chdir(root)
         patch.setenv("EFFVL_CACHE", str(root / "cache"))
         patch.setattr(removals, "SAVE_EVERY", 2)
+        patch.setattr(digits, "SHARES", shares)
         little_beside(patch)
         no_programs(patch)
         assert main([str(a) for a in (*line, "--out", root / "run")]) == 0
@@ -60,11 +67,11 @@ def finished(line, root):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """What an uninterrupted run of `LINE` leaves."""
-    return finished(LINE, tmp_path_factory.mktemp("whole"))
+    return finished(LINE, tmp_path_factory.mktemp("whole"), SHARES)
 
 
 @pytest.mark.parametrize("place", ["scoring", "surgery", "fine-tuning"])
-def test_a_run_that_died_ends_with_the_same_bits(place, whole, effvl, report, workdir, monkeypatch):
+def test_a_run_that_died_ends_with_the_same_bits(place, few_digits, whole, effvl, report, workdir, monkeypatch):
     monkeypatch.setattr(removals, "SAVE_EVERY", 2)
     with monkeypatch.context() as patch:
         if place == "scoring":
@@ -73,7 +80,7 @@ def test_a_run_that_died_ends_with_the_same_bits(place, whole, effvl, report, wo
             dying(patch, pruning, "cut", calls=1)
         else:
             images = len(digits.build("", "train"))
-            dying(patch, torch.optim.SGD, "step", calls=images // 128 + images // 256 + 3)  # in the second fine-tuning
+            dying(patch, torch.optim.SGD, "step", calls=images // 128 + images // 64 + 3)  # in the second fine-tuning
         assert effvl(*LINE, "--out", "run").code == 1
     outcome = effvl(*LINE, "--out", "run")
     assert outcome.code == 0, outcome.err
@@ -141,7 +148,7 @@ def test_a_lookahead_that_was_killed_goes_on_where_it_was(look, workdir, here, r
     assert report("two").resume.count == 1
 
 
-def test_two_processes_find_the_same_scores(whole, workdir, here):
+def test_two_processes_find_the_same_scores(few_digits, whole, workdir, here):
     line = ("prune-blocks", "score", whole, "--score-batch-size", 7, "--force")
     here(*line, "--out", "one")
     two = of_two(line, whole, workdir)
@@ -151,7 +158,7 @@ def test_two_processes_find_the_same_scores(whole, workdir, here):
         assert torch.equal(one[key], two[key]), key
 
 
-def test_scoring_that_was_killed_goes_on_with_the_next_batch(whole, workdir, here, report):
+def test_scoring_that_was_killed_goes_on_with_the_next_batch(few_digits, whole, workdir, here, report):
     line = ("prune-blocks", "score", whole, "--score-batch-size", 1, "--force")
     here(*line, "--out", "one")
     path = Path("two/scores/step_1.safetensors")

@@ -56,8 +56,8 @@ def stored(cache):
 def test_every_search_runs_and_has_rankings_of_its_own(rank, workdir):
     keys, fields = set(), []
     for name, options in SEARCHES.items():
-        found = rank(*options, "--cache-dir", name, out=name).technique["ranking"]
-        assert found["searched_now"] == found["images"] == 6
+        found = rank(*options, "--cache-dir", name, out=name, shots=1).technique["ranking"]
+        assert found["searched_now"] == found["images"] == 2
         keys.add(found["key"])
         fields.append(tuple(map(str, found["fields"].values())))
         for row in stored(name).values():
@@ -73,12 +73,16 @@ def test_every_search_runs_and_has_rankings_of_its_own(rank, workdir):
 
 
 def test_passes_of_the_searches(rank):
-    passes = {n: rank(*SEARCHES[n], out=n).technique["ranking"]["passes"] / 6 for n in ("feature", "taylor", "windows")}
+    def passes_of(name):
+        """Of two images."""
+        return rank(*SEARCHES[name], out=name, shots=1).technique["ranking"]["passes"]
+
+    passes = {name: passes_of(name) / 2 for name in ("feature", "taylor", "windows")}
     assert passes == {"feature": 64, "taylor": 35, "windows": 16}
     # 64, 44 and 24 alive, until 20 are; then these 20
-    assert rank(*SEARCHES["rounds"], out="rounds").technique["ranking"]["passes"] == 6 * (64 + 44 + 24 + 20)
+    assert passes_of("rounds") == 2 * (64 + 44 + 24 + 20)
     shortlisted = 20 + 20 + 4 + 3 * 35 + 20
-    assert rank(*SEARCHES["shortlist"], out="short").technique["ranking"]["passes"] == 6 * shortlisted
+    assert passes_of("shortlist") == 2 * shortlisted
 
 
 def test_the_label_scorer_gets_the_labels_of_its_images(rank, monkeypatch):
@@ -187,14 +191,14 @@ def test_steps_in_a_row_keep_the_options_of_the_search(effvl, few_images, report
 
 
 def test_an_audit_compares_with_the_exact_search(rank, effvl):
-    done = rank("--audit", "--scorer", "taylor", "--group", 30, "--rank-until", 0.8)
+    done = rank("--audit", "--scorer", "taylor", "--group", 30, "--rank-until", 0.8, shots=1)
     rows = {row["search"]: row for row in done.technique["ranking"]["audit"]}
     assert list(rows) == ["exact greedy", "this search", "one shot", "10 a round"]
     exact = rows["exact greedy"]
-    assert exact["tau"] == 1 and exact["overlap"] == {"51": 1, "38": 1, "26": 1} and exact["images"] == 6
-    assert exact["passes"] == 6 * (sum(range(21, 65)) + 20)  # one by one from 64 to 20, and those 20
-    assert rows["10 a round"]["passes"] == 6 * (64 + 54 + 44 + 34 + 24 + 20) and rows["one shot"]["passes"] == 6 * 64
-    assert rows["this search"]["passes"] == 6 * 2 * 35
+    assert exact["tau"] == 1 and exact["overlap"] == {"51": 1, "38": 1, "26": 1} and exact["images"] == 2
+    assert exact["passes"] == 2 * (sum(range(21, 65)) + 20)  # one by one from 64 to 20, and those 20
+    assert rows["10 a round"]["passes"] == 2 * (64 + 54 + 44 + 34 + 24 + 20) and rows["one shot"]["passes"] == 2 * 64
+    assert rows["this search"]["passes"] == 2 * 2 * 35
     assert rows["one shot"]["tau"] < 1
     assert (
         "10 a round: 240 passes per image"

@@ -33,7 +33,7 @@ def trained(shared, few_images, shared_cache):
     """A predictor that was trained to keep 30 of 64 patches, in the folder `run`."""
     ranked = shared.run("tokens-ranked-once", "prune-tokens", "rank", "--shots", 1)
     words = ("predict", ranked, *SMALL[2:6], "--num-keep", 30)
-    copy_of(shared.run("tokens-30", "prune-tokens", *words, prepare=keep_few_images), "run")
+    copy_of(shared.run("tokens-30", "prune-tokens", *words, prepare=keep_few_images, pictures=False), "run")
 
 
 def test_the_table_of_selectors_is_what_the_options_offer():

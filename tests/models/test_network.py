@@ -33,7 +33,7 @@ def b32():
 OPENAI = {"input_resolution": torch.tensor(224), "context_length": torch.tensor(77), "vocab_size": torch.tensor(49408)}
 
 
-def test_openai_files_are_read_with_quick_gelu(b32, tmp_path):
+def test_openai_files_are_read_with_quick_gelu(b32, unfilled, tmp_path):
     half = {key: value.half() if value.is_floating_point() else value for key, value in b32.items()}
     torch.save({**half, **OPENAI}, tmp_path / "ViT-B-32.pt")
     found = load("ViT-B-32", str(tmp_path / "ViT-B-32.pt"))
@@ -77,21 +77,21 @@ def test_towers_of_timm_keep_their_activation():
     assert use_quick_gelu(module.trunk) and use_quick_gelu(module.trunk, quick=False)
 
 
-def test_other_files_keep_their_activation(b32, tmp_path):
+def test_other_files_keep_their_activation(b32, unfilled, tmp_path):
     torch.save({"state_dict": {f"module.{k}": v for k, v in b32.items()}, "epoch": 3}, tmp_path / "w.pt")
     found = load("openclip:ViT-B-32", str(tmp_path / "w.pt"))
     assert not any(isinstance(m, open_clip.transformer.QuickGELU) for m in found.module.modules())
     assert torch.equal(found.module.visual.conv1.weight, b32["visual.conv1.weight"])
 
 
-def test_weights_of_another_network_are_refused_and_the_right_one_named(b32, tmp_path):
+def test_weights_of_another_network_are_refused_and_the_right_one_named(b32, unfilled, tmp_path):
     torch.save(b32, tmp_path / "w.pt")
     with pytest.raises(ModelError, match="misshaped") as caught:
         load("ViT-B-16", str(tmp_path / "w.pt"))
     assert "ViT-B-32" in caught.value.hint
 
 
-def test_preprocess_follows_the_model():
+def test_preprocess_follows_the_model(unfilled):
     network = networks.build("ViT-B-32", seed=0)
     theirs = open_clip.image_transform(224, False, network.preprocess.mean, network.preprocess.std)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 250, 3), dtype=np.uint8))
@@ -122,7 +122,7 @@ def test_networks_without_weights_say_so():
         load("tiny:clap")
 
 
-def test_pretrained_tags_stay_offline(monkeypatch, tmp_path):
+def test_pretrained_tags_stay_offline(unfilled, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ModelError, match="not in the local cache") as caught:
         load("ViT-B-32", "laion2b_s34b_b79k")

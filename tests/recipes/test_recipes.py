@@ -17,6 +17,7 @@ from effvl_cli.config.resolve import resolve
 from effvl_cli.core import claims, probe, sweep
 from effvl_cli.models import torchvision
 from effvl_cli.models.network import build
+from tests.engines.conftest import little_beside, no_programs
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -86,6 +87,13 @@ METRICS = {
 
 def name(path):
     return str(path.relative_to(ROOT / "recipes"))
+
+
+@pytest.fixture(autouse=True)
+def _little_beside(monkeypatch):
+    """As in the tests of engines: jobs time few passes, and those of prune-blocks write no torch.export programs."""
+    little_beside(monkeypatch)
+    no_programs(monkeypatch)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name)
