@@ -35,9 +35,9 @@ class ExportConfig(RunInput, RunOptions, Checked):
     graph: Annotated[
         Literal["full", "raw"], Doc("full: gives detections; raw: all boxes and scores, without the final NMS")
     ] = "full"
-    size: Annotated[str | None, Doc("height and width of the image in px, e.g. 480x864 (default: the detector's)")] = (
-        None
-    )
+    size: Annotated[
+        str | None, Doc("height and width of the image in px, multiples of 32, e.g. 480x864 (default: the detector's)")
+    ] = None
     opset: Annotated[int, Ge(16), Le(20), Doc("version of ONNX's operators")] = 17
     num_check: Annotated[Positive, Doc("images that both detectors must find the same in, one of them blank")] = 4
 

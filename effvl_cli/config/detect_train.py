@@ -55,10 +55,11 @@ class DetectorOptions(Checked):
     download: Annotated[bool, VOLATILE, Doc("allow the download of weights that are not cached")] = False
     num_stages: Annotated[Positive, Doc("stages of the cascade; 1: Faster R-CNN")] = 3
     iou: Annotated[
-        tuple[Overlap, ...], Doc("overlap from which a box is an object, of each stage (default: 0.5,0.6,0.7)")
+        tuple[Overlap, ...], Doc("overlap from which a box is an object, of each stage (default: 0.5,0.6,0.7, ... 0.9)")
     ] = ()
     loss_weights: Annotated[
-        tuple[Annotated[float, Ge(0)], ...], Doc("weights of the stages' losses (default: 1,0.5,0.25)")
+        tuple[Annotated[float, Ge(0)], ...],
+        Doc("weights of the stages' losses (default: 1, halved from stage to stage)"),
     ] = ()
     class_agnostic: Annotated[bool, Doc("one box for all classes, else one for each")] = True
     box_loss_beta: Annotated[float, Gt(0), Doc("where the box loss turns from quadratic to linear")] = 1.0

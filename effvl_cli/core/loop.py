@@ -3,6 +3,7 @@
 import contextlib
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -178,9 +179,11 @@ class _Loop:
         if not self.plan.goes_on:
             self.run.resumed(self.plan.phase, self.resumed_at)
         if distributed.world().size > 1 and not self._over:
-            self.step_module = nn.parallel.DistributedDataParallel(
-                self.step_module, broadcast_buffers=self.plan.broadcast_buffers
-            )
+            with warnings.catch_warnings():  # torch 2.13 renames the argument, which 2.12 has under this name alone
+                warnings.simplefilter("ignore", FutureWarning)
+                self.step_module = nn.parallel.DistributedDataParallel(
+                    self.step_module, broadcast_buffers=self.plan.broadcast_buffers
+                )
         if self.step == 0 and 0 in self.plan.milestones:
             self._save()
         if not self._over:

@@ -165,7 +165,7 @@ class Run(RunFiles):
     def stop(self, number: int) -> typing.NoReturn:
         """Raise the exception for that signal."""
         kind = Interrupted if number == signal.SIGINT else Preempted
-        raise kind(f"stopped by {signal.Signals(number).name}, state saved", "Give the same command again to continue")
+        raise kind(f"stopped by {signal.Signals(number).name}", "The same command again continues from what is saved")
 
     def finish(self, status: Status, error: str | None = None) -> Report:
         """Write the report and its page, and release the folder."""

@@ -14,6 +14,7 @@ SPLITS = ("train", "val", "test")
 
 IMAGES, CLIPS, BOXES = "images", "clips", "boxes"  # kinds of samples
 
+_KINDS = {".csv": "csv:", ".yml": "boxes:", ".yaml": "boxes:", ".json": "coco:"}  # of files by their suffix
 DATASETS = Registry(
     "data set",
     "effvl.datasets",
@@ -136,7 +137,7 @@ def open_source(
         UsageError: unknown name, or samples of another kind.
         DataError: missing, empty or unreadable.
     """
-    row, argument = DATASETS.find(spec)
+    row, argument = _find(spec)
     _refuse_kind(spec, row.kind or kind, kind)
     source: Source = DATASETS.builder(row)(argument, split, root=Path(root) if root else None, seed=seed, **more)
     _refuse_kind(spec, getattr(source, "kind", IMAGES), kind)
@@ -144,6 +145,23 @@ def open_source(
         if not hasattr(source, "opened"):  # a builder may have opened another row
             source.opened = (spec, str(root) if root else None)  # type: ignore[attr-defined]
     return source
+
+
+def _find(spec: str) -> tuple[Row, str]:
+    """The row of a data set and its argument.
+
+    Raises:
+        UsageError: unknown name; of a path the message says how to write it.
+    """
+    path = Path(spec)
+    try:
+        return DATASETS.find(spec)
+    except UsageError:
+        if not path.exists():
+            raise
+        kind = "folder:" if path.is_dir() else _KINDS.get(path.suffix.lower())
+        hint = f"Write {kind}{spec}" if kind else "Put what it is before it; `effvl list datasets` shows how"
+        raise UsageError(f"--data {spec} is a path, and what it holds is not said", hint) from None
 
 
 def _refuse_kind(spec: str, found: str | None, wanted: str | None) -> None:
@@ -161,7 +179,7 @@ def fingerprints(spec: str, root: str | Path | None = None) -> dict[str, str]:
         UsageError: unknown name.
     """
     found, more = {}, dict[str, Any]()
-    if DATASETS.find(spec)[0].kind == BOXES:
+    if _find(spec)[0].kind == BOXES:
         from effvl_cli.data.boxes import Reading
 
         more = {"reading": Reading(content_only=True)}

@@ -17,6 +17,7 @@ from effvl_cli.techniques.detect.subclass import Merge
 
 FAMILY = "cascade-rcnn"
 _REGRESSION = (10.0, 20.0, 30.0)
+_MOST_USUAL = 5  # stages with a usual IoU
 _PYRAMID = 5  # levels
 _SMALLEST_IMAGE = 32  # px, the stride of the coarsest level with parameters
 Norm = Literal["frozen", "batch", "group"]
@@ -175,17 +176,17 @@ class DetectorSpec:
             values = getattr(self, option)
             if len(values) != self.num_stages:
                 what = f"{len(values)} values for {self.num_stages} stages"
-                raise UsageError(f"{_flag(option)} {_text(values)} has {what}", "Give one for each of --num-stages")
+                raise UsageError(f"{_flag(option)} {_given(values)} has {what}", "Give one for each of --num-stages")
         if not all(0 < value < 1 for value in self.iou):
-            raise UsageError(f"--iou {_text(self.iou)} is not inside (0, 1)", "E.g. --iou .5,.6,.7")
+            raise UsageError(f"--iou {_given(self.iou)} is not inside (0, 1)", "E.g. --iou .5,.6,.7")
         self._check_sizes()
 
     def _check_sizes(self) -> None:
         if len(self.anchors) != _PYRAMID or min(self.anchors) < 1:
-            text = f"--anchors {_text(self.anchors)} are not {_PYRAMID} sides in px"
+            text = f"--anchors {_given(self.anchors)} are not {_PYRAMID} sides in px"
             raise UsageError(text, "E.g. --anchors 8,16,32,64,128")
         if not self.min_size or min(self.min_size) < _SMALLEST_IMAGE:
-            text = f"--min-size {_text(self.min_size)} is below {_SMALLEST_IMAGE} px"
+            text = f"--min-size {_given(self.min_size)} is below {_SMALLEST_IMAGE} px"
             raise UsageError(text, "Give one or more sides from there on")
         if max(self.min_size) > self.max_size:
             text = f"--min-size {max(self.min_size)} exceeds --max-size {self.max_size}"
@@ -244,12 +245,22 @@ PRESETS: Mapping[str, DetectorSpec] = {
 
 
 def _first(stages: int) -> dict[str, Any]:
-    """The usual values of the first stages."""
-    return {"iou": IOUS[:stages], "reg_weights": _REGRESSION[:stages], "loss_weights": LOSS_WEIGHTS[:stages]}
+    """The usual values of the first stages; those beyond the published three go on as these do, up to an IoU of 0.9."""
+    further = range(len(IOUS), stages)
+    return {
+        "iou": IOUS[:stages] + tuple(round(0.5 + k / 10, 1) for k in further if k < _MOST_USUAL),
+        "reg_weights": _REGRESSION[:stages] + tuple(10.0 * (k + 1) for k in further),
+        "loss_weights": LOSS_WEIGHTS[:stages] + tuple(0.5**k for k in further),
+    }
 
 
 def _flag(option: str) -> str:
     return f"--{option.replace('_', '-')}"
+
+
+def _given(values: tuple[float, ...]) -> str:
+    """Values as an option takes them."""
+    return ",".join(map(_text, values))
 
 
 def _text(value: Any) -> str:

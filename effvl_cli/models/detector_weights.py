@@ -97,7 +97,7 @@ def start(
         own,
         state,
         what=f"the weights {weights} of {manifest['model']} and {network.name}",
-        hint="Give a run of the same preset, or a classifier with its backbone",
+        hint=_fitting(manifest["model"]),
     )
     network.module.load_state_dict(state)
     network.source = str(weights)
@@ -106,6 +106,13 @@ def start(
         if log is not None:
             log(f"--weights {weights}: {note}")
     return network
+
+
+def _fitting(model: str) -> str:
+    """What to do with weights of another shape."""
+    if model.partition(":")[0] == FAMILY:
+        return "Give the --preset, --num-stages, --head-width and --class-agnostic of that run"
+    return "Give a classifier with the backbone of --preset"
 
 
 def adapt(network: Network, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -205,3 +205,15 @@ def test_cifar10_folder(test_data, tmp_path):
     source = load(f"folder:{tmp_path}", "test")
     assert source.classes[:3] == ("airplane", "automobile", "bird")
     assert source.image(0).size == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("mix.yml", "boxes:"), ("list.CSV", "csv:"), ("boxes.json", "coco:"), ("photos", "folder:")]
+)
+def test_a_path_without_its_kind_is_told_how_to_be_written(tmp_path, name, kind):
+    path = tmp_path / name
+    path.mkdir() if kind == "folder:" else path.touch()
+    with pytest.raises(UsageError) as caught:
+        load(str(path), "train")
+    assert caught.value.message == f"--data {path} is a path, and what it holds is not said"
+    assert caught.value.hint == f"Write {kind}{path}"

@@ -267,11 +267,17 @@ ROW = {"image_id": 42, "category_id": 1, "bbox": [0, 0, 5, 5], "score": 0.5}
     [
         ("", "results.json is not a JSON file"),
         ("{}", "holds no list of detections"),
-        ("[3]", "row 0 is 3"),
-        (json.dumps([ROW, {**ROW, "bbox": [0, 0, 5]}]), "row 1 is"),
-        (json.dumps([{**ROW, "score": None}]), "row 0 is"),
-        (json.dumps([{**ROW, "bbox": [0, 0, -5, 5]}]), "row 0 is"),
-        ('[{"image_id": 42, "category_id": 1, "bbox": [0, 0, 5, 5], "score": NaN}]', "row 0 is"),
+        ("[3]", "row 0 is no object: 3"),
+        (json.dumps([ROW, {**ROW, "bbox": [0, 0, 5]}]), "row 1 has a bbox that is not four finite numbers"),
+        (json.dumps([{**ROW, "score": None}]), "row 0 has a score that is no finite number"),
+        (json.dumps([{k: v for k, v in ROW.items() if k != "score"}]), "row 0 has no score"),
+        (json.dumps([{**ROW, "image_id": "a.jpg"}]), "row 0 has in image_id no whole number"),
+        (json.dumps([{**ROW, "category_id": 1.5}]), "row 0 has in category_id no whole number"),
+        (json.dumps([{**ROW, "bbox": [0, 0, -5, 5]}]), "row 0 has a bbox of negative size"),
+        (
+            '[{"image_id": 42, "category_id": 1, "bbox": [0, 0, 5, 5], "score": NaN}]',
+            "row 0 has a score that is no finite number",
+        ),
         (
             json.dumps([ROW, {**ROW, "image_id": 9}, {**ROW, "image_id": 9}]),
             r"2 of 3 detections have no image_id .*\(9\)",

@@ -56,7 +56,7 @@ def test_a_stop_request_saves_and_leaves_with_75(workdir, here, report, image_fo
     line = (*line, "--batch-size", 8, "--steps", 40, "--save-every", 1, "--out", "run")
     code, output = stop_when(some(workdir / "run" / "checkpoints", "train/step-*"), USR1, *line)
     assert code == 75, output
-    assert "state saved" in output and report("run").status == "preempted"
+    assert "continues from what is saved" in output and report("run").status == "preempted"
     resumed = report("run").technique
     assert resumed == {}
     here(*line)

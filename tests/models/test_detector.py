@@ -49,6 +49,14 @@ def test_a_name_says_all_that_differs_and_is_read_back():
     assert DetectorSpec.parse("light,iou=.4/.5/.6").iou == (0.4, 0.5, 0.6)
 
 
+def test_further_stages_go_on_as_the_published_three_do() -> None:
+    spec = DetectorSpec.of("tiny", num_stages=4)
+    assert spec.iou == (0.5, 0.6, 0.7, 0.8)
+    assert spec.reg_weights == (10, 20, 30, 40) and spec.loss_weights == (1, 0.5, 0.25, 0.125)
+    assert spec.name == "cascade-rcnn:tiny,stages=4"
+    assert DetectorSpec.parse("tiny,stages=4") == spec
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
@@ -58,7 +66,7 @@ def test_a_name_says_all_that_differs_and_is_read_back():
         ("tiny,agnostic=2", "agnostic=2 cannot be read"),
         ("tiny,norm=layer", "norm=layer cannot be read"),
         ("tiny,stages=0", "--num-stages 0"),
-        ("tiny,stages=4", "--iou 0.5/0.6/0.7 has 3 values for 4 stages"),
+        ("tiny,stages=6", "--iou 0.5,0.6,0.7,0.8,0.9 has 5 values for 6 stages"),
         ("tiny,iou=.5/.6/1.", "not inside"),
         ("tiny,anchors=8/16", "not 5 sides"),
         ("tiny,min=300", "exceeds --max-size 256"),

@@ -87,14 +87,44 @@ def _parsed(path: Path, number: int, row: Any) -> tuple[int, int, list[float], f
     Raises:
         DataError: of another form; names the row.
     """
+    if reason := _fault(row):
+        raise DataError(f"{path}: row {number} {reason}: {str(row)[:100]}", FORM)
+    left, top, width, height = (float(value) for value in row["bbox"])
+    box = [left, top, left + width, top + height]
+    return int(row["image_id"]), int(row["category_id"]), box, float(row["score"])
+
+
+def _fault(row: Any) -> str | None:
+    """What is wrong with a row; None: nothing."""
+    if not isinstance(row, dict):
+        return "is no object"
+    missing = [key for key in ("image_id", "category_id", "bbox", "score") if key not in row]
+    if missing:
+        return f"has no {missing[0]}"
+    if not (isinstance(row["bbox"], list) and len(row["bbox"]) == 4 and all(map(_is_number, row["bbox"]))):
+        return "has a bbox that is not four finite numbers"
+    if min(float(side) for side in row["bbox"][2:]) < 0:
+        return "has a bbox of negative size"
+    if not _is_number(row["score"]):
+        return "has a score that is no finite number"
+    ids = [key for key in ("image_id", "category_id") if not _is_whole(row[key])]
+    return f"has in {ids[0]} no whole number" if ids else None
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value, a string perhaps, is a finite number."""
     try:
-        left, top, width, height = (float(value) for value in row["bbox"])
-        score = float(row["score"])
-        if not all(map(math.isfinite, (left, top, width, height, score))) or width < 0 or height < 0:
-            raise ValueError
-        return int(row["image_id"]), int(row["category_id"]), [left, top, left + width, top + height], score
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"{path}: row {number} is {str(row)[:100]}", FORM) from error
+        return math.isfinite(float(value))
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether a value, a string perhaps, is a whole number."""
+    try:
+        return int(value) == float(value)
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def _refuse_unknown(path: Path, key: str, values: list[int], known: Mapping[int, int], what: str) -> None:
@@ -105,5 +135,7 @@ def _refuse_unknown(path: Path, key: str, values: list[int], known: Mapping[int,
         raise DataError(
             f"{path}: {sum(strange.values()):,} of {len(values):,} detections have no {key} of the data "
             f"({first}{', ...' if len(strange) > FEW else ''}); they have {what}",
-            "Give the results of this split, or the split of these results by --split",
+            "Give the results of this split, or the split of these results by --split"
+            if key == "image_id"
+            else "Number the categories as the annotations do",
         )
