@@ -238,7 +238,12 @@ def test_a_tables_arms_are_previewed_at_their_size(effvl, image_folder, path, mo
         assert outcome.code == 0, outcome.err
 
 
-@pytest.mark.parametrize("path", [path for path in TABLES if twin_of(path) == path], ids=name)
+def slow_if_large(path):
+    """Pictures of 224 px are previewed at their size above; the others run the same arms."""
+    return pytest.param(path, marks=pytest.mark.slow) if "224px" in path.name else path
+
+
+@pytest.mark.parametrize("path", [slow_if_large(path) for path in TABLES if twin_of(path) == path], ids=name)
 def test_a_tables_arms_run_in_miniature(effvl, image_folder, report, path, workdir):
     (workdir / "candidates.yaml").write_text("- {patch: 15, keep_q: 0.5}\n- {patch: 20, keep_q: 1}\n")
     if "@32" in path.read_text():

@@ -1,4 +1,7 @@
-"""Batches that several processes share: what each asks the others, so that their mean loss is that of one process."""
+"""Batches that several processes share: what each asks the others, so that their mean loss is that of one process.
+
+Ours; the sums are over the global batch of gradient averaging (Li et al., arXiv 2006.15704).
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
