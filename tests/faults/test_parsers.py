@@ -24,7 +24,7 @@ from effvl_cli.models import network as networks
 from effvl_cli.techniques.pretrain.schedule import is_written, schedule_from, stages_from
 
 FIGURES = {0: {"a-x": {"m": 0.5, "m.se": 0.1}, "b": {"m": 0.25}}, 1: {"b": {"m": 0.5}}}
-MANY = [pytest.param(60, id="60"), pytest.param(10_000, id="10000", marks=pytest.mark.faults)]
+MANY = [pytest.param(200, id="200"), pytest.param(10_000, id="10000", marks=pytest.mark.faults)]
 WORDS = {
     "claim": [
         *("a_x.m", "b.m", "a_x.m.se", ">=", "<", "+", "-", "*", "/", "(", ")", "mean(", "se(", "1e308", "9" * 400, "0"),
