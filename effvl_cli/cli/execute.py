@@ -103,12 +103,22 @@ def _run(command: Command, resolved: Resolved, invocation: Invocation, console: 
     return 0
 
 
+def _data_sets(config: Any) -> list[str]:
+    """What names a data set: `data`, and options that are marked so."""
+    found: list[str] = []
+    for name, option in options(type(config)).items():
+        if name == "data" or "dataset" in option.markers:
+            value = getattr(config, name)
+            found += value if option.is_list else filter(None, [value])
+    return found
+
+
 def _require_data(config: Any) -> None:
     """Data that are a path are there."""
     from effvl_cli.data.check import require
 
-    if "data" in options(type(config)) and config.data:
-        require(config.data, config.data_root)
+    for spec in _data_sets(config):
+        require(spec, config.data_root)
 
 
 def _fetch(config: Any, console: Console) -> None:
@@ -120,7 +130,7 @@ def _fetch(config: Any, console: Console) -> None:
     if distributed.is_main():
         from effvl_cli.data.fetch import fetch_missing
 
-        for spec in filter(None, (getattr(config, "data", None), *getattr(config, "eval_data", ()))):
+        for spec in _data_sets(config):
             fetch_missing(spec, config.data_root, console.log)
     distributed.barrier()
 

@@ -14,7 +14,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 @dataclass(frozen=True)
 class Marker:
-    """Metadata on a field that says how it takes part in a run's identity."""
+    """Metadata on a field: how it takes part in a run's identity, and what its value names."""
 
     name: str
 
@@ -22,6 +22,7 @@ class Marker:
 VOLATILE = Marker("volatile")  # may change between a run and its resumption: not part of the run's identity
 GROWABLE = Marker("growable")  # may grow when a run is continued
 MEMORY = Marker("memory")  # smaller values need less memory, as those of every ..batch-size do
+DATASET = Marker("dataset")  # names a data set, or several
 ARTEFACT = Marker("artefact")  # names a file or run folder: its content is part of the identity, not only its name
 
 Fraction = Annotated[float, Gt(0), Le(1)]

@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from effvl_cli.config.methods import EMBEDDED, METHODS, VIEW_METHODS, defaults_of, methods_with
 from effvl_cli.config.options import (
     ARTEFACT,
+    DATASET,
     Count,
     DataOptions,
     Fraction,
@@ -160,7 +161,7 @@ class MethodOptions:
     augment: Annotated[
         Literal["none", "flip", "crop-flip", "pad-crop-flip", "rrc-flip"], Doc("clip, supervised: training transform")
     ] = "none"
-    eval_data: Annotated[tuple[str, ...], Doc("clip: further data sets to classify at the end")] = ()
+    eval_data: Annotated[tuple[str, ...], DATASET, Doc("clip: further data sets to classify at the end")] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

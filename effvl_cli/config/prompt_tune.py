@@ -8,6 +8,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from effvl_cli.config.options import (
     ARTEFACT,
+    DATASET,
     MEMORY,
     VOLATILE,
     Checked,
@@ -176,6 +177,11 @@ class UnsupervisedOptions(Checked):
     panel: ClassVar[str] = "Pseudo-labels"
 
     unsupervised: Annotated[bool, Doc("read no labels: train on zero-shot predictions of the training images")] = False
+    unlabelled: Annotated[
+        str | None,
+        DATASET,
+        Doc("data set whose training images are predicted in place of --data's, e.g. images:DIR; no label is read"),
+    ] = None
     select: Annotated[
         Literal["topk", "random", "random-global", "threshold"],
         Doc("images per predicted class: the surest, random ones, random ones of all, or those above --tau"),
@@ -192,7 +198,7 @@ class UnsupervisedOptions(Checked):
         super().__post_init__()
         if self.unsupervised:
             return
-        for name in ("select", "num_select", "tau", "pseudo_models"):
+        for name in ("unlabelled", "select", "num_select", "tau", "pseudo_models"):
             if getattr(self, name) != getattr(UnsupervisedOptions, name):
                 raise ValueError(f"--{name.replace('_', '-')} is for --unsupervised. Leave it out, or give that too")
 

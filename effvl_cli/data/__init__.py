@@ -137,7 +137,7 @@ def open_source(
         UsageError: unknown name, or samples of another kind.
         DataError: missing, empty or unreadable.
     """
-    row, argument = _find(spec)
+    row, argument = find_row(spec)
     _refuse_kind(spec, row.kind or kind, kind)
     source: Source = DATASETS.builder(row)(argument, split, root=Path(root) if root else None, seed=seed, **more)
     _refuse_kind(spec, getattr(source, "kind", IMAGES), kind)
@@ -147,7 +147,7 @@ def open_source(
     return source
 
 
-def _find(spec: str) -> tuple[Row, str]:
+def find_row(spec: str) -> tuple[Row, str]:
     """The row of a data set and its argument.
 
     Raises:
@@ -179,7 +179,7 @@ def fingerprints(spec: str, root: str | Path | None = None) -> dict[str, str]:
         UsageError: unknown name.
     """
     found, more = {}, dict[str, Any]()
-    if _find(spec)[0].kind == BOXES:
+    if find_row(spec)[0].kind == BOXES:
         from effvl_cli.data.boxes import Reading
 
         more = {"reading": Reading(content_only=True)}

@@ -6,7 +6,7 @@ from typing import Any
 from effvl_cli.core.errors import DataError
 from effvl_cli.core.files import file_or_folder
 from effvl_cli.core.table import Cell, Table
-from effvl_cli.data import DATASETS, SPLITS, open_source
+from effvl_cli.data import SPLITS, find_row, open_source
 from effvl_cli.data.fetch import command_for
 from effvl_cli.data.folders import LAYOUT
 
@@ -53,7 +53,7 @@ def require(spec: str, root: str | Path | None) -> None:
         UsageError: unknown name.
         DataError: the path does not exist.
     """
-    row, argument = DATASETS.find(spec)
+    row, argument = find_row(spec)
     place = Path(root or ".") / argument
     if row.name in ("folder:", "images:") and file_or_folder(place) != "folder":
         raise DataError(f"no folder at {place}", LAYOUT)

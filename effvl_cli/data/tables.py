@@ -1,9 +1,9 @@
 """`csv:FILE`: a table of image paths with labels, captions, or both.
 
-Columns: path (or image, filepath, file), label (or class, fine) and/or caption (or text), and optionally split and
-coarse (a group of labels, which `effvl continual` makes a task of). Comma or tab separated; relative paths start from
-the table's folder. Rows without a split column are divided 80/10/10 by hash of the path; with only one of val and test,
-as `folder:` does.
+Columns: path (or image, filepath, file), label (or class, fine) and/or caption (or text) unless the pictures have none,
+and optionally split and coarse (a group of labels, which `effvl continual` makes a task of). Comma or tab separated;
+relative paths start from the table's folder. Rows without a split column are divided 80/10/10 by hash of the path; with
+only one of val and test, as `folder:` does.
 """
 
 import csv
@@ -174,9 +174,10 @@ def _columns(table: Path, header: list[str]) -> dict[str, int]:
     if twice:
         raise DataError(f"{table} line 1 has two columns {twice}", "Rename or remove one")
     found = {meaning: names.index(word) for meaning, words in COLUMNS.items() for word in words[::-1] if word in names}
-    if "path" not in found or not {"label", "caption"} & set(found):
+    is_bare = len(found) == len(names)  # pictures without labels; an unknown column may be a misspelt label
+    if "path" not in found or not ({"label", "caption"} & set(found) or is_bare):
         raise DataError(
-            f"{table} line 1 has columns {', '.join(names) or 'none'}", "Needed: path, and label and/or caption"
+            f"{table} line 1 has columns {', '.join(names) or 'none'}", "Needed: path, and label and/or caption if any"
         )
     return found
 

@@ -288,3 +288,39 @@ def test_a_sweep_of_probes_asks_for_validation_images_before_anything_is_trained
     line = ("prompt-tune", "--data", f"folder:{image_folder}", "--force", "--noise-rate", 0, "--noise", "pair")
     outcome = effvl(*line, "--method", "prompt,linear-probe-sweep", "--fewshot-file", "few.json", "--out", "s")
     assert outcome.code == 3 and "it has no list 'val'" in outcome.error  # before the training images are looked for
+
+
+def test_pictures_without_labels_have_pseudo_labels_and_no_figures_about_true_ones(effvl, shared_cache, report):
+    pictures = Path("pictures")
+    pictures.mkdir()
+    shown = load("shape-captions:sketch", "train")
+    for number in range(24):
+        shown.image(number).save(pictures / f"{number:02}.png")
+    rows = "".join(f"pictures/{number:02}.png,train\n" for number in range(24))
+    Path("all.csv").write_text(f"path,split\n{rows}")
+    line = ("prompt-tune", "--unsupervised", "--num-select", 2, "--epochs", 1, "--cache-dtype", "fp32")
+    line = (*line, "--method", "zero-shot,prompt", "--loss", "gce", "--unlabelled")
+    outcome = effvl(*line, "csv:all.csv", "--out", "r")
+    assert outcome.code == 0, outcome.err
+    assert "images by topk, how many are right is not known" in outcome.out and "shape-captions:sketch" in outcome.out
+    done, noise = report("r"), json.loads(Path("r/noise.json").read_text())
+    metric, [about] = done.metrics["top1_pseudo_labels"], done.technique["noise"]
+    assert metric.value is None and metric.n == done.technique["pseudo"]["n"] == about["images"] > 5
+    assert about["rate_realised"] is about["flipped_ids"] is about["transition"] is None
+    assert done.technique["pseudo"]["acc"] is None
+    assert {row["acc"] for row in done.technique["pseudo"]["per_class"]} == {None}
+    assert {row["rate"] for row in done.technique["results"]} == {None}
+    [found] = noise["sets"]
+    assert noise["classes"] == list(shown.classes) and found["rate"] is found["transition"] is None
+    assert {(row["clean_label"], row["flipped"]) for row in found["records"]} == {(None, None)}
+    places = [row["sample_id"] for row in found["records"]]
+    assert [row["given_label"] for row in found["records"]] == _predicted("train", places)
+    assert done.metrics["top1_prompt_gce"].value is not None
+    (pictures / "00.png").write_bytes((pictures / "01.png").read_bytes())
+    again = effvl(*line, "csv:all.csv", "--out", "r")
+    assert again.code == 2 and "have changed since it read them (train of csv:all.csv)" in again.error
+    for given, code, words in (("images:nowhere", 3, "no folder at nowhere"), ("pictures", 2, "Write folder:pictures")):
+        outcome = effvl(*line, given, "--out", "x")
+        assert outcome.code == code and words in outcome.error and not Path("x").exists()
+    outcome = effvl("prompt-tune", "--unlabelled", "images:pictures", "--out", "x")
+    assert outcome.code == 2 and "--unlabelled is for --unsupervised" in outcome.error

@@ -49,7 +49,7 @@ def options(**given):
 
 def document(config, source, rates=(0.0, 0.125, 0.5)):
     sets = [noisy_shots(config, source, rate, zero_shot) for rate in rates]
-    return noise_document(source, sets, seed=config.seed, shots=config.shots)
+    return noise_document(source, sets, classes=source.classes, seed=config.seed, shots=config.shots)
 
 
 @pytest.mark.parametrize("model", MODELS)

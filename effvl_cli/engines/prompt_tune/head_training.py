@@ -13,7 +13,7 @@ from effvl_cli.core.modes import as_found
 from effvl_cli.core.phases import Phases
 from effvl_cli.data.loader import count_from
 from effvl_cli.data.sampler import EpochSampler
-from effvl_cli.data.source import Subset
+from effvl_cli.data.source import ImageSource, Subset
 from effvl_cli.data.transforms import augment
 from effvl_cli.engines.common.batches import Stream, check_divides, loaded
 from effvl_cli.engines.prompt_tune.context import Context, Learning, num_epochs
@@ -46,19 +46,21 @@ class TrainingSet:
         rows: (N,) their rows in `features`.
         indices: (N,) positions in the split.
         given: (N,) int64 labels.
+        source: the split.
     """
 
     features: Features | None
     rows: Tensor
     indices: Tensor
     given: Tensor
+    source: ImageSource
 
     def __len__(self) -> int:
         return len(self.given)
 
     def take(self, rows: Tensor) -> "TrainingSet":
         """Some of the images."""
-        return TrainingSet(self.features, self.rows[rows], self.indices[rows], self.given[rows])
+        return TrainingSet(self.features, self.rows[rows], self.indices[rows], self.given[rows], self.source)
 
 
 def rate_of(epoch: int, epochs: int, lr: float, warmup_lr: float) -> float:
@@ -212,7 +214,7 @@ def batches_of(context: Learning, train: TrainingSet, sampler: EpochSampler) -> 
 def _encoded(context: Learning, train: TrainingSet, sampler: EpochSampler) -> Stream[FeatureBatch]:
     """Features that the image tower makes of new random crops."""
     network, run, config = context.network, context.run, context.config
-    source = Subset(context.source("train"), train.indices.numpy())
+    source = Subset(train.source, train.indices.numpy())
     transform = augment(AUGMENT, network.preprocess)
     images = loaded(source, sampler, config, run, seed=config.seed, transform=transform)
     encode = encoder(network)

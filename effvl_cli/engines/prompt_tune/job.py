@@ -20,7 +20,7 @@ from effvl_cli.engines.prompt_tune.fit_arm import check_arms, fit_arm, zero_shot
 from effvl_cli.engines.prompt_tune.label_sets import LabelSet, Training, label_sets, training_features, write_noise
 from effvl_cli.engines.prompt_tune.measured_arm import record_arm
 from effvl_cli.engines.prompt_tune.preview import preview_job
-from effvl_cli.engines.prompt_tune.pseudo import pseudo_set
+from effvl_cli.engines.prompt_tune.pseudo import pseudo_set, training_source
 from effvl_cli.engines.prompt_tune.saved_logits import save_logits
 from effvl_cli.engines.prompt_tune.suspect_ranking import rank_suspects, record_suspects
 
@@ -33,7 +33,7 @@ def run(config: PromptTuneConfig, run: Run) -> None:
     """Train and measure."""
     context = build_context(config, run)
     check_arms(context)
-    source = context.source("train")
+    source = training_source(context)
     sets = [pseudo_set(context, source)] if config.unsupervised else label_sets(context, source)
     write_noise(context, source, sets)
     training = training_features(context, source, sets)

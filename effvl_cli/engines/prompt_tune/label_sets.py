@@ -38,6 +38,11 @@ class LabelSet:
     shots: NoisyShots
     suffix: str
 
+    @property
+    def rate(self) -> float | None:
+        """Of wrong labels; None where it is not known."""
+        return self.shots.if_known(self.shots.rate)
+
     @cached_property
     def given(self) -> Tensor:
         """(N,) int64."""
@@ -61,7 +66,8 @@ class Training:
     def of(self, labels: LabelSet) -> TrainingSet:
         """The images of one label set."""
         indices = labels.shots.indices
-        return TrainingSet(self.views, self.centre.rows_of(indices), torch.from_numpy(indices), labels.given)
+        rows = self.centre.rows_of(indices)
+        return TrainingSet(self.views, rows, torch.from_numpy(indices), labels.given, self.source)
 
     def centres(self, labels: LabelSet) -> Tensor:
         """(N, D) features of the middle of its images."""
@@ -137,16 +143,16 @@ def write_noise(context: Learning, source: ImageSource, sets: Sequence[LabelSet]
     """Write `noise.json`, and what the report says about the labels."""
     config, num_classes = context.config, len(context.classes)
     shots = [labels.shots for labels in sets]
-    document = noise_document(source, shots, seed=config.seed, shots=config.shots)
+    document = noise_document(source, shots, classes=context.classes, seed=config.seed, shots=config.shots)
     context.run.write(NOISE, write_json, document)
     context.run.report.technique["noise"] = [
         {
             "model": found.model,
-            "rate_requested": found.rate,
-            "rate_realised": found.rate_realised,
+            "rate_requested": row["rate"],
+            "rate_realised": row["rate_realised"],
             "images": len(found),
-            "flipped_ids": found.indices[found.flipped].tolist(),
-            "transition": found.transition(num_classes).tolist() if num_classes <= LARGEST_MATRIX else None,
+            "flipped_ids": found.if_known(found.indices[found.flipped].tolist()),
+            "transition": row["transition"] if num_classes <= LARGEST_MATRIX else None,
         }
-        for found in shots
+        for found, row in zip(shots, document["sets"], strict=True)
     ]

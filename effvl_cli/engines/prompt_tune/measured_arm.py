@@ -29,7 +29,7 @@ def record_arm(trial: Trial, fitted: Fitted, reference: Tensor) -> None:
         "method": fitted.arm.method,
         "loss": fitted.arm.loss or None,
         "key": key,
-        "rate": trial.labels.shots.rate,
+        "rate": trial.labels.rate,
         **found,
         "memorisation": memorised(fitted.train, trial.labels.shots),
         "acc_per_class": per_class(fitted.test, labels, len(trial.context.classes)),

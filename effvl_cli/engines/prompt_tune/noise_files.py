@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,37 +20,41 @@ FORMAT = 1
 SUM_TOLERANCE = 1e-6
 
 
-def noise_document(source: ImageSource, sets: Iterable[NoisyShots], *, seed: int, shots: int | str) -> dict[str, Any]:
+def noise_document(
+    source: ImageSource, sets: Iterable[NoisyShots], *, classes: Sequence[str], seed: int, shots: int | str
+) -> dict[str, Any]:
     """Content of `noise.json`: a set of records for each noise rate, in the order of the images in the split.
 
-    Equal (data, seed, rates, model, shots) give equal documents.
+    Equal (data, seed, rates, model, shots) give equal documents. What depends on true labels is null where they are
+    not known.
     """
     return {
         "effvl": FORMAT,
         "data": source.name,
         "split": source.split,
-        "classes": list(source.classes),
+        "classes": list(classes),
         "seed": seed,
         "shots": shots,
-        "sets": [_set(source, found) for found in sets],
+        "sets": [_set(source, found, len(classes)) for found in sets],
     }
 
 
-def _set(source: ImageSource, found: NoisyShots) -> dict[str, Any]:
+def _set(source: ImageSource, found: NoisyShots, num_classes: int) -> dict[str, Any]:
     clean = [None] * len(found) if found.clean is None else found.clean.tolist()
     rows = zip(found.indices.tolist(), clean, found.given.tolist(), found.flipped.tolist(), strict=True)
+    transition = found.transition(num_classes)
     return {
         "model": found.model,
-        "rate": found.rate,
-        "rate_realised": found.rate_realised,
-        "transition": found.transition(len(source.classes)).tolist(),
+        "rate": found.if_known(found.rate),
+        "rate_realised": found.if_known(found.rate_realised),
+        "transition": None if transition is None else transition.tolist(),
         "records": [
             {
                 "sample_id": index,
                 "path": source.ids[index],
                 "clean_label": true,
                 "given_label": given,
-                "flipped": int(flipped),
+                "flipped": found.if_known(int(flipped)),
             }
             for index, true, given, flipped in rows
         ],
@@ -103,7 +107,7 @@ def _read_document(path: Path) -> tuple[Path, tuple[str, ...], Sets]:
         if document["effvl"] != FORMAT:
             raise ValueError(f"its format is {document['effvl']}")
         classes = tuple(map(str, document["classes"]))
-        sets = {float(found["rate"]): _read_set(found, len(classes)) for found in document["sets"]}
+        sets = {float(found["rate"] or 0.0): _read_set(found, len(classes)) for found in document["sets"]}
         if not sets:
             raise ValueError("it holds no labels")
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -137,7 +141,7 @@ def _read_set(found: dict[str, Any], num_classes: int) -> tuple[NoisyShots, list
         if not len(labels) or labels.min() < 0 or labels.max() >= num_classes:
             raise ValueError(f"labels are not 0 to {num_classes - 1}, or there are none")
     indices = np.array([int(row["sample_id"]) for row in rows], dtype=np.int64)
-    shots = NoisyShots(indices, clean, given, float(found["rate"]), str(found["model"]))
+    shots = NoisyShots(indices, clean, given, float(found["rate"] or 0.0), str(found["model"]))
     return shots, [str(row["path"]) for row in rows]
 
 

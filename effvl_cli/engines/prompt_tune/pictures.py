@@ -58,7 +58,8 @@ def _accuracy(context: Comparing, results: Results, labels: Tensor, zero_shot: f
 
 def _transition(context: Comparing, noisy: Sequence[LabelSet]) -> None:
     """`plots/transition.png`: given labels (columns) of each true class (rows)."""
-    maps = {f"rate {found.shots.rate:g}": found.shots.transition(len(context.classes)) for found in noisy}
+    found = {f"rate {labels.shots.rate:g}": labels.shots.transition(len(context.classes)) for labels in noisy}
+    maps = {name: matrix for name, matrix in found.items() if matrix is not None}
     title = "Given labels (columns) of each true class (rows)"
     names = [name[:24] for name in context.classes]
     context.run.plot("transition", heat_maps, maps, title=title, columns=min(3, len(maps)), names=names)
@@ -75,7 +76,8 @@ def _per_class(context: Comparing, last: tuple[LabelSet, Fitted], labels: Tensor
         rows[context.classes[label]] = (mean, mean - spread, mean + spread)
     most = sorted(rows, key=lambda name: -abs(rows[name][0]))[:SHOWN]
     shown = {name: rows[name] for name in sorted(most, key=lambda name: -rows[name][0])}
-    about = f"{fitted.arm.name.replace('_', ' ')} at noise {found.shots.rate:g}"
+    noise = "" if found.rate is None else f" at noise {found.rate:g}"
+    about = f"{fitted.arm.name.replace('_', ' ')}{noise}"
     of_all = f",\nthe {len(shown)} of {len(rows)} classes that change most" if len(shown) < len(rows) else ""
     context.run.plot(
         "classes",

@@ -9,6 +9,7 @@ from effvl_cli.core.probe import seconds_for
 from effvl_cli.core.run import unopened
 from effvl_cli.core.table import Table
 from effvl_cli.data.decoded import held_bytes
+from effvl_cli.data.source import ImageSource
 from effvl_cli.engines.common.cost_table import TRAINING, Part, cost_table, speed_of
 from effvl_cli.engines.prompt_tune.arms import arms_of
 from effvl_cli.engines.prompt_tune.context import Context, Learning, build_context, cache_mode, num_epochs
@@ -17,6 +18,7 @@ from effvl_cli.engines.prompt_tune.head_training import steps_per_epoch
 from effvl_cli.engines.prompt_tune.label_sets import noise_rates
 from effvl_cli.engines.prompt_tune.learners import learner_of
 from effvl_cli.engines.prompt_tune.noise_records import ENDLESS_SHOTS
+from effvl_cli.engines.prompt_tune.pseudo import training_source
 from effvl_cli.techniques.prompt_tune.learner import PromptLearner
 from effvl_cli.techniques.prompt_tune.text_cost import text_cost
 
@@ -28,7 +30,7 @@ def preview_job(config: PromptTuneConfig) -> list[Table]:
     """Of the whole job."""
     context = build_context(config, unopened("prompt-tune", config))
     if config.unsupervised:
-        pool, rates = _size(context, "train", ENDLESS_SHOTS), 1
+        pool, rates = _length(context, training_source(context), ENDLESS_SHOTS), 1
         images = min(pool, config.num_select * len(context.classes))
         parts = [_features(context, "zero-shot of the training images", pool, 1)]
     else:
@@ -63,7 +65,10 @@ def _num_images(context: Learning) -> int:
 
 
 def _size(context: Learning, split: str, endless: int) -> int:
-    source = context.source(split)
+    return _length(context, context.source(split), endless)
+
+
+def _length(context: Learning, source: ImageSource, endless: int) -> int:
     return endless * len(context.classes) if source.endless else len(source)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from effvl_cli.core import seeds
 from effvl_cli.core.errors import DataError, EffvlError
+from effvl_cli.data import load
 from effvl_cli.data.source import ImageSource
 from effvl_cli.engines.prompt_tune.arms import Comparing
 from effvl_cli.engines.prompt_tune.features import features_of
@@ -19,6 +20,18 @@ from effvl_cli.models import network as networks
 from effvl_cli.models.openclip import logit_scale_value
 from effvl_cli.techniques.prompt_tune.class_head import ClassHead
 from effvl_cli.techniques.prompt_tune.pseudo_labels import averaged, pseudo_labels
+
+
+def training_source(context: Comparing) -> ImageSource:
+    """The training images: those of `--unlabelled`, or of the data.
+
+    Raises:
+        DataError: there are none.
+    """
+    config = context.config
+    if not config.unlabelled:
+        return context.source("train")
+    return load(config.unlabelled, "train", root=config.data_root, seed=0)
 
 
 def pseudo_set(context: Comparing, source: ImageSource) -> LabelSet:
@@ -35,8 +48,8 @@ def pseudo_set(context: Comparing, source: ImageSource) -> LabelSet:
     if not len(found.rows):
         raise DataError(f"--tau is {config.tau}, and no training image is predicted as surely", "Lower it")
     chosen = indices[found.rows.numpy()]
-    clean, given = np.asarray(source.labels[chosen]), found.labels.numpy()
-    wrong = float((clean != given).mean())
+    clean, given = None if config.unlabelled else np.asarray(source.labels[chosen]), found.labels.numpy()
+    wrong = 0.0 if clean is None else float((clean != given).mean())
     labels = LabelSet(NoisyShots(chosen, clean, given, wrong, f"pseudo-{config.select}"), "")
     _report(context, labels)
     return labels
@@ -82,11 +95,11 @@ def _network(context: Comparing, spec: str) -> networks.Network:
 
 def _report(context: Comparing, labels: LabelSet) -> None:
     report, shots = context.run.report, labels.shots
-    right = torch.from_numpy(~shots.flipped).double()
+    right = torch.from_numpy(~shots.flipped).double()  # of no meaning where true labels are not known
     counts = torch.bincount(labels.given, minlength=len(context.classes))
     sums = right.new_zeros(len(counts)).index_add(0, labels.given, right)
     rows: list[dict[str, Any]] = [
-        {"label": label, "name": name, "n": int(n), "acc": float(total / n) if n else None}
+        {"label": label, "name": name, "n": int(n), "acc": shots.if_known(float(total / n)) if n else None}
         for label, (name, n, total) in enumerate(zip(context.classes, counts, sums, strict=True))
     ]
     config = context.config
@@ -95,11 +108,11 @@ def _report(context: Comparing, labels: LabelSet) -> None:
         "select": config.select,
         "models": list(config.pseudo_models) or [context.network.name],
         "n": len(right),
-        "acc": float(right.mean()),
+        "acc": shots.if_known(float(right.mean())),
         "fewer_than_asked": few if config.select != "threshold" else [],
         "per_class": rows,
     }
-    report.metric("top1_pseudo_labels", float(right.mean()), split="train", n=len(right))
+    report.metric("top1_pseudo_labels", shots.if_known(float(right.mean())), split="train", n=len(right))
     empty = [row["name"] for row in rows if not row["n"]]
     if empty:
         context.run.warn(f"{len(empty)} classes have no pseudo-label: {', '.join(empty[:5])}")

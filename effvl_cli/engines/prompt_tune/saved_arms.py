@@ -66,7 +66,7 @@ def save(context: Comparing, fitted: list[tuple[LabelSet, Fitted]]) -> None:
                 "key": key,
                 "method": found.arm.method,
                 "loss": found.arm.loss or None,
-                "rate": labels.shots.rate,
+                "rate": labels.rate,
                 "suffix": labels.suffix,
                 "normalize": head.normalize,
                 "scale": head.scale,

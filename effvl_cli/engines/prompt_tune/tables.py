@@ -13,7 +13,7 @@ def results(report: Report) -> Table:
     """A row for each method and noise rate."""
     rows = report.technique.get("results", [])
     name = report.model.name if report.model else ""
-    data = report.data[0].name if report.data else ""
+    data = next((row.name for row in report.data if row.split == "test"), "")
     notes = (*_pseudo(report.technique.get("pseudo")), *_notes(rows))
     return Table(f"{report.command}: {name} on {data}", COLUMNS, tuple(_cells(row) for row in rows), notes)
 
@@ -22,14 +22,15 @@ def _pseudo(found: dict[str, Any] | None) -> tuple[str, ...]:
     """How good the pseudo-labels are, where there are any."""
     if found is None:
         return ()
-    return (f"pseudo-labels: {found['n']} images by {found['select']}, {percent(found['acc'])} % are right",)
+    right = "how many are right is not known" if found["acc"] is None else f"{percent(found['acc'])} % are right"
+    return (f"pseudo-labels: {found['n']} images by {found['select']}, {right}",)
 
 
 def _cells(row: dict[str, Any]) -> tuple[Cell, ...]:
     is_reference = row["method"] == "zero-shot"
     return (
         title_of(row),
-        f"{row['rate']:g}",
+        None if row["rate"] is None else f"{row['rate']:g}",
         percent(row["top1"]),
         percent(row["se"], 2),
         None if is_reference else points(row["delta"]),
@@ -52,12 +53,15 @@ def _notes(rows: list[dict[str, Any]]) -> tuple[str, ...]:
     if any(row["memorisation"]["train_acc_given_on_flipped"] is not None for row in rows):
         notes.append("learned: training images with a wrong label that are predicted as they are labelled")
     notes += [_penalty(row) for row in rows if row["about"].get("tried")]
-    worse = [
-        f"{title_of(row)} at {row['rate']:g}" for row in rows if row["method"] != "zero-shot" and row["delta"] <= 0
-    ]
+    worse = [f"{title_of(row)}{_at(row)}" for row in rows if row["method"] != "zero-shot" and row["delta"] <= 0]
     if worse:
         notes.append(f"no better than zero-shot: {', '.join(worse)}")
     return tuple(notes)
+
+
+def _at(row: dict[str, Any]) -> str:
+    """At which share of wrong labels, where it is known."""
+    return "" if row["rate"] is None else f" at {row['rate']:g}"
 
 
 def _penalty(row: dict[str, Any]) -> str:
@@ -66,6 +70,6 @@ def _penalty(row: dict[str, Any]) -> str:
     values = [found["top1_val"] for found in tried]
     best = next(found["top1_val"] for found in tried if math.isclose(found["c"], chosen, rel_tol=1e-5))
     return (
-        f"{title_of(row)} at {row['rate']:g}: C = {chosen:.3g}, {100 * best:.1f} % of the validation images; "
+        f"{title_of(row)}{_at(row)}: C = {chosen:.3g}, {100 * best:.1f} % of the validation images; "
         f"{len(tried)} tried, {100 * min(values):.1f} to {100 * max(values):.1f} %"
     )
