@@ -332,32 +332,54 @@ def image_grid(
         row_labels: R texts on the left.
         column_labels: C texts above the first row.
     """
-    rows, columns = images.shape[:2]
-    figure, grid = _figure(1.1 * columns + 0.9, 1.15 * rows + 0.5, nrows=rows, ncols=columns, squeeze=False)
-    figure.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
-    for (row, column), axes in np.ndenumerate(grid):
-        axes.imshow(images[row, column], interpolation="nearest")
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_visible(False)
-        if column == 0:
-            axes.set_ylabel(row_labels[row], rotation=0, ha="right", va="center")
-        if row == 0 and column_labels:
-            axes.set_title(column_labels[column], fontsize=7, fontweight="normal", loc="center")
+    rows, columns, height, width = images.shape[:4]
+    figure, axes = _figure(1.1 * columns + 0.9, 1.08 * rows + 0.6)
+    gap = _gap(width)
+    _draw_sheet(figure, axes, images, (gap, gap), title)
+    axes.set_yticks([row * (height + gap) + (height - 1) / 2 for row in range(rows)], row_labels)
+    if column_labels:
+        axes.xaxis.tick_top()
+        axes.set_xticks([k * (width + gap) + (width - 1) / 2 for k in range(columns)], column_labels, fontsize=7)
     _write(figure, path)
+
+
+def _gap(width: int) -> int:
+    return max(1, round(0.08 * width))
+
+
+def _draw_sheet(figure: Any, axes: Any, images: NDArray[np.uint8], gaps: tuple[int, int], title: str) -> None:
+    """Pictures (R, C, H, W, 3) as one on white, with `gaps` between rows and columns: axes for each cost seconds."""
+    rows, columns, height, width = images.shape[:4]
+    down, across = height + gaps[0], width + gaps[1]
+    sheet = np.full((rows, down, columns, across, 3), 255, np.uint8)
+    sheet[:, :height, :, :width] = images.transpose(0, 2, 1, 3, 4)
+    sheet = sheet.reshape(rows * down, columns * across, 3)[: -gaps[0], : -gaps[1]]
+    figure.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
+    axes.imshow(sheet, interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
 
 
 def captioned_images(
     path: Path, images: NDArray[np.uint8], captions: Sequence[str], *, title: str, columns: int = 8
 ) -> None:
     """Pictures (N, H, W, 3) uint8, each under its own words, `columns` of them in a row."""
-    rows = -(-len(images) // columns)
-    figure, grid = _figure(1.25 * columns, 1.5 * rows + 0.4, nrows=rows, ncols=columns, squeeze=False)
-    figure.suptitle(title, fontsize=10, fontweight="bold", x=0.01, ha="left")
-    for axes in grid.flat:
-        axes.axis("off")
-    for axes, picture, words in zip(grid.flat, images, captions, strict=False):
-        axes.imshow(picture, interpolation="nearest")
-        axes.set_title(words, fontsize=6, fontweight="normal", loc="center")
+    count, height, width = images.shape[:3]
+    rows = -(-count // columns)
+    gap = _gap(width)
+    inch = (width + gap) / 1.25  # pixels
+    above = max((words.count("\n") + 1 for words in captions), default=1) * 0.11 + 0.06  # inches of the words
+    figure, axes = _figure(1.25 * columns, rows * (height / inch + above) + 0.5)
+    cells = np.full((rows * columns, height, width, 3), 255, np.uint8)
+    cells[:count] = images
+    down = round(above * inch)
+    _draw_sheet(figure, axes, cells.reshape(rows, columns, height, width, 3), (down, gap), title)
+    for place, words in enumerate(captions):
+        row, column = divmod(place, columns)
+        x, y = column * (width + gap) + (width - 1) / 2, row * (height + down) - 0.5 - 0.04 * inch
+        axes.text(x, y, words, fontsize=6, ha="center", va="bottom")
     _write(figure, path)
 
 

@@ -4,7 +4,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from effvl_cli.core.plots import Costed, _draw_curves, curves, fronts, heat_maps, paired_bars
+from effvl_cli.core.plots import (
+    Costed,
+    _draw_curves,
+    captioned_images,
+    curves,
+    fronts,
+    heat_maps,
+    image_grid,
+    paired_bars,
+)
 
 pytestmark = pytest.mark.usefixtures("drawn")
 
@@ -123,3 +132,53 @@ def test_a_single_map_fills_its_picture_and_names_its_rows(tmp_path, monkeypatch
     labels = drawn[0].axes[0].get_yticklabels()
     assert [text.get_text() for text in labels] == names and not _overlapping(labels)
     assert not drawn[1].axes[0].axison
+
+
+def _plain_pictures(count):
+    """Pictures of 6 x 8 px in a colour each, and the colours."""
+    colours = np.random.default_rng(0).integers(0, 200, (count, 3)).astype(np.uint8)
+    return np.broadcast_to(colours[:, None, None], (count, 6, 8, 3)), colours
+
+
+def _colours_at(figure, places):
+    """Colours at places of the only axes of a drawn figure, in pixels of its picture."""
+    figure.canvas.draw()
+    [axes] = figure.axes
+    rows = np.asarray(figure.canvas.buffer_rgba())
+    points = axes.transData.transform(places).round().astype(int)
+    return rows[len(rows) - 1 - points[:, 1], points[:, 0], :3]
+
+
+def test_pictures_of_a_grid_stand_beside_their_labels(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("effvl_cli.core.plots._write", lambda figure, path: drawn.append(figure))
+    pictures, colours = _plain_pictures(6)
+    names = ["first", "second"], ["a", "b", "c"]
+    grid = pictures.reshape(2, 3, 6, 8, 3)
+    image_grid(tmp_path / "x.png", grid, title="t", row_labels=names[0], column_labels=names[1])
+    [figure] = drawn
+    [axes] = figure.axes
+    down, across = axes.get_yticks(), axes.get_xticks()
+    middles = [(x, y) for y in down for x in across]
+    assert (_colours_at(figure, middles) == colours).all()
+    between = [((across[0] + across[1]) / 2, down[0]), (across[0], (down[0] + down[1]) / 2)]
+    assert (_colours_at(figure, between) == 255).all()
+    assert [[text.get_text() for text in axis.get_ticklabels()] for axis in (axes.yaxis, axes.xaxis)] == [*names]
+
+
+def test_words_stand_over_their_picture_and_over_no_other(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("effvl_cli.core.plots._write", lambda figure, path: drawn.append(figure))
+    pictures, colours = _plain_pictures(5)
+    captioned_images(tmp_path / "x.png", pictures, [f"one\ntwo\n{k}" for k in range(5)], title="t", columns=3)
+    [figure] = drawn
+    figure.canvas.draw()
+    [axes] = figure.axes
+    assert [text.get_text()[-1] for text in axes.texts] == ["0", "1", "2", "3", "4"]
+    places = [text.get_position() for text in axes.texts]
+    assert (_colours_at(figure, [(x, y + 3) for x, y in places]) == colours).all()
+    shown = np.asarray(figure.canvas.buffer_rgba())[..., :3]
+    for text in axes.texts:  # nothing but the words and white
+        box = text.get_window_extent()
+        rows = shown[len(shown) - int(box.y1) : len(shown) - int(box.y0), int(box.x0) : int(box.x1)]
+        assert (rows.max(axis=-1) == rows.min(axis=-1)).all() and rows.size
