@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from effvl_cli.core.errors import DataError
-from effvl_cli.data.boxes import LISTED, BoxRecord, BoxSource, Problems, Reading, SourceInfo, Time
+from effvl_cli.data.boxes import LISTED, BoxRecord, BoxSource, NoSplitError, Problems, Reading, SourceInfo, Time
 from effvl_cli.data.class_maps import mapped
 from effvl_cli.data.files import file_states
 from effvl_cli.data.image_sizes import SIDEWAYS, UPRIGHT, as_shown, shown_size, stored_sizes
@@ -178,14 +178,15 @@ def box_source(
     if reading.content_only:
         return BoxSource(name, split, classes=found.classes, records=[], content=content.digest)
     if not found.images:
-        raise DataError(f"{found.where} holds no images for split {split}", "Give another file or split")
+        raise NoSplitError(f"{found.where} holds no images for split {split}", "Give another file or split")
     found, sizes, orientation = _with_files(found, reading)
     if found.relative:
         found = replace(found, boxes=found.boxes * np.tile(sizes[found.owner], 2), relative=False)
     found = _of_file_size(found, sizes, orientation, reading)
     found = _clipped(_with_extent(found), sizes)
     if not len(found.owner):
-        raise DataError(f"{found.where}: none of {len(found.images)} images of split {split} has a box", "Check it")
+        message = f"{found.where}: none of {len(found.images)} images of split {split} has a box"
+        raise NoSplitError(message, "Check it")
     source = BoxSource(
         name,
         split,

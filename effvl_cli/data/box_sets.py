@@ -9,10 +9,11 @@ A YAML file mixes sources (for the keys see `Entry`):
       - {name: drawn, data: "road-scenes:style=outside", time: day}
 
 Relative folders start from --data-root, without one from the folder of the file. Validation and test images are those
-of the first source, and of others that say `eval: true`: outside samples are for training.
+of the first source, and of others that say `eval: true` and have some: outside samples are for training.
 """
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
@@ -20,10 +21,12 @@ from typing import Any, cast
 from effvl_cli.core.errors import DataError, UsageError
 from effvl_cli.core.files import file_or_folder
 from effvl_cli.core.registry import nearest
-from effvl_cli.data import BOXES, open_source
+from effvl_cli.core.table import counted
+from effvl_cli.data import BOXES, SPLITS, open_source
 from effvl_cli.data.annotations import TIMES, check_unique
 from effvl_cli.data.box_splits import place_and_choices
-from effvl_cli.data.boxes import BoxRecord, BoxSource, Problems, Reading, SourceInfo
+from effvl_cli.data.boxes import BoxRecord, BoxSource, NoSplitError, Problems, Reading, SourceInfo
+from effvl_cli.data.class_maps import DROP, IGNORE, REST
 from effvl_cli.data.source import digest
 from effvl_cli.data.voc import FOLDERS, split_folders
 from effvl_cli.data.yolo import DARKNET, NAME_FILES, read_data_yaml
@@ -31,6 +34,12 @@ from effvl_cli.data.yolo import DARKNET, NAME_FILES, read_data_yaml
 FORMATS = ("coco", "voc", "yolo", "bdd")
 PEEK = 65536  # bytes of a JSON file that tell its format
 ALLOWED = {
+    "name": "a name",
+    "root": "a file or folder",
+    "data": "a data set of `effvl list datasets`",
+    "ann": f"a file or, with braces, one for each of {', '.join(SPLITS)}",
+    "map": "the name of a class map, a YAML file or, with braces, `class: target` for each class",
+    "seq_regex": "a regular expression",
     "ratio": "a number from 0 on",
     "dedup": "true or false",
     "eval": "true or false",
@@ -39,6 +48,8 @@ ALLOWED = {
     "unknown": "error, drop or ignore",
     "format": f"auto, {', '.join(FORMATS)}",
 }
+"""What a key of a source can be."""
+TEXTS = ("name", "root", "data", "seq_regex")
 BOOLEANS = {"true": True, "yes": True, "false": False, "no": False}
 
 
@@ -57,6 +68,8 @@ def build(
     if place.suffix in (".yaml", ".yml") and file_or_folder(place) == "file":
         content = read_data_yaml(place)
         if isinstance(content, dict) and "sources" in content:
+            if reading.within:
+                raise DataError(f"{place} is itself mixed of several", f"Name its sources in {reading.within}")
             return _Mix(place, content, root, reading, seed).opened(split)
     kind = sniffed(place) if reading.format == "auto" else reading.format
     source = open_source(f"{kind}:{argument}", split, kind=BOXES, root=root, seed=seed, reading=reading)
@@ -162,6 +175,9 @@ class Entry:
                 raise DataError(f"{where}: source {name!r} has an unknown key {key!r}", hint)
         if ("root" in given) == ("data" in given):
             raise DataError(f"{where}: source {name!r} needs root or data, one of them", "Write root: FOLDER")
+        for key in ("format", "ann"):
+            if key in given and "data" in given:
+                raise DataError(f"{where}: source {name!r} has data and {key}, which belongs to root", "Leave one out")
         return cls(**{key: _value(key, value, f"{where}: source {name!r}") for key, value in given.items()})
 
     def spec(self, root: Path) -> str:
@@ -177,39 +193,102 @@ class Entry:
 
 def _value(key: str, value: Any, where: str) -> Any:
     try:
-        if key == "ratio":
-            ratio = float(value)
-            if not 0 <= ratio < float("inf"):
-                raise ValueError
-            return ratio
-        if key in ("dedup", "eval"):
-            return BOOLEANS[str(value).lower()]
-        if key == "labelled":
-            return tuple(value) if isinstance(value, list) else tuple(str(value).split(","))
-        if key == "time" and value not in TIMES:
-            raise ValueError
-        if key == "unknown" and value not in ("error", "drop", "ignore"):
-            raise ValueError
-        if key == "format" and value not in ("auto", *FORMATS):
-            raise ValueError
+        return _parsed(key, value)
     except (ValueError, TypeError, KeyError) as error:
-        raise DataError(
-            f"{where}: {key} is {value!r}", f"See what {key} can be in `recipes/detect/README.md`"
-        ) from error
+        raise DataError(f"{where}: {key} is {value!r}", f"Give {ALLOWED[key]}") from error
+
+
+def _parsed(key: str, value: Any) -> Any:
+    """The value of a key; raises something where it cannot have it."""
+    if key == "ratio":
+        ratio = float(value)
+        _need(0 <= ratio < float("inf"))
+        return ratio
+    if key in ("dedup", "eval"):
+        return BOOLEANS[str(value).lower()]
+    if key == "labelled":
+        names = tuple(value) if isinstance(value, list) else tuple(str(value).split(","))
+        _need(all(isinstance(name, str) and name for name in names) and bool(names))
+        return names
+    _need(_fits(key, value))
     return value
 
 
-def _remarks(entry: Entry, source: BoxSource) -> Iterator[str]:
-    """Notes on a source: its own, and classes that it shows perhaps but does not annotate."""
+def _fits(key: str, value: Any) -> bool:
+    """Whether a value is one that its key can have."""
+    if isinstance(value, dict):
+        named = all(isinstance(part, str) and part for part in value.values())
+        return named and (key == "map" or (key == "ann" and set(value) <= set(SPLITS)))
+    choices = {"time": TIMES, "unknown": ("error", "drop", "ignore"), "format": ("auto", *FORMATS)}
+    return isinstance(value, str) and value != "" and value in choices.get(key, (value,))
+
+
+def _need(holds: bool) -> None:
+    if not holds:
+        raise ValueError
+
+
+def _remarks(entry: Entry, source: BoxSource, *, ratios: bool) -> Iterator[str]:
+    """Notes on a source: its own, what is not drawn from, and classes that it shows perhaps but does not annotate."""
     if source.remark:
         yield f"{entry.name}: {source.remark}"
+    if source.split == "train" and ratios and entry.ratio is None:
+        yield f"{entry.name} has no ratio beside sources that have one, and none of its images is drawn"
     counts = source.summary()[0]["per_class"]
+    beyond = [name for name in source.classes if counts[name] and name not in (entry.labelled or source.classes)]
+    if beyond:
+        yield (
+            f"{entry.name} has boxes of {', '.join(f'{name} ({counts[name]})' for name in beyond)}, which labelled "
+            "does not name: they are learned, and its other objects of these classes are no background"
+        )
     missing = [name for name in source.classes if not counts[name]]
     if source.split == "train" and entry.ratio != 0 and missing and entry.labelled is None:
         yield (
             f"{entry.name} has no box of {', '.join(missing)}, and what it shows of them counts as background "
             "(unless it says labelled: and the classes that it has)"
         )
+
+
+def _class_names(given: Sequence[Any], where: Path) -> tuple[str, ...]:
+    """The wanted classes.
+
+    Raises:
+        DataError: one stands twice, is no name, or is a word of class maps.
+    """
+    for name in given:
+        if not isinstance(name, str) or not name or name in (IGNORE, DROP, REST):
+            hint = f"Give names; {IGNORE}, {DROP} and {REST} are words of class maps"
+            raise DataError(f"{where}: {str(name)[:60]!r} is no name of a class", hint)
+    check_unique(given, "classes", where)
+    return tuple(given)
+
+
+def _shared(records: Sequence[BoxRecord], where: Path) -> Iterator[str]:
+    """Which sources have images in common.
+
+    Raises:
+        DataError: an image is of the day in one and of the night in another.
+    """
+    first: dict[tuple[Path, str], BoxRecord] = {}
+    folders: dict[Path, Path] = {}
+    counts: Counter[tuple[str, str]] = Counter()
+    for record in records:
+        if record.path is None:
+            continue
+        if record.path.parent not in folders:
+            folders[record.path.parent] = record.path.parent.resolve()
+        other = first.setdefault((folders[record.path.parent], record.path.name), record)
+        if other.source == record.source:
+            continue
+        if other.time and record.time and other.time != record.time:
+            raise DataError(
+                f"{where}: {record.path} is of the {other.time} in source {other.source!r} and of the {record.time} "
+                f"in {record.source!r}",
+                "Leave it out of one, or give both the same time",
+            )
+        counts[other.source, record.source] += 1
+    for (one, two), count in counts.items():
+        yield f"{one} and {two} have {counted(count, 'image')} in common"
 
 
 class _Mix:
@@ -229,15 +308,19 @@ class _Mix:
         check_unique([entry.name for entry in self.entries], "names of sources", where)
         if not isinstance(classes, list) and (classes or len(rows) > 1):
             raise DataError(f"{where} has no list of classes", "Write classes: [pedestrian, vehicle, ...]")
-        self.classes = tuple(classes) if classes else None
+        self.classes = _class_names(classes, where) if classes else None
+        self.ratios = any(entry.ratio is not None for entry in self.entries)
 
     def opened(self, split: str) -> BoxSource:
         """The images of a split of all sources that have a part in it."""
-        found = [(entry, self._source(entry, split)) for entry in self.entries if self._counts(entry, split)]
+        found, without = self._opened_each(split)
         several = len(found) > 1
         records: list[BoxRecord] = []
         for entry, source in found:
             records += self._records(entry, source, len(records) if several else None)
+        remarks = [text for entry, source in found for text in _remarks(entry, source, ratios=self.ratios)]
+        remarks += [f"{name} has no images for split {split}" for name in without]
+        remarks += _shared(records, self.where)
         problems = Problems()
         for _, source in found:
             problems.merge(source.problems)
@@ -252,9 +335,30 @@ class _Mix:
             problems=problems,
             sources=tuple(SourceInfo(entry.name, entry.ratio, entry.dedup) for entry, _ in found),
             readers={entry.name: read for entry, source in found for read in source.readers.values()},
-            remark="; ".join(text for entry, source in found for text in _remarks(entry, source)),
+            remark="; ".join(remarks),
             same_as=first.same_as if len({source.same_as for _, source in found}) == 1 else "",
         )
+
+    def _opened_each(self, split: str) -> tuple[list[tuple[Entry, BoxSource]], list[str]]:
+        """The sources that have a part in a split, and the names of those that are measured and have no images in it.
+
+        Raises:
+            NoSplitError: the first source has none.
+            DataError: another one that is to be drawn from has none.
+        """
+        found: list[tuple[Entry, BoxSource]] = []
+        without = []
+        for entry in (entry for entry in self.entries if self._counts(entry, split)):
+            try:
+                found.append((entry, self._source(entry, split)))
+            except NoSplitError as error:
+                if entry is self.entries[0]:
+                    raise
+                if not entry.eval or (split == "train" and entry.ratio != 0):
+                    hint = f"{error.hint}; a source that is measured alone says eval: true and ratio: 0"
+                    raise DataError(error.message, hint) from error
+                without.append(entry.name)
+        return found, without
 
     def _counts(self, entry: Entry, split: str) -> bool:
         return split == "train" or entry.eval or entry is self.entries[0]
@@ -267,16 +371,15 @@ class _Mix:
             classes=self.classes,
             unknown=entry.unknown or self.reading.unknown,
             seq_regex=entry.seq_regex or self.reading.seq_regex,
+            within=str(self.where),
         )
         root = self.root if entry.data is not None else None
         try:
             source = open_source(entry.spec(self.root), split, kind=BOXES, root=root, seed=self.seed, reading=reading)
         except (DataError, UsageError) as error:
-            raise DataError(f"{self.where}: source {entry.name!r}: {error.message}", error.hint) from error
-        found = cast(BoxSource, source)
-        if len(found.sources) > 1:
-            raise DataError(f"{self.where}: source {entry.name!r} is itself mixed of several", "Name them all here")
-        return found
+            kind = NoSplitError if isinstance(error, NoSplitError) else DataError
+            raise kind(f"{self.where}: source {entry.name!r}: {error.message}", error.hint) from error
+        return cast(BoxSource, source)
 
     def _records(self, entry: Entry, source: BoxSource, before: int | None) -> list[BoxRecord]:
         labelled = None

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from effvl_cli.core.errors import DataError
 from effvl_cli.core.files import file_or_folder
 from effvl_cli.data.annotations import Annotations, Content, Listed, box_source, time_of
-from effvl_cli.data.boxes import BoxSource, Reading
+from effvl_cli.data.boxes import BoxSource, NoSplitError, Reading
 from effvl_cli.data.folders import NAMES, TENTHS, drawn_from, split_words
 from effvl_cli.data.sequences import name_sequences
 
@@ -80,7 +80,7 @@ def part_of(split: str, found: Sequence[str], *, whole: bool) -> Part:
         whole: a split that the data set has is taken whole, also where a tenth of it would be for validation.
 
     Raises:
-        DataError: there is nothing to take it from.
+        NoSplitError: there is nothing to take it from.
     """
     if split == "test" and "val" in found and "test" not in found:
         return Part("val", None, VAL_AS_TEST, same_as="val")
@@ -88,7 +88,8 @@ def part_of(split: str, found: Sequence[str], *, whole: bool) -> Part:
     if whole and split in found:
         name, tenths = split, None
     if name not in found:
-        raise DataError(f"no annotations of split {name}, which {split} is taken from", "Give files for it")
+        origin = "" if name == split else f", which {split} is taken from"
+        raise NoSplitError(f"no annotations of split {name}{origin}", "Give files for it")
     return Part(name, tenths)
 
 

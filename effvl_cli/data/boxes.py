@@ -243,6 +243,10 @@ class BoxSource:
         }
 
 
+class NoSplitError(DataError):
+    """A data set has no images for a split, or none with boxes: not to be confused with one that cannot be read."""
+
+
 @dataclass(frozen=True)
 class Reading:
     """How annotations are read.
@@ -260,6 +264,7 @@ class Reading:
         cache: where drawn scenes are kept; None: the user's.
         content_only: look at nothing but what the fingerprint says; there are no records then.
         check_stop: called now and then while many files are read; raises where the command is to end.
+        within: file of sources that names what is read; empty: none.
     """
 
     format: str = "auto"
@@ -274,6 +279,7 @@ class Reading:
     cache: Cache | None = None
     content_only: bool = False
     check_stop: Callable[[], None] = lambda: None
+    within: str = ""
 
     @classmethod
     def of(

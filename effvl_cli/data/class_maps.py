@@ -108,7 +108,8 @@ def mapped(
         chosen = {name: name for name in source.classes}  # as `effvl detect convert` writes boxes of no class
     if chosen is None and classes is None:
         return source
-    table = class_map(chosen) if chosen is not None else {name: name for name in classes or () if name != REST}
+    own = {name: name for name in (*(classes or ()), IGNORE)}  # boxes of no class, as `convert` writes them, stay such
+    table = own if chosen is None else class_map(chosen)
     classes = classes or wanted_classes(table)
     targets = _targets(source, table, classes, unknown)
     _count(source, targets, table, source.problems)

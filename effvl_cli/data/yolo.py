@@ -16,7 +16,7 @@ from effvl_cli.core.errors import DataError, UsageError
 from effvl_cli.core.files import file_or_folder
 from effvl_cli.data.annotations import Annotations, Boxes, Listed, check_unique
 from effvl_cli.data.box_splits import opened, part_of
-from effvl_cli.data.boxes import BoxSource, Problems, Reading
+from effvl_cli.data.boxes import BoxSource, NoSplitError, Problems, Reading
 from effvl_cli.data.files import SUFFIXES, natural
 from effvl_cli.data.folders import NAMES
 from effvl_cli.data.listings import read_lines
@@ -192,7 +192,7 @@ def _images(part: Path) -> list[Path]:
         return sorted(found, key=lambda path: natural(str(path)))
     if kind == "file":
         return read_lines(part, lambda line: _beneath(part.parent, line))
-    raise DataError(f"no images at {part}", LAYOUT)
+    raise NoSplitError(f"no images at {part}", LAYOUT)
 
 
 def _label_file(image: Path) -> Path:

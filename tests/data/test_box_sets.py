@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from effvl_cli.core.errors import DataError, UsageError
 from effvl_cli.data import fingerprints
 from effvl_cli.data.bdd import OLD_NAMES
 from effvl_cli.data.box_sets import sniffed
-from effvl_cli.data.boxes import Reading, load_boxes
+from effvl_cli.data.boxes import NoSplitError, Reading, load_boxes
 from tests.data.box_files import (
     bdd_frame,
     bdd_label,
@@ -236,6 +237,20 @@ def test_relative_folders_start_from_the_data_root(tmp_path, monkeypatch):
         ("labelled: [vehicle]", "labelled: [dog]", "dog"),
         ("time: day", "time: dusk", "dusk"),
         ("root: coco", "root: none", "none"),
+        ("ratio: 0.7", "ratio: half", r"'half'\. Give a number from 0 on"),
+        ("time: day", "time: dusk", "Give day or night"),
+        ("[vehicle, pedestrian]", "[vehicle, pedestrian, vehicle]", "1 classes stand more than once: vehicle"),
+        ("[vehicle, pedestrian]", "[vehicle, pedestrian, ignore]", "'ignore' is no name of a class"),
+        ("[vehicle, pedestrian]", "[vehicle, [pedestrian]]", "is no name of a class"),
+        ("{car: vehicle, person: pedestrian}", "[car, person]", "map is .* Give the name of a class map"),
+        ("person: pedestrian}", "person: }", "map is"),
+        ("ann: train.json", "ann: [train.json]", "ann is .* Give a file or"),
+        ("ann: train.json", "ann: {training: train.json}", "ann is .* one for each of train, val, test"),
+        ("labelled: [vehicle]", "labelled: []", "labelled is"),
+        ("root: coco", "root: ", "root is ''"),
+        ("name: drawn, ", "name: drawn, format: coco, ", "has data and format"),
+        ("data: 'road-scenes:scenes=3'", "data: 'boxes:mix.yaml'", "itself mixed of several"),
+        ("root: voc, format: voc", "root: mix.yaml", "itself mixed of several"),
     ],
 )
 def test_faults_of_a_file_of_sources_name_it(tmp_path, old, new, word):
@@ -244,6 +259,56 @@ def test_faults_of_a_file_of_sources_name_it(tmp_path, old, new, word):
         load_boxes(spec, "train", reading=reading)
     assert "mix.yaml" in str(caught.value)
     assert caught.value.exit_code == 3
+
+
+def test_sources_that_are_measured_alone_need_no_training_images(tmp_path):
+    """A split that the first source lacks is missing; one that an outside source lacks is a fault of the file."""
+    mix(tmp_path)
+    write_coco(tmp_path / "far", coco_data(4), "test.json")
+    line = "  - {name: far, root: far, eval: true, ratio: 0, map: {car: vehicle, person: pedestrian}}\n"
+    spec, reading = mix(tmp_path, MIX + line)
+    found = {split: load_boxes(spec, split, reading=reading) for split in ("train", "val", "test")}
+    assert [[info.name for info in source.sources] for source in found.values()] == [
+        ["own", "outside", "drawn"],
+        ["own"],
+        ["own", "far"],
+    ]
+    assert "far has no images for split train" in found["train"].remark
+    spec, reading = mix(tmp_path, MIX + line.replace("ratio: 0, ", ""))
+    with pytest.raises(DataError, match=r"'far': no annotations of split train\. .*eval: true and ratio: 0") as caught:
+        load_boxes(spec, "train", reading=reading)
+    assert not isinstance(caught.value, NoSplitError)
+    first = "classes: [vehicle, pedestrian]\nsources:\n" + line + MIX.split("sources:\n")[1]
+    spec, reading = mix(tmp_path, first)
+    with pytest.raises(NoSplitError, match="'far': no annotations of split train"):
+        load_boxes(spec, "train", reading=reading)
+
+
+def test_what_contradicts_itself_between_sources_is_told(tmp_path):
+    spec, reading = mix(
+        tmp_path, MIX.replace("ratio: 0.3, ", "").replace("labelled: [vehicle]", "labelled: [pedestrian]")
+    )
+    remark = load_boxes(spec, "train", reading=reading).remark
+    assert "outside has no ratio beside sources that have one, and none of its images is drawn" in remark
+    assert "outside has boxes of vehicle (3), which labelled does not name" in remark
+    assert "own has" not in remark
+    again = "  - {name: again, root: voc, map: {car: vehicle, '*': drop}, time: day, labelled: [vehicle]}\n"
+    spec, reading = mix(tmp_path, MIX + again)
+    assert "outside and again have 3 images in common" in load_boxes(spec, "train", reading=reading).remark
+    spec, reading = mix(tmp_path, MIX + again.replace("day", "night"))
+    with pytest.raises(DataError, match="is of the day in source 'outside' and of the night in 'again'"):
+        load_boxes(spec, "train", reading=reading)
+
+
+def test_boxes_of_no_class_as_convert_writes_them_stay_such_in_a_mix(tmp_path):
+    data = coco_data(4)
+    data["categories"][1]["name"] = "ignore"
+    write_coco(tmp_path / "set", data)
+    text = "classes: [car]\nsources:\n  - {name: own, root: set}\n"
+    spec, reading = mix(tmp_path, text)
+    source = load_boxes(spec, "train", reading=replace(reading, whole=True))
+    assert source.classes == ("car",)
+    assert sum(int(record.ignore.sum()) for record in source.records) > 0
 
 
 def test_annotation_files_can_be_chosen_for_each_split(tmp_path):

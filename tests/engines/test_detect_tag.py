@@ -71,12 +71,17 @@ def test_pixels_alone_and_the_list_in_place_of_them(here, report, workdir):
     assert report("listed").metrics["night_share"].value == 3 / 8
 
 
-def test_a_split_with_a_fault_is_not_left_out_in_silence(here, report, workdir):
+def test_a_split_that_is_missing_is_left_out_and_one_with_a_fault_stops_the_command(effvl, here, report, workdir):
     make(workdir)
-    Path("set/val.json").write_text("{")
+    Path("set/val.json").write_text('{"images": [], "annotations": [], "categories": []}')
     here("detect", "tag", "--data", "coco:set", "--out", "r")
     assert [row["split"] for row in report("r").technique["splits"]] == ["train", "test"]
     assert "split val of coco:set is left out" in report("r").warnings[0]
+    Path("set/val.json").write_text("{")
+    for verb in (("tag",), ("convert", "--check-only"), ("dedup", "--leak-check", "coco:set")):
+        outcome = effvl("detect", *verb, "--data", "coco:set", "--out", "s")
+        assert outcome.code == 3
+        assert "val.json" in outcome.error
 
 
 def test_images_of_two_splits_count_once_and_remarks_are_on_the_terminal(here, report, workdir):

@@ -3,10 +3,9 @@
 from collections.abc import Iterator
 
 from effvl_cli.config.detect_data import BoxDataOptions
-from effvl_cli.core.errors import DataError
 from effvl_cli.core.run import Run
 from effvl_cli.data import SPLITS
-from effvl_cli.data.boxes import BoxSource, Reading, load_boxes
+from effvl_cli.data.boxes import BoxSource, NoSplitError, Reading, load_boxes
 
 
 def open_boxes(
@@ -35,24 +34,31 @@ def splits_of(
 ) -> Iterator[BoxSource]:
     """One split, or with "all" those that there are, each image once; of --data or of another data set.
 
+    All are opened before the first is given, so that a fault of the last one costs no work.
+
     Raises:
-        DataError: the split, or all of them, are missing.
+        DataError: the split, or all of them, are missing, or one of those that there are cannot be read.
     """
     if split != "all":
         yield open_boxes(config, split, run, seed=seed, data=data)
         return
-    missing = []
+    found, missing, left_out = [], [], []
     for name in SPLITS:
         run.check_stop()
         try:
             source = open_boxes(config, name, run, seed=seed, data=data)
-        except DataError as error:
+        except NoSplitError as error:
             missing.append(error)
-            run.warn(f"split {name} of {data or config.data} is left out: {error.message}")
+            left_out.append(f"split {name} of {data or config.data} is left out: {error.message}")
         else:
             if source.same_as:
-                run.warn(f"split {name} of {data or config.data} is left out: it has the images of {source.same_as}")
+                left_out.append(
+                    f"split {name} of {data or config.data} is left out: it has the images of {source.same_as}"
+                )
             else:
-                yield source
+                found.append(source)
     if len(missing) == len(SPLITS):
         raise missing[0]
+    for text in left_out:
+        run.warn(text)
+    yield from found
