@@ -25,6 +25,8 @@ from effvl_cli.config.options import (
 
 EMBEDDED = "digits"
 METHODS = ("cpg", "pae", "packnet", "finetune", "individual")
+UNOWNED = ("individual", "finetune")
+"""Methods in which weights have no owners."""
 CONTROLS = ("individual", "individual-matched", "finetune")
 OF_EMBEDDED: Mapping[str, Any] = {
     **{"epochs": 10, "batch_size": 16, "lr": 0.05, "schedule": "cosine"},
@@ -38,6 +40,8 @@ OF_OTHERS: Mapping[str, Any] = {
     **{"prune_every": 10, "prune_lr": 1e-3, "prune_schedule": "constant", "retrain_epochs": 30, "controls": ("none",)},
 }
 """What the official code trains with."""
+CHUNK, GROUPING = "chunk", ("num_classes_per_task", "class_order")
+"""The way of making tasks that groups classes, and the options that are for it alone."""
 PER_TASK = (
     *("epochs", "batch_size", "lr", "schedule", "milestones", "gamma", "momentum", "weight_decay", "warmup"),
     *("clip_grad", "augment", "shots", "val_fraction", "method", "norm_init", "release_init", "train_acc_gate"),
@@ -52,7 +56,7 @@ PER_TASK = (
         "retrain_pick_lr",
         "retrain_patience",
     ),
-    *("goal", "goal_value", "num_goal_repeats", "goal_slack", "goal_lr", "on_unreachable", "on_exhausted"),
+    *("goal", "goal_value", "goal_file", "num_goal_repeats", "goal_slack", "goal_lr", "on_unreachable", "on_exhausted"),
     *("grow_step", "grow_max", "data_root"),
 )
 """Options that a row of a task list may set for its task alone."""
@@ -359,6 +363,7 @@ class ContinualConfig(TaskOptions):
     """Learn tasks one after another in one network, without forgetting."""
 
     panel: ClassVar[str] = "Tasks"
+    follows: ClassVar[Follows] = dict.fromkeys(GROUPING, ("tasks", lambda value, tasks: tasks == CHUNK))
     common: ClassVar[tuple[str, ...]] = (
         *("tasks", "num_tasks", "num_classes_per_task", "method", "controls", "data", "model", "weights", "epochs"),
         *("lr", "prune_ratios", "goal", "goal_value", "grow_max", "batch_size", "precision", "device", "seed", "out"),
@@ -376,3 +381,27 @@ class ContinualConfig(TaskOptions):
         Literal["dense", "sparse"],
         Doc("shared weights on disk: all values, or those alone that a task owns; both exact"),
     ] = "dense"
+
+    def __post_init__(self) -> None:
+        """Check the options against one another."""
+        super().__post_init__()
+        refuse_ungrouped("tasks", self)
+
+
+def refuse_ungrouped(name: str, options: Any) -> None:
+    """Refuse options that divide classes into groups where something else does.
+
+    Args:
+        name: of the option that says what does.
+        options: with it.
+
+    Raises:
+        ValueError: one is given, and it would be left unused.
+    """
+    way = getattr(options, name)
+    for other in GROUPING:
+        value = getattr(options, other)
+        if way != CHUNK and value != getattr(type(options), other):
+            raise ValueError(
+                f"--{other.replace('_', '-')} is {value} and --{name} {way}: only {CHUNK} takes it. Leave it out"
+            )

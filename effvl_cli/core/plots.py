@@ -15,6 +15,7 @@ from effvl_cli.core.files import write_bytes
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 CROWDED = 6  # with more series than this, the legend goes beside the picture
+LEAST_SPAN = 10.0  # of the colours of a matrix, in its numbers
 DASHES = ("-", ":")  # for more series than colours
 _STYLE: dict[Any, Any] = {
     "figure.dpi": 150,
@@ -89,6 +90,7 @@ def _side_by_side(series: Mapping[str, Sequence[Point]]) -> dict[str, list[Point
     """The series moved apart along x, all of them together within half of the smallest step."""
     places = sorted({point[0] for points in series.values() for point in points})
     step = min((after - before for before, after in pairwise(places)), default=0.0)
+    step = min(step, 0.4 * (places[-1] - places[0])) if places else step  # of two places
     middle, between = (len(series) - 1) / 2, 0.5 * step / max(1, len(series) - 1)
     return {
         name: [(x + (place - middle) * min(between, 0.15 * step), y, error) for x, y, error in points]
@@ -246,12 +248,15 @@ def matrix(
     xlabel: str,
     ylabel: str,
 ) -> None:
-    """A square of numbers with their values in the cells, the largest brightest; None stays empty."""
+    """A square of numbers with their values in the cells, the largest brightest; None stays empty.
+
+    The colours span at least `LEAST_SPAN`, so that numbers that are nearly equal look so.
+    """
     size = max(4.2, 0.55 * len(names) + 1.8)
     figure, axes = _figure(size, size)
     shown = np.array([[np.nan if value is None else value for value in row] for row in values], dtype=float)
     highest = np.nanmax(shown)
-    lowest = min(np.nanmin(shown), highest - 1)  # equal numbers are all bright
+    lowest = min(np.nanmin(shown), highest - LEAST_SPAN)
     axes.imshow(shown, cmap="viridis", interpolation="nearest", vmin=lowest, vmax=highest)
     middle = (lowest + highest) / 2
     for row, column in zip(*np.nonzero(np.isfinite(shown)), strict=True):

@@ -12,6 +12,7 @@ from effvl_cli.core.plots import (
     fronts,
     heat_maps,
     image_grid,
+    matrix,
     paired_bars,
 )
 
@@ -75,6 +76,19 @@ def test_equal_points_stand_side_by_side(tmp_path, monkeypatch):
     firsts = [container.lines[0].get_xdata()[0] for container in drawn[1].axes[0].containers]
     assert (firsts[0], firsts[-1]) == pytest.approx((-0.05, 0.05))
     curves(tmp_path / "x.png", {"a": line[:1], "b": line[:1]}, apart=True, **words)  # one x: no step
+    curves(tmp_path / "x.png", {"a": line[::2], "b": line[::2]}, apart=True, **words)
+    firsts = [container.lines[0].get_xdata()[0] for container in drawn[3].axes[0].containers]
+    assert firsts == pytest.approx([-0.015, 0.015])  # of 0.5, where the only step is all there is
+
+
+def test_numbers_that_are_nearly_equal_have_nearly_one_colour(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("effvl_cli.core.plots._write", lambda figure, path: drawn.append(figure))
+    words = {"title": "", "xlabel": "", "ylabel": ""}
+    for least in (98.9, 40.0):
+        matrix(tmp_path / "x.png", [[least, None], [least, 100.0]], ["a", "b"], **words)
+    limits = [figure.axes[0].images[0].get_clim() for figure in drawn]
+    assert limits == [(90.0, 100.0), (40.0, 100.0)]
 
 
 def test_values_of_bars_in_so_many_digits(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import pytest
 
 from effvl_cli.config.continual import AddTaskConfig, ContinualConfig
+from effvl_cli.config.continual_tasks import ListTasksConfig
 from effvl_cli.config.recipe_file import dump_yaml, read_recipe
 from effvl_cli.config.resolve import resolve
 from effvl_cli.config.validate import validate
@@ -81,3 +82,19 @@ def test_what_is_given_beside_it_is_refused_where_it_does_not_fit(tmp_path):
         resolve(ContinualConfig, typed, command="continual", recipe=str(path))
     with pytest.raises(UsageError, match="prune-epochs is one"):
         resolve(ContinualConfig, {"prune_epochs": "one"}, command="continual", recipe=str(path))
+
+
+@pytest.mark.parametrize(("config", "way"), [(ContinualConfig, "tasks"), (ListTasksConfig, "by")])
+def test_options_that_group_classes_are_refused_where_nothing_is_grouped(config, way):
+    for option, value in (("num_classes_per_task", "3"), ("class_order", "seed")):
+        with pytest.raises(UsageError, match=f"--{option.replace('_', '-')} is {value} and --{way} coarse: only chunk"):
+            validate(config, {way: "coarse", option: value})
+        assert validate(config, {option: value})
+
+
+def test_options_that_group_classes_do_not_outlive_the_grouping(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("effvl: 1\ncommand: continual\nconfig: {tasks: chunk, num-classes-per-task: 5}\n")
+    line = {"command": "continual", "recipe": str(recipe)}
+    found = [resolve(ContinualConfig, typed, **line).config for typed in ({}, {"tasks": "coarse"})]
+    assert [options.num_classes_per_task for options in found] == [5, 2]

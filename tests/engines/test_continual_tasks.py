@@ -56,6 +56,35 @@ def test_classes_in_groups():
         read_tasks(config(num_tasks=6))
 
 
+def labelled(path, coarse_of):
+    """A table of one training, validation and test picture a class, whose coarse labels are given by class."""
+    Image.new("RGB", (8, 8)).save(path.parent / "x.png")
+    with path.open("w", newline="", encoding="utf-8") as file:
+        write = csv.writer(file)
+        write.writerow(("path", "label", "split", "coarse"))
+        splits = ("train", "val", "test")
+        write.writerows(("x.png", name, split, group) for name, group in coarse_of.items() for split in splits)
+    return f"csv:{path}"
+
+
+def names_of(**options):
+    return [task.name for task in read_tasks(config(**options))]
+
+
+def test_tasks_whose_names_would_be_the_same_have_their_numbers_in_front(tmp_path):
+    """Names of other alphabets are all the same in letters of ours."""
+    cats, dogs = ("\u732b", "\u864e"), ("\u72ac", "\u72fc")
+    data = labelled(tmp_path / "a.csv", {name: group[0] for group in (cats, dogs) for name in group})
+    assert names_of(data=data, tasks="coarse") == ["001-_", "002-_"]
+    assert [len(task.classes) for task in read_tasks(config(data=data, tasks="coarse"))] == [2, 2]
+    assert names_of(data=data) == ["001-_-_", "002-_-_"]
+    groups = {"a": "A b", "b": "A b", "c": "A+b", "d": "A+b", "e": "a-b", "f": "a-b"}
+    assert names_of(data=labelled(tmp_path / "b.csv", groups), tasks="coarse") == ["001-A_b", "002-A_b", "a-b"]
+    taken = {"a": "001-A_b", "b": "001-A_b", "c": "A b", "d": "A b", "e": "A+b", "f": "A+b"}
+    assert len(set(names_of(data=labelled(tmp_path / "c.csv", taken), tasks="coarse"))) == 3
+    assert names_of(tasks="chunk")[0] == "zero-one"  # others stay as they are
+
+
 def test_shuffled_classes_depend_on_the_seed_alone():
     first, again, other = (
         [task.classes for task in read_tasks(config(class_order="seed", seed=seed))] for seed in (0, 0, 1)
@@ -352,3 +381,21 @@ def test_other_classes_are_refused():
     )
     with pytest.raises(DataError, match="another order"):
         refuse_other_classes("a", ("x", "y"), ("y", "x"))
+
+
+@pytest.mark.parametrize(("of_all", "own"), [("cpg", "finetune"), ("packnet", "individual"), ("individual", "cpg")])
+def test_a_row_with_a_method_that_does_not_go_with_that_of_the_run_is_refused(of_all, own, tmp_path):
+    (tmp_path / "t.yaml").write_text(f"- {{name: a, data: digits, classes: [zero, one], method: {own}}}\n")
+    options = {"tasks": str(tmp_path / "t.yaml")}
+    with pytest.raises(UsageError, match=f"method is {own} in row 1 of .*t.yaml, task 'a', and --method is {of_all}"):
+        read_tasks(config(**options, method=of_all))
+    (tmp_path / "t.yaml").write_text("- {name: a, data: digits, classes: [zero, one], method: packnet}\n")
+    assert read_tasks(config(**options, method="pae"))
+
+
+def test_a_row_can_have_a_file_of_goals_of_its_own(tmp_path):
+    row = "- {name: a, data: digits, classes: [zero, one], goal: file, goal-file: g.json}\n"
+    (tmp_path / "t.yaml").write_text(row)
+    options = config(tasks=str(tmp_path / "t.yaml"))
+    [task] = read_tasks(options)
+    assert (task.options(options).goal, task.options(options).goal_file) == ("file", "g.json")

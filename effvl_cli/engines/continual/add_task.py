@@ -8,7 +8,7 @@ from effvl_cli.core import distributed
 from effvl_cli.core.errors import UsageError
 from effvl_cli.core.find_run import find_holding
 from effvl_cli.core.report import read_report
-from effvl_cli.core.run import Run
+from effvl_cli.core.run import Run, unopened
 from effvl_cli.core.run_files import REPORT
 from effvl_cli.core.table import Table
 from effvl_cli.engines.continual import controls, pictures, results, tables
@@ -65,7 +65,9 @@ def refuse(config: AddTaskConfig, folder: Path, fresh: bool) -> None:
 
 def preview(config: AddTaskConfig) -> list[Table]:
     """What `--dry-run` shows besides the options."""
-    return preview_task(config, _task(config), State.read(_folder(config) / STATE).model)
+    state = State.read(_folder(config) / STATE)
+    number = _number(config, unopened("continual add-task", config), state)
+    return preview_task(config, _task(config), number, state.model)
 
 
 def _refuse_in_use(folder: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from effvl_cli.config.continual_learn import TaskOptions
+from effvl_cli.config.continual_learn import UNOWNED, TaskOptions
 from effvl_cli.core.errors import UsageError
 from effvl_cli.engines.continual.context import Context, Job
 from effvl_cli.engines.continual.individual import Individuals, drawn_origins
@@ -48,7 +48,8 @@ def goal_of(context: Context, job: Job, earlier: Sequence[Job], individuals: Ind
         UsageError: --goal file without the task, or --goal finetune-* where earlier tasks have no data.
     """
     config = job.config
-    if config.method in ("packnet", "finetune", "individual") or config.goal == "none":
+    refuse_goal(job, known=len(earlier))
+    if not _wanted(config):
         return Goal("none", None)
     if config.goal == "value":
         return Goal("value", config.goal_value, config.goal_slack)
@@ -56,16 +57,36 @@ def goal_of(context: Context, job: Job, earlier: Sequence[Job], individuals: Ind
         return Goal("file", _from_file(config, job.task.name), config.goal_slack)
     if config.goal == "individual" or job.number == 1:
         return Goal(config.goal, individuals.of(job).val, config.goal_slack)
-    if len(earlier) < job.number - 1:
-        raise UsageError(
-            f"--goal {config.goal} begins with networks of earlier tasks, whose data are not here",
-            "Give --goal individual, or --goal value --goal-value ACCURACY",
-        )
     values = [individuals.of(job, origin=origin).val for origin in drawn_origins(context, job, list(earlier))]
     for other in earlier:
         other.release()
     value = max(values) if config.goal == "finetune-max" else sum(values) / len(values)
     return Goal(config.goal, value, config.goal_slack)
+
+
+def refuse_goal(job: Job, *, known: int) -> None:
+    """Check that a task's goal can be found out, before anything is trained.
+
+    Args:
+        job: the task.
+        known: tasks before it whose data are here.
+
+    Raises:
+        UsageError: --goal file without the task, or --goal finetune-* where earlier tasks have no data.
+    """
+    if not _wanted(job.config):
+        return
+    if job.config.goal == "file":
+        _from_file(job.config, job.task.name)
+    if job.config.goal.startswith("finetune") and known < job.number - 1:
+        raise UsageError(
+            f"--goal {job.config.goal} begins with networks of earlier tasks, whose data are not here",
+            "Give --goal individual, or --goal value --goal-value ACCURACY",
+        )
+
+
+def _wanted(config: TaskOptions) -> bool:
+    return config.method not in ("packnet", *UNOWNED) and config.goal != "none"
 
 
 def _from_file(config: TaskOptions, task: str) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from effvl_cli.config.continual_learn import ContinualConfig
+from effvl_cli.config.continual_learn import UNOWNED, ContinualConfig
 from effvl_cli.core import distributed
 from effvl_cli.core.errors import UsageError
 from effvl_cli.core.files import write_json
@@ -23,8 +23,6 @@ from effvl_cli.engines.continual.tasks import Task, read_tasks, refuse_changed
 
 table = tables.tasks
 TASKS = "tasks.json"
-UNOWNED = ("individual", "finetune")
-"""Methods in which weights have no owners."""
 
 
 def run(config: ContinualConfig, run: Run) -> None:

@@ -17,7 +17,7 @@ from effvl_cli.core.table import Cell, Table, counted, shortened
 from effvl_cli.data import SPLITS, any_split, load
 from effvl_cli.data.source import ImageSource
 from effvl_cli.engines.continual.task_images import NO_IMAGES, NO_VAL
-from effvl_cli.engines.continual.tasks import Task, checked_classes, chunks, coarse_tasks, first_tasks, slug
+from effvl_cli.engines.continual.tasks import Task, checked_classes, chunks, coarse_tasks, distinct, first_tasks, slug
 
 FILE = "tasks.yaml"
 COLUMNS = ("task", "classes", "training images", "val", "test", "names")
@@ -76,7 +76,7 @@ def _folder_tasks(config: ListTasksConfig) -> list[Task]:
         data = f"folder:{Path(argument, name)}"
         source = any_split(data, root=config.data_root)
         tasks.append(checked_classes(Task(slug(name), data, config.data_root, tuple(source.classes)), source))
-    return tasks
+    return distinct(tasks)
 
 
 def _text(tasks: Sequence[Task]) -> str:

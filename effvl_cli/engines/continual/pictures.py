@@ -85,7 +85,8 @@ def controls(run: Run, tasks: Sequence[Mapping[str, Any]], method: str) -> None:
     if bars:
         mine = {method: [100 * row["test_acc"] for row in tasks]}
         names = labels([row["name"] for row in tasks])
-        run.plot("controls", plots.paired_bars, names, mine | bars, title="Beside the controls", ylabel="test %")
+        bars = mine | bars
+        run.plot("controls", plots.paired_bars, names, bars, title="Beside the controls", ylabel="test %", digits=1)
 
 
 def labels(names: Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from effvl_cli.config.continual_add_task import AddTaskConfig
-from effvl_cli.config.continual_learn import ContinualConfig, TaskOptions
+from effvl_cli.config.continual_learn import UNOWNED, ContinualConfig, TaskOptions
 from effvl_cli.core import bench
 from effvl_cli.core.measure import count_macs
 from effvl_cli.core.run import unopened
@@ -15,6 +15,7 @@ from effvl_cli.engines.common.cost_table import TRAINING, Part, cost_table, part
 from effvl_cli.engines.continual.attempt import GROWING
 from effvl_cli.engines.continual.context import Context, open_context
 from effvl_cli.engines.continual.heads import head_path
+from effvl_cli.engines.continual.sequence import check
 from effvl_cli.engines.continual.tasks import Task, read_tasks
 from effvl_cli.engines.continual.widths import built
 from effvl_cli.models.geometry import check_growable
@@ -29,28 +30,30 @@ def preview_job(config: ContinualConfig) -> list[Table]:
     """Cost of the whole sequence, and the bytes of its state."""
     context = open_context(config, unopened("continual", config))
     tasks = read_tasks(config)
-    tables = [_cost(context, tasks)]
-    if config.method not in ("individual", "finetune"):
+    check(context, [context.job(task, number) for number, task in enumerate(tasks, 1)])
+    tables = [_cost(context, tasks, first=1)]
+    if config.method not in UNOWNED:
         tables.insert(0, storage_table(context, tasks))
     return tables
 
 
-def preview_task(config: AddTaskConfig, task: Task, model: str) -> list[Table]:
-    """Cost of one more task."""
+def preview_task(config: AddTaskConfig, task: Task, number: int, model: str) -> list[Table]:
+    """Cost of one more task, the number-th."""
     context = open_context(replace(config, model=model), unopened("continual add-task", config))
-    return [_cost(context, [task])]
+    check(context, [context.job(task, number)])
+    return [_cost(context, [task], first=number)]
 
 
-def _cost(context: Context, tasks: Sequence[Task]) -> Table:
+def _cost(context: Context, tasks: Sequence[Task], first: int) -> Table:
     images = bench.noise(context.network.preprocess.size, context.run.device)(PROBED)
     module = context.network.module.to(context.run.device)
     macs = count_macs(module, images[:1])
     speed = speed_of(module, module, images, macs, context.config.precision)
     totals: dict[str, int] = {}
     tested = 0
-    for task in tasks:
+    for number, task in enumerate(tasks, first):
         options, counts = task.options(context.config), context.reader.counts(task)
-        for name, epochs in _epochs(options).items():
+        for name, epochs in _epochs(options, number).items():
             totals[name] = totals.get(name, 0) + epochs * counts["train"]
         tested += counts["val"] + counts["test"]
     parts: list[Part] = [
@@ -64,23 +67,25 @@ def _cost(context: Context, tasks: Sequence[Task]) -> Table:
     return cost_table(title, parts, context.run.device, memory=memory, notes=(MOST_WORK,))
 
 
-def _epochs(options: TaskOptions) -> dict[str, int]:
-    """Epochs of each part of learning a task."""
-    learn, retrain = options.epochs or 0, options.retrain_epochs or 0
-    controls, ratios = options.controls or (), options.prune_ratios or ()
-    alone = options.method == "individual" or options.goal == "individual" or "individual" in controls
-    if options.method in ("individual", "finetune"):
-        return {options.method: learn}
-    stages = 1 if options.method == "packnet" else len(ratios)
-    compact = stages * (options.prune_epochs or 0)
-    again = retrain if options.method == "cpg" else 0
+def _epochs(options: TaskOptions, number: int) -> dict[str, int]:
+    """Epochs of each part of learning a task, the number-th; what is trained once counts once."""
+    learn, controls = options.epochs or 0, options.controls or ()
+    owning, growing = options.method not in UNOWNED, options.method in GROWING
+    from_others = growing and options.goal.startswith("finetune")
+    alone = "individual" in controls or options.method == "individual" or from_others
+    stages = 1 if options.method == "packnet" else len(options.prune_ratios or ())
+    compact = stages * (options.prune_epochs or 0) if owning else 0
+    again = options.retrain_epochs or 0 if options.method == "cpg" else 0
+    matched = "individual-matched" in controls
+    alone = alone or (growing and options.goal == "individual") or (matched and not compact + again)
     return {
-        "individual": learn if alone and options.method in GROWING else 0,
-        "learning": learn,
+        "individual": learn if alone else 0,
+        "goals": learn * options.num_goal_repeats if from_others and number > 1 else 0,
+        "learning": learn if owning else 0,
         "compaction": compact,
         "retraining": again,
-        "individual, as long": learn + compact + again if "individual-matched" in controls else 0,
-        "fine-tuning": learn if "finetune" in controls else 0,
+        "individual, as long": learn + compact + again if matched and compact + again else 0,
+        "fine-tuning": learn if "finetune" in (*controls, options.method) else 0,
     }
 
 

@@ -11,7 +11,7 @@ from effvl_cli.engines.continual.attempt import GROWING
 from effvl_cli.engines.continual.committing import add_to
 from effvl_cli.engines.continual.context import Context, Job
 from effvl_cli.engines.continual.digests import compared
-from effvl_cli.engines.continual.goal import goal_of
+from effvl_cli.engines.continual.goal import goal_of, refuse_goal
 from effvl_cli.engines.continual.individual import Individuals
 from effvl_cli.engines.continual.learner import Learner
 from effvl_cli.engines.continual.materialised import materialised
@@ -106,9 +106,11 @@ def check(context: Context, jobs: Sequence[Job]) -> None:
 
     Raises:
         ModelError: a network that is not the one of its name, or that cannot grow.
-        UsageError: a task with fewer images than there are processes.
+        UsageError: a task with fewer images than there are processes, or whose goal cannot be found out.
     """
     config, run = context.config, context.run
+    for place, job in enumerate(jobs):
+        refuse_goal(job, known=place)
     if context.network.edits:
         kinds = ", ".join(str(edit["kind"]) for edit in context.network.edits)
         raise ModelError(f"--weights {config.weights} are of a changed network ({kinds})", "Give those of a whole one")

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from effvl_cli.config.continual_learn import PER_TASK, ContinualConfig, TaskOptions
+from effvl_cli.config.continual_learn import PER_TASK, UNOWNED, ContinualConfig, TaskOptions
 from effvl_cli.config.recipe_file import read_yaml
 from effvl_cli.config.resolve import outdated
 from effvl_cli.config.validate import unknown_option, validate
@@ -156,14 +156,25 @@ def chunks(config: GroupOptions) -> list[Task]:
             f"the {len(names)} classes of {config.data} in tasks of {size} leave one with {len(names) % size}",
             "Give another --num-classes-per-task",
         )
-    return [
+    return distinct(
         Task(_chunk_name(number, group), config.data, config.data_root, group) for number, group in enumerate(groups, 1)
-    ]
+    )
 
 
 def _chunk_name(number: int, classes: Sequence[str]) -> str:
     joined = slug("-".join(classes))
     return joined if len(joined) <= LONGEST else f"{number:03d}-{slug(classes[0])[:LONGEST]}"
+
+
+def distinct(tasks: Iterable[Task]) -> list[Task]:
+    """The tasks, with their numbers in front of names that would be the same, as those of other alphabets can be."""
+    found = list(tasks)
+    count = Counter(task.name for task in found)
+    numbered = [f"{number:03d}-{task.name}"[:64] for number, task in enumerate(found, 1)]
+    names = [new if count[task.name] > 1 else task.name for new, task in zip(numbered, found, strict=True)]
+    if len(set(names)) < len(names):  # one is called what another would be
+        names = numbered
+    return [replace(task, name=name) for task, name in zip(found, names, strict=True)]
 
 
 def slug(text: str) -> str:
@@ -178,9 +189,9 @@ def coarse_tasks(data: str, root: str | None) -> list[Task]:
         DataError: the data set has no coarse labels, or one of them has a single class.
     """
     source = any_split(data, root=root)
-    return [
+    return distinct(
         checked_classes(Task(slug(name), data, root, classes), source) for name, classes in coarse_of(source).items()
-    ]
+    )
 
 
 def file_tasks(path: Path, config: ContinualConfig) -> list[Task]:
@@ -200,8 +211,19 @@ def file_tasks(path: Path, config: ContinualConfig) -> list[Task]:
     if repeated:
         raise UsageError(f"{path} has two tasks named {repeated[0]!r}", "Rename one")
     for task in tasks:
-        task.options(config)
+        _refuse_method(task, task.options(config).method, config.method)
     return tasks
+
+
+def _refuse_method(task: Task, own: str, of_all: str) -> None:
+    """Check that one task can be learned by another method than the others.
+
+    Raises:
+        UsageError: weights have owners in one of them, and none in the other.
+    """
+    if own != of_all and {own, of_all} & set(UNOWNED):
+        told = f"method is {own} in {task.origin}, and --method is {of_all}"
+        raise UsageError(told, "Rows choose among cpg, pae and packnet; finetune and individual are for all tasks")
 
 
 def row_task(row: Mapping[str, Any], where: str, config: TaskOptions) -> Task:
