@@ -296,7 +296,11 @@ class StepFolders:
             manifest = _complete({"step": step}, tensors, aliases, data)
             manifest["state_sha256"] = hashlib.sha256(buffer.getbuffer()).hexdigest()
             (target / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        for old in self.steps()[: -self.keep]:
+        self.tidy(step, best=best)
+
+    def tidy(self, step: int, *, best: int | None) -> None:
+        """Remove the steps up to this one that are neither among the newest of these nor the step `best`."""
+        for old in [known for known in self.steps() if known <= step][: -self.keep]:
             if old != best and old not in self.milestones:
                 shutil.rmtree(self._path(old), ignore_errors=True)
 

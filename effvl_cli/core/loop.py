@@ -4,7 +4,7 @@ import contextlib
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -168,7 +168,7 @@ class _Loop:
         self.buffers = Buffers([task.module])
         self.saved_at, self.save_cost = time.monotonic(), 0.0
         self.told_at = 0.0
-        self.batch: Any = None
+        self.seen: list[Any] = []
         self.began, self.data_wait = time.monotonic(), 0.0
 
     def run_from(self, batches: Callable[[int], Iterator[Any]]) -> FitResult:
@@ -219,9 +219,11 @@ class _Loop:
             self.optimizers.set_decay(plan.decay(self.step))
         self.buffers.keep()
         totals: dict[str, Tensor] = {}
+        self.seen = []
         for part in range(plan.accumulate):
             waiting = time.monotonic()
-            batch = self.batch = next(stream)
+            batch = next(stream)
+            self.seen.append(_identity(batch))
             self.data_wait += time.monotonic() - waiting
             with self._sync(last=part == plan.accumulate - 1):
                 with self._stream(part), autocast(self.run.device, plan.precision):
@@ -269,7 +271,7 @@ class _Loop:
         if self.bad_steps == 1 and not self.scaler.is_enabled():
             self.run.warn(f"step {self.step} of {self.plan.phase}: gradient not finite, step skipped")
         if self.bad_steps >= PATIENCE and not (self.scaler.is_enabled() and self.scaler.get_scale() > 1.0):
-            seen = _images_of(self.batch)
+            seen = _images(self.seen)
             cause = "Use --precision fp32 or bf16" if self.plan.precision == "fp16" else "Lower the learning rate"
             raise NumericalError(
                 f"the gradient of {self.plan.phase} is not finite at {PATIENCE} steps in a row "
@@ -360,19 +362,25 @@ class _Loop:
             self.run.rewind_records(saved.state["records"])
         else:  # records of later phases may follow
             self.run.settle_records(saved.state["records"])
+        if distributed.is_main():  # an attempt that was killed may not have come to it
+            self.folders.tidy(self.step, best=self.best[1] if self.best else None)
         if not self.plan.goes_on:
             self.run.log(f"{self.plan.phase}: continuing from step {saved.step} of {self.plan.steps}")
 
 
-def _images_of(batch: Any) -> str:
-    """The images of a batch over all processes: their files where it names them, else their places in the split."""
-    own = getattr(batch, "files", None)
-    if own is None and (indices := getattr(batch, "indices", None)) is not None:
-        own = indices.tolist()
-    if own is None:
+def _identity(batch: Any) -> Any:
+    """What tells the images of a batch: their files where it names them, else their places in the split; or None."""
+    files = getattr(batch, "files", None)
+    return getattr(batch, "indices", None) if files is None else files
+
+
+def _images(own: Sequence[Any]) -> str:
+    """The images of a step over all processes and micro-batches, each once; "" where batches do not name them."""
+    mine = [name for part in own if part is not None for name in (part.tolist() if isinstance(part, Tensor) else part)]
+    each = [distributed.broadcast_json(mine, rank) for rank in range(distributed.world().size)]
+    names = list(dict.fromkeys(str(name) for part in each for name in part))
+    if not names:
         return ""
-    each = [distributed.broadcast_json(list(own), rank) for rank in range(distributed.world().size)]
-    names = [str(name) for part in each for name in part]
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return f"images {', '.join(names[:NAMED])}{more}"
 

@@ -1,5 +1,6 @@
 """The files of a run folder: each is registered before it is written, so that `--fresh` deletes only these."""
 
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from effvl_cli.core.report import ReportBuilder
 CONFIG, REPORT, LOG, ENVIRONMENT, LOCK = "config.yaml", "report.json", "log.txt", "environment.json", ".lock"
 REGISTER = ".files"
 PLOTS = "plots"
+_HALF = re.compile(r"\..+-[a-z0-9_]{8}")  # as core/files.py names what it has not finished
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -71,6 +73,21 @@ def registered(folder: Path) -> list[str]:
         return (folder / REGISTER).read_text().splitlines()
     except FileNotFoundError:
         return []
+
+
+def sweep(folder: Path) -> None:
+    """Delete what writes that were killed have left half-written among the files that runs here have registered."""
+    for name in registered(folder):
+        path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()):
+            continue
+        for found in (*path.parent.glob(f".{path.name}-*"), *(path.rglob(".*-*") if path.is_dir() else ())):
+            if not _HALF.fullmatch(found.name):
+                continue
+            if found.is_dir() and not found.is_symlink():
+                shutil.rmtree(found, ignore_errors=True)
+            else:
+                found.unlink(missing_ok=True)
 
 
 def clear(folder: Path) -> None:

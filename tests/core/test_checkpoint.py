@@ -48,6 +48,16 @@ def test_steps_rotate_and_the_best_stays(tmp_path):
     assert sorted(p.name for p in (tmp_path / "train").iterdir()) == ["step-00000002", "step-00000004", "step-00000005"]
 
 
+def test_steps_that_a_killed_attempt_did_not_come_to_remove_go_later(tmp_path, monkeypatch):
+    folders = StepFolders(tmp_path / "train", keep=2)
+    with monkeypatch.context() as killed:
+        killed.setattr(checkpoint.shutil, "rmtree", lambda *args, **options: None)
+        for step in range(1, 7):
+            folders.save(step, STATE, {"step": step}, best=2)
+    folders.tidy(5, best=2)  # of a newest step that is damaged nothing older is removed on its account
+    assert folders.steps() == [2, 4, 5, 6]
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "state.pt", "manifest.json"])
 def test_a_damaged_step_falls_back_to_the_one_before(tmp_path, name):
     folders = StepFolders(tmp_path, keep=3)

@@ -161,6 +161,23 @@ def test_non_finite_steps_in_a_row_end_the_run(open_toy):
         train(open_toy(), Toy(poison=set(range(2, 20))), plan(20))
 
 
+def test_a_failure_names_the_images_of_all_parts_of_its_step(open_toy):
+    class Named(tuple):
+        def __init__(self, batch):
+            self.indices = torch.tensor([int(batch[2]), 100])
+
+    def named(start):
+        return (Named((*batch, start + k)) for k, batch in enumerate(stream(start)))
+
+    class OfPairs(Toy):
+        def train_step(self, batch, step):
+            return super().train_step(batch[:2], step)
+
+    with pytest.raises(NumericalError) as caught:  # steps 2, 3 and 4 of three parts each: images 12 to 14 in the last
+        train(open_toy(), OfPairs(poison=set(range(2, 20))), plan(20, accumulate=3), batches=named)
+    assert "(step 4, images 12, 100, 13, 14)" in str(caught.value)
+
+
 def test_a_stop_request_saves_and_leaves(open_toy, monkeypatch):
     run, task = open_toy(), Toy()
     monkeypatch.setattr(signals, "requested", lambda: 10 if task.seen >= 3 else 0)

@@ -13,7 +13,7 @@ from effvl_cli.core.cache import Cache
 from effvl_cli.core.errors import StorageError, UsageError
 from effvl_cli.core.files import write_csv, write_json, write_text
 from effvl_cli.core.run import Run
-from effvl_cli.core.run_files import clear, registered
+from effvl_cli.core.run_files import clear, registered, sweep
 from tests.core.test_report import draft
 
 LINE = ("pretrain", "--method", "supervised", "--model", "cifar-resnet:8,width=4", "--steps", 2, "--batch-size", 8)
@@ -47,6 +47,22 @@ def test_what_a_run_registers_is_what_a_fresh_start_deletes(run):
     clear(run.folder)
     assert [path.name for path in run.folder.iterdir()] == ["notes.txt"]
     assert (run.folder.parent / "outside").exists()
+
+
+def test_what_kills_leave_of_writes_goes_with_the_next_attempt(run):
+    run.write("costs.json", write_json, {"a": 1})
+    steps = run.path("checkpoints") / "train"
+    (steps / "step-00000002").mkdir(parents=True)
+    (steps / ".step-00000004-a1b2_c3d").mkdir()
+    (steps / ".step-00000004-a1b2_c3d" / "state.pt").touch()
+    for name in (".costs.json-x1y2z3_4", "checkpoints/.phases.json-abcdefgh", ".notes-abcdefgh", ".costs.json-mine"):
+        (run.folder / name).touch()
+    sweep(run.folder)
+    left = sorted(str(path.relative_to(run.folder)) for path in run.folder.rglob("*"))
+    assert left == [
+        *(".costs.json-mine", ".files", ".notes-abcdefgh", "checkpoints", "checkpoints/train"),
+        *("checkpoints/train/step-00000002", "costs.json"),
+    ]
 
 
 def test_a_manifest_tells_the_figures_so_far(run):
