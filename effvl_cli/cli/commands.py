@@ -12,7 +12,8 @@ class Command:
         verb: the part of the job, or "".
         config: "module:Class" of its options.
         engine: module with `run(config, run)` and `table(report)`, `preview(config)` for `--dry-run` (tables of what
-            a run will do and cost), and `refuse(config, folder, fresh)` where an earlier run's folder may have to stay.
+            a run will do and cost), `refuse_first(config)` for what can be refused before there is a run folder, and
+            `refuse(config, folder, fresh)` where an earlier run's folder may have to stay.
         summary: one line for help.
     """
 

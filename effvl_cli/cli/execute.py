@@ -86,7 +86,7 @@ def _run(command: Command, resolved: Resolved, invocation: Invocation, console: 
         progress=console.progress,
         echo=console.log,
         fingerprints=data.fingerprints,
-        check=lambda: _require_data(config),
+        check=lambda: _check(engine, config),
     )
     if isinstance(opened, Report):
         console.log("finished before with these options; this is the stored result (--fresh runs it again)")
@@ -113,12 +113,14 @@ def _data_sets(config: Any) -> list[str]:
     return found
 
 
-def _require_data(config: Any) -> None:
-    """Data that are a path are there."""
+def _check(engine: Any, config: Any) -> None:
+    """Data that are a path are there, and the engine refuses nothing of what it can tell without them."""
     from effvl_cli.data.check import require
 
     for spec in _data_sets(config):
         require(spec, config.data_root)
+    if hasattr(engine, "refuse_first"):
+        engine.refuse_first(config)
 
 
 def _fetch(config: Any, console: Console) -> None:

@@ -112,6 +112,8 @@ class DedupConfig(DedupOptions, BoxDataOptions, RunOptions):
             )
         if self.whole and (self.split != "train" or self.leak_check == "val"):
             raise ValueError("--whole takes all training images, those held out as val too. Leave --whole out")
+        if self.leak_check == self.split:
+            raise ValueError(f"--leak-check {self.split} is the split that is thinned out itself. Give another one")
         if self.leak_check is None and (self.fix or self.allow_leaks or self.leak_tau is not None):
             raise ValueError("--fix, --allow-leaks and --leak-tau belong to --leak-check. Give that too")
         if self.fix and self.allow_leaks:

@@ -35,6 +35,10 @@ class DataError(EffvlError):
     exit_code = 3
 
 
+class NoSplitError(DataError):
+    """A data set has no images for a split, or none with boxes: not to be confused with one that cannot be read."""
+
+
 class ModelError(EffvlError):
     """A model or an artefact that is unsupported, corrupt or does not fit."""
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from effvl_cli.core.errors import DataError
-from effvl_cli.data.boxes import LISTED, BoxRecord, BoxSource, NoSplitError, Problems, Reading, SourceInfo, Time
+from effvl_cli.core.errors import DataError, NoSplitError
+from effvl_cli.data.boxes import LISTED, BoxRecord, BoxSource, Problems, Reading, SourceInfo, Time
 from effvl_cli.data.class_maps import mapped
 from effvl_cli.data.files import file_states
 from effvl_cli.data.image_sizes import SIDEWAYS, UPRIGHT, as_shown, shown_size, stored_sizes

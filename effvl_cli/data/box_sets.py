@@ -18,14 +18,14 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
-from effvl_cli.core.errors import DataError, UsageError
+from effvl_cli.core.errors import DataError, NoSplitError, UsageError
 from effvl_cli.core.files import file_or_folder
 from effvl_cli.core.registry import nearest
 from effvl_cli.core.table import counted
 from effvl_cli.data import BOXES, SPLITS, open_source
 from effvl_cli.data.annotations import TIMES, check_unique
 from effvl_cli.data.box_splits import place_and_choices
-from effvl_cli.data.boxes import BoxRecord, BoxSource, NoSplitError, Problems, Reading, SourceInfo
+from effvl_cli.data.boxes import BoxRecord, BoxSource, Problems, Reading, SourceInfo
 from effvl_cli.data.class_maps import DROP, IGNORE, REST
 from effvl_cli.data.source import digest
 from effvl_cli.data.voc import FOLDERS, split_folders

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from effvl_cli.core.errors import DataError
+from effvl_cli.core.errors import DataError, NoSplitError
 from effvl_cli.core.files import file_or_folder
 from effvl_cli.data.annotations import Annotations, Content, Listed, box_source, time_of
-from effvl_cli.data.boxes import BoxSource, NoSplitError, Reading
+from effvl_cli.data.boxes import BoxSource, Reading
 from effvl_cli.data.folders import NAMES, TENTHS, drawn_from, split_words
 from effvl_cli.data.sequences import name_sequences
 

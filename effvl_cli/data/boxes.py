@@ -243,10 +243,6 @@ class BoxSource:
         }
 
 
-class NoSplitError(DataError):
-    """A data set has no images for a split, or none with boxes: not to be confused with one that cannot be read."""
-
-
 @dataclass(frozen=True)
 class Reading:
     """How annotations are read.

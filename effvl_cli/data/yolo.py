@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from effvl_cli.config.recipe_file import read_yaml
-from effvl_cli.core.errors import DataError, UsageError
+from effvl_cli.core.errors import DataError, NoSplitError, UsageError
 from effvl_cli.core.files import file_or_folder
 from effvl_cli.data.annotations import Annotations, Boxes, Listed, check_unique
 from effvl_cli.data.box_splits import opened, part_of
-from effvl_cli.data.boxes import BoxSource, NoSplitError, Problems, Reading
+from effvl_cli.data.boxes import BoxSource, Problems, Reading
 from effvl_cli.data.files import SUFFIXES, natural
 from effvl_cli.data.folders import NAMES
 from effvl_cli.data.listings import read_lines

@@ -9,11 +9,11 @@ import pytest
 
 from effvl_cli.core import used_data
 from effvl_cli.core.cache import Cache
-from effvl_cli.core.errors import DataError, UsageError
+from effvl_cli.core.errors import DataError, NoSplitError, UsageError
 from effvl_cli.data import fingerprints
 from effvl_cli.data.bdd import OLD_NAMES
 from effvl_cli.data.box_sets import sniffed
-from effvl_cli.data.boxes import NoSplitError, Reading, load_boxes
+from effvl_cli.data.boxes import Reading, load_boxes
 from tests.data.box_files import (
     bdd_frame,
     bdd_label,

@@ -14,7 +14,7 @@ from effvl_cli.core.errors import DataError
 from effvl_cli.data.boxes import BoxRecord
 from effvl_cli.engines.detect import coco_eval
 from effvl_cli.engines.detect.coco_eval import NUMBERS, bootstrap, evaluate, proposal_recall
-from effvl_cli.engines.detect.coco_results import read_results, results_json
+from effvl_cli.engines.detect.coco_results import by_image, parsed_results, results_json
 
 CLASSES = 3
 
@@ -253,7 +253,8 @@ def test_results_of_a_file_are_those_that_were_written(tmp_path: Path) -> None:
         {"image_id": 42, "category_id": 5, "bbox": [1.23, 2.0, 10.01, 10.0], "score": 0.12346, "condition": "night"}
     ]
     (tmp_path / "results.json").write_text(json.dumps(rows))
-    back = read_results(tmp_path / "results.json", records, (0, 5))
+    path = tmp_path / "results.json"
+    back = by_image(path, parsed_results(path), records, (0, 5))
     assert back[0]["boxes"] == pytest.approx(np.array([[1.23, 2.0, 11.24, 12.0]]), abs=1e-5)
     assert back[0]["labels"].tolist() == [2] and back[1]["boxes"].shape == (0, 4)
     evaluate(records, back, 2)
@@ -288,11 +289,12 @@ ROW = {"image_id": 42, "category_id": 1, "bbox": [0, 0, 5, 5], "score": 0.5}
 def test_results_that_do_not_fit_are_refused(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(DataError, match=message) as caught:
-        read_results(tmp_path / "results.json", [record([], [], image_id=42)], (1,))
+        path = tmp_path / "results.json"
+        by_image(path, parsed_results(path), [record([], [], image_id=42)], (1,))
     assert caught.value.exit_code == 3 and "results.json" in str(caught.value)
 
 
 def test_results_that_are_not_there_are_said_to_be_missing(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
-        read_results(tmp_path / "none.json", [], ())
+        parsed_results(tmp_path / "none.json")
     assert caught.value.message == f"{tmp_path / 'none.json'} cannot be read: No such file or directory"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from effvl_cli.engines.detect import dedup
 from tests.engines.coco_files import scene, write_coco
 
 
@@ -87,6 +88,18 @@ def test_shared_images_are_exit_8(effvl, here, report, workdir):
     assert outcome.code == 8
 
 
+def test_a_leak_check_that_cannot_help_is_refused(effvl, workdir, monkeypatch):
+    make(workdir)
+    outcome = effvl(*LINE, "--leak-check", "coco:set", "--fix", "--out", "r")  # which has the split itself
+    assert outcome.code == 8
+    assert "--fix would leave nothing: each image of train is in coco:set too; see r/leaks.json" in outcome.error
+    assert not Path("r/train.json").exists()
+    monkeypatch.setattr(dedup, "deduplicated", None)  # refused before the images are looked at
+    outcome = effvl(*LINE, "--leak-check", "nowhere.json", "--out", "s")
+    assert outcome.code == 3
+    assert "no file or folder --leak-check nowhere.json" in outcome.error
+
+
 @pytest.mark.parametrize(
     ("line", "part"),
     [
@@ -96,6 +109,7 @@ def test_shared_images_are_exit_8(effvl, here, report, workdir):
         ("--whole --leak-check val", "Leave --whole out"),
         ("--signature dhash --tau 1.5", "whole number"),
         ("--keep 0", "--keep is 0"),
+        ("--leak-check train", "--leak-check train is the split that is thinned out itself"),
         ("--signature hash", "--signature is hash"),
     ],
 )

@@ -244,6 +244,38 @@ def test_a_torch_without_the_exporter_is_named(monkeypatch, tmp_path):
         write_onnx(FixedSize(module, SIZE, full=True), tmp_path / "m.onnx", {}, 17)
 
 
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"size": [96, 64]}, "its input is {'image': [1, 3, 64, 96]}, expected {'image': [1, 3, 96, 64]}"),
+        ({"size": "64x96"}, "invalid literal"),
+        ({"graph": "raw"}, "its outputs are boxes, scores, labels, conditions, expected boxes, scores, conditions"),
+        ({"graph": "half"}, "it has no 'half'"),
+        ({"classes": []}, "its classes are no list of names"),
+        ({"mean": [0.5]}, "mean is [0.5], expected three numbers"),
+        ({"score_thresh": None}, "float"),
+        ({"nms_thresh": ...}, "it has no 'nms_thresh'"),
+        ("hello", "Expecting value"),
+        ("[1]", "list indices"),
+    ],
+)
+def test_files_that_are_not_what_they_say_are_refused(tmp_path, files, changes, part):
+    import onnx
+
+    proto = onnx.load(str(files["full"].path))
+    (entry,) = [one for one in proto.metadata_props if one.key == detector_onnx.PROPS]
+    if isinstance(changes, str):
+        entry.value = changes
+    else:
+        both = json.loads(entry.value) | changes
+        entry.value = json.dumps({key: value for key, value in both.items() if value is not ...})
+    onnx.save(proto, str(tmp_path / "changed.onnx"))
+    with pytest.raises(ModelError) as caught:
+        OnnxDetector(tmp_path / "changed.onnx")
+    assert part in str(caught.value)
+    assert f"--onnx {tmp_path / 'changed.onnx'}" in str(caught.value)
+
+
 def test_files_of_something_else_are_refused(tmp_path, files):
     with pytest.raises(ModelError, match="no file"):
         OnnxDetector(tmp_path / "none.onnx")

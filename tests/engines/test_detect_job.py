@@ -17,9 +17,11 @@ from effvl_cli.core import distributed, signals
 from effvl_cli.core.checkpoint import load_model
 from effvl_cli.core.errors import UsageError
 from effvl_cli.core.table import Table
-from effvl_cli.engines.detect import detecting, detector_arms, detector_training, predict, tables
+from effvl_cli.engines.detect import box_splits, detecting, detector_arms, detector_training, predict, tables
 from effvl_cli.engines.detect import eval as evaluating
 from effvl_cli.models import network as networks
+from tests.data.box_files import coco_data
+from tests.data.box_files import write_coco as coco_files
 from tests.engines.coco_files import write_coco
 from tests.kills import assert_same_result, run_with_kills
 
@@ -131,7 +133,7 @@ def test_a_finished_detector_is_measured_again_and_alike(job, effvl, report):
     assert set(after.technique["per_part"]) == {"day", "night"}
 
 
-def test_results_of_any_program_are_measured(effvl, report):
+def test_results_of_any_program_are_measured(effvl, report, monkeypatch):
     """The truth itself, then images that the split does not have."""
     from effvl_cli.data.boxes import load_boxes
     from effvl_cli.engines.detect.coco_results import results_json
@@ -148,8 +150,14 @@ def test_results_of_any_program_are_measured(effvl, report):
     assert report("r").metrics["ap"].value == pytest.approx(1.0) and report("r").metrics["gap"].value == 0
     rows = json.loads(Path("found.json").read_text())
     Path("found.json").write_text(json.dumps([{**rows[0], "image_id": 99}]))
+    monkeypatch.setattr(evaluating, "tagger_of", None)  # refused before the images are looked at
     outcome = effvl(*line, "--out", "other")
     assert outcome.code == 3 and "found.json" in outcome.error and "99" in outcome.error
+    monkeypatch.setattr(evaluating, "open_boxes", None)  # before the data are read, and before there is a run
+    Path("found.json").write_text(json.dumps([{"image_id": 1}]))
+    outcome = effvl(*line, "--out", "none")
+    assert outcome.code == 3 and "found.json: row 0 has no category_id" in outcome.error
+    assert not Path("none").exists()
 
 
 def test_an_exported_detector_is_measured_as_the_run_is(job, effvl, report, monkeypatch):
@@ -175,10 +183,28 @@ def test_an_exported_detector_is_measured_as_the_run_is(job, effvl, report, monk
     for name in ("ap", "ap50", "ar100"):
         assert report("r").metrics[name].value == pytest.approx(report(job).metrics[name].value, abs=1e-6)
     monkeypatch.setattr(Exported, "classes", ("car",))
+    monkeypatch.setattr(evaluating, "tagger_of", None)  # refused before the images are looked at
     outcome = effvl(*line, "--out", "other")
     assert outcome.code == 3 and "--onnx model.onnx has 1 classes (car)" in outcome.error
     outcome = effvl("detect", "eval", "--onnx", "model.onnx", "--merge", "sum", *FEW[:2])
     assert outcome.code == 2 and "--merge" in outcome.error
+
+
+def test_scenes_that_have_no_figures_are_said_to_have_none():
+    judged = SimpleNamespace(
+        measured=SimpleNamespace(parts={"day": [0, 1, 2]}),
+        source=SimpleNamespace(records=[SimpleNamespace(seq=name) for name in "abb"]),
+        found=SimpleNamespace(seen=[0, 1, 2]),
+    )
+    warnings: list[str] = []
+    run = SimpleNamespace(warn=warnings.append)
+    evaluating._remark_scenes(SimpleNamespace(by=("time",)), judged, run)
+    assert warnings == []
+    evaluating._remark_scenes(SimpleNamespace(by=("time", "scene")), judged, run)
+    assert "--by scene: 3 images of 2 scenes have no figures by scene" in warnings[0]
+    judged.measured.parts["scene a"] = [0]
+    evaluating._remark_scenes(SimpleNamespace(by=("scene",)), judged, run)
+    assert len(warnings) == 1
 
 
 def test_the_moving_average_is_what_is_kept(trained):
@@ -231,6 +257,34 @@ def test_a_loss_that_is_not_finite_names_its_images(effvl):
     outcome = effvl(*line, "--out", "r")
     assert outcome.code == 6, outcome.err
     assert outcome.error.count("train/0000") == 4 and "images train/0000" in outcome.error
+
+
+def test_weights_that_do_not_fit_are_refused_before_data_are_read(trained, effvl, monkeypatch):
+    monkeypatch.setattr(detector_arms, "open_splits", None)
+    misfits = (
+        ("train", "--weights", trained, "--head-width", 8),
+        ("train", trained, "--head-width", 8),
+        ("train", "--weights", "nowhere.pt"),
+        ("--weights", "nowhere.pt"),
+    )
+    for words in misfits:
+        outcome = effvl("detect", *words, *FEW, "--steps", 1, "--out", "r")
+        assert outcome.code == 4, outcome.err
+        assert "do not fit" in outcome.error or "nowhere.pt" in outcome.error
+        assert not Path("r").exists()
+
+
+def test_what_cannot_be_drawn_is_refused_before_the_images_are_looked_at(effvl, workdir, monkeypatch):
+    coco_files(workdir / "set", coco_data(20))
+    Path("mix.yml").write_text("classes: [car, person]\nsources:\n  - {name: own, root: set, ratio: 0}\n")
+    monkeypatch.setattr(box_splits.Tagger, "tagged", None)
+    for words, code, part in (
+        (("--data", "boxes:mix.yml"), 2, "the ratio of every source"),
+        (("--data", "coco:set", "--batch-size", 400), 2, "--batch-size"),
+    ):
+        outcome = effvl("detect", "train", *words, "--steps", 1, "--out", "r")
+        assert outcome.code == code, outcome.err
+        assert part in outcome.error
 
 
 def test_what_several_processes_cannot_do_is_refused_before_data_are_read(monkeypatch):

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 
 from effvl_cli.config.detect_data import BoxDataOptions
+from effvl_cli.core.errors import NoSplitError
 from effvl_cli.core.run import Run
 from effvl_cli.data import SPLITS
-from effvl_cli.data.boxes import BoxSource, NoSplitError, Reading, load_boxes
+from effvl_cli.data.boxes import BoxSource, Reading, load_boxes
 
 
 def open_boxes(

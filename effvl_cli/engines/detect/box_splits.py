@@ -44,18 +44,20 @@ def open_splits(config: TrainingOptions, run: Run) -> Splits:
     """All splits of the data.
 
     Raises:
+        UsageError: no image is drawn from, or fewer than a batch takes.
         DataError: missing or unreadable, or splits of different classes.
     """
     tagger = tagger_of(config, run)
-    train, val, test = (
-        thinned(tagger.tagged(open_boxes(config, split, run, seed=config.seed)), config.num_images) for split in SPLITS
-    )
-    for source in (val, test):
-        if source.classes != train.classes:
+    opened = [open_boxes(config, split, run, seed=config.seed) for split in SPLITS]
+    for source in opened[1:]:
+        if source.classes != opened[0].classes:
             raise DataError(
-                f"the classes of {source.split} are {', '.join(source.classes)}, of train {', '.join(train.classes)}",
+                f"the classes of {source.split} are {', '.join(source.classes)}, of train "
+                f"{', '.join(opened[0].classes)}",
                 "Give splits of the same classes, e.g. with --map",
             )
+    _sampler(config, opened[0])  # refuses what it cannot do before the images are looked at
+    train, val, test = (thinned(tagger.tagged(source), config.num_images) for source in opened)
     skipped = None
     if config.dedup:
         train, skipped = deduplicated(train, config, run, config)
@@ -74,11 +76,6 @@ def tagger_of(config: TrainingOptions | EvalConfig | TagConfig, run: Run) -> Tag
     return Tagger(config, run, config, lambda: splits_of(config, "all", run, seed=config.seed))
 
 
-def open_tagged(config: EvalConfig, split: str, run: Run) -> BoxSource:
-    """One split, every image of which is tagged."""
-    return tagger_of(config, run).tagged(open_boxes(config, split, run, seed=config.seed))
-
-
 @dataclass(frozen=True)
 class TrainingBatches:
     """`stream(k)` gives this process's batches from micro-batch k on; a step takes --accumulate of them."""
@@ -93,9 +90,7 @@ def batches_for(config: TrainingOptions, source: BoxSource, spec: DetectorSpec, 
     Raises:
         UsageError: batches that processes cannot share, or larger than the data.
     """
-    assert config.batch_size is not None
-    check_divides(config.batch_size, "--batch-size", accumulate=config.accumulate)
-    sampler = MixedSampler(source, config.batch_size // config.accumulate, config.seed, config.epoch_size)
+    sampler = _sampler(config, source)
     pictures = Pictures(source, Shrink(max(spec.min_size), spec.max_size))
     stream = training_batches(
         pictures,
@@ -106,6 +101,17 @@ def batches_for(config: TrainingOptions, source: BoxSource, spec: DetectorSpec, 
         on_bad=config.on_bad,
     )
     return TrainingBatches(stream, max(1, sampler.steps_per_epoch // config.accumulate))
+
+
+def _sampler(config: TrainingOptions, source: BoxSource) -> MixedSampler:
+    """What chooses the images of each micro-batch.
+
+    Raises:
+        UsageError: batches that processes cannot share, or larger than the data; or nothing to draw from.
+    """
+    assert config.batch_size is not None
+    check_divides(config.batch_size, "--batch-size", accumulate=config.accumulate)
+    return MixedSampler(source, config.batch_size // config.accumulate, config.seed, config.epoch_size)
 
 
 def augment_of(config: TrainingOptions) -> Augment:

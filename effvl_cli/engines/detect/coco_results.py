@@ -15,6 +15,9 @@ from effvl_cli.data.listings import read_json
 FORM = 'Expected [{"image_id": 1, "category_id": 1, "bbox": [x, y, width, height], "score": 0.9}, ...]'
 FEW = 5
 
+ResultRow = tuple[int, int, list[float], float]
+"""Image, category, xyxy box and score."""
+
 
 def results_json(
     records: Sequence[BoxRecord],
@@ -49,23 +52,34 @@ def results_json(
     return rows
 
 
-def read_results(path: Path, records: Sequence[BoxRecord], category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """Detections of each image from a results file, as arrays boxes, scores, labels (from 1); empty ones included.
-
-    Args:
-        path: the file.
-        records: of the images that the results are for.
-        category_ids: number in the ground-truth file of each class.
+def parsed_results(path: Path) -> list[ResultRow]:
+    """The rows of a results file, whatever images they are for.
 
     Raises:
-        DataError: not such a list, or images or categories that the ground truth does not have (with their number).
+        DataError: it cannot be read, or is not such a list; names the row.
     """
     rows = read_json(path)
     if not isinstance(rows, list):
         raise DataError(f"{path} holds no list of detections", FORM)
+    return [_parsed(path, number, row) for number, row in enumerate(rows)]
+
+
+def by_image(
+    path: Path, parsed: Sequence[ResultRow], records: Sequence[BoxRecord], category_ids: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Detections of each image, as arrays boxes, scores, labels (from 1); empty ones included.
+
+    Args:
+        path: the file, for errors.
+        parsed: its rows.
+        records: of the images that the results are for.
+        category_ids: number in the ground-truth file of each class.
+
+    Raises:
+        DataError: images or categories that the ground truth does not have (with their number).
+    """
     places = {record.image_id: place for place, record in enumerate(records)}
     labels = {category: label for label, category in enumerate(category_ids, 1)}
-    parsed = [_parsed(path, number, row) for number, row in enumerate(rows)]
     _refuse_unknown(path, "image_id", [row[0] for row in parsed], places, f"{len(records):,} images")
     _refuse_unknown(path, "category_id", [row[1] for row in parsed], labels, f"the categories {list(category_ids)}")
     images: list[list[tuple[list[float], float, int]]] = [[] for _ in records]
@@ -81,8 +95,8 @@ def read_results(path: Path, records: Sequence[BoxRecord], category_ids: Sequenc
     ]
 
 
-def _parsed(path: Path, number: int, row: Any) -> tuple[int, int, list[float], float]:
-    """Image, category, xyxy box and score of a row.
+def _parsed(path: Path, number: int, row: Any) -> ResultRow:
+    """A row.
 
     Raises:
         DataError: of another form; names the row.

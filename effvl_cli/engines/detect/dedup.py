@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from effvl_cli.config.detect_dedup import BOTH, HASHES, LEAK_DISTANCE, DedupConfig
-from effvl_cli.core.errors import CheckError
+from effvl_cli.core.errors import CheckError, DataError
 from effvl_cli.core.files import file_or_folder, write_json, write_text
 from effvl_cli.core.plots import histograms
 from effvl_cli.core.report import Report
@@ -28,9 +28,11 @@ def run(config: DedupConfig, run: Run) -> None:
     """Thin a split out, compare it with another one, and write what is left.
 
     Raises:
-        CheckError: it shares images with the other split, after everything has been written.
+        CheckError: it shares images with the other split, after everything has been written; or all of its images, and
+            nothing would be left.
     """
     source = open_boxes(config, config.split, run, seed=config.seed, whole=config.whole)
+    others = _others(config, run)
     run.report.data(source)
     kept, summary = deduplicated(source, config, run, config)
     run.write(SUMMARY, write_json, summary)
@@ -38,7 +40,13 @@ def run(config: DedupConfig, run: Run) -> None:
     run.report.technique.update({key: value for key, value in summary.items() if key != "skipped"})
     shared: list[Leak] = []
     if config.leak_check:
-        shared = _check(config, run, kept)
+        shared = _check(config, run, kept, others)
+        if config.fix and len(shared) == len(kept):
+            raise CheckError(
+                f"--fix would leave nothing: each image of {config.split} is in {config.leak_check} too; "
+                f"see {run.folder / LEAKS}",
+                "Give another --leak-check",
+            )
         if config.fix:
             leaking = {leak.frame for leak in shared}
             kept = kept.take([k for k in range(len(kept)) if k not in leaking])
@@ -55,7 +63,7 @@ def run(config: DedupConfig, run: Run) -> None:
         )
 
 
-def _check(config: DedupConfig, run: Run, kept: BoxSource) -> list[Leak]:
+def _check(config: DedupConfig, run: Run, kept: BoxSource, others: Sequence[BoxSource]) -> list[Leak]:
     """Images of the split that are in another one too, each with the nearest there.
 
     A hash alone takes most roads for one another: it is joined by the correlation here.
@@ -63,7 +71,6 @@ def _check(config: DedupConfig, run: Run, kept: BoxSource) -> list[Leak]:
     options = dataclasses.replace(config, signature=BOTH, tau=None) if config.signature in HASHES else config
     rule = rule_of(options, config.leak_tau if config.leak_tau is not None else LEAK_DISTANCE)
     ours = frames_of(kept, options, run, config)
-    others = _others(config, run)
     nearest: dict[int, tuple[Leak, str]] = {}
     for other in others:
         theirs = frames_of(other, options, run, config)
@@ -88,10 +95,20 @@ def _check(config: DedupConfig, run: Run, kept: BoxSource) -> list[Leak]:
 
 
 def _others(config: DedupConfig, run: Run) -> list[BoxSource]:
-    """What the split is compared with: another split, or all images of another data set."""
-    given = str(config.leak_check)
+    """What the split is compared with: nothing, another split, or all images of another data set.
+
+    Raises:
+        DataError: no such file, or it cannot be read.
+    """
+    if config.leak_check is None:
+        return []
+    given = config.leak_check
     if given in SPLITS:
         return [open_boxes(config, given, run, seed=config.seed)]
+    if ":" not in given and (Path(given).suffix or "/" in given) and not file_or_folder(given):
+        raise DataError(
+            f"no file or folder --leak-check {given}", "Give val, test, a data set or a file of annotations"
+        )
     spec = f"boxes:{Path(given).resolve()}" if file_or_folder(given) else given
     return list(splits_of(config, "all", run, seed=config.seed, data=spec))
 
@@ -134,9 +151,8 @@ def preview(config: DedupConfig) -> list[Table]:
     """How many images there are."""
     run = unopened("detect dedup", config)
     rows: list[tuple[Cell, ...]] = []
-    others = _others(config, run) if config.leak_check else []
     own = open_boxes(config, config.split, run, seed=config.seed, whole=config.whole)
-    for source in (own, *others):
+    for source in (own, *_others(config, run)):
         sequences = len({(record.source, record.seq) for record in source.records})
         rows.append((source.name, source.split, len(source), sequences))
     return [Table("what is compared", ("data", "split", "images", "sequences"), tuple(rows))]

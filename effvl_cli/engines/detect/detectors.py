@@ -38,9 +38,7 @@ def spec_for(config: TrainingOptions, source: BoxSource, run: Run, weights: str 
     Raises:
         UsageError: options that do not fit one another.
     """
-    assert config.batch_size is not None
-    share = config.batch_size // config.accumulate // distributed.world().size
-    spec = with_norm(asked_spec(config), config.norm, weights, share)
+    spec = with_norm(asked_spec(config), config.norm, weights, _share(config))
     return spec.without(_present(source, run)) if config.subclass else spec
 
 
@@ -88,6 +86,30 @@ def _present(source: BoxSource, run: Run) -> Tensor:
             what = "is little for a subclass" if number else "gives it no subclass of its own"
             run.warn(f"{name} has {number} boxes by night, which {what}")
     return counts > 0
+
+
+def check_start(config: TrainingOptions, earlier: str | None = None) -> None:
+    """Refuse start weights that do not fit, whatever the images.
+
+    Args:
+        config: options.
+        earlier: run folder whose detector is trained further, unless --weights are given; None: none.
+
+    Raises:
+        UsageError: options that do not fit one another.
+        ModelError: weights that are missing, damaged or another network's.
+    """
+    weights = config.weights or earlier
+    if weights in (None, "none"):
+        return
+    spec = with_norm(asked_spec(config), config.norm, weights, _share(config))
+    start(spec, weights, num_classes=1, seed=config.seed, options=ModelOptions(download=config.download))
+
+
+def _share(config: TrainingOptions) -> int:
+    """Images of a process at a time."""
+    assert config.batch_size is not None
+    return config.batch_size // config.accumulate // distributed.world().size
 
 
 def new_detector(config: TrainingOptions, source: BoxSource, run: Run, earlier: str | None = None) -> Network:

@@ -7,7 +7,7 @@ from effvl_cli.core.run import Run
 from effvl_cli.core.table import Table
 from effvl_cli.engines.detect import tables
 from effvl_cli.engines.detect.detector_arms import train_and_measure
-from effvl_cli.engines.detect.detectors import new_detector
+from effvl_cli.engines.detect.detectors import check_start, new_detector
 from effvl_cli.engines.detect.preview import preview_of
 
 table = tables.results
@@ -18,8 +18,19 @@ def run(config: DetectConfig, run: Run) -> None:
     train_and_measure(arms_of(config), run, lambda own, source: new_detector(own, source, run))
 
 
+def refuse_first(config: DetectConfig) -> None:
+    """Refuse start weights that do not fit, before there is a run.
+
+    Raises:
+        ModelError: they are missing, damaged or another network's.
+    """
+    for own in arms_of(config).values():
+        check_start(own)
+
+
 def preview(config: DetectConfig) -> list[Table]:
     """What it will do and cost."""
+    refuse_first(config)
     return preview_of("detect", arms_of(config))
 
 

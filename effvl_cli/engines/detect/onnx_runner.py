@@ -55,7 +55,13 @@ class OnnxDetector:
         props = self.session.get_modelmeta().custom_metadata_map.get(PROPS)
         if props is None:
             raise ModelError(f"--onnx {path} is not of effvl detect export", "Write one with it")
-        self.props = json.loads(props)
+        try:
+            self.props = _described(props, self.session)
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            raise ModelError(
+                f"--onnx {path} is not what it says of itself: {reason}", "Write it again with effvl detect export"
+            ) from error
         self.classes = tuple(self.props["classes"])
         self._mean, self._std = (torch.tensor(self.props[name]).reshape(3, 1, 1) for name in ("mean", "std"))
 
@@ -125,6 +131,37 @@ class OnnxDetector:
         boxes, scores, labels, conditions = boxes[large], scores[large], labels[large], conditions[large]
         kept = nms(boxes, scores, labels, self.props["nms_thresh"])[: self.props["detections"]]
         return boxes[kept], scores[kept], labels[kept], conditions[kept]
+
+
+def _described(text: str, graph: Any) -> dict[str, Any]:
+    """What a file says of itself, compared with its graph.
+
+    Args:
+        text: JSON, as `models.detector_onnx.properties`.
+        graph: onnxruntime's session.
+
+    Raises:
+        ValueError: they differ, or a value is of another form.
+        KeyError: one is missing.
+        TypeError: one is of another type.
+    """
+    props: dict[str, Any] = json.loads(text)
+    kind, size, names = props["graph"], [int(side) for side in props["size"]], props["classes"]
+    wanted = {IMAGE: [1, 3, *size]}
+    found = {one.name: list(one.shape) for one in graph.get_inputs()}
+    if found != wanted:
+        raise ValueError(f"its input is {found}, expected {wanted}")
+    outputs = [one.name for one in graph.get_outputs()]
+    if outputs != list(OUTPUTS[kind]):
+        raise ValueError(f"its outputs are {', '.join(outputs)}, expected {', '.join(OUTPUTS[kind])}")
+    if not names or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("its classes are no list of names")
+    for name in ("mean", "std"):
+        if len([float(value) for value in props[name]]) != 3:
+            raise ValueError(f"{name} is {props[name]}, expected three numbers")
+    for name in ("min_size", "max_size", "score_thresh", "nms_thresh", "detections"):
+        float(props[name])
+    return props
 
 
 def nms(boxes: Array, scores: Array, labels: Array, threshold: float) -> Array:

@@ -16,7 +16,7 @@ from effvl_cli.data.boxes import BoxSource
 from effvl_cli.engines.detect.box_data import splits_of
 from effvl_cli.engines.detect.box_splits import tagger_of
 from effvl_cli.engines.detect.frame_features import FrameFeatures, frame_features
-from effvl_cli.engines.detect.tags import Tag, Tagger, conditions, said
+from effvl_cli.engines.detect.tags import Tag, Tagger, conditions
 from effvl_cli.techniques.detect.tagging import STATISTICS, Statistic, of_frames
 
 TAGS = "tags.csv"
@@ -148,8 +148,10 @@ def _draw(rows: Sequence[dict[str, Any]], splits: Sequence[dict[str, Any]], conf
 def preview(config: TagConfig) -> list[Table]:
     """How many images there are, and of how many nothing but the pixels can tell."""
     rows: list[tuple[Cell, ...]] = []
-    for source in splits_of(config, config.split, unopened("detect tag", config), seed=config.seed):
-        unknown = sum(said(record, config, {}) is None for record in source.records)
+    run = unopened("detect tag", config)
+    tagger = tagger_of(config, run)
+    for source in splits_of(config, config.split, run, seed=config.seed):
+        unknown = sum(tag is None for tag in tagger.said_of(source))
         rows.append((source.split, len(source), unknown))
     return [Table("what is tagged", ("split", "images", "by pixels"), tuple(rows))]
 

@@ -1,24 +1,22 @@
 """Day and night of the images of a data set: by a list, by metadata, by names, by pixels, in this order."""
 
-import csv
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 
 from effvl_cli.config.detect_tag import NIGHT_THRESH, TagOptions
-from effvl_cli.core.errors import DataError
 from effvl_cli.core.run import Run
 from effvl_cli.core.table import counted
 from effvl_cli.data.boxes import BoxRecord, BoxSource
 from effvl_cli.data.files import some
 from effvl_cli.engines.common.batches import LoaderOptions
 from effvl_cli.engines.detect.frame_features import frame_features
+from effvl_cli.engines.detect.time_list import TimeList
 from effvl_cli.techniques.detect.tagging import STATISTICS, Condition, Statistic, of_frames, otsu, voted
 
 MUCH, FEW = 0.2, 5  # share of a sequence's images that are outvoted which is remarked, of so many at least
@@ -49,12 +47,16 @@ class Tagger:
         run: cache, progress, warnings.
         loading: loader processes, and what an unreadable image does.
         splits: gives all splits, for a threshold that is found from all images of a source.
+
+    Raises:
+        DataError: a list that cannot be read.
     """
 
     def __init__(
         self, options: TagOptions, run: Run, loading: LoaderOptions, splits: Callable[[], Iterable[BoxSource]]
     ) -> None:
         self.options, self.run, self.loading, self._splits = options, run, loading, splits
+        self._listed = None if options.time_csv is None else TimeList.read(options.time_csv)
 
     def tagged(self, source: BoxSource) -> BoxSource:
         """A split with `time` of every record.
@@ -74,11 +76,22 @@ class Tagger:
         Raises:
             DataError: as `tagged`.
         """
-        listed = _listed(source, self.options.time_csv, self.run) if self.options.time_csv else {}
-        tags = [said(record, self.options, listed) for record in source.records]
+        tags = self.said_of(source)
         unknown = [index for index, tag in enumerate(tags) if tag is None]
         seen = dict(zip(unknown, self._by_pixels(source, unknown), strict=True))
         return [seen[index] if tag is None else tag for index, tag in enumerate(tags)]
+
+    def said_of(self, source: BoxSource) -> list[Tag | None]:
+        """What is known of each image of a split without looking at it; None: nothing.
+
+        Raises:
+            DataError: a list that says both times of an image.
+        """
+        listed = {} if self._listed is None else self._listed.of(source, self.run.warn)
+        return [
+            Tag(listed[place], "list") if place in listed else said(record, self.options)
+            for place, record in enumerate(source.records)
+        ]
 
     def _by_pixels(self, source: BoxSource, indices: Sequence[int]) -> list[Tag]:
         """Tags of some images of a split by their luminance."""
@@ -148,10 +161,8 @@ class Tagger:
         return found
 
 
-def said(record: BoxRecord, options: TagOptions, listed: dict[str, Condition]) -> Tag | None:
-    """What is known of an image without looking at it."""
-    if record.file in listed:
-        return Tag(listed[record.file], "list")
+def said(record: BoxRecord, options: TagOptions) -> Tag | None:
+    """What metadata or the name of an image say."""
     if options.time_from == "metadata" and record.time is not None:
         return Tag(record.time, "metadata")
     if options.night_regex is not None:
@@ -190,26 +201,3 @@ def _remark_outvoted(
             f"{where} has {counted(len(mixed), 'sequence')} of mixed lighting, each image alone: {some(mixed)}. If "
             "these are no sequences of one lighting, give --night-vote frame or --seq-regex"
         )
-
-
-def _listed(source: BoxSource, path: str, run: Run) -> dict[str, Condition]:
-    """Times by file, of a list with columns file and time; of one with a column split, the lines of this split.
-
-    Raises:
-        DataError: it cannot be read, or says another time.
-    """
-    option, example = f"--time-csv {path}", "Give a first line file,time and lines like image.jpg,night"
-    try:
-        with Path(path).open(newline="", encoding="utf-8-sig") as file:
-            rows = [{"split": source.split, **row} for row in csv.DictReader(file)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{option} cannot be read: {error}", example) from error
-    wrong = [row for row in rows if not row.get("file") or row.get("time") not in get_args(Condition)]
-    if wrong or not rows:
-        shown = some([",".join(map(str, row.values())) for row in wrong]) if wrong else "it is empty"
-        raise DataError(f"{option} has {counted(len(wrong), 'line')} without day or night: {shown}", example)
-    mine = [row for row in rows if row["split"] == source.split]
-    listed: dict[str, Condition] = {row["file"]: "night" if row["time"] == "night" else "day" for row in mine}
-    if not any(record.file in listed for record in source.records):
-        run.warn(f"{option} names no image of {source.name} {source.split}")
-    return listed
