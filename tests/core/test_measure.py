@@ -5,6 +5,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 from effvl_cli.core import measure, plots, seeds
 
@@ -21,6 +22,15 @@ def test_fused_attention_is_counted_on_real_tensors_too():
     layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
     # 5 tokens: 5 * (4 * 64 + 2 * 8 * 16) for the projections and the MLP, 2 * 25 * 8 for attention
     assert measure.count_macs(layer, torch.randn(1, 5, 8)) == 5 * (256 + 256) + 400
+
+
+def test_counts_are_half_of_torchs_flops():
+    network = torchvision.models.resnet18().eval()
+    images = torch.randn(1, 3, 32, 32)
+    with FlopCounterMode(display=False) as counter:
+        network(images)
+    assert counter.get_flop_counts().keys() > {"Global"}
+    assert 0 < measure.count_macs(network, images) == counter.get_total_flops() / 2
 
 
 @pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])

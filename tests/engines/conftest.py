@@ -16,6 +16,19 @@ def little_beside(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(sharing, "ROUNDS", 2)
 
 
+def keep_few_digits(patch: pytest.MonkeyPatch) -> None:
+    """As many digits are trained on as ever, and fewer scored and tested."""
+    from effvl_cli.data import digits
+
+    patch.setattr(digits, "SHARES", {"train": (0.0, 0.6), "val": (0.6, 0.68), "test": (0.75, 0.81)})
+
+
+@pytest.fixture
+def few_digits(monkeypatch) -> None:
+    """See `keep_few_digits`; jobs on `blocks_run` need it."""
+    keep_few_digits(monkeypatch)
+
+
 def no_programs(patch: pytest.MonkeyPatch) -> None:
     """Jobs of prune-blocks write no torch.export programs."""
     from effvl_cli.engines.prune_blocks import result
@@ -48,6 +61,11 @@ def program_files(programs, monkeypatch) -> None:
     monkeypatch.setattr(verified_files, "save_program", save)
 
 
+def _little_of_few_digits(patch: pytest.MonkeyPatch) -> None:
+    little_beside(patch)
+    keep_few_digits(patch)
+
+
 @pytest.fixture(scope="session")
 def blocks_run(shared) -> Path:
     """A run of prune-blocks with all that it leaves: a ResNet-20 of digits that has lost two blocks."""
@@ -55,7 +73,7 @@ def blocks_run(shared) -> Path:
         "blocks",
         *("prune-blocks", "--model", "cifar-resnet:20,width=4", "--latency-batch-size", 2),
         *("--baseline-epochs", 3, "--finetune-epochs", 1, "--final-epochs", 1),
-        prepare=little_beside,
+        prepare=_little_of_few_digits,
     )
 
 

@@ -85,7 +85,7 @@ def test_verbs_tell_what_they_will_do_with_a_run(line, effvl):
     ("verb", "expected"),
     [("bench", ["latency", "in onnxruntime"]), ("bench --no-onnx", ["latency"]), ("export", ["files"])],
 )
-def test_verbs_on_a_pruned_network_tell_what_they_cost(blocks_run, verb, expected, effvl):
+def test_verbs_on_a_pruned_network_tell_what_they_cost(blocks_run, few_digits, verb, expected, effvl):
     name, *options = verb.split()
     outcome = effvl("prune-blocks", name, blocks_run, *options, "--dry-run")
     assert outcome.code == 0, outcome.err

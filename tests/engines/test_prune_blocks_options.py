@@ -21,7 +21,7 @@ MODEL = "cifar-resnet:14,width=4"
 SHORT = ("--finetune-epochs", 0, "--final-epochs", 0, "--latency-batch-size", 1, "--score-size", 3)
 
 
-pytestmark = pytest.mark.usefixtures("shared_cache")  # one training of the network for all jobs here
+pytestmark = pytest.mark.usefixtures("shared_cache", "few_digits")  # one training of the network for all jobs here
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from effvl_cli.config.prune_blocks import EMBEDDED, Lookahead, PruneBlocksConfig
 from effvl_cli.core.errors import UsageError
 from effvl_cli.core.phases import Phases
-from effvl_cli.engines.prune_blocks import candidates, importance, lookahead, network_latency
+from effvl_cli.engines.prune_blocks import baseline, candidates, importance, lookahead, network_latency
 from effvl_cli.engines.prune_blocks.context import Context
 from effvl_cli.engines.prune_blocks.lookahead import Trial
 from effvl_cli.engines.prune_blocks.removal_step import finetune, original_figures, settle, size_of
@@ -67,7 +67,7 @@ class Pruning:
         """
         context, state = self.here, self.start
         self.allowed = candidates.permitted(context, state.origins)
-        found = candidates.find(context, state.module, state.origins, self.allowed)
+        self.first = found = candidates.find(context, state.module, state.origins, self.allowed)
         candidates.refuse_none(context, found)
         described = describe(found)
         self.first_cost: float = described["cost_model"]["ratio"]
@@ -80,8 +80,9 @@ class Pruning:
         Raises:
             ModelError: the network is no better than chance.
         """
-        context, state = self.here, self.start
-        found = candidates.find(context, state.module, state.origins, self.allowed)
+        context, state, found = self.here, self.start, self.first
+        if baseline.wanted(context.config):  # once trained, it may give units inputs of other signs
+            found = candidates.find(context, state.module, state.origins, self.allowed)
         self.candidates = found.candidates
         self.baseline = original_figures(context, self.phases)
         stopped: Stopped = "target_reached"
