@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 from annotated_doc import Doc
 
 from effvl_cli.config.continual_learn import TaskOptions
-from effvl_cli.config.continual_verify import STATE_FILE
+from effvl_cli.config.continual_verify import RUN_DOC, STATE_FILE
 from effvl_cli.config.options import RunInput
 
 
@@ -24,7 +24,7 @@ class AddTaskConfig(RunInput, TaskOptions):
         *("epochs", "lr", "batch_size", "device", "out"),
     )
 
-    run: Annotated[str | None, Doc("run folder with the state (default: the newest completed one)")] = None
+    run: Annotated[str | None, Doc(RUN_DOC)] = None
     """Not told from others by its content, as inputs of other verbs are: the command itself changes that."""
     task: Annotated[str | None, Doc("name of the task")] = None
     classes: Annotated[tuple[str, ...], Doc("its classes in --data, by name or number (default: all)")] = ()

@@ -8,6 +8,7 @@ from annotated_doc import Doc
 from effvl_cli.config.options import ARTEFACT, Positive, RunInput, RunOptions
 
 STATE_FILE = "state/state.json"
+RUN_DOC = "run folder with a state, which the methods finetune and individual leave none of (default: the newest one)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +17,8 @@ class StateInput(RunInput, RunOptions):
 
     panel: ClassVar[str] = "Run"
     run_holds: ClassVar[str] = STATE_FILE
+
+    run: Annotated[str | None, ARTEFACT, Doc(RUN_DOC)] = None
 
     def __post_init__(self) -> None:
         """Refuse what would compute something else than what was committed."""

@@ -105,7 +105,7 @@ def owned_of(network: Network, exclude: tuple[str, ...] = ()) -> list[str]:
             f"{network.name} has tied weights: {error} (E-TIED)", "Choose a model whose layers have their own weights"
         ) from error
     except ValueError as error:
-        raise ModelError(str(error), "Choose a classifier") from error
+        raise ModelError(f"--model {network.name}: {error}", "Choose a classifier with one") from error
 
 
 def maps_between(old: Network, new: Network) -> dict[str, IndexMap]:

@@ -74,6 +74,9 @@ def test_a_folder_of_data_sets(here, effvl, workdir):
     outcome = effvl("continual", "list-tasks", "--by", "folders")
     assert outcome.code == 2
     assert "--by folders with --data digits. Give folder:PATH" in outcome.error
+    outcome = effvl("continual", "list-tasks", "--by", "folders", "--data", "folder:all/birds")
+    assert outcome.code == 2
+    assert "--data folder:all/birds, which is one data set: it holds test, train. Give the folder" in outcome.error
 
 
 @pytest.mark.parametrize(("more", "names"), [([], 100), (["--num-tasks", 3], 6)])

@@ -3,14 +3,26 @@
 import pytest
 
 from effvl_cli.config.continual import AddTaskConfig, ContinualConfig
+from effvl_cli.config.continual_eval import ExportConfig
 from effvl_cli.config.continual_tasks import ListTasksConfig
+from effvl_cli.config.continual_verify import VerifyConfig
+from effvl_cli.config.identity import to_yaml_mapping
 from effvl_cli.config.recipe_file import dump_yaml, read_recipe
 from effvl_cli.config.resolve import resolve
+from effvl_cli.config.schema import options
 from effvl_cli.config.validate import validate
 from effvl_cli.core.distributed import World
-from effvl_cli.core.errors import UsageError
+from effvl_cli.core.errors import ModelError, UsageError
+from effvl_cli.core.run import unopened
 from effvl_cli.engines.continual import phase_training
+from effvl_cli.engines.continual.add_task import preview
+from effvl_cli.engines.continual.add_task import run as learn
+from effvl_cli.engines.continual.open_state import chosen
+from effvl_cli.engines.continual.state import State
 from effvl_cli.engines.continual.tasks import Task
+from effvl_cli.models.geometry import owned_of
+from effvl_cli.models.network import build
+from tests.engines.continual_states import MODEL, add_task
 
 
 @pytest.mark.parametrize(("data", "usual"), [("cifar100", 4), ("digits", 1)])
@@ -97,4 +109,39 @@ def test_options_that_group_classes_do_not_outlive_the_grouping(tmp_path):
     recipe.write_text("effvl: 1\ncommand: continual\nconfig: {tasks: chunk, num-classes-per-task: 5}\n")
     line = {"command": "continual", "recipe": str(recipe)}
     found = [resolve(ContinualConfig, typed, **line).config for typed in ({}, {"tasks": "coarse"})]
-    assert [options.num_classes_per_task for options in found] == [5, 2]
+    assert [config.num_classes_per_task for config in found] == [5, 2]
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"model": "vgg:11"}, "--model is vgg:11, and the tasks share smallcnn:width=2"),
+        ({"exclude": ("features.0.*",)}, r"--exclude is 'features.0.\*', and '' for the tasks that are there"),
+        ({"grow_round": 8}, "--grow-round is 8, and 1 for the tasks that are there"),
+        ({"own_patch_embed": False}, "--own-patch-embed is false, and true for the tasks that are there"),
+    ],
+)
+def test_a_task_is_added_to_the_network_of_the_others(other, said, tmp_path):
+    state = State.empty("smallcnn:width=2", config=to_yaml_mapping(ContinualConfig()))
+    state = add_task(state, 1, model="smallcnn:width=2")
+    state.commit(tmp_path / "state")
+    given = {"run": str(tmp_path), "task": "b", "classes": ("two", "three")}
+    for start in (preview, lambda config: learn(config, unopened("continual add-task", config))):
+        with pytest.raises(UsageError, match=said):
+            start(AddTaskConfig(**given, **other))
+
+
+def test_a_task_that_is_named_twice_counts_once():
+    state = add_task(add_task(State.empty(MODEL), 1), 2)
+    found = [[record.id for record in chosen(state, names)] for names in (("t2", "t1", "t2"), ())]
+    assert found == [[2, 1], [1, 2]]
+
+
+def test_a_network_without_a_linear_head_is_refused_by_its_name():
+    with pytest.raises(ModelError, match="--model torchvision:squeezenet1_0: SqueezeNet has no linear layer"):
+        owned_of(build("torchvision:squeezenet1_0", seed=0, num_classes=2))
+
+
+@pytest.mark.parametrize("config", [VerifyConfig, ExportConfig, AddTaskConfig])
+def test_the_help_of_verbs_on_a_state_says_which_runs_have_none(config):
+    assert "finetune and individual leave none" in options(config)["run"].doc

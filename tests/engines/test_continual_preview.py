@@ -66,6 +66,8 @@ def test_a_dry_run_refuses_what_the_run_would_refuse_and_both_before_anything_is
     Path("g.json").write_text('{"a": 0.5, "b": 93}')
     assert "the accuracy of task 'b' is 93. Percent are divided by 100: 0.93" in refused(effvl, rows, *goals)
     assert "--epochs is 0 for task 'b'" in refused(effvl, [rows[0], {**rows[1], "epochs": 0}])
+    assert "--exclude layer1.* names no shared weight of smallcnn" in refused(effvl, rows, "--exclude", "layer1.*")
+    assert "--exclude features.* leaves no weight" in refused(effvl, rows, "--exclude", "features.*")
 
 
 def test_what_is_trained_for_goals_and_controls_is_part_of_the_cost():

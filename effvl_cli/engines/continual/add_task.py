@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from effvl_cli.config.continual_add_task import AddTaskConfig
+from effvl_cli.config.identity import to_yaml_mapping
 from effvl_cli.core import distributed
 from effvl_cli.core.errors import UsageError
 from effvl_cli.core.find_run import find_holding
@@ -22,6 +23,8 @@ from effvl_cli.engines.continual.tasks import Task, row_task
 
 table = tables.tasks
 MOST_TASKS = 2**15 - 1
+OF_ALL_TASKS = ("exclude", "own-patch-embed", "grow-round")
+"""Options that say which weights are shared and how the network grows."""
 
 
 def run(config: AddTaskConfig, run: Run) -> None:
@@ -29,6 +32,7 @@ def run(config: AddTaskConfig, run: Run) -> None:
     folder = _folder(config)
     _refuse_in_use(folder)
     state = State.read(folder / STATE)
+    _refuse_other_network(config, state)
     context = open_context(replace(config, model=state.model), run)
     job = context.job(_task(config), _number(config, run, state))
     check(context, [job])
@@ -66,8 +70,26 @@ def refuse(config: AddTaskConfig, folder: Path, fresh: bool) -> None:
 def preview(config: AddTaskConfig) -> list[Table]:
     """What `--dry-run` shows besides the options."""
     state = State.read(_folder(config) / STATE)
+    _refuse_other_network(config, state)
     number = _number(config, unopened("continual add-task", config), state)
     return preview_task(config, _task(config), number, state.model)
+
+
+def _refuse_other_network(config: AddTaskConfig, state: State) -> None:
+    """Check that the task is to be learned in the network of the others.
+
+    Raises:
+        UsageError: an option asks for another one.
+    """
+    asked, stored = to_yaml_mapping(config), state.config
+    if config.model not in (None, state.model, stored.get("model")):
+        raise UsageError(f"--model is {config.model}, and the tasks share {state.model}", "Leave it out")
+    for key in OF_ALL_TASKS:
+        if asked[key] != stored.get(key, asked[key]):
+            shown = [
+                repr(value) if isinstance(value, str) else str(value).lower() for value in (asked[key], stored[key])
+            ]
+            raise UsageError(f"--{key} is {shown[0]}, and {shown[1]} for the tasks that are there", "Leave it out")
 
 
 def _refuse_in_use(folder: Path) -> None:

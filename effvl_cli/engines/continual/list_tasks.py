@@ -71,6 +71,9 @@ def _folder_tasks(config: ListTasksConfig) -> list[Task]:
     found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not found:
         raise DataError(f"{folder} holds no folders", "Expected PATH/TASK/train/CLASS/*.jpg and so on")
+    if set(found) <= set(SPLITS):
+        told = f"--by folders with --data {config.data}, which is one data set: it holds {', '.join(found)}"
+        raise UsageError(told, "Give the folder that holds the data sets, or --by chunk")
     tasks = []
     for name in found:
         data = f"folder:{Path(argument, name)}"

@@ -41,9 +41,9 @@ def open_state(config: StateInput) -> State:
 
 
 def chosen(state: State, names: tuple[str, ...]) -> list[TaskRecord]:
-    """The tasks of these names; all when there are none.
+    """The tasks of these names, each once; all when there are none.
 
     Raises:
         UsageError: one is not in the state.
     """
-    return [state.task(name) for name in names] or list(state.tasks)
+    return [state.task(name) for name in dict.fromkeys(names)] or list(state.tasks)

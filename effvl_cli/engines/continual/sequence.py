@@ -1,5 +1,6 @@
 """Tasks learned one after another into a state on disk."""
 
+import fnmatch
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from effvl_cli.engines.continual.state import STATE, SharedFormat, State, TaskRe
 from effvl_cli.engines.continual.state_files import MANIFEST
 from effvl_cli.engines.continual.trail import forget_all
 from effvl_cli.engines.continual.widths import try_growth
+from effvl_cli.models.geometry import owned_of
 
 
 def learn(
@@ -106,9 +108,11 @@ def check(context: Context, jobs: Sequence[Job]) -> None:
 
     Raises:
         ModelError: a network that is not the one of its name, or that cannot grow.
-        UsageError: a task with fewer images than there are processes, or whose goal cannot be found out.
+        UsageError: a task with fewer images than there are processes, or whose goal cannot be found out; --exclude
+            that names no weight, or all of them.
     """
     config, run = context.config, context.run
+    _check_excluded(context)
     for place, job in enumerate(jobs):
         refuse_goal(job, known=place)
     if context.network.edits:
@@ -123,6 +127,22 @@ def check(context: Context, jobs: Sequence[Job]) -> None:
         raise UsageError(f"--sync-bn works on GPUs, and the device is {run.device.type}", "Leave it out")
     if config.select_on == "test":
         run.warn("W-SELECT-ON-TEST: the test images decide on goals, growth and ratios; no figure of this run is clean")
+
+
+def _check_excluded(context: Context) -> None:
+    """Check that --exclude leaves out some of the weights.
+
+    Raises:
+        UsageError: a pattern matches none, or together they match all.
+    """
+    names = owned_of(context.network)
+    shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+    for pattern in context.config.exclude:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            raise UsageError(f"--exclude {pattern} names no shared weight of {context.network.name}", f"It has {shown}")
+    if not context.shared:
+        given = ",".join(context.config.exclude)
+        raise UsageError(f"--exclude {given} leaves no weight for tasks to share", f"Leave in some of {shown}")
 
 
 def _check_batches(context: Context, jobs: Sequence[Job]) -> None:
