@@ -12,7 +12,7 @@ from effvl_cli.engines.pretrain.schedules import MIXED, pilot_schedule
 from effvl_cli.engines.pretrain.task import InvarianceTask
 from effvl_cli.engines.pretrain.training_states import TrainingStates
 from effvl_cli.engines.pretrain.trials import LookAhead
-from effvl_cli.techniques.pretrain.compression_search import Estimates, Search, laid_out, overridden
+from effvl_cli.techniques.pretrain.compression_search import Estimates, Search, laid_out, overridden, spans_of
 from effvl_cli.techniques.pretrain.schedule import Clock, Compression, Schedule, Stage
 from effvl_cli.techniques.pretrain.stage_choice import next_stage
 
@@ -111,6 +111,7 @@ def _choice(
     chosen: Mapping[float, str],
     look: Callable[[int, Sequence[str]], str] | None,
 ) -> str:
+    ends = [*config.loop_shares[1:], 1.0][: len(stages)]
     return next_stage(
         list(stages.values()),
         list(chosen.values()),
@@ -118,4 +119,5 @@ def _choice(
         order=config.order,
         ties=config.ties,
         look=look,
+        spans=spans_of([config.loop_shares[0], *ends], config.final_full)[1:],
     )

@@ -74,10 +74,19 @@ def schedule_of(
     chosen: Mapping[float, str], candidates: Mapping[str, Compression], final_full: float, base_patch: int
 ) -> Schedule:
     """Stages that change midway between measured shares."""
-    measured = list(chosen)
-    ends = [(a + b) / 2 for a, b in itertools.pairwise(measured)] + [1.0]
-    rows = [Stage(end, candidates[chosen[t]]) for t, end in zip(measured, ends, strict=True)]
+    rows = [Stage(end, candidates[name]) for name, end in zip(chosen.values(), ends_between(list(chosen)), strict=True)]
     return laid_out(rows, final_full, base_patch)
+
+
+def ends_between(measured: Sequence[float]) -> list[float]:
+    """End of the stage of each measured share, midway to the next one."""
+    return [(a + b) / 2 for a, b in itertools.pairwise(measured)] + [1.0]
+
+
+def spans_of(ends: Sequence[float], final_full: float) -> list[float]:
+    """Length of each stage, without the uncompressed end."""
+    cut = [min(end, 1 - final_full) for end in (0.0, *ends)]
+    return [b - a for a, b in itertools.pairwise(cut)]
 
 
 def laid_out(rows: Sequence[Stage], final_full: float, base_patch: int) -> Schedule:
@@ -148,7 +157,14 @@ def conclude(
         t = shares[place]
         return look(t, names) if look is not None and t < 1 - final_full else names[0]
 
-    found = choose(rows, criterion=criterion, order=order, ties=ties, look=asked if look is not None else None)
+    found = choose(
+        rows,
+        criterion=criterion,
+        order=order,
+        ties=ties,
+        look=asked if look is not None else None,
+        spans=spans_of(ends_between(shares), final_full),
+    )
     chosen = dict(zip(used, found, strict=True))
     schedule = schedule_of(chosen, candidates, final_full, base)
     return Search(stages, candidates, chosen, overridden(used, chosen, criterion), schedule)

@@ -8,6 +8,7 @@ costly early choice raise all later ones.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 from .gradient_error import Estimate, jackknife_error
@@ -45,6 +46,7 @@ def choose(
     order: Order = "path",
     ties: Ties = "cheaper",
     look: Look | None = None,
+    spans: Sequence[float] | None = None,
 ) -> list[str]:
     """The strategy of each stage.
 
@@ -57,8 +59,13 @@ def choose(
             the dearest of them is taken, as far as `order` allows.
         look: takes one of the strategies that are nearly as good instead, given the place of the stage and their names,
             the best by the criterion first; asked only where there are several.
+        spans: length of each stage as a share of the training, for the sum of `path`; None: all alike.
     """
-    makers = {"path": cheapest_path, "ratchet": ratchet, "free": free}
+    makers: Mapping[Order, Callable[[Sequence[Estimates], Criterion], list[str]]] = {
+        "path": partial(cheapest_path, spans=spans),
+        "ratchet": ratchet,
+        "free": free,
+    }
     chosen = makers[order](stages, criterion)
     if look is not None:
         return _looked(chosen, stages, criterion, order, look)
@@ -73,6 +80,7 @@ def next_stage(
     order: Order,
     ties: Ties,
     look: Look | None = None,
+    spans: Sequence[float] | None = None,
 ) -> str:
     """The strategy of the stage that follows, in a training that is measured as it goes.
 
@@ -84,6 +92,7 @@ def next_stage(
             at least as much as the one taken before; `free`: the best.
         ties: as in `choose`.
         look: as in `choose`, for the last stage.
+        spans: as in `choose`.
     """
     last, rows = stages[-1], list(stages)
     if order == "ratchet" and taken:
@@ -92,8 +101,8 @@ def next_stage(
     if order != "path":
         rows, order = [last], "free"
     if look is None:
-        return choose(rows, criterion=criterion, order=order, ties=ties)[-1]
-    chosen = choose(rows, criterion=criterion, order=order, ties="none")
+        return choose(rows, criterion=criterion, order=order, ties=ties, spans=spans)[-1]
+    chosen = choose(rows, criterion=criterion, order=order, ties="none", spans=spans)
     names = near(chosen, rows, len(rows) - 1, criterion, order, NEARLY)
     return look(len(stages) - 1, names) if len(names) > 1 else names[0]
 
@@ -114,18 +123,23 @@ def ratchet(stages: Sequence[Estimates], criterion: Criterion) -> list[str]:
     return result
 
 
-def cheapest_path(stages: Sequence[Estimates], criterion: Criterion) -> list[str]:
-    """The sequence of non-decreasing cost with the smallest sum of the criterion; of equal sums the cheaper one."""
+def cheapest_path(stages: Sequence[Estimates], criterion: Criterion, spans: Sequence[float] | None = None) -> list[str]:
+    """The sequence of non-decreasing cost with the smallest sum of the criterion; of equal sums the cheaper one.
+
+    With spans the sum is the integral over the training: a stage counts as long as it lasts.
+    """
+    weights = spans or [1.0] * len(stages)
     tails: dict[str, tuple[float, float, list[str]]] = {}
     """Best sequence from a stage on, by its first strategy: sum, cost, names."""
-    for estimates in reversed(stages):
+    for estimates, weight in zip(reversed(stages), reversed(weights), strict=True):
         found = {}
         for name, estimate in estimates.items():
             rest = [tail for tail in tails.values() if not tail[2] or _cost(stages, tail) >= estimate.rel_cost]
             if tails and not rest:
                 continue
             total, cost, names = min(rest, key=lambda tail: tail[:2], default=(0.0, 0.0, []))
-            found[name] = (total + loss_of(estimate, criterion), cost + estimate.rel_cost, [name, *names])
+            own = weight * loss_of(estimate, criterion)
+            found[name] = (total + own, cost + weight * estimate.rel_cost, [name, *names])
         tails = found
     return min(tails.values(), key=lambda tail: tail[:2])[2]
 

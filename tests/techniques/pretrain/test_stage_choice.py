@@ -1,6 +1,7 @@
 """The choice of a strategy for each stage, against brute force and by hand."""
 
 import itertools
+import operator
 import random
 
 import pytest
@@ -20,19 +21,21 @@ def stage(**errors):
     return {name: estimate(COSTS[name], error) for name, error in errors.items()}
 
 
-def brute_force(stages):
+def brute_force(stages, spans):
     def rises(names):
         costs = [table[name].rel_cost for name, table in zip(names, stages, strict=True)]
         return costs == sorted(costs)
 
     def total(names):
         rows = [table[name] for name, table in zip(names, stages, strict=True)]
-        return sum(row.ca_mse for row in rows), sum(row.rel_cost for row in rows)
+        pairs = list(zip(spans, rows, strict=True))
+        return sum(span * row.ca_mse for span, row in pairs), sum(span * row.rel_cost for span, row in pairs)
 
     return min(total(names) for names in itertools.product(*stages) if rises(names))
 
 
-def test_the_path_equals_brute_force_over_all_monotone_sequences():
+@pytest.mark.parametrize("lengths", [[1.0], [0.125, 0.25, 0.5, 1.0]], ids=["alike", "of several lengths"])
+def test_the_path_equals_brute_force_over_all_monotone_sequences(lengths):
     draw = random.Random(0)
     for _ in range(200):
         names = "abcde"[: draw.randint(1, 5)]
@@ -40,11 +43,13 @@ def test_the_path_equals_brute_force_over_all_monotone_sequences():
         stages = [
             {name: estimate(costs[name], draw.randint(0, 20) / 4) for name in names} for _ in range(draw.randint(1, 5))
         ]
-        found = choose(stages, ties="none")
+        spans = [draw.choice(lengths) for _ in stages]
+        found = choose(stages, ties="none", spans=None if len(lengths) == 1 else spans)
         spent = [table[name].rel_cost for name, table in zip(found, stages, strict=True)]
         assert spent == sorted(spent)
-        total = sum(table[name].ca_mse for name, table in zip(found, stages, strict=True))
-        assert (total, sum(spent)) == brute_force(stages)  # of equal sums the cheaper one
+        total = sum(span * table[name].ca_mse for span, name, table in zip(spans, found, stages, strict=True))
+        cost = sum(map(operator.mul, spans, spent))
+        assert (total, cost) == brute_force(stages, spans)  # of equal sums the cheaper one
 
 
 @pytest.mark.parametrize("ties", ["cheaper", "dearer"])
@@ -74,6 +79,13 @@ def test_one_early_choice_does_not_raise_all_later_ones():
     assert choose(stages, order="ratchet", ties="none") == ["half", "half", "half"]  # 2.6
     assert choose(stages, ties="none") == ["quarter", "quarter", "quarter"]  # 1.85
     assert choose(stages, order="free", ties="none") == ["half", "quarter", "quarter"]
+
+
+def test_a_stage_counts_as_long_as_it_lasts():
+    """The first stage is short: what it gains by the dearer half, the long second one would lose."""
+    stages = [stage(full=1.0, half=0.2, quarter=0.5), stage(full=1.0, half=0.6, quarter=0.4)]
+    assert choose(stages, ties="none") == ["half", "half"]  # 0.8, and 0.9 with quarters
+    assert choose(stages, ties="none", spans=[0.2, 0.8]) == ["quarter", "quarter"]  # 0.42, and 0.52 with halves
 
 
 def test_a_stage_may_lack_a_strategy():
