@@ -8,7 +8,7 @@ import torch
 
 from effvl_cli.core.checkpoint import load_model, read_manifest
 from effvl_cli.data import digits
-from effvl_cli.engines.prune_blocks import removal_step
+from effvl_cli.engines.prune_blocks import candidates, removal_step
 from effvl_cli.models import network as networks
 from tests.engines.conftest import keep_few_digits, little_beside, no_programs
 from tests.processes import run_without_effvl
@@ -397,9 +397,12 @@ def test_a_fresh_start_leaves_nothing_of_the_run_before(job, report, trained, pr
         assert Path("r", path).exists() == (path in listed), path
 
 
-def test_impacts_over_latency(job, report, trained):
+def test_impacts_over_latency(job, report, trained, monkeypatch):
+    calls, find = [], candidates.find
+    monkeypatch.setattr(candidates, "find", lambda *words, **more: calls.append(1) or find(*words, **more))
     job(*quick(trained, "--impact-per", "latency", "--remove", 1))
     assert len(report("r").technique["steps"]) == 1
+    assert len(calls) == 1  # weights that are given do not change between the check and the first step
 
 
 def test_halves_of_a_vit_go_one_by_one(effvl, report, image_folder, programs):

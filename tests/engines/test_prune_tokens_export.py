@@ -129,9 +129,10 @@ def test_what_cannot_be_exported_or_loaded_is_refused(made, effvl):
 
 
 def test_an_export_that_differs_ends_with_8_and_replaces_nothing(made, effvl, monkeypatch):
-    common = ("prune-tokens", "export", made / "predictor", "--format", "pt2", "--out", "out")
-    assert effvl(*common).code == 0
-    before = Path("out/model.pt2").read_bytes()
+    common = ("prune-tokens", "export", made / "predictor", "--out", "out", "--format")
+    assert effvl(*common, "state").code == 0
+    before = b"of an earlier export"
+    Path("out/model.pt2").write_bytes(before)
     forward = Embedder.forward
 
     def other(self, images):  # what is traced is another network than what is compared with it
@@ -140,7 +141,7 @@ def test_an_export_that_differs_ends_with_8_and_replaces_nothing(made, effvl, mo
 
     monkeypatch.setattr(Embedder, "forward", other)
     monkeypatch.setattr("effvl_cli.core.run_choice.clear", lambda folder: (folder / "report.json").unlink())
-    outcome = effvl(*common, "--fresh")
+    outcome = effvl(*common, "pt2", "--fresh")
     assert outcome.code == 8 and "model.pt2 differs from the pruned tower: cosine" in outcome.error
     assert Path("out/model.pt2").read_bytes() == before
 
