@@ -32,3 +32,7 @@ def test_every_task_has_a_curve():
     (series,), words = run["compaction"]
     assert list(series.values()) == [[(0.0, 100.0, 0.0), (0.3, 50.0, 5.0)]] * 2  # sqrt(0.25 / 100) = 0.05
     assert words["apart"]
+
+
+def test_a_name_that_a_legend_would_leave_out_has_its_number_in_front():
+    assert pictures.labels(["a", "_", "_-_", "free"]) == ["a", "2 _", "3 _-_", "4 free"]

@@ -90,6 +90,10 @@ def controls(run: Run, tasks: Sequence[Mapping[str, Any]], method: str) -> None:
 
 
 def labels(names: Sequence[str]) -> list[str]:
-    """Names that fit beside a bar; with their numbers in front where two would look alike."""
+    """Names that fit beside a bar; with their numbers in front where two would look alike.
+
+    Also where one begins with an underscore: matplotlib leaves those out of legends.
+    """
     cut = [shortened(name, LONGEST) for name in names]
-    return [f"{number} {name}" if [*cut, FREE].count(name) > 1 else name for number, name in enumerate(cut, 1)]
+    alike = {name for name in cut if [*cut, FREE].count(name) > 1 or name.startswith("_")}
+    return [f"{number} {name}" if name in alike else name for number, name in enumerate(cut, 1)]
