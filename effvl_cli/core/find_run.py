@@ -46,6 +46,8 @@ def find_holding(name: str, command: str, given: str | None) -> Path:
     """
     if given is not None:
         folder = _folder_of(given)
+        if file_or_folder(folder) != "folder":
+            raise ModelError(f"there is no run folder {given[:100]}", "Give one that is there")
         if file_or_folder(folder / name) != "file":
             raise ModelError(f"{given[:100]} holds no {name}", f"See effvl {command} --help for what writes one")
         return folder

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from effvl_cli.core.errors import DataError, NoSplitError
 from effvl_cli.data.boxes import LISTED, BoxRecord, BoxSource, Problems, Reading, SourceInfo, Time
 from effvl_cli.data.class_maps import mapped
-from effvl_cli.data.files import file_states
+from effvl_cli.data.files import file_states, some
 from effvl_cli.data.image_sizes import SIDEWAYS, UPRIGHT, as_shown, shown_size, stored_sizes
 from effvl_cli.data.loader import BadFiles
 from effvl_cli.data.source import digest
@@ -412,7 +412,6 @@ def check_unique(names: Sequence[Any], what: str, where: Path) -> None:
     Raises:
         DataError: names the first.
     """
-    twice = [name for name, count in Counter(names).items() if count > 1]
+    twice = [str(name) for name, count in Counter(names).items() if count > 1]
     if twice:
-        first = ", ".join(str(name) for name in twice[:3])
-        raise DataError(f"{where}: {len(twice)} {what} stand more than once: {first}", "Each has to be unique")
+        raise DataError(f"{where}: {what} that stand more than once: {some(twice)}", "Each has to be unique")

@@ -239,7 +239,7 @@ def test_relative_folders_start_from_the_data_root(tmp_path, monkeypatch):
         ("root: coco", "root: none", "none"),
         ("ratio: 0.7", "ratio: half", r"'half'\. Give a number from 0 on"),
         ("time: day", "time: dusk", "Give day or night"),
-        ("[vehicle, pedestrian]", "[vehicle, pedestrian, vehicle]", "1 classes stand more than once: vehicle"),
+        ("[vehicle, pedestrian]", "[vehicle, pedestrian, vehicle]", "classes that stand more than once: vehicle"),
         ("[vehicle, pedestrian]", "[vehicle, pedestrian, ignore]", "'ignore' is no name of a class"),
         ("[vehicle, pedestrian]", "[vehicle, [pedestrian]]", "is no name of a class"),
         ("{car: vehicle, person: pedestrian}", "[car, person]", "map is .* Give the name of a class map"),

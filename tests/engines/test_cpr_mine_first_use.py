@@ -46,6 +46,8 @@ def test_a_folder_without_embeddings_says_what_writes_them(effvl):
     Path("run").mkdir()
     done = effvl("cpr-mine", "mine", "run")
     assert done.code == 4 and "See effvl cpr-mine mine --help for what writes one" in done.error
+    done = effvl("cpr-mine", "mine", "rum")
+    assert done.code == 4 and "there is no run folder rum" in done.error
     assert "of `cpr-mine embed` or" in " ".join(effvl("cpr-mine", "mine", "--help").out.replace("│", " ").split())
 
 
