@@ -208,7 +208,12 @@ def test_sources_have_automatic_thresholds_of_their_own(run, image):
 
 @pytest.mark.parametrize(
     ("text", "part"),
-    [("file,time\na.png,dusk\n", "a.png,dusk"), ("a.png\n", "without day or night"), ("", "it is empty")],
+    [
+        ("file,time\na.png,dusk\n", "1 line without day or night: a.png,dusk"),
+        ("a.png\n", r"no column file in its first line \(a.png\)"),
+        ("file,time\n", "no lines after its first one"),
+        ("", "times.csv is empty"),
+    ],
 )
 def test_a_wrong_list(run, tmp_path, text, part):
     path = tmp_path / "times.csv"

@@ -51,6 +51,8 @@ class TimeList:
                 rows, columns = list(reader), reader.fieldnames or ()
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise DataError(f"{option} cannot be read: {error}", EXAMPLE) from error
+        if not columns:
+            raise DataError(f"{option} is empty", EXAMPLE)
         if lacking := [name for name in ("file", "time") if name not in columns]:
             raise DataError(f"{option} has no column {lacking[0]} in its first line ({','.join(columns)})", EXAMPLE)
         if not rows:
