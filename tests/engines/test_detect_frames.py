@@ -206,21 +206,11 @@ def test_sources_have_automatic_thresholds_of_their_own(run, image):
     assert found == ["night", "night", "day", "day"] * 2
 
 
-@pytest.mark.parametrize(
-    ("text", "part"),
-    [
-        ("file,time\na.png,dusk\n", "1 line without day or night: a.png,dusk"),
-        ("a.png\n", r"no column file in its first line \(a.png\)"),
-        ("file,time\n", "no lines after its first one"),
-        ("", "times.csv is empty"),
-    ],
-)
-def test_a_wrong_list(run, tmp_path, text, part):
+def test_a_wrong_list(run, tmp_path):
     path = tmp_path / "times.csv"
-    path.write_text(text)
-    with pytest.raises(DataError, match=part) as caught:
+    path.write_text("file,time\na.png,dusk\n")
+    with pytest.raises(DataError, match=r"--time-csv .*times\.csv has 1 line without day or night: a\.png,dusk"):
         tagged(source_of([record(tmp_path / "a.png")]), TagOptions(time_csv=str(path)), run, LOADING)
-    assert "--time-csv" in str(caught.value)
 
 
 def test_a_list_of_another_split_is_a_warning(run, image, tmp_path):

@@ -44,7 +44,7 @@ def test_sources_with_files_of_the_same_name_get_their_own_times(tmp_path):
         ("file;time\na.png;day\n", "has no column file in its first line (file;time)"),
         ("file\na.png\n", "has no column time"),
         ("file,time\n", "has no lines after its first one"),
-        ("", "has no column file"),
+        ("", "is empty"),
         ("file,time\na.png,dusk\n", "has 1 line without day or night: a.png,dusk."),
     ],
 )
