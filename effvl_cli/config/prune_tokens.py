@@ -81,6 +81,7 @@ class SearchOptions(Checked):
     """Golden-ranking search of an image."""
 
     panel: ClassVar[str] = "Ranking"
+    alternatives: ClassVar[tuple[str, ...]] = ("group", "group_share")
 
     scorer: Annotated[
         Literal["feature", "label", "maxconf", "taylor"],
@@ -98,6 +99,9 @@ class SearchOptions(Checked):
     block: Annotated[Positive, Doc("side of the removal window, in patches")] = 1
     block_stride: Annotated[Positive, Doc("stride of the removal windows")] = 1
     group: Annotated[Count, Doc("tokens removed per round: 1 exact greedy, 0 one shot")] = 0
+    group_share: Annotated[
+        Fraction | None, Doc("tokens removed per round as a share of the image's, in place of --group, e.g. 0.06")
+    ] = None
     rank_until: Annotated[Fraction, Doc("stop removing when this share is left")] = 0.3
     shortlist: Annotated[
         Count, Doc("evaluate only the patches that matter least by gradients, this many times --group; 0: all of them")
@@ -121,7 +125,7 @@ class SearchOptions(Checked):
             raise ValueError(f"--maxconf-anchor is {self.maxconf_anchor}, which is for --scorer maxconf")
         if self.feature_space != "proj" and by_class:
             raise ValueError(f"--feature-space is {self.feature_space}, which is for --scorer feature or taylor")
-        if self.shortlist and (self.scorer == "taylor" or not self.group):
+        if self.shortlist and (self.scorer == "taylor" or not (self.group or self.group_share)):
             raise ValueError(
                 f"--shortlist is {self.shortlist}, and needs rounds of evaluated candidates. "
                 "Give --group 1 or more, and another --scorer than taylor"
@@ -360,16 +364,19 @@ class BenchConfig(KeepListOptions, RunInput, TowerConfig, SelectorOptions):
 C = TypeVar("C", bound=TowerConfig)
 
 
-def in_shares(config: C, num_patches: int) -> C:
-    """The config with `--num-keep` converted to the shares that keep that many patches.
+def for_tower(config: C, num_patches: int) -> C:
+    """The config with `--num-keep` as the shares that keep that many patches, and `--group-share` as a number.
 
     Raises:
-        UsageError: more than there are, or a recipe sets `keep` too.
+        UsageError: more than there are, or a recipe sets both ways.
     """
+    if isinstance(config, SearchOptions) and config.group_share is not None:
+        _refuse_both(config, "group", "group_share")
+        taken = max(1, round(config.group_share * num_patches))
+        config = dataclasses.replace(config, group=taken, group_share=None)
     if not isinstance(config, KeepOptions | KeepListOptions) or config.num_keep is None:
         return config
-    if config.keep != type(config).keep:
-        raise UsageError("keep and num-keep set the same thing", "Give one of them")
+    _refuse_both(config, "keep", "num_keep")
     given = config.num_keep
     counts = given if isinstance(given, tuple) else (given,)
     for count in counts:
@@ -378,6 +385,13 @@ def in_shares(config: C, num_patches: int) -> C:
     shares = tuple(count / num_patches for count in counts)
     changed: dict[str, Any] = {"keep": shares if isinstance(given, tuple) else shares[0], "num_keep": None}
     return dataclasses.replace(config, **changed)
+
+
+def _refuse_both(config: TowerConfig, usual: str, other: str) -> None:
+    """Refuse two ways to set the same thing, of which the usual one is not as by default."""
+    if getattr(config, usual) != getattr(type(config), usual):
+        names = " and ".join(name.replace("_", "-") for name in (usual, other))
+        raise UsageError(f"{names} set the same thing", "Give one of them")
 
 
 def check_window(side: int, grid: tuple[int, int]) -> None:

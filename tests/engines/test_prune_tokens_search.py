@@ -23,6 +23,7 @@ SEARCHES = {
     "windows": ("--block", 2, "--block-stride", 2),
     "shortlist": ("--group", 20, "--shortlist", 1),
     "rounds": ("--group", 20),
+    "rounds of a share": ("--group-share", 0.5),
 }
 
 
@@ -188,6 +189,18 @@ def test_steps_in_a_row_keep_the_options_of_the_search(effvl, few_images, report
     assert (found["block"], found["stride"], found["group"], found["searched_now"]) == (2, 1, 30, 0)
     outcome = effvl("prune-tokens", "predict", "tuned", *short, "--group", 10, "--out", "other")
     assert outcome.code == 4 and "group: 30 there, 10 here" in outcome.error
+
+
+def test_a_share_of_the_patches_is_that_many(rank, effvl, pictures, workdir):
+    """Of 64 patches 0.3 are 19: the rankings of the one are those of the other, by their key."""
+    ranked = rank("--group-share", 0.3, "--cache-dir", "c", out="share", shots=1).technique["ranking"]
+    again = rank("--group", 19, "--cache-dir", "c", out="number", shots=1).technique["ranking"]
+    assert (ranked["group"], again["group"], again["searched_now"]) == (19, 19, 0) and ranked["key"] == again["key"]
+    outcome = effvl("prune-tokens", "rank", *pictures, "--group", 4, "--group-share", 0.1)
+    assert outcome.code == 2 and "--group and --group-share set the same thing" in outcome.error
+    Path("both.yaml").write_text("effvl: 1\ncommand: prune-tokens rank\nconfig: {group: 4, group-share: 0.1}\n")
+    outcome = effvl("prune-tokens", "rank", *pictures, "--recipe", "both.yaml")
+    assert outcome.code == 2 and "group and group-share set the same thing" in outcome.error
 
 
 def test_an_audit_compares_with_the_exact_search(rank, effvl):

@@ -19,7 +19,7 @@ from effvl_cli.config.prune_tokens import (
     TuneConfig,
     VizConfig,
     check_window,
-    in_shares,
+    for_tower,
     layer_of,
 )
 from effvl_cli.core import seeds
@@ -152,7 +152,7 @@ def build_context(config: C, run: Run) -> Context[C]:
     classifier = networks.zero_shot_classifier(network, source.classes, templates, run.device, run.warn)
     run.report.model(network.name, network.source, network.module)
     return Context(
-        in_shares(config, shape.num_patches),
+        for_tower(config, shape.num_patches),
         run,
         network,
         tower,
