@@ -166,6 +166,9 @@ class PredictorOptions(Checked):
     predictor_keeps: Annotated[
         tuple[Fraction, ...] | None, Doc("kept shares that keepset learns, comma separated (default: --keep)")
     ] = None
+    predictor_flip: Annotated[
+        bool, Doc("learn from the mirrored images too, by their mirrored rankings: twice as many, and no more search")
+    ] = False
     predictor_epochs: Annotated[Positive, Doc("epochs over the ranked images")] = 50
     predictor_lr: Annotated[Rate, Doc("Adam learning rate, cosine to a tenth")] = 1e-3
     predictor_weight_decay: Annotated[float, Ge(0), Doc("Adam weight decay")] = 1e-4

@@ -1,14 +1,20 @@
 """Searches and predictors of every kind through the real command, on two classes of small pictures."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from effvl_cli.config.prune_tokens import PredictConfig
 from effvl_cli.core.checkpoint import load_model, read_manifest
+from effvl_cli.core.run import unopened
 from effvl_cli.engines.prune_tokens import rankings
+from effvl_cli.engines.prune_tokens.context import build_context
+from effvl_cli.engines.prune_tokens.predictor import predictor_inputs
 from effvl_cli.models import network
+from effvl_cli.techniques.prune_tokens.predictor import make_predictor
 
 SEARCHES = {
     "feature": (),
@@ -262,6 +268,25 @@ def test_every_predictor_and_loss_runs_and_is_found_again(rank, effvl, report):
         rows = {row["selector"]: row for row in report(f"e-{name}").technique["results"]}
         assert rows["predictor"]["macs"] - macs < rows["dense"]["macs"]
         assert report(f"e-{name}").technique["predictor"]["macs"] == report(name).technique["predictor"]["macs"] == macs
+
+
+def test_mirrored_images_are_learned_from_too(rank, effvl, pictures, report):
+    rank(shots=4)
+    short = ("--predictor-epochs", 2, "--predictor-batch-size", 3, "--keep", 0.5)
+    for name, more in (("plain", ()), ("flip", ("--predictor-flip",))):
+        outcome = effvl("prune-tokens", "predict", "run", *short, *more, "--out", name)
+        assert outcome.code == 0, outcome.err
+    plain, flip = (report(name).technique["predictor"] for name in ("plain", "flip"))
+    assert (plain["trained_on"], plain["steps"]) == (flip["trained_on"], flip["steps"] / 2)
+    options = dict(zip([word.strip("-") for word in pictures[::2]], pictures[1::2], strict=True))
+    config = PredictConfig(**options, shots=4)
+    context = build_context(config, unopened("prune-tokens predict", config))
+    images = context.few_shot()
+    mirror = dataclasses.replace(images, held=images.held.flip(-1))
+    module = make_predictor("mlp", num_patches=64, num_prefix=1, dim=96)
+    expected = predictor_inputs(context, mirror, module, None)
+    assert torch.equal(predictor_inputs(context, images, module, None, flip=True), expected)
+    assert not torch.equal(predictor_inputs(context, images, module, None), expected)
 
 
 def test_budgets_are_for_keepset_alone(effvl, pictures):

@@ -21,6 +21,7 @@ from effvl_cli.engines.prune_tokens.selectors import prune
 from effvl_cli.techniques.prune_tokens.losses import Loss, loss_of
 from effvl_cli.techniques.prune_tokens.predictor import Predictor, dropped_overlap, kendall_tau, make_predictor, split
 from effvl_cli.techniques.prune_tokens.prompts import Prompts
+from effvl_cli.techniques.prune_tokens.ranking import mirrored
 from effvl_cli.techniques.prune_tokens.selectors import GridSelector
 from effvl_cli.techniques.prune_tokens.tower import PrunedVision, num_keep
 
@@ -100,14 +101,16 @@ def train_predictor(
     @cache
     def task() -> PredictorTask:
         """The task for training and agreement; a resumed run that has both does not build it."""
-        inputs = _inputs(context, images, module, prompts).to(run.device)
-        return PredictorTask(module, inputs, ranks.to(run.device), validation.to(run.device), kept, loss)
+        inputs, golden = (part.to(run.device) for part in _examples(context, images, module, prompts, ranks))
+        return PredictorTask(module, inputs, golden, validation.to(run.device), kept, loss)
 
     @torch.no_grad()
     def agreement() -> dict[str, float]:
         return task().evaluate()
 
-    batches, steps_per_epoch = _stream(config, training)
+    mirror = training + len(images)  # behind all that are not mirrored; of validation images none
+    seen = torch.cat([training, mirror]) if config.predictor_flip else training
+    batches, steps_per_epoch = _stream(config, seen)
     steps, phase = config.predictor_epochs * steps_per_epoch, "predictor-prompted" if prompts else "predictor"
     plan = loop.Plan(
         steps=steps,
@@ -167,15 +170,28 @@ def _stream(config: PruneTokensConfig | PredictConfig, training: Tensor) -> tupl
     return in_memory(sampler, lambda rows: training[rows]), sampler.steps_per_epoch
 
 
-def _inputs(context: Predicting, images: Decoded, module: Predictor, prompts: Prompts | None) -> Tensor:
-    """(M, ...) float16: the predictor's inputs for every ranked image."""
+def _examples(
+    context: Predicting, images: Decoded, module: Predictor, prompts: Prompts | None, ranks: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Inputs and golden ranks of the ranked images, with --predictor-flip those of their mirror images behind them."""
+    inputs = predictor_inputs(context, images, module, prompts)
+    if not context.config.predictor_flip:
+        return inputs, ranks
+    mirror = predictor_inputs(context, images, module, prompts, flip=True)
+    return torch.cat([inputs, mirror]), torch.cat([ranks, mirrored(ranks, context.tower.grid)])
+
+
+def predictor_inputs(
+    context: Predicting, images: Decoded, module: Predictor, prompts: Prompts | None, *, flip: bool = False
+) -> Tensor:
+    """(M, ...) float16: the predictor's inputs for every ranked image, or for its mirror image."""
     shape, visual = context.shape, prompts.visual if prompts else None
     vision = PrunedVision(  # whose selector is never asked: all patches are kept
         context.tower, layer=context.layer, num_keep=shape.num_patches, selector=GridSelector(), prompts=visual
     )
     rows = shape.num_prefix + shape.num_patches
     return over_images(
-        lambda x, _: module.inputs(vision.states(x)[:, :rows]),
+        lambda x, _: module.inputs(vision.states(x.flip(-1) if flip else x)[:, :rows]),
         images,
         context.run,
         batch_size=64,

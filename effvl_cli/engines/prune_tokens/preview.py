@@ -122,8 +122,9 @@ def preview_viz(config: VizConfig) -> list[Table]:
 
 def _predictor(context: Context[PruneTokensConfig | PredictConfig], images: int, speed: float) -> Part:
     config = context.config
-    macs = TRAINING * config.predictor_epochs * images * context.shape.mixer(config.predictor_width)
-    return part("predictor", f"{config.predictor_epochs} epochs of {images:,} images", macs, speed)
+    seen = images * (2 if config.predictor_flip else 1)
+    macs = TRAINING * config.predictor_epochs * seen * context.shape.mixer(config.predictor_width)
+    return part("predictor", f"{config.predictor_epochs} epochs of {seen:,} images", macs, speed)
 
 
 def _prompts(context: Tuning, images: int, speed: float) -> Part:

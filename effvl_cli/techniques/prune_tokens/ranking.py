@@ -136,6 +136,20 @@ def removal_windows(grid: tuple[int, int], side: int, stride: int) -> Tensor:
     return windows.view(len(tops) * len(lefts), -1)
 
 
+def mirrored(rank: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Rankings of images whose left and right are exchanged, for a tower to which the two look alike. Ours.
+
+    Args:
+        rank: (M, N).
+        grid: rows and columns of patches, N in all.
+
+    Returns:
+        (M, N).
+    """
+    found: Tensor = rank.unflatten(1, grid)
+    return found.flip(-1).flatten(1)
+
+
 def alive_until(rank_until: float, num_patches: int) -> int:
     """ceil(rank_until * N), the number of patches at which removal stops."""
     return max(1, math.ceil(rank_until * num_patches - 1e-9))  # 0.07 * 100 is a little above 7

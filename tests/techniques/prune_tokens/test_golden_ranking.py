@@ -10,6 +10,7 @@ from effvl_cli.techniques.prune_tokens.ranking import (
     Ranking,
     alive_until,
     golden_ranking,
+    mirrored,
     removal_windows,
     token_damage,
 )
@@ -457,3 +458,10 @@ def test_numbers_have_the_stored_types(make_tower, images):
     result = golden_ranking(tower, images(tower, 1), layer=1)
     types = [result.rank.dtype, result.removal_score.dtype, result.round.dtype, result.passes.dtype]
     assert types == [torch.int16, torch.float32, torch.int16, torch.int64]
+
+
+def test_a_mirrored_ranking_exchanges_left_and_right_of_every_row():
+    ranks = torch.tensor([[0, 1, 2, 3, 4, 5], [5, 3, 1, 4, 2, 0]])
+    found = mirrored(ranks, (2, 3))
+    assert found.tolist() == [[2, 1, 0, 5, 4, 3], [1, 3, 5, 0, 2, 4]]
+    assert torch.equal(mirrored(found, (2, 3)), ranks)
