@@ -37,7 +37,7 @@ from effvl_cli.core.records import RECORDS, RECORDS_TABLE, Records
 from effvl_cli.core.report import Report, ReportBuilder, Status, environment, read_report
 from effvl_cli.core.report import write as write_report
 from effvl_cli.core.run_choice import RunRequest, agreed, decide
-from effvl_cli.core.run_files import CONFIG, ENVIRONMENT, LOG, REPORT, RunFiles, sweep
+from effvl_cli.core.run_files import CONFIG, ENVIRONMENT, LOG, REPORT, RunFiles, remove_half_written
 from effvl_cli.core.table import Table
 from effvl_cli.core.tensorboard import EventFile
 from effvl_cli.core.used_data import Fingerprints
@@ -281,7 +281,7 @@ def _metadata(config: Any, name: str) -> tuple[Any, ...]:
 def _prepare(run: Run, request: RunRequest, inputs: Mapping[str, str], key: str) -> None:
     """Write what describes the attempt, and open the records."""
     if run.attempt > 1:
-        sweep(run.folder)
+        remove_half_written(run.folder)
     for name in (CONFIG, ENVIRONMENT, RECORDS, LOG):
         run.path(name)
     header = {

@@ -75,7 +75,7 @@ def registered(folder: Path) -> list[str]:
         return []
 
 
-def sweep(folder: Path) -> None:
+def remove_half_written(folder: Path) -> None:
     """Delete what writes that were killed have left half-written among the files that runs here have registered."""
     for name in registered(folder):
         path = folder / name

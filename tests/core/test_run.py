@@ -13,7 +13,7 @@ from effvl_cli.core.cache import Cache
 from effvl_cli.core.errors import StorageError, UsageError
 from effvl_cli.core.files import write_csv, write_json, write_text
 from effvl_cli.core.run import Run
-from effvl_cli.core.run_files import clear, registered, sweep
+from effvl_cli.core.run_files import clear, registered, remove_half_written
 from tests.core.test_report import draft
 
 LINE = ("pretrain", "--method", "supervised", "--model", "cifar-resnet:8,width=4", "--steps", 2, "--batch-size", 8)
@@ -57,7 +57,7 @@ def test_what_kills_leave_of_writes_goes_with_the_next_attempt(run):
     (steps / ".step-00000004-a1b2_c3d" / "state.pt").touch()
     for name in (".costs.json-x1y2z3_4", "checkpoints/.phases.json-abcdefgh", ".notes-abcdefgh", ".costs.json-mine"):
         (run.folder / name).touch()
-    sweep(run.folder)
+    remove_half_written(run.folder)
     left = sorted(str(path.relative_to(run.folder)) for path in run.folder.rglob("*"))
     assert left == [
         *(".costs.json-mine", ".files", ".notes-abcdefgh", "checkpoints", "checkpoints/train"),
