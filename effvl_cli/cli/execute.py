@@ -103,13 +103,13 @@ def _run(command: Command, resolved: Resolved, invocation: Invocation, console: 
     return 0
 
 
-def _data_sets(config: Any) -> list[str]:
-    """What names a data set: `data`, and options that are marked so."""
-    found: list[str] = []
+def _data_sets(config: Any) -> list[tuple[str, str]]:
+    """Flags and values that name a data set: `data`, and options that are marked so."""
+    found: list[tuple[str, str]] = []
     for name, option in options(type(config)).items():
         if name == "data" or "dataset" in option.markers:
             value = getattr(config, name)
-            found += value if option.is_list else filter(None, [value])
+            found += [(option.flag, spec) for spec in (value if option.is_list else (value,)) if spec]
     return found
 
 
@@ -117,8 +117,8 @@ def _check(engine: Any, config: Any) -> None:
     """Data that are a path are there, and the engine refuses nothing of what it can tell without them."""
     from effvl_cli.data.check import require
 
-    for spec in _data_sets(config):
-        require(spec, config.data_root)
+    for flag, spec in _data_sets(config):
+        require(spec, config.data_root, flag)
     if hasattr(engine, "refuse_first"):
         engine.refuse_first(config)
 
@@ -132,7 +132,7 @@ def _fetch(config: Any, console: Console) -> None:
     if distributed.is_main():
         from effvl_cli.data.fetch import fetch_missing
 
-        for spec in _data_sets(config):
+        for _, spec in _data_sets(config):
             fetch_missing(spec, config.data_root, console.log)
     distributed.barrier()
 

@@ -94,7 +94,9 @@ DATASETS = Registry(
 )
 
 
-def load(spec: str, split: str, *, root: str | Path | None = None, seed: int = 0) -> "ImageSource":
+def load(
+    spec: str, split: str, *, root: str | Path | None = None, seed: int = 0, option: str = "--data"
+) -> "ImageSource":
     """One split of a data set of images.
 
     Args:
@@ -102,12 +104,13 @@ def load(spec: str, split: str, *, root: str | Path | None = None, seed: int = 0
         split: "train", "val" or "test".
         root: folder that a relative path in `spec` starts from.
         seed: for sources with random content; the built-in ones do not depend on it.
+        option: that gave `spec`, for errors.
 
     Raises:
         UsageError: unknown name, or samples of another kind.
         DataError: missing, empty or unreadable.
     """
-    return cast("ImageSource", open_source(spec, split, kind=IMAGES, root=root, seed=seed))
+    return cast("ImageSource", open_source(spec, split, kind=IMAGES, root=root, seed=seed, option=option))
 
 
 def any_split(spec: str, *, root: str | Path | None = None) -> "ImageSource":
@@ -126,7 +129,14 @@ def any_split(spec: str, *, root: str | Path | None = None) -> "ImageSource":
 
 
 def open_source(
-    spec: str, split: str, *, kind: str | None, root: str | Path | None = None, seed: int = 0, **more: Any
+    spec: str,
+    split: str,
+    *,
+    kind: str | None,
+    root: str | Path | None = None,
+    seed: int = 0,
+    option: str = "--data",
+    **more: Any,
 ) -> "Source":
     """One split of a data set of the kind that a command works on; None: whatever it is.
 
@@ -137,18 +147,18 @@ def open_source(
         UsageError: unknown name, or samples of another kind.
         DataError: missing, empty or unreadable.
     """
-    row, argument = find_row(spec)
-    _refuse_kind(spec, row.kind or kind, kind)
+    row, argument = find_row(spec, option)
+    _refuse_kind(f"{option} {spec}", row.kind or kind, kind)
     source: Source = DATASETS.builder(row)(argument, split, root=Path(root) if root else None, seed=seed, **more)
-    _refuse_kind(spec, getattr(source, "kind", IMAGES), kind)
+    _refuse_kind(f"{option} {spec}", getattr(source, "kind", IMAGES), kind)
     with suppress(AttributeError):  # a plug-in's class may not accept the attribute
         if not hasattr(source, "opened"):  # a builder may have opened another row
             source.opened = (spec, str(root) if root else None)  # type: ignore[attr-defined]
     return source
 
 
-def find_row(spec: str) -> tuple[Row, str]:
-    """The row of a data set and its argument.
+def find_row(spec: str, option: str = "--data") -> tuple[Row, str]:
+    """The row of a data set and its argument; `option` gave it.
 
     Raises:
         UsageError: unknown name; of a path the message says how to write it.
@@ -161,13 +171,13 @@ def find_row(spec: str) -> tuple[Row, str]:
             raise
         kind = "folder:" if path.is_dir() else _KINDS.get(path.suffix.lower())
         hint = f"Write {kind}{spec}" if kind else "Put what it is before it; `effvl list datasets` shows how"
-        raise UsageError(f"--data {spec} is a path, and what it holds is not said", hint) from None
+        raise UsageError(f"{option} {spec} is a path, and what it holds is not said", hint) from None
 
 
-def _refuse_kind(spec: str, found: str | None, wanted: str | None) -> None:
+def _refuse_kind(given: str, found: str | None, wanted: str | None) -> None:
     if wanted is not None and found != wanted:
         raise UsageError(
-            f"--data {spec} is a data set of {found}, and this command works on {wanted}",
+            f"{given} is a data set of {found}, and this command works on {wanted}",
             "`effvl list datasets` says what kind each is",
         )
 

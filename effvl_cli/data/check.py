@@ -46,19 +46,19 @@ def check(spec: str, root: Path | None = None) -> tuple[Table, list[str]]:
     return Table(f"{spec} under {root or '.'}", columns, tuple(rows), (*notes, *wrong)), wrong
 
 
-def require(spec: str, root: str | Path | None) -> None:
+def require(spec: str, root: str | Path | None, option: str = "--data") -> None:
     """Check that a data set given as a path exists, before a command opens a run folder or loads weights.
 
     Raises:
         UsageError: unknown name.
         DataError: the path does not exist.
     """
-    row, argument = find_row(spec)
+    row, argument = find_row(spec, option)
     place = Path(root or ".") / argument
     if row.name in ("folder:", "images:") and file_or_folder(place) != "folder":
         raise DataError(f"no folder at {place}", LAYOUT)
     if row.name == "csv:" and file_or_folder(place) != "file":
-        raise DataError(f"no table at {place}", "Give --data csv:FILE with columns path and label and/or caption")
+        raise DataError(f"no table at {place}", f"Give {option} csv:FILE with columns path and label and/or caption")
     if row.name == "video:" and argument.partition(":")[0] not in VIDEO_SETS and not file_or_folder(place):
         raise DataError(
             f"no folder or table at {place}", "Give --data video:FOLDER, video:FILE.csv, video:FILE.mp4 or video:ucf101"

@@ -319,8 +319,13 @@ def test_pictures_without_labels_have_pseudo_labels_and_no_figures_about_true_on
     (pictures / "00.png").write_bytes((pictures / "01.png").read_bytes())
     again = effvl(*line, "csv:all.csv", "--out", "r")
     assert again.code == 2 and "have changed since it read them (train of csv:all.csv)" in again.error
-    for given, code, words in (("images:nowhere", 3, "no folder at nowhere"), ("pictures", 2, "Write folder:pictures")):
+    for given, code, words in (
+        ("images:nowhere", 3, "no folder at nowhere"),
+        ("pictures", 2, "--unlabelled pictures is a path"),
+    ):
         outcome = effvl(*line, given, "--out", "x")
         assert outcome.code == code and words in outcome.error and not Path("x").exists()
+    outcome = effvl(*line, "moving-shapes", "--out", "y")
+    assert outcome.code == 2 and "--unlabelled moving-shapes is a data set of clips" in outcome.error
     outcome = effvl("prompt-tune", "--unlabelled", "images:pictures", "--out", "x")
     assert outcome.code == 2 and "--unlabelled is for --unsupervised" in outcome.error

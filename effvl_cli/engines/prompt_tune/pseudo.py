@@ -31,7 +31,7 @@ def training_source(context: Comparing) -> ImageSource:
     config = context.config
     if not config.unlabelled:
         return context.source("train")
-    return load(config.unlabelled, "train", root=config.data_root, seed=0)
+    return load(config.unlabelled, "train", root=config.data_root, seed=0, option="--unlabelled")
 
 
 def pseudo_set(context: Comparing, source: ImageSource) -> LabelSet:
