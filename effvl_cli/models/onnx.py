@@ -18,7 +18,7 @@ from effvl_cli.core.errors import CheckError, MissingPackageError, ModelError
 from effvl_cli.core.files import write_bytes
 from effvl_cli.core.measure import unfused_attention
 from effvl_cli.core.modes import as_found
-from effvl_cli.models.program import INPUT, OUTPUT, Compare, noise, on_cpu, trace
+from effvl_cli.models.program import INPUT, OUTPUT, Compare, Traced, noise
 
 OPSET = 18
 TOLERANCE = 1e-4  # of a logit, relative where it is larger than 1
@@ -37,8 +37,7 @@ def need(*packages: str) -> None:
 
 
 def export_onnx(
-    module: nn.Module,
-    image_size: tuple[int, int],
+    traced: Traced,
     path: Path,
     images: Tensor | None = None,
     *,
@@ -48,8 +47,7 @@ def export_onnx(
     """Write the network as ONNX, once onnxruntime gives what the network gives.
 
     Args:
-        module: a classifier, or a network that `compare` is made for; not changed.
-        image_size: H and W.
+        traced: a classifier, or a network that `compare` is made for.
         path: of the file; replaced only by a graph that passes.
         images: (N, 3, H, W) normalised, those of the comparison; 64 of noise when there are none.
         outputs: names of what the network gives.
@@ -60,23 +58,21 @@ def export_onnx(
 
     Raises:
         MissingPackageError: the extra `onnx` is not installed.
-        ModelError: torch.export cannot trace the network, or torch.onnx not write it.
+        ModelError: torch.onnx cannot write the network.
         CheckError: the outputs differ.
     """
     need("onnx", "onnxscript", "onnxruntime")
-    module = on_cpu(module)
-    program, reason = trace(module, image_size)
-    data = _convert(program, outputs)
+    data = _convert(traced.program, outputs)
     with tempfile.TemporaryDirectory() as folder:
         candidate = Path(folder) / "model.onnx"
         candidate.write_bytes(data)
-        images = noise(NUM_IMAGES, image_size) if images is None else images
+        images = noise(NUM_IMAGES, traced.image_size) if images is None else images
         if compare is None:
-            parity(candidate, module, images)
+            parity(candidate, traced.module, images)
         else:
-            compare(module, load_onnx(candidate), images, path.name)
+            compare(traced.module, load_onnx(candidate), images, path.name)
     write_bytes(path, data)
-    return reason
+    return traced.reason
 
 
 def _convert(program: torch.export.ExportedProgram, outputs: Sequence[str]) -> bytes:

@@ -7,6 +7,7 @@ B images, H and W their sides, C classes. Inputs are normalised images (B, 3, H,
 import copy
 import io
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,25 +38,41 @@ def noise(batch: int, image_size: tuple[int, int]) -> Tensor:
     return torch.randn(batch, 3, *image_size, generator=torch.Generator().manual_seed(batch))
 
 
-def trace(module: nn.Module, image_size: tuple[int, int]) -> tuple[ExportedProgram, str]:
-    """The network's program for any batch size, or for one image where it allows no other size.
+@dataclass(frozen=True)
+class Traced:
+    """A network and its program; tracing takes seconds, and writers of several formats share one.
+
+    Attributes:
+        module: a copy on the CPU in evaluation mode.
+        image_size: H and W.
+        program: for any batch size, or for one image where the network allows no other size.
+        reason: why its batch size is 1; empty when it is free.
+    """
+
+    module: nn.Module
+    image_size: tuple[int, int]
+    program: ExportedProgram
+    reason: str = ""
+
+
+def trace(module: nn.Module, image_size: tuple[int, int]) -> Traced:
+    """Trace a network in evaluation mode.
 
     Args:
-        module: a classifier on the CPU; traced in evaluation mode, and not changed.
+        module: takes normalised images; not changed.
         image_size: H and W.
-
-    Returns:
-        The program, and why its batch size is 1; empty when it is free.
 
     Raises:
         ModelError: torch.export cannot trace the network at all.
     """
+    module = on_cpu(module)
     try:
-        return _export(module, noise(_BATCHES[0], image_size), ({0: Dim("batch", min=1)},)), ""
+        program = _export(module, noise(_BATCHES[0], image_size), ({0: Dim("batch", min=1)},))
+        return Traced(module, image_size, program)
     except Exception as error:  # torch.export raises a dozen kinds
         reason = _first_line(error)
     try:
-        return _export(module, noise(1, image_size), None), reason
+        return Traced(module, image_size, _export(module, noise(1, image_size), None), reason)
     except Exception as error:
         raise ModelError(
             f"torch.export cannot trace {type(module).__name__}: {_first_line(error)}", "Use its checkpoint instead"
@@ -88,12 +105,11 @@ def same_bits(module: nn.Module, program: Callable[[Tensor], Any], images: Tenso
         )
 
 
-def save_program(module: nn.Module, image_size: tuple[int, int], path: Path, compare: Compare = same_bits) -> str:
-    """Write the network as a program, after checking that the file computes what the network computes.
+def save_program(traced: Traced, path: Path, compare: Compare = same_bits) -> str:
+    """Write the program of a network, after checking that the file computes what the network computes.
 
     Args:
-        module: a classifier, or a network that `compare` is made for; not changed.
-        image_size: H and W.
+        traced: a classifier, or a network that `compare` is made for.
         path: of the file, usually `model.pt2`; replaced only by a program that passes.
         compare: called for some batches, eight images of noise in all.
 
@@ -101,19 +117,16 @@ def save_program(module: nn.Module, image_size: tuple[int, int], path: Path, com
         Why the program takes one image at a time; empty when it takes any number.
 
     Raises:
-        ModelError: torch.export cannot trace the network.
         CheckError: the program computes something else.
     """
-    module = on_cpu(module)
-    program, reason = trace(module, image_size)
     buffer = io.BytesIO()
-    torch.export.save(program, buffer)
+    torch.export.save(traced.program, buffer)
     buffer.seek(0)
     function = torch.export.load(buffer).module()
-    for batch in (1,) if reason else _BATCHES:
-        compare(module, function, noise(batch, image_size), path.name)
+    for batch in (1,) if traced.reason else _BATCHES:
+        compare(traced.module, function, noise(batch, traced.image_size), path.name)
     write_bytes(path, buffer.getvalue())
-    return reason
+    return traced.reason
 
 
 def load_program(path: Path) -> Callable[[Tensor], Any]:

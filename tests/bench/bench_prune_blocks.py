@@ -19,6 +19,7 @@ from effvl_cli.core.bench import ratio, timed
 from effvl_cli.core.measure import count_macs, count_parameters
 from effvl_cli.models.network import build
 from effvl_cli.models.onnx import INPUT, export_onnx, session
+from effvl_cli.models.program import trace
 from effvl_cli.techniques.prune_blocks.discover import discover
 from effvl_cli.techniques.prune_blocks.score import BatchScores, Scorer
 from effvl_cli.techniques.prune_blocks.scoring_cost import cost_model, measure_costs
@@ -82,7 +83,7 @@ def latency() -> None:
     with tempfile.TemporaryDirectory() as folder:
         sessions = {}
         for name, module in networks.items():
-            export_onnx(module, (224, 224), Path(folder) / f"{name}.onnx", noise(4, 224))
+            export_onnx(trace(module, (224, 224)), Path(folder) / f"{name}.onnx", noise(4, 224))
             sessions[name] = session(Path(folder) / f"{name}.onnx")
         images = noise(1, 224)
         in_torch = {name: _call(module, images) for name, module in networks.items()}

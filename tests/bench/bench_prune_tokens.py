@@ -21,6 +21,7 @@ from torch import Tensor
 from effvl_cli.core.bench import Latency, ratio, timed
 from effvl_cli.models.onnx import export_onnx, session
 from effvl_cli.models.openclip_tower import OpenClipTower, self_check, tower_of
+from effvl_cli.models.program import trace
 from effvl_cli.models.token_parity import Embedder, Parity
 from effvl_cli.techniques.prune_tokens.macs import TowerShape
 from effvl_cli.techniques.prune_tokens.predictor import MixerPredictor
@@ -110,8 +111,8 @@ def in_onnxruntime(tower: OpenClipTower, shape: TowerShape, keep: int) -> Row:
     images = torch.randn(BATCH, 3, 224, 224)
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder) / f"{name}.onnx" for name in ("dense", "pruned")}
-        export_onnx(pruned, (224, 224), files["pruned"], images, outputs=Embedder.OUTPUTS, compare=parity)
-        export_onnx(Dense(tower), (224, 224), files["dense"], images, outputs=("embedding",))
+        export_onnx(trace(pruned, (224, 224)), files["pruned"], images, outputs=Embedder.OUTPUTS, compare=parity)
+        export_onnx(trace(Dense(tower), (224, 224)), files["dense"], images, outputs=("embedding",))
         sessions = {name: session(file) for name, file in files.items()}
         feed = {"images": images.numpy()}
         times = timed({name: (lambda run=run: run.run(None, feed)) for name, run in sessions.items()}, CPU)

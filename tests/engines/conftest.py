@@ -54,10 +54,11 @@ def program_files(programs, monkeypatch) -> None:
     """Programs are files like others, and cost nothing: for tests of what becomes of them."""
     from effvl_cli.engines.common import verified_files
 
-    def save(module: object, image_size: object, path: Path) -> str:
+    def save(traced: object, path: Path) -> str:
         path.write_bytes(b"program")
         return ""
 
+    monkeypatch.setattr(verified_files, "trace", lambda module, image_size: None)
     monkeypatch.setattr(verified_files, "save_program", save)
 
 

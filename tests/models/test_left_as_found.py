@@ -90,12 +90,12 @@ def _rebuild(network, folder):
 
 
 def _parity(network, folder):
-    export_onnx(network.module, SIZE, folder / "m.onnx")
+    export_onnx(trace(network.module, SIZE), folder / "m.onnx")
     parity(folder / "m.onnx", network.module, images())
 
 
 def _same_bits(network, folder):
-    save_program(network.module, SIZE, folder / "m.pt2")
+    save_program(trace(network.module, SIZE), folder / "m.pt2")
     same_bits(network.module, load_program(folder / "m.pt2"), images(), "m.pt2")
 
 

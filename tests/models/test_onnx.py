@@ -12,6 +12,7 @@ from effvl_cli.core.errors import CheckError, MissingPackageError
 from effvl_cli.models import network as networks
 from effvl_cli.models import onnx as ours
 from effvl_cli.models.onnx import export_onnx, parity, session
+from effvl_cli.models.program import trace
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def exported(tmp_path_factory):
     module = networks.build("cifar-resnet:8", seed=0, num_classes=4).module.eval()
     nn.init.normal_(module.fc.weight, std=10)
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    return module, path, export_onnx(module, (16, 16), path)
+    return module, path, export_onnx(trace(module, (16, 16)), path)
 
 
 def images(count, size=16):
@@ -72,7 +73,7 @@ def test_parity_counts_the_classes_that_change(exported):
     module.fc.weight.data[1] = module.fc.weight.data[0]
     module.fc.bias.data[:] = torch.tensor([0.0, 1e-6])
     path = path.with_name("tied.onnx")
-    export_onnx(module, (16, 16), path)
+    export_onnx(trace(module, (16, 16)), path)
     module.fc.bias.data[:] = torch.tensor([1e-6, 0.0])
     with pytest.raises(CheckError, match="in 3 of 3 images") as caught:
         parity(path, module, images(3))
@@ -86,7 +87,7 @@ def test_other_logits_write_nothing(tmp_path, monkeypatch):
     module = networks.build("cifar-resnet:8", seed=0).module
     monkeypatch.setattr(ours, "_run", lambda runtime, x: torch.full((len(x), 10), float("nan")))
     with pytest.raises(CheckError, match="differ from the network's by nan"):
-        export_onnx(module, (16, 16), path)
+        export_onnx(trace(module, (16, 16)), path)
     assert path.read_bytes() == b"former" and list(path.parent.iterdir()) == [path]
 
 
@@ -100,7 +101,7 @@ def test_a_network_that_takes_one_image_is_compared_image_by_image(tmp_path):
             return self.fc(images.reshape(1, 12))
 
     module = OnePicture()
-    assert export_onnx(module, (2, 2), tmp_path / "model.onnx") != ""
+    assert export_onnx(trace(module, (2, 2)), tmp_path / "model.onnx") != ""
     assert parity(tmp_path / "model.onnx", module, images(5, 2)) <= 1e-4
     assert session(tmp_path / "model.onnx").get_inputs()[0].shape == [1, 3, 2, 2]
 
@@ -120,5 +121,5 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(missing, tmp_
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else find(name))
     with pytest.raises(MissingPackageError, match=f"{missing} is not installed") as caught:
-        export_onnx(nn.Identity(), (2, 2), tmp_path / "model.onnx")
+        export_onnx(trace(nn.Identity(), (2, 2)), tmp_path / "model.onnx")
     assert caught.value.exit_code == 5 and caught.value.hint == "pip install 'effvl[onnx]'"

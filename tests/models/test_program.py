@@ -1,5 +1,7 @@
 """Networks as torch.export programs."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torchvision.models as theirs
@@ -7,8 +9,7 @@ from torch import nn
 
 from effvl_cli.core.errors import CheckError, EffvlError, ModelError
 from effvl_cli.models import network as networks
-from effvl_cli.models import program as programs
-from effvl_cli.models.program import PROGRAM, load_program, noise, save_program, trace
+from effvl_cli.models.program import PROGRAM, load_program, noise, on_cpu, save_program, trace
 
 
 def vit():
@@ -34,7 +35,7 @@ class OnePicture(nn.Module):
 @pytest.mark.parametrize("spec", ["cifar-resnet:8", "vit:nano,mean", "tiny:resnet"])
 def test_any_number_of_images_gives_the_logits_of_the_network(spec, tmp_path):
     network = networks.build(spec, seed=0, num_classes=4)
-    assert save_program(network.module, network.preprocess.size, tmp_path / PROGRAM) == ""
+    assert save_program(trace(network.module, network.preprocess.size), tmp_path / PROGRAM) == ""
     program = load_program(tmp_path / PROGRAM)
     network.module.eval()
     for batch in (1, 2, 5, 7):
@@ -46,14 +47,14 @@ def test_any_number_of_images_gives_the_logits_of_the_network(spec, tmp_path):
 def test_the_network_stays_as_it_is(tmp_path):
     network = networks.build("cifar-resnet:8", seed=0)
     before = {key: value.clone() for key, value in network.module.train().state_dict().items()}
-    save_program(network.module, (16, 16), tmp_path / PROGRAM)
+    save_program(trace(network.module, (16, 16)), tmp_path / PROGRAM)
     assert network.module.training
     assert all(torch.equal(value, before[key]) for key, value in network.module.state_dict().items())
 
 
 def test_fused_attention_is_off_while_comparing_and_as_it_was_after(tmp_path):
     module = vit()
-    save_program(module, (32, 32), tmp_path / PROGRAM)
+    save_program(trace(module, (32, 32)), tmp_path / PROGRAM)
     assert torch.backends.mha.get_fastpath_enabled()
     images, module = torch.randn(3, 3, 32, 32), module.eval()
     with torch.no_grad():
@@ -69,7 +70,7 @@ def test_fused_attention_is_off_while_comparing_and_as_it_was_after(tmp_path):
 
 def test_a_network_that_takes_one_image_gets_a_program_for_one(tmp_path):
     module = OnePicture()
-    reason = save_program(module, (2, 2), tmp_path / PROGRAM)
+    reason = save_program(trace(module, (2, 2)), tmp_path / PROGRAM)
     assert reason and "\n" not in reason
     image = torch.randn(1, 3, 2, 2)
     program = load_program(tmp_path / PROGRAM)
@@ -88,21 +89,16 @@ def test_a_network_that_cannot_be_traced_is_refused():
     assert "\n" not in str(caught.value)
 
 
-def test_other_logits_write_nothing(tmp_path, monkeypatch):
+def test_other_logits_write_nothing(tmp_path):
     """A program of other weights stands for any fault of the export."""
     path = tmp_path / "there" / PROGRAM
     path.parent.mkdir()
     path.write_bytes(b"former")
-    honest = programs.trace
-
-    def dishonest(module, size):
-        module = programs.on_cpu(module)
-        module.fc.bias.data[0] += 1e-6
-        return honest(module, size)
-
-    monkeypatch.setattr(programs, "trace", dishonest)
+    module = networks.build("cifar-resnet:8", seed=0).module
+    traced = trace(module, (16, 16))
+    module.fc.bias.data[0] += 1e-6
     with pytest.raises(CheckError, match="differ from the network's by") as caught:
-        save_program(networks.build("cifar-resnet:8", seed=0).module, (16, 16), path)
+        save_program(replace(traced, module=on_cpu(module)), path)
     assert caught.value.exit_code == 8 and isinstance(caught.value, EffvlError)
     assert path.read_bytes() == b"former" and list(path.parent.iterdir()) == [path]
 
@@ -110,7 +106,7 @@ def test_other_logits_write_nothing(tmp_path, monkeypatch):
 def test_programs_that_are_none(tmp_path):
     with pytest.raises(ModelError, match="no program at"):
         load_program(tmp_path / PROGRAM)
-    save_program(OnePicture(), (2, 2), tmp_path / PROGRAM)
+    save_program(trace(OnePicture(), (2, 2)), tmp_path / PROGRAM)
     (tmp_path / PROGRAM).write_bytes((tmp_path / PROGRAM).read_bytes()[:500])
     with pytest.raises(ModelError, match="not a complete program"):
         load_program(tmp_path / PROGRAM)

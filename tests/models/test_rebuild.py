@@ -23,7 +23,7 @@ from effvl_cli.models.constructors import NoConstructorError
 from effvl_cli.models.edits import apply_edits
 from effvl_cli.models.geometry import Geometry
 from effvl_cli.models.network import Network
-from effvl_cli.models.program import PROGRAM, save_program
+from effvl_cli.models.program import PROGRAM, save_program, trace
 from effvl_cli.models.rebuild import REBUILD, write_rebuild
 from effvl_cli.models.removed_blocks import blocks_removed
 from effvl_cli.techniques.prune_blocks.surgery import Removal
@@ -263,7 +263,7 @@ def test_a_reader_without_effvl_gets_the_same_bits(workdir):
     save_file({"images": IMAGES}, workdir / "images.safetensors")
     for name, network in pruned.items():
         write(network, workdir / name)
-        save_program(network.module, (32, 32), workdir / name / PROGRAM)
+        save_program(trace(network.module, (32, 32)), workdir / name / PROGRAM)
     line = [sys.executable, "-c", ELSEWHERE, json.dumps(list(pruned))]
     done = subprocess.run(line, cwd=workdir, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,7 @@
 """Writes networks to files for use without effvl, each verified against the network before it is kept."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from effvl_cli.core.run import Run
 from effvl_cli.models.constructors import NoConstructorError
 from effvl_cli.models.network import Network
 from effvl_cli.models.onnx import export_onnx
-from effvl_cli.models.program import PROGRAM, save_program
+from effvl_cli.models.program import PROGRAM, Traced, save_program, trace
 from effvl_cli.models.rebuild import REBUILD, write_rebuild
 
 ONNX = "model.onnx"
@@ -34,22 +35,27 @@ def write_verified(run: Run, file: str, write: Callable[..., str], *args: Any) -
     return reason
 
 
-def write_program(run: Run, network: Network, module: nn.Module) -> None:
-    """`model.pt2` of a classifier.
+def traced_once(network: Network, module: nn.Module) -> Callable[[], Traced]:
+    """A classifier's program for `write_program` and `write_onnx`: traced when one of them first asks."""
+    return cache(lambda: trace(module, network.preprocess.size))
+
+
+def write_program(run: Run, traced: Callable[[], Traced]) -> None:
+    """`model.pt2` of a classifier, which is traced where the file is written.
 
     Raises:
         CheckError: it gives different logits.
     """
-    write_verified(run, PROGRAM, lambda path: save_program(module, network.preprocess.size, path))
+    write_verified(run, PROGRAM, lambda path: save_program(traced(), path))
 
 
-def write_onnx(run: Run, network: Network, module: nn.Module) -> None:
-    """`model.onnx` of a classifier.
+def write_onnx(run: Run, traced: Callable[[], Traced]) -> None:
+    """`model.onnx` of a classifier, which is traced where the file is written.
 
     Raises:
         CheckError: it gives different logits.
     """
-    write_verified(run, ONNX, lambda path: export_onnx(module, network.preprocess.size, path))
+    write_verified(run, ONNX, lambda path: export_onnx(traced(), path))
 
 
 def write_code(run: Run, network: Network) -> None:

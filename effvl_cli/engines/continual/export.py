@@ -24,7 +24,7 @@ from effvl_cli.engines.continual.state import State, TaskRecord
 from effvl_cli.models import network as networks
 from effvl_cli.models.edits import apply_edits
 from effvl_cli.models.onnx import export_onnx, load_onnx
-from effvl_cli.models.program import PROGRAM, save_program
+from effvl_cli.models.program import PROGRAM, save_program, trace
 from effvl_cli.models.rebuild import REBUILD
 from effvl_cli.techniques.continual.dead_channels import without_dead_channels
 
@@ -93,7 +93,7 @@ def _dense(run: Run, plain: Materialised, record: TaskRecord) -> dict[str, Any]:
     found = networks.load(None, str(run.folder), default="", kind="classifier")
     row = _row(run, plain, "dense", CHECKPOINT, Materialised(_evaluated(found), CPU).probe, tolerance=0)
     write_code(run, network)
-    write_program(run, network, network.module)
+    write_program(run, plain.traced)
     return row
 
 
@@ -136,7 +136,7 @@ def _compact(run: Run, plain: Materialised, record: TaskRecord) -> dict[str, Any
     _check("compact", COMPACT, plain.probe, logits, NEAR)
     run.write(COMPACT, lambda path: write_bytes(path, safetensors.torch.save(_contiguous(smaller.state_dict()))))
     size = plain.network.preprocess.size
-    write_verified(run, COMPACT_PROGRAM, lambda path: save_program(smaller, size, path))
+    write_verified(run, COMPACT_PROGRAM, lambda path: save_program(trace(smaller, size), path))
     run.report.technique["compact"] = {
         "removed_channels": removed,
         "params": count_parameters(smaller),
@@ -153,8 +153,8 @@ def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _onnx(run: Run, plain: Materialised, record: TaskRecord) -> dict[str, Any]:
     """`model.onnx`."""
-    size, images = plain.network.preprocess.size, probe_images(plain.network.preprocess, CPU)
-    write_verified(run, ONNX, lambda path: export_onnx(plain.module, size, path, images))
+    images = probe_images(plain.network.preprocess, CPU)
+    write_verified(run, ONNX, lambda path: export_onnx(plain.traced(), path, images))
     return _row(run, plain, "onnx", ONNX, load_onnx(run.path(ONNX))(images), tolerance=None)
 
 

@@ -6,6 +6,7 @@ One function serves the commit, `eval`, `verify` and `export`, so that they all 
 import copy
 import functools
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,9 +19,11 @@ from effvl_cli.core import checkpoint
 from effvl_cli.core.measure import unfused_attention
 from effvl_cli.core.report import environment
 from effvl_cli.data.transforms import Preprocess
+from effvl_cli.engines.common.verified_files import traced_once
 from effvl_cli.engines.continual.state import State
 from effvl_cli.models.geometry import Geometry, build
 from effvl_cli.models.network import Network
+from effvl_cli.models.program import Traced
 from effvl_cli.techniques.continual.tasknet import materialise
 
 PROBE_SIZE = 16
@@ -67,6 +70,11 @@ class Materialised:
         with torch.no_grad(), unfused_attention():
             found: Tensor = self.module(images.to(self.device)).float().cpu()
         return found
+
+    @cached_property
+    def traced(self) -> Callable[[], Traced]:
+        """Gives its program, traced when first asked for."""
+        return traced_once(self.network, self.module)
 
     @cached_property
     def digest(self) -> str:

@@ -18,7 +18,7 @@ from effvl_cli.engines.prune_blocks.context import NetworkContext
 from effvl_cli.engines.prune_blocks.preview import preview_bench
 from effvl_cli.engines.prune_blocks.removal_step import size_of
 from effvl_cli.models import onnx
-from effvl_cli.models.program import INPUT
+from effvl_cli.models.program import INPUT, trace
 from effvl_cli.models.pruned_network import build
 from effvl_cli.models.removed_blocks import REMOVED, removals_of
 from effvl_cli.techniques.prune_blocks.pareto import with_latencies
@@ -62,7 +62,7 @@ def _in_onnxruntime(context: NetworkContext[BenchConfig], built: Mapping[str, nn
         for plain in network_latency.arms(context, built):
             path = Path(folder) / f"{len(arms)}.onnx"
             if distributed.is_main():
-                reason = onnx.export_onnx(built[plain.name], size, path)
+                reason = onnx.export_onnx(trace(built[plain.name], size), path)
                 if reason:
                     context.run.warn(f"{plain.name} takes one image at a time in ONNX: {reason}")
                     batches = [batch for batch in batches if batch == 1]

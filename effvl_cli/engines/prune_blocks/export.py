@@ -6,7 +6,7 @@ from effvl_cli.config.prune_blocks import ExportConfig
 from effvl_cli.core.report import Report
 from effvl_cli.core.run import Run
 from effvl_cli.core.table import Table
-from effvl_cli.engines.common.verified_files import write_code, write_onnx, write_program
+from effvl_cli.engines.common.verified_files import traced_once, write_code, write_onnx, write_program
 from effvl_cli.engines.prune_blocks import load_run
 from effvl_cli.engines.prune_blocks.preview import preview_export
 
@@ -17,10 +17,11 @@ def run(config: ExportConfig, run: Run) -> None:
     """Write what --format names, each verified against the network."""
     context = load_run.open_run_network(config, run)
     network = context.network
+    traced = traced_once(network, network.module)
     if "onnx" in config.format:
-        write_onnx(run, network, network.module)
+        write_onnx(run, traced)
     if "pt2" in config.format:
-        write_program(run, network, network.module)
+        write_program(run, traced)
     if "rebuild" in config.format:
         run.save_model(network.module.state_dict(), {**network.manifest, **network.describe()})
         write_code(run, network)

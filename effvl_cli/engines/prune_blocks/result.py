@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from effvl_cli.core.files import write_csv
-from effvl_cli.engines.common.verified_files import write_code, write_program
+from effvl_cli.engines.common.verified_files import traced_once, write_code, write_program
 from effvl_cli.engines.prune_blocks.context import Tuning
 from effvl_cli.models import network as networks
 from effvl_cli.models.edits import reported
@@ -41,7 +41,7 @@ def save(context: Tuning, state: State) -> None:
     about = {"classes": list(context.classes), "data": context.data}
     run.save_model(state.module.state_dict(), network.describe() | about)
     run.report.edits(reported(network.edits))
-    write_program(run, network, state.module)
+    write_program(run, traced_once(network, state.module))
     write_code(run, network)
 
 

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from effvl_cli.engines.prune_tokens.preview import preview_export
 from effvl_cli.engines.prune_tokens.selectors import prune
 from effvl_cli.models.network import CHECKPOINT
 from effvl_cli.models.onnx import export_onnx
-from effvl_cli.models.program import PROGRAM, noise, on_cpu, save_program
+from effvl_cli.models.program import PROGRAM, Traced, noise, on_cpu, save_program, trace
 from effvl_cli.models.token_parity import Embedder, Parity
 from effvl_cli.models.token_pruned_clip import Artefact, load_pruned
 
@@ -34,10 +35,11 @@ def run(config: ExportConfig, run: Run) -> None:
     if saved.predictor is None:
         raise ModelError(f"{config.run} holds no predictor", f"Train one: effvl prune-tokens predict {config.run}")
     saved = _at_keep(context, saved)
+    traced = cache(lambda: trace(_embedder(context, saved), _size(context)))
     writers: dict[str, tuple[str, Callable[[Path, Parity], str]]] = {
         "state": (CHECKPOINT, lambda path, parity: _state(context, saved, path, parity)),
-        "pt2": (PROGRAM, lambda path, parity: save_program(_embedder(context, saved), _size(context), path, parity)),
-        "onnx": (ONNX, lambda path, parity: _onnx(context, saved, path, parity)),
+        "pt2": (PROGRAM, lambda path, parity: save_program(traced(), path, parity)),
+        "onnx": (ONNX, lambda path, parity: _onnx(traced(), path, parity)),
     }
     for name in config.format:
         file, write = writers[name]
@@ -66,11 +68,9 @@ def _size(context: Context[ExportConfig]) -> tuple[int, int]:
     return context.network.preprocess.size
 
 
-def _onnx(context: Context[ExportConfig], saved: Artefact, path: Path, parity: Parity) -> str:
-    images = noise(NUM_IMAGES, _size(context))
-    return export_onnx(
-        _embedder(context, saved), _size(context), path, images, outputs=Embedder.OUTPUTS, compare=parity
-    )
+def _onnx(traced: Traced, path: Path, parity: Parity) -> str:
+    images = noise(NUM_IMAGES, traced.image_size)
+    return export_onnx(traced, path, images, outputs=Embedder.OUTPUTS, compare=parity)
 
 
 def _state(context: Context[ExportConfig], saved: Artefact, path: Path, parity: Parity) -> str:
