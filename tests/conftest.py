@@ -237,6 +237,34 @@ def unfilled(monkeypatch):
 
 
 @pytest.fixture
+def repeated_numbers(monkeypatch) -> None:
+    """See `repeat_numbers`."""
+    repeat_numbers(monkeypatch)
+
+
+def repeat_numbers(patch: pytest.MonkeyPatch) -> None:
+    """Large tensors begin with the same 65,536 random numbers again and again: drawing them takes as long as a test."""
+    import torch
+
+    generator, few = torch.Generator().manual_seed(0), 1 << 16
+    known = {"normal_": torch.randn(few, generator=generator), "uniform_": torch.rand(few, generator=generator)}
+
+    def repeated(draw: Callable[..., Any], numbers: Any) -> Callable[..., Any]:
+        def fill(tensor: Any, *bounds: float, **options: Any) -> Any:
+            if tensor.numel() < few or tensor.is_meta or any(value is not None for value in options.values()):
+                return draw(tensor, *bounds, **options)
+            first, second = (*bounds, 0.0, 1.0)[:2] if not bounds else (*bounds, 1.0)[:2]
+            scale = second if draw.__name__ == "normal_" else second - first
+            again = numbers.repeat(-(-tensor.numel() // few))[: tensor.numel()]
+            return tensor.copy_(again.mul_(scale).add_(first).view(tensor.shape))
+
+        return fill
+
+    for name, numbers in known.items():
+        patch.setattr(torch.Tensor, name, repeated(getattr(torch.Tensor, name), numbers))
+
+
+@pytest.fixture
 def shared_cache(shared, monkeypatch) -> Path:
     """Rankings, features and baselines of other tests are taken up.
 

@@ -114,7 +114,9 @@ def _app(arguments: list[str]) -> typer.Typer:
         elif len(commands.of(name)) == 1:
             app.command(name, help=job.summary, epilog=_epilog(job, full))(_callback(job, full=full))
         else:
-            app.add_typer(_technique(name, full=full), name=name, help=job.summary, epilog=_epilog(job, full))
+            words = None if completes else arguments[arguments.index(name) + 1 :]
+            technique = _technique(name, words, full=full)
+            app.add_typer(technique, name=name, help=job.summary, epilog=_epilog(job, full))
     for name, function in utilities.UTILITIES.items():
         app.command(name, rich_help_panel="Utilities")(function)
     return app
@@ -124,16 +126,26 @@ def _stub() -> None:
     """Stand-in for a command that is only listed."""
 
 
-def _technique(name: str, *, full: bool) -> typer.Typer:
-    """Job and verbs of one technique; `full`: with all options in their help."""
+def _technique(name: str, words: list[str] | None, *, full: bool) -> typer.Typer:
+    """Job and verbs of one technique, with the options of those that `words` can call: building them all takes longer
+    than the rest of the start.
+
+    Args:
+        name: of the technique.
+        words: what follows it on the command line; None: with the options of all.
+        full: with all options in their help.
+    """
     table = commands.of(name)
     job = table[""]
     app = typer.Typer(subcommand_metavar="[VERB]", **SETTINGS)
-    app.callback(invoke_without_command=True)(_callback(job, full=full))
+    at_once = bool(words and words[0] in table)  # behind an option, a word may be that option's value
+    app.callback(invoke_without_command=True)(_stub if at_once else _callback(job, full=full))
     for verb, command in table.items():
         if verb:
-            words: dict[str, Any] = {"help": command.summary, "rich_help_panel": "Verbs: parts of the job"}
-            app.command(verb, epilog=_epilog(command, full), **words)(_callback(command, full=full))
+            about: dict[str, Any] = {"help": command.summary, "rich_help_panel": "Verbs: parts of the job"}
+            wanted = words is None or verb in (words[:1] if at_once else words)
+            function = _callback(command, full=full) if wanted else _stub
+            app.command(verb, epilog=_epilog(command, full), **about)(function)
     return app
 
 

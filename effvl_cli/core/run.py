@@ -273,11 +273,6 @@ def _folder(command: str, config: Any, key: str) -> Path:
     return RUNS / command.replace(" ", "-") / (config.name or key[:8])
 
 
-def _metadata(config: Any, name: str) -> tuple[Any, ...]:
-    hints = typing.get_type_hints(type(config), include_extras=True)
-    return getattr(hints[name], "__metadata__", ())
-
-
 def _prepare(run: Run, request: RunRequest, inputs: Mapping[str, str], key: str) -> None:
     """Write what describes the attempt, and open the records."""
     if run.attempt > 1:
@@ -306,9 +301,10 @@ def _prepare(run: Run, request: RunRequest, inputs: Mapping[str, str], key: str)
 def input_digests(config: Any) -> dict[str, str]:
     """Digests of the files that options marked ARTEFACT name: the same path with other content makes another run."""
     digests = {}
+    hints = typing.get_type_hints(type(config), include_extras=True)
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
-        if value and ARTEFACT in _metadata(config, item.name):
+        if value and ARTEFACT in getattr(hints[item.name], "__metadata__", ()):
             found = [_digest_of(name) for name in (value if isinstance(value, tuple) else (value,))]
             if any(found):
                 digests[item.name] = "+".join(found)

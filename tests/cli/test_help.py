@@ -47,6 +47,27 @@ def test_what_needs_no_torch_imports_none():
     assert run_each(lines, ["torch"])[1] == [f"0 [] {words}" for words in lines]
 
 
+@pytest.mark.parametrize(
+    ("words", "built"),
+    [
+        (("prune-blocks", "score", "--help"), {"score"}),
+        (("prune-blocks", "--help"), {""}),
+        (("prune-blocks", "--help", "score"), {"", "score"}),  # of the job
+        (("prune-blocks", "--out", "score", "--help"), {"", "score"}),  # what is behind an option may be its value
+    ],
+)
+def test_options_are_built_for_what_is_called(effvl, monkeypatch, words, built):
+    seen, build = [], flags.callback
+    monkeypatch.setattr(
+        flags, "callback", lambda config, *rest, **more: seen.append(config) or build(config, *rest, **more)
+    )
+    shown = effvl(*words).out
+    table = commands.of("prune-blocks")
+    assert seen == [flags.config_class(command.config) for verb, command in table.items() if verb in built]
+    assert table["" if "" in built else "score"].summary in shown
+    assert ("--remove" in shown) == ("" in built)
+
+
 @pytest.fixture(scope="module")
 def short_help():
     """Help of a command in so many columns, written once."""

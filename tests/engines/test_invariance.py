@@ -180,7 +180,7 @@ def test_a_larger_vit_can_start_from_timms_weights(effvl, workdir):
     theirs.load_state_dict(weights)
 
 
-def test_the_backbone_is_taken_by_other_commands(effvl, report):
+def test_the_backbone_is_taken_by_other_commands(effvl, report, few_digits):
     assert effvl(*SMALL, "--budget", 50, "--no-baseline", "--out", "run").code == 0
     line = ("pretrain", "--method", "supervised", "--weights", "run", "--data", "digits", "--epochs", 5, "--lr", 4e-3)
     done = effvl(*line, "--out", "tuned")

@@ -247,7 +247,9 @@ WRONG = {
     "race": (("--race", "bound", "--criterion", "l1"), 2, "--race bound needs --criterion direct"),
     "pattern": (("--only", "layer9.*", "--force", "--baseline-epochs", 1), 2, "'layer9.*' matches no unit"),
     "no unit": (("--model", "torchvision:squeezenet1_1", "--remove", 1, "--baseline-epochs", 1), 4, "no removable"),
-    "chance": (("--baseline-epochs", 1, "--baseline-lr", 1e-9), 4, "chance is 10.0%"),
+    "chance": (
+        ("--model", "cifar-resnet:14,width=2", "--baseline-epochs", 1, "--baseline-lr", 1e-9), 4, "chance is 10.0%",
+    ),
     "half": (("--unit", "half", "--force", "--baseline-epochs", 1), 4, "no ViT blocks"),
     "weights": (("--weights", "nothing.safetensors"), 4, "nothing.safetensors"),
     "filtered": (("--min-per-stage", 3, "--force", "--baseline-epochs", 1, "--only", "layer1.0"), 4, "no removable"),
@@ -398,8 +400,8 @@ def test_a_fresh_start_leaves_nothing_of_the_run_before(job, report, trained, pr
 
 
 def test_impacts_over_latency(job, report, trained, monkeypatch):
-    calls, find = [], candidates.find
-    monkeypatch.setattr(candidates, "find", lambda *words, **more: calls.append(1) or find(*words, **more))
+    calls, discover = [], candidates.discover
+    monkeypatch.setattr(candidates, "discover", lambda *words, **more: calls.append(1) or discover(*words, **more))
     job(*quick(trained, "--impact-per", "latency", "--remove", 1))
     assert len(report("r").technique["steps"]) == 1
     assert len(calls) == 1  # weights that are given do not change between the check and the first step

@@ -76,9 +76,9 @@ def test_scores_from_a_file_are_finite_numbers(trained, effvl, report):
         (("--criterion", "l1", "--score-stack", 2), 2, "--score-stack 2 needs --criterion direct"),
         (("--criterion", "l1", "--tie", "loss-ci"), 2, "--tie loss-ci needs --criterion direct"),
         (("--metric", "loss", "--tie", "loss-ci"), 2, "--tie loss-ci with --metric loss"),
-        (("--bn-recal", 5000), 2, "--bn-recal is 5000, and there are 1078 training images"),
-        (("--finetune-batch-size", 5000), 2, "--finetune-batch-size is 5000, and there are 1078 training images"),
-        (("--baseline-batch-size", 5000), 2, "--baseline-batch-size is 5000, and there are 1078 training images"),
+        (("--bn-recal", 5000), 2, "--bn-recal is 5000, and there are 719 training images"),
+        (("--finetune-batch-size", 5000), 2, "--finetune-batch-size is 5000, and there are 719 training images"),
+        (("--baseline-batch-size", 5000), 2, "--baseline-batch-size is 5000, and there are 719 training images"),
     ],
 )
 def test_what_would_do_nothing_or_cannot_be_is_refused(words, code, part, effvl):

@@ -15,6 +15,7 @@ from effvl_cli.core.errors import DataError, ModelError, UsageError
 from effvl_cli.models import foreign
 from effvl_cli.models import network as networks
 
+pytestmark = pytest.mark.usefixtures("repeated_numbers")
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2), "b.weight": torch.zeros(3)}
 
 

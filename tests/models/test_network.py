@@ -18,6 +18,7 @@ from effvl_cli.models import openclip
 from effvl_cli.models.merges import learn, pack
 from effvl_cli.models.openclip import use_quick_gelu
 from effvl_cli.models.tiny import ASSETS, MERGES
+from tests.conftest import repeat_numbers
 
 
 def load(spec=None, weights=None, **more):
@@ -27,7 +28,9 @@ def load(spec=None, weights=None, **more):
 @pytest.fixture(scope="module")
 def b32():
     torch.manual_seed(0)
-    return open_clip.create_model("ViT-B-32").state_dict()
+    with pytest.MonkeyPatch.context() as patch:
+        repeat_numbers(patch)
+        return open_clip.create_model("ViT-B-32").state_dict()
 
 
 OPENAI = {"input_resolution": torch.tensor(224), "context_length": torch.tensor(77), "vocab_size": torch.tensor(49408)}

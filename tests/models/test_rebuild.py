@@ -28,6 +28,7 @@ from effvl_cli.models.rebuild import REBUILD, write_rebuild
 from effvl_cli.models.removed_blocks import blocks_removed
 from effvl_cli.techniques.prune_blocks.surgery import Removal
 
+pytestmark = pytest.mark.usefixtures("repeated_numbers")
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 

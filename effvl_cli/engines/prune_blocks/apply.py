@@ -14,6 +14,7 @@ from effvl_cli.engines.prune_blocks.preview import preview_apply
 from effvl_cli.engines.prune_blocks.removal_step import figures, finetune, original_figures, settle, size_of
 from effvl_cli.engines.prune_blocks.training import Recipe
 from effvl_cli.techniques.prune_blocks.choices import Candidate, Found, describe
+from effvl_cli.techniques.prune_blocks.targets import Size
 
 table = tables.steps
 
@@ -28,7 +29,7 @@ def run(config: ApplyConfig, run: Run) -> None:
     context = load_run.open_network(config, run)
     note_leaks(context)
     start = surgery.start(context)
-    found = candidates.find(context, start.module, start.origins, candidates.permitted(context, start.origins))
+    _, found = candidates.survey(context, start.origins)
     candidates.refuse_none(context, found)
     run.report.technique.update(describe(found))
     picked = _picked(config.units, found)
@@ -43,7 +44,8 @@ def run(config: ApplyConfig, run: Run) -> None:
     )
     final = phases.once("final", lambda: figures(context, state.module))
     run.report.technique.update(steps=[row.to_dict() for row in steps], stopped="target_reached")
-    measurements.record(context, before, final, steps, *measurements.sizes(context, state))
+    now = Size(steps[0].params, steps[0].macs)
+    measurements.record(context, before, final, steps, original, now)
     result.write_table(context, steps)
     measurements.draw(context, before, final, steps, original, measurements.time(context, start, state, phases))
     result.save(context, state)

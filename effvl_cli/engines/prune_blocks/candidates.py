@@ -21,19 +21,26 @@ from effvl_cli.techniques.prune_blocks.discover import (
 from effvl_cli.techniques.prune_blocks.scoring_cost import measure_costs
 
 
-def permitted(context: Judged, origins: Mapping[str, str]) -> frozenset[str]:
-    """Paths of the network's units that --protect and --only allow to remove.
+def survey(context: Judged, origins: Mapping[str, str], *, look: bool = True) -> tuple[frozenset[str], Found]:
+    """Units of the network as loaded that --protect and --only allow to remove: original paths of all of them, and
+    those that may be removed at first.
 
     Args:
         context: options and network.
         origins: path of each module, to its path in the network as it was built; patterns are of these.
+        look: as for `find`.
 
     Raises:
         UsageError: a pattern matches no unit.
         ModelError: there is no unit at all.
     """
-    config = context.config
     found = _discover(context, context.module)
+    allowed = _permitted(context, found, origins)
+    return allowed, _removable(context, context.module, found, origins, allowed, look=look)
+
+
+def _permitted(context: Judged, found: Discovery, origins: Mapping[str, str]) -> frozenset[str]:
+    config = context.config
     if not found.units:
         why = reasons(found.rejected) or "none of its modules is one of a series of blocks"
         raise _none(context, found.rejected, why)
@@ -57,7 +64,18 @@ def find(
         allowed: original paths of those that the patterns allow.
         look: check with the first scoring images too, which may give a unit inputs of other signs than noise.
     """
-    found = _discover(context, module)
+    return _removable(context, module, _discover(context, module), origins, allowed, look=look)
+
+
+def _removable(
+    context: Judged,
+    module: nn.Module,
+    found: Discovery,
+    origins: Mapping[str, str],
+    allowed: frozenset[str],
+    *,
+    look: bool,
+) -> Found:
     units = tuple(unit for unit in found.units if origins.get(unit.path, unit.path) in allowed)
     room = most_removable(found.stages, units, context.config.min_per_stage)
     units = spare(found.stages, units, context.config.min_per_stage)

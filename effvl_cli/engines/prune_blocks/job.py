@@ -46,15 +46,14 @@ def run(config: PruneBlocksConfig, run: Run) -> None:
     found = pruning.run()
     final = phases.once("final", lambda: figures(context, found.state.module))
     run.report.technique.update(steps=[row.to_dict() for row in found.steps], stopped=found.stopped)
-    sizes = measurements.sizes(context, found.state)
-    measurements.record(context, pruning.baseline, final, found.steps, *sizes)
+    measurements.record(context, pruning.baseline, final, found.steps, pruning.original, pruning.size)
     _compare_scoring(context, pruning, phases)
     result.write_table(context, found.steps)
     rows = measurements.time(context, state, found.state, phases)
     if found.steps:
         gone = found.steps[0].names
         pictures.importance(run, found.steps[0].importance or (), config.criterion, [*gone, "+".join(gone)])
-    measurements.draw(context, pruning.baseline, final, found.steps, sizes[0], rows)
+    measurements.draw(context, pruning.baseline, final, found.steps, pruning.original, rows)
     result.save(context, found.state)
 
 

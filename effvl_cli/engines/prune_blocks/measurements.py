@@ -7,7 +7,6 @@ from effvl_cli.core import bench
 from effvl_cli.core.phases import Phases
 from effvl_cli.engines.prune_blocks import network_latency, pictures
 from effvl_cli.engines.prune_blocks.context import Tuning
-from effvl_cli.engines.prune_blocks.removal_step import size_of
 from effvl_cli.models.pruned_network import State
 from effvl_cli.techniques.prune_blocks.pareto import pareto_points, with_latencies
 from effvl_cli.techniques.prune_blocks.step_row import StepRow
@@ -41,12 +40,12 @@ def time(context: Tuning, start: State, state: State, phases: Phases) -> list[be
     """Latency after each step at batch 1, and of the first and last network at another batch size."""
     networks = along_steps(context.module, state.removals[len(start.removals) :])
     last = list(networks)[-1]
-    ends = {name: networks[name] for name in (ORIGINAL, last)}
 
     def timed() -> list[dict[str, Any]]:
-        batch = context.config.latency_batch_size
-        rows = network_latency.measure(context, networks, [1])
-        rows += network_latency.measure(context, ends, [batch]) if batch != 1 else []
+        batch, arms = context.config.latency_batch_size, network_latency.arms(context, networks)
+        rows = network_latency.compare(context, arms, [1])
+        ends = [arm for arm in arms if arm.name in (ORIGINAL, last)]
+        rows += network_latency.compare(context, ends, [batch]) if batch != 1 else []
         return [row.to_dict() for row in rows]
 
     rows = bench.rows_from(phases.timed("latency", timed))
@@ -70,8 +69,3 @@ def draw(
     points = with_latencies(pareto_points(steps, *ends, original), network_latency.by_network(rows))
     context.run.report.technique["pareto"] = [point.to_dict() for point in points]
     pictures.pareto(context.run, points, len(context.test))
-
-
-def sizes(context: Tuning, state: State) -> tuple[Size, Size]:
-    """Of the network that the run began with, and of the one that it made."""
-    return size_of(context, context.module), size_of(context, state.module)

@@ -42,8 +42,18 @@ def measure(
     seconds: float = PER_ARM_SECONDS,
 ) -> list[bench.Row]:
     """Time networks beside the original."""
-    precision = context.config.precision
-    return bench.compare(arms(context, networks), batches, context.run, precision=precision, seconds=seconds)
+    return compare(context, arms(context, networks), batches, seconds=seconds)
+
+
+def compare(
+    context: NetworkContext[RunOptions],
+    of: Sequence[bench.Arm],
+    batches: Sequence[int],
+    *,
+    seconds: float = PER_ARM_SECONDS,
+) -> list[bench.Row]:
+    """The same of arms that are there already."""
+    return bench.compare(of, batches, context.run, precision=context.config.precision, seconds=seconds)
 
 
 def saved(context: NetworkContext[RunOptions], module: nn.Module, units: Sequence[Unit]) -> list[float]:

@@ -95,8 +95,7 @@ def preview_export(config: ExportConfig) -> list[Table]:
 
 def _units(context: Scoring, search: str) -> tuple[Found, Table]:
     state = surgery.start(context)
-    allowed = candidates.permitted(context, state.origins)
-    found = candidates.find(context, state.module, state.origins, allowed, look=False)
+    _, found = candidates.survey(context, state.origins, look=False)
     candidates.refuse_none(context, found)
     described = describe(found)
     if search == "pairs":

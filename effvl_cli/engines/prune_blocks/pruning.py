@@ -16,7 +16,7 @@ from effvl_cli.models.pruned_network import State
 from effvl_cli.techniques.prune_blocks.choices import Candidate, Found, describe
 from effvl_cli.techniques.prune_blocks.score import STACKED
 from effvl_cli.techniques.prune_blocks.step_row import StepRow
-from effvl_cli.techniques.prune_blocks.targets import Targets, largest_removal, spread_over_stages
+from effvl_cli.techniques.prune_blocks.targets import Size, Targets, largest_removal, spread_over_stages
 
 EMBEDDED_REMOVED = 2
 Stopped = Literal["target_reached", "max_drop", "exhausted"]
@@ -48,11 +48,15 @@ class Pruning:
         context: network, data and options.
         phases: results of earlier attempts.
         start: the network to begin with.
+
+    Attributes:
+        original: size of the network that the job began with.
+        size: of the one that it has now.
     """
 
     def __init__(self, context: Context[PruneBlocksConfig], phases: Phases, start: State) -> None:
         self.here, self.phases, self.start = context, phases, start
-        self.original = size_of(context, context.module)
+        self.original = self.size = size_of(context, context.module)
         self.targets = _targets_of(context.config, context.data)
         self.lookahead = Lookahead.of(context.config)
         self.ranking: list[str] = []  # original paths by the first scoring, for --rescore once
@@ -66,8 +70,8 @@ class Pruning:
             ModelError: nothing can be removed.
         """
         context, state = self.here, self.start
-        self.allowed = candidates.permitted(context, state.origins)
-        self.first = found = candidates.find(context, state.module, state.origins, self.allowed)
+        self.allowed, found = candidates.survey(context, state.origins)
+        self.first = found
         candidates.refuse_none(context, found)
         described = describe(found)
         self.first_cost: float = described["cost_model"]["ratio"]
@@ -99,7 +103,7 @@ class Pruning:
                 self.steps[-1] = replace(row, rejected=True)
                 stopped = "max_drop"
                 break
-            state = pruned
+            state, self.size = pruned, Size(row.params, row.macs)
         return Result(self._finish(state), self.steps, stopped)
 
     def _check_targets(self, found: Found) -> None:
@@ -117,9 +121,7 @@ class Pruning:
             )
 
     def _reached(self, state: State) -> bool:
-        return self.targets.reached(
-            self._removed(state), self.original, size_of(self.here, state.module), lambda: self._latency(state)
-        )
+        return self.targets.reached(self._removed(state), self.original, self.size, lambda: self._latency(state))
 
     def _removed(self, state: State) -> int:
         return len(state.removals) - len(self.start.removals)

@@ -23,7 +23,7 @@ def run(config: ScoreConfig, run: Run) -> None:
     context = load_run.open_network(config, run)
     note_leaks(context)
     state = surgery.start(context)
-    found = candidates.find(context, state.module, state.origins, candidates.permitted(context, state.origins))
+    _, found = candidates.survey(context, state.origins)
     candidates.refuse_none(context, found)
     technique = run.report.technique
     technique.update(describe(found), criterion=config.criterion, metric=config.metric)

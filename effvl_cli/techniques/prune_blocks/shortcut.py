@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
+from .containers import evaluating
 from .stand_ins import ACTIVATIONS
 from .unit import Shortcut as Kind
 
@@ -70,27 +71,26 @@ def find_shortcut(unit: nn.Module, call: BoundArguments, name: str, like: Tensor
         name: of the argument that is the tensor.
         like: has the shape, type and device of that tensor.
     """
-    unit = copy.deepcopy(unit).eval()
     noise = torch.randn(like.shape, generator=torch.Generator().manual_seed(0)).mul_(_SPREAD).to(like)
 
-    def run(x: Tensor) -> Tensor:
+    zeros = {key: torch.zeros_like(parameter) for key, parameter in unit.named_parameters()}
+
+    def run(module: Callable[..., Any], x: Tensor) -> Tensor:
         call.arguments[name] = x.clone()  # the first operation may be in place
-        output: Tensor = unwrapped(unit(*call.args, **call.kwargs))
+        output: Tensor = unwrapped(module(*call.args, **call.kwargs))
         return output
 
-    with torch.no_grad():
-        for parameter in unit.parameters():
-            parameter.zero_()
-        output = run(noise)
+    with evaluating(unit):
+        output = run(lambda *args, **kwargs: torch.func.functional_call(unit, zeros, args, kwargs), noise)
     if output.isnan().any():
         return Shortcut("probe-nan")
     found = _compare(noise, output)
+    if found.finding == "none":
+        return found
+    unit = copy.deepcopy(unit).eval()  # takes longer than the probe, and is spared where that has decided
     others = {key: value for key, value in call.arguments.items() if key != name}
-    if (
-        found.finding != "none"
-        and not _graph_allows(unit, others, found.finding)
-        and not _adds(unit, run, noise, found.activation or ("relu" if found.finding == "identity+relu" else ""))
-    ):
+    activation = found.activation or ("relu" if found.finding == "identity+relu" else "")
+    if not _graph_allows(unit, others, found.finding) and not _adds(unit, partial(run, unit), noise, activation):
         return Shortcut("fx-disagrees")
     return found
 

@@ -18,6 +18,8 @@ from effvl_cli.techniques.prune_blocks.score import Scorer
 from effvl_cli.techniques.prune_blocks.surgery import Removal, take_out
 from effvl_cli.techniques.prune_blocks.unit import Unit
 
+pytestmark = pytest.mark.usefixtures("repeated_numbers")
+
 
 def found(network, *, size=8, channels=3, **options):
     images = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
