@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from PIL import Image
+from typer.models import OptionInfo
 
 from effvl_cli.cli.app import main
 from effvl_cli.core import plots, signals
@@ -167,6 +168,24 @@ def _share_table_of_onnx() -> None:
         return table
 
     ONNXRegistry.from_torchlib = classmethod(copied)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_adapter_of_each_kind() -> Iterator[None]:
+    """Typer builds pydantic's checks anew for every option of every command line: texts and switches share theirs."""
+    from typer import _adapters
+
+    build = _adapters.build_leaf_adapter
+    plain = cache(lambda kind: build(kind, parameter_info=OptionInfo()))
+
+    def shared(annotation: Any, parameter_info: Any) -> Any:
+        if annotation in (str, bool) and parameter_info.parser is None:
+            return plain(annotation)
+        return build(annotation, parameter_info=parameter_info)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_adapters, "build_leaf_adapter", shared)
+        yield
 
 
 DRAWING = {name: getattr(plots, name) for name in ("_figure", "_write")}
