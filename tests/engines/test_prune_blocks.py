@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
 from effvl_cli.core.checkpoint import load_model, read_manifest
@@ -407,13 +408,15 @@ def test_impacts_over_latency(job, report, trained, monkeypatch):
     assert len(calls) == 1  # weights that are given do not change between the check and the first step
 
 
-def test_halves_of_a_vit_go_one_by_one(effvl, report, image_folder, programs):
+def test_halves_of_a_vit_go_one_by_one(effvl, report, image_folder, programs, monkeypatch):
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *words, **more: create(*words, **more, depth=2))  # instead of 6
     line = ("prune-blocks", "--data", f"folder:{image_folder}", "--model", "timm:test_vit", "--unit", "half", "--force")
     short = ("--baseline-epochs", 1, "--baseline-batch-size", 8, "--finetune-epochs", 0, "--final-epochs", 0)
     outcome = effvl(*line, *short, "--remove", 1, "--latency-batch-size", 1, "--out", "r")
     assert outcome.code == 0, outcome.err
     units = [row["path"] for row in report("r").technique["valid_units"]]
-    assert units and all(path.endswith(("_attention", "_mlp")) for path in units)
+    assert len(units) == 4 and all(path.endswith(("_attention", "_mlp")) for path in units)
     network = networks.load(None, "r", default="", kind="classifier")
     assert [edit["kind"] for edit in network.edits] == ["halves", "blocks removed"]
     assert (Path("r") / "model.pt2").is_file() and not (Path("r") / "rebuild.py").exists()

@@ -23,6 +23,8 @@ from effvl_cli.techniques.prune_blocks.surgery import (
 )
 from effvl_cli.techniques.prune_blocks.unit import Unit
 
+pytestmark = pytest.mark.usefixtures("repeated_numbers")
+
 
 def images(size, count=2):
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -148,7 +150,7 @@ def test_published_cuts_to_the_integer(name):
     spec, classes, stages, params, macs, share = ANCHORS[name]
     built = build(spec, seed=0, num_classes=classes)
     network, size = built.module.eval(), built.preprocess.size[0]
-    valid = discover(network, images(64)).units
+    valid = discover(network, images(min(size, 64))).units
     assert (count_parameters(network), count_macs(network, images(size, 1))) == (params[0], macs[0])
     pruned = copy.deepcopy(network)
     for unit in reversed(multiset(stages, valid)):
@@ -164,7 +166,7 @@ def test_published_cuts_to_the_integer(name):
 def test_attainable_maxima(spec, size, params, macs):
     network = build(spec, seed=0).module.eval()
     smaller = copy.deepcopy(network)
-    for unit in reversed(discover(network, images(64)).units):
+    for unit in reversed(discover(network, images(min(size, 64))).units):
         remove(smaller, unit.path, "delete")
     assert 1 - count_parameters(smaller) / count_parameters(network) == pytest.approx(params, abs=5e-5)
     gone = 1 - count_macs(smaller, images(size, 1)) / count_macs(network, images(size, 1))
