@@ -47,8 +47,8 @@ def lively(network):
 
 NETWORKS = {
     "cifar-resnet:20": (lambda: build("cifar-resnet:20", seed=0).module, 32, "delete"),
-    "tv resnet18": (lambda: torchvision.models.resnet18(num_classes=5), 64, "delete"),
-    "tv resnet50": (lambda: torchvision.models.resnet50(num_classes=5), 64, "delete"),
+    "tv resnet18": (lambda: torchvision.models.resnet18(num_classes=5), 32, "delete"),
+    "tv resnet50": (lambda: torchvision.models.resnet50(num_classes=5), 32, "delete"),
     "tv vit": (lambda: torchvision.models.VisionTransformer(32, 8, 2, 2, 32, 64, num_classes=5), 32, "delete"),
     "tv convnext": (
         lambda: ConvNeXt(
@@ -57,13 +57,13 @@ NETWORKS = {
         64,
         "delete",
     ),
-    "tv mobilenet_v2": (lambda: torchvision.models.mobilenet_v2(num_classes=5), 64, "delete"),
+    "tv mobilenet_v2": (lambda: torchvision.models.mobilenet_v2(num_classes=5), 32, "delete"),
     "timm swin": (
         lambda: timm.create_model("swin_tiny_patch4_window7_224", img_size=56, depths=(1, 1, 2, 1), num_classes=5),
         56,
         "delete",
     ),
-    "timm regnety": (lambda: timm.create_model("regnety_002", num_classes=5), 64, "delete"),
+    "timm regnety": (lambda: timm.create_model("regnety_002", num_classes=5), 32, "delete"),
 }
 
 
