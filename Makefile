@@ -56,8 +56,8 @@ mini-%: recipes/mini/%.yaml $(READY)
 	$(BIN)/effvl sweep $<
 	$(BIN)/effvl table $<
 
-mini-pretrain mini-pretrain-search mini-prune-blocks mini-prune-blocks-published mini-prune-tokens-cifar table-pretrain-cifar10: \
-	runs/data/cifar10
+mini-pretrain mini-pretrain-search mini-prune-blocks mini-prune-blocks-published mini-prune-tokens-cifar \
+mini-prune-tokens-ranked table-pretrain-cifar10: runs/data/cifar10
 mini-pretrain-transfer: runs/data/cifar10 runs/data/tinyimagenet60
 mini-continual: runs/data/cifar10
 mini-prune-blocks-published: runs/data/cifar10-resnets

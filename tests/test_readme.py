@@ -58,6 +58,18 @@ def test_make_targets_exist():
         assert known, target
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "mini").glob("*.yaml")), ids=lambda path: path.stem)
+def test_make_unpacks_what_a_miniature_reads(path):
+    text = (ROOT / "Makefile").read_text().replace("\\\n", "")
+    rules = re.findall(r"^([^#\t\n:=]+): (.*)$", text, re.MULTILINE)
+    made, found = {f"mini-{path.stem}"}, -1
+    while found != len(made):  # what is made on the way to it, too
+        found = len(made)
+        made |= {word for targets, words in rules if made & set(targets.split()) for word in words.split()}
+    read = set(re.findall(r"runs/data/[\w.-]+", path.read_text()))
+    assert all(any(word == name or word.startswith(f"{name}/") for word in made) for name in read), (read, made)
+
+
 def test_the_readme_is_short_and_every_technique_has_a_page_and_an_example():
     from effvl_cli.cli.commands import names
 

@@ -1,6 +1,7 @@
 """Options of `effvl prune-tokens` and its verbs."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -29,10 +30,11 @@ Shots = Positive | Literal["all"]
 Selector = Literal["predictor", "golden", "cls-attn", "evit", "tome", "random", "grid", "center", "norm", "taylor"]
 # Selectors fit for deployment: no oracle, no backward pass.
 Timed = Literal["predictor", "cls-attn", "evit", "tome", "random", "grid", "center", "norm"]
+LEAST_DIVERSITY = 0.1  # as in techniques/prune_tokens/keeping.py
 
 
 @dataclass(frozen=True, kw_only=True)
-class TowerOptions:
+class TowerOptions(Checked):
     """Where the tower is pruned."""
 
     panel: ClassVar[str] = "Pruning"
@@ -41,15 +43,26 @@ class TowerOptions:
         Count | None, Doc("blocks run before pruning (default: 0 for tiny:clip, else a quarter of the blocks)")
     ] = None
     dropped: Annotated[
-        Literal["discard", "fuse", "average", "merge"],
+        Literal["auto", "discard", "fuse", "average", "merge"],
         Doc(
             "what becomes of the other patches: nothing, one token for all, averaged into the most similar kept one, "
-            "or merged into it, so that it counts for more"
+            "or merged into it, so that it counts for more; auto: discard or merge, by validation images"
         ),
-    ] = "discard"
+    ] = "auto"
     diversity: Annotated[
-        float, Ge(0), Doc("how much a patch that is like one chosen before counts for less; 0: the highest scores stay")
-    ] = 0.0
+        float | None,
+        Ge(0),
+        Doc(
+            "0: the highest scores stay; 0.1 and more: those that stand for all, weighted by scores / this "
+            "(default: 2 with average and merge, else 0)"
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        """Check the options against one another."""
+        super().__post_init__()
+        if self.diversity and not LEAST_DIVERSITY <= self.diversity < math.inf:
+            raise ValueError(f"--diversity is {self.diversity:g}. Give 0, or {LEAST_DIVERSITY:g} and more")
 
 
 @dataclass(frozen=True, kw_only=True)

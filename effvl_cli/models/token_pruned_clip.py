@@ -16,7 +16,8 @@ from effvl_cli.core import checkpoint
 from effvl_cli.core.errors import ModelError
 from effvl_cli.models import network as networks
 from effvl_cli.models.openclip_tower import tower_of
-from effvl_cli.techniques.prune_tokens.dropped import Dropped
+from effvl_cli.techniques.prune_tokens.dropped import Choice, Dropped
+from effvl_cli.techniques.prune_tokens.keeping import check_diversity
 from effvl_cli.techniques.prune_tokens.predictor import Predictor, make_predictor
 from effvl_cli.techniques.prune_tokens.prompts import CoupledPrompts, Prompts, VisualPrompts
 from effvl_cli.techniques.prune_tokens.text_prompts import TextPrompts
@@ -51,6 +52,11 @@ class Artefact:
     def any_keep(self) -> bool:
         """Whether the prompts were tuned for any keep rate."""
         return self.prompts is not None and self.manifest["prompts"]["any_keep"]
+
+    @property
+    def choice(self) -> Choice:
+        """What the run does with scored patches."""
+        return choice_of(self.manifest)
 
     @property
     def prompted(self) -> bool:
@@ -103,7 +109,7 @@ def load_pruned(path: str | Path, *, weights: str | None = None, download: bool 
             num_keep=num_keep(manifest["keep"], fields["patches"]),
             selector=predictor,
             prompts=prompts.visual if prompts else None,
-            **_choice(manifest),
+            **dataclasses.asdict(choice_of(manifest)),
         ).eval()
         model.register_buffer(CLASS_WEIGHTS, state[CLASS_WEIGHTS], persistent=False)
     except (KeyError, TypeError, ValueError) as error:
@@ -112,12 +118,17 @@ def load_pruned(path: str | Path, *, weights: str | None = None, download: bool 
     return model
 
 
-def _choice(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What becomes of dropped patches, and how alike kept ones may be; older runs do not say."""
-    found = {"dropped": "discard", "diversity": 0.0, **manifest.get("choice", {})}
-    if found["dropped"] not in get_args(Dropped):
-        raise ValueError(f"dropped patches are to {found['dropped']!r}")
-    return {"dropped": found["dropped"], "diversity": float(found["diversity"])}
+def choice_of(manifest: Mapping[str, Any]) -> Choice:
+    """What a run does with scored patches; older ones do not say.
+
+    Raises:
+        ValueError, TypeError: there is no such choice.
+    """
+    found = Choice(**manifest.get("choice", {}))
+    if found.dropped not in get_args(Dropped):
+        raise ValueError(f"dropped patches are to {found.dropped!r}")
+    check_diversity(found.diversity)
+    return found
 
 
 def _base(manifest: Mapping[str, Any], weights: str | None, *, download: bool) -> networks.Network:
@@ -183,6 +194,7 @@ def modules_of(state: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> tupl
         ModelError: the manifest describes none, or does not fit the tensors.
     """
     try:
+        choice_of(manifest)
         return _described(state, manifest)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:  # torch: sizes that no tensor has
         reason = next(iter(str(error).splitlines()), "")
@@ -218,7 +230,7 @@ def contents(
     any_keep: bool,
     class_weights: Tensor,
     about: Mapping[str, Any],
-    choice: Mapping[str, Any] | None = None,
+    choice: Choice | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Predictor, prompts and class weights as tensors, and the manifest that tells what they are; see `read`.
 
@@ -231,7 +243,7 @@ def contents(
         any_keep: whether the prompts were tuned for any keep rate.
         class_weights: (E, Y) unit class embeddings, tuned text prompts included.
         about: classes, templates, preprocessing.
-        choice: dropped and diversity of `PrunedVision`, where they are not its own.
+        choice: what is done with scored patches; None where there is no predictor.
     """
     state: dict[str, Tensor] = {}
     for prefix, module in (("predictor", parts.predictor), ("prompts", parts.prompts)):
@@ -250,7 +262,7 @@ def contents(
         else None,
         "prompts": describe_prompts(parts.prompts, any_keep=any_keep) if parts.prompts else None,
         "keep": keep,
-        "choice": choice or {},
+        "choice": dataclasses.asdict(choice) if choice else {},
         **about,
     }
     return state, manifest

@@ -8,6 +8,8 @@ from PIL import Image
     ("line", "code", "parts"),
     [
         ("prune-tokens --keep 0", 2, ["--keep is 0", "above 0"]),
+        ("prune-tokens --diversity 0.05", 2, ["--diversity is 0.05", "0, or 0.1 and more"]),
+        ("prune-tokens --diversity inf", 2, ["--diversity is inf"]),
         ("prune-tokens --keep 1.5", 2, ["--keep is 1.5", "at most 1"]),
         ("prune-tokens --keep half", 2, ["--keep is half", "a number"]),
         (

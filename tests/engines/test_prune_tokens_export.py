@@ -62,7 +62,7 @@ def made(tmp_path_factory):
         patch.setitem(shape_captions.SPLITS, "test", 48)
         for words in (
             ("rank", *FEW[:2], "--out", root / "ranked"),
-            ("predict", root / "ranked", *FEW[2:6], "--keep", 0.4, "--out", root / "predictor"),
+            ("predict", root / "ranked", *FEW[2:6], "--keep", 0.4, "--dropped", "discard", "--out", root / "predictor"),
             ("tune", root / "predictor", *FEW[:2], *FEW[6:], "--tune-lr", 1, "--out", root / "tuned"),
         ):
             assert main(["prune-tokens", *map(str, words), "--quiet"]) == 0
@@ -121,11 +121,11 @@ def test_the_loaded_model_is_open_clips_with_fewer_patches(made, pixels):
 
 
 def test_what_becomes_of_dropped_patches_is_exported_too(made, effvl):
-    more = ("--dropped", "merge", "--diversity", 0.3, "--format", "state", "--out", "out")
+    more = ("--dropped", "merge", "--diversity", 2, "--format", "state", "--out", "out")
     outcome = effvl("prune-tokens", "export", made / "predictor", *more)
     assert outcome.code == 0, outcome.err
     visual = load_pruned("out").visual
-    assert (visual.dropped, visual.diversity) == ("merge", 0.3)
+    assert (visual.dropped, visual.diversity) == ("merge", 2.0)
     plain = load_pruned(made / "predictor").visual
     assert (plain.dropped, plain.diversity) == ("discard", 0.0)
 

@@ -49,7 +49,10 @@ def test_the_job_reports_and_draws(tokens_run, report, records):
     per_row, n = 4 * 64**2 + 2 * 64 * 128, 39
     tower = 64 * 192 * 64 + 4 * (n * per_row + 2 * n * n * 64) + 64 * 64
     mixer = 2 * 65 * 64 * 32 + 2 * 65 * 64 * 256 + 64 * 64
-    assert rows["predictor"]["macs"] == tower + mixer
+    # merging: all patches with each other, sums for each kept one, and the means of 26 in 38
+    merging = 64 * 64 * (64 + 38) + (26 * 38 + 64) * 64
+    chosen = done.technique["dropped"]["chosen"]
+    assert rows["predictor"]["macs"] == tower + mixer + {"discard": 0, "merge": merging}[chosen]
     assert rows["predictor"]["flops"] == 2 * rows["predictor"]["macs"]
     assert done.technique["ranking"]["images"] == 60 and done.technique["ranking"]["passes"] == 60 * 64
     for name in ("patches", "accuracy", "latency"):

@@ -104,7 +104,7 @@ def test_a_job_with_prompts_from_block_0_trains_the_predictor_on_what_they_make(
     effvl, few_images, quick_figures, report
 ):
     options = ("--shots", 2, "--layer", 1, "--prompt-start", 0, "--num-golden", 0, "--predictor-epochs", 3)
-    quick = ("--predictor-batch-size", 8, "--tune-epochs", 1, "--tune-batch-size", 60)
+    quick = ("--dropped", "discard", "--predictor-batch-size", 8, "--tune-epochs", 1, "--tune-batch-size", 60)
     outcome = effvl("prune-tokens", *options, *quick, "--out", "run")
     assert outcome.code == 0, outcome.err
     trained = {path.name for path in Path("run/checkpoints").iterdir() if path.is_dir()}

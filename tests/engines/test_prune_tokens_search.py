@@ -14,6 +14,7 @@ from effvl_cli.engines.prune_tokens import rankings
 from effvl_cli.engines.prune_tokens.context import build_context
 from effvl_cli.engines.prune_tokens.predictor import predictor_inputs
 from effvl_cli.models import network
+from effvl_cli.models.token_pruned_clip import load_pruned
 from effvl_cli.techniques.prune_tokens.predictor import make_predictor
 
 SEARCHES = {
@@ -287,6 +288,42 @@ def test_mirrored_images_are_learned_from_too(rank, effvl, pictures, report):
     expected = predictor_inputs(context, mirror, module, None)
     assert torch.equal(predictor_inputs(context, images, module, None, flip=True), expected)
     assert not torch.equal(predictor_inputs(context, images, module, None), expected)
+
+
+def test_what_becomes_of_dropped_patches_is_chosen_by_embeddings(rank, effvl, pictures, report):
+    rank(shots=4)
+    short = ("--predictor-epochs", 2, "--predictor-batch-size", 4, "--keep", 0.5)
+    arms = {
+        "auto": (),
+        "discard": ("--dropped", "discard"),
+        "merge": ("--dropped", "merge"),
+        "four": ("--diversity", 4),
+    }
+    for name, more in arms.items():
+        outcome = effvl("prune-tokens", "predict", "run", *short, *more, "--out", name)
+        assert outcome.code == 0, outcome.err
+    found = report("auto").technique["dropped"]
+    assert [(row["dropped"], row["diversity"]) for row in found["tried"]] == [("discard", 0), ("merge", 2)]
+    assert [row["diversity"] for row in report("four").technique["dropped"]["tried"]] == [4, 4]
+    assert "dropped" not in report("merge").technique
+    options = dict(zip([word.strip("-") for word in pictures[::2]], pictures[1::2], strict=True))
+    context = build_context(config := PredictConfig(**options), unopened("prune-tokens predict", config))
+    images = context.validation()
+    pixels = context.network.preprocess.normalise(images[torch.arange(len(images))])
+    unit = torch.nn.functional.normalize(context.tower.module(pixels).double(), dim=-1)
+    for row in found["tried"]:
+        pruned = torch.nn.functional.normalize(load_pruned(row["dropped"]).visual(pixels).double(), dim=-1)
+        assert row["damage"] == pytest.approx(float(1 - (pruned * unit).sum(1).mean()), rel=1e-4)
+        assert row["top1"] == report(row["dropped"]).metrics["top1_val_predictor"].value
+    best = min(found["tried"], key=lambda row: row["damage"])
+    assert found["chosen"] == best["dropped"] and found["images"] == len(images)
+    assert read_manifest(Path("auto"))["choice"] == {name: best[name] for name in ("dropped", "diversity")}
+    for name in ("auto", best["dropped"]):
+        outcome = effvl(
+            "prune-tokens", "eval", name, "--selector", "predictor", "--num-golden", 0, "--out", f"e-{name}"
+        )
+        assert outcome.code == 0, outcome.err
+    assert report("e-auto").technique["results"] == report(f"e-{best['dropped']}").technique["results"]
 
 
 def test_budgets_are_for_keepset_alone(effvl, pictures):

@@ -32,7 +32,7 @@ SMALL = ("--shots", 1, "--predictor-epochs", 2, "--predictor-batch-size", 8, "--
 def trained(shared, few_images, shared_cache):
     """A predictor that was trained to keep 30 of 64 patches, in the folder `run`."""
     ranked = shared.run("tokens-ranked-once", "prune-tokens", "rank", "--shots", 1)
-    words = ("predict", ranked, *SMALL[2:6], "--num-keep", 30)
+    words = ("predict", ranked, *SMALL[2:6], "--num-keep", 30, "--dropped", "discard")
     copy_of(shared.run("tokens-30", "prune-tokens", *words, prepare=keep_few_images, pictures=False), "run")
 
 
@@ -153,6 +153,10 @@ def test_a_damaged_manifest_is_refused_in_one_line(trained, effvl):
             (lambda m: m.update(base=[]), "no usable base"),
             (lambda m: m["predictor"].update(kind="mixed"), "damaged"),
             (lambda m: m.update(predictor={"width": 64}), "damaged"),
+            (lambda m: m["choice"].update(dropped="auto"), "damaged"),
+            (lambda m: m["choice"].update(diversity=0.01), "damaged"),
+            (lambda m: m["choice"].update(diversity="2"), "damaged"),
+            (lambda m: m.update(choice=[1]), "damaged"),
         )
     ):
         broken = json.loads(json.dumps(whole))

@@ -1,5 +1,6 @@
 """The predictor and the prompts on disk, and the tower that they belong to."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,12 @@ from torch import Tensor
 
 from effvl_cli.config.prune_tokens import KeepOptions
 from effvl_cli.core.checkpoint import check_settings
-from effvl_cli.engines.prune_tokens.context import AnyContext, artefact_fields
+from effvl_cli.engines.prune_tokens.context import AnyContext, C, Context, artefact_fields
 from effvl_cli.engines.prune_tokens.texts import with_prompts
 from effvl_cli.models import token_pruned_clip
 from effvl_cli.models.network import CHECKPOINT
 from effvl_cli.models.token_pruned_clip import Artefact, modules_of, read
+from effvl_cli.techniques.prune_tokens.dropped import Choice
 from effvl_cli.techniques.prune_tokens.predictor import Predictor
 from effvl_cli.techniques.prune_tokens.prompts import Prompts
 
@@ -55,7 +57,7 @@ def contents(
         ranking=ranking,
         keep=config.keep if isinstance(config, KeepOptions) else None,
         any_keep=any_keep,
-        choice={"dropped": config.dropped, "diversity": config.diversity},
+        choice=context.choice if parts.predictor else None,
         class_weights=with_prompts(context, parts.prompts).classifier,
         about={
             "classes": list(context.classes),
@@ -86,3 +88,12 @@ def load(context: AnyContext, folder: Path) -> Artefact:
     if saved.prompted:
         context.run.warn(f"the predictor of {folder} was trained with its prompts: without them it may do worse")
     return saved
+
+
+def as_saved(context: Context[C], saved: Artefact) -> Context[C]:
+    """The context with a run's predictor and, where --dropped is auto, with what that run does with scored patches."""
+    config, choice = context.config, context.choice
+    if config.dropped == "auto":
+        diversity = saved.choice.diversity if config.diversity is None else config.diversity
+        choice = Choice(saved.choice.dropped, diversity)
+    return dataclasses.replace(context, predictor=saved.predictor, choice=choice)

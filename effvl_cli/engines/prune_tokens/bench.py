@@ -1,6 +1,5 @@
 """`effvl prune-tokens bench`: times of pruned towers and the dense one, beside the ratio of multiply-adds."""
 
-import dataclasses
 from pathlib import Path
 
 from effvl_cli.config.prune_tokens import BenchConfig
@@ -19,7 +18,7 @@ def run(config: BenchConfig, run: Run) -> None:
     context = build_context(config, run)
     run.report.technique["tower"] = tower_summary(context)
     saved = artefact.load(context, Path(str(config.run)))
-    context = dataclasses.replace(context, predictor=saved.predictor)
+    context = artefact.as_saved(context, saved)
     names = asked_for(context)
     for name in names:
         refuse_missing(name, context, saved.predictor)

@@ -1,6 +1,6 @@
 """What every phase of prune-tokens works with: the network, its tower, the data and the class weights."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -33,6 +33,7 @@ from effvl_cli.engines.common.batches import decode
 from effvl_cli.models import network as networks
 from effvl_cli.models.openclip import logit_scale_value
 from effvl_cli.models.openclip_tower import ClipTower, self_check, tower_of
+from effvl_cli.techniques.prune_tokens.dropped import Choice, choices
 from effvl_cli.techniques.prune_tokens.macs import TowerShape
 from effvl_cli.techniques.prune_tokens.predictor import Predictor
 from effvl_cli.techniques.prune_tokens.selector_table import Place
@@ -42,6 +43,7 @@ MAX_VALIDATION = 1000
 
 C_co = TypeVar("C_co", bound=TowerConfig, covariant=True)
 C = TypeVar("C", bound=TowerConfig)
+P = TypeVar("P", PruneTokensConfig, PredictConfig)
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,13 @@ class Context(Generic[C_co]):
     """Scalar that multiplies cosines."""
     predictor: Predictor | None = None
     """Of the pruned towers, once there is one."""
+    choice: Choice = field(default_factory=Choice)
+    """What is done with the scored patches; with --dropped auto settled once there is a predictor."""
 
     @property
     def place(self) -> Place:
         """Where the tower is pruned."""
-        config = self.config
-        return Place(
-            self.shape, self.tower.num_heads, self.layer, self.predictor, config.dropped, diverse=config.diversity > 0
-        )
+        return Place(self.shape, self.tower.num_heads, self.layer, self.predictor, self.choice)
 
     def images(self, split: str, indices: np.ndarray | None = None) -> Decoded:
         """Decode images of a split; all of them when no indices are given.
@@ -162,6 +163,7 @@ def build_context(config: C, run: Run) -> Context[C]:
         templates,
         classifier,
         logit_scale_value(network.module).float(),
+        choice=choices(config.dropped, config.diversity)[0],
     )
 
 

@@ -1,6 +1,5 @@
 """`effvl prune-tokens eval`: accuracy of selectors at keep rates."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -36,7 +35,7 @@ def run(config: EvalConfig, run: Run) -> None:
     keeps: tuple[float, ...] = tuple(dict.fromkeys(context.config.keep))
     names = asked_for(context)
     saved = artefact.load(context, Path(str(config.run)))
-    context = dataclasses.replace(context, predictor=saved.predictor)
+    context = artefact.as_saved(context, saved)
     _refuse_early(context, names, saved)
     test = context.images("test")
     dense = embed_dense(context, test)

@@ -34,7 +34,7 @@ def run(config: ExportConfig, run: Run) -> None:
     saved = artefact.load(context, Path(str(config.run)))
     if saved.predictor is None:
         raise ModelError(f"{config.run} holds no predictor", f"Train one: effvl prune-tokens predict {config.run}")
-    saved = _at_keep(context, saved)
+    context, saved = artefact.as_saved(context, saved), _at_keep(context, saved)
     traced = cache(lambda: trace(_embedder(context, saved), _size(context)))
     writers: dict[str, tuple[str, Callable[[Path, Parity], str]]] = {
         "state": (CHECKPOINT, lambda path, parity: _state(context, saved, path, parity)),

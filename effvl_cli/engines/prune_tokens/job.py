@@ -1,6 +1,5 @@
 """The whole job: rank, train the predictor, tune prompts, evaluate, time, draw."""
 
-import dataclasses
 from functools import partial
 
 from torch import Tensor
@@ -10,6 +9,7 @@ from effvl_cli.core.run import Run
 from effvl_cli.data.decoded import Decoded
 from effvl_cli.data.fewshot import spread
 from effvl_cli.engines.prune_tokens import artefact, evaluation, pictures, tables, tower_latency
+from effvl_cli.engines.prune_tokens.choice import validated
 from effvl_cli.engines.prune_tokens.context import Context, build_context, tower_summary
 from effvl_cli.engines.prune_tokens.evaluation import embed, embed_dense, result
 from effvl_cli.engines.prune_tokens.golden_search import rank_training
@@ -54,6 +54,7 @@ def run(config: PruneTokensConfig, run: Run) -> None:
     dense = embed_dense(context, test)  # before the long part: the dense tower must know what it is judged on
     training, ranked = rank_training(context)
     predictor = train_predictor(context, training, ranked.rank).module
+    context = validated(context, training, predictor)
     prompts = tune_prompts(context, training, predictor) if config.prompts != "none" else None
     tuned, prompted = predictor, prompts is not None and prompts.start is not None and prompts.start < context.layer
     if prompted:
@@ -67,7 +68,7 @@ def run(config: PruneTokensConfig, run: Run) -> None:
         prompted=prompted,
         any_keep=config.tune_keeps == "mix",
     )
-    _evaluate(dataclasses.replace(context, predictor=predictor), predictor, tuned, prompts, test, dense)
+    _evaluate(context, predictor, tuned, prompts, test, dense)
 
 
 def _evaluate(

@@ -5,6 +5,7 @@ from pathlib import Path
 from effvl_cli.config.prune_tokens import PredictConfig
 from effvl_cli.core.run import Run
 from effvl_cli.engines.prune_tokens import artefact, tables
+from effvl_cli.engines.prune_tokens.choice import validated
 from effvl_cli.engines.prune_tokens.context import build_context, tower_summary
 from effvl_cli.engines.prune_tokens.golden_search import rank_training
 from effvl_cli.engines.prune_tokens.predictor import train_predictor
@@ -24,4 +25,5 @@ def run(config: PredictConfig, run: Run) -> None:
     trained = train_predictor(context, training, ranked.rank)
     for name, value in (("overlap", trained.overlap), ("tau", trained.tau)):
         run.report.metric(name, value, split="held-out ranked images")
+    context = validated(context, training, trained.module)
     artefact.save(context, trained.module, None, ranking=key_of(context, "train"))

@@ -9,15 +9,12 @@ from torch import Tensor
 from effvl_cli.config.prune_tokens import PredictConfig, PruneTokensConfig
 from effvl_cli.core import loop, optim, seeds
 from effvl_cli.core.measure import count_parameters
-from effvl_cli.core.metrics import paired_difference, standard_error
 from effvl_cli.core.phases import Phases
 from effvl_cli.data.decoded import Decoded
 from effvl_cli.data.sampler import EpochSampler
 from effvl_cli.engines.common.batches import Stream, check_divides, in_memory
 from effvl_cli.engines.inference import over_images
 from effvl_cli.engines.prune_tokens.context import Predicting
-from effvl_cli.engines.prune_tokens.evaluation import embed
-from effvl_cli.engines.prune_tokens.selectors import prune
 from effvl_cli.techniques.prune_tokens.losses import Loss, loss_of
 from effvl_cli.techniques.prune_tokens.predictor import Predictor, dropped_overlap, kendall_tau, make_predictor, split
 from effvl_cli.techniques.prune_tokens.prompts import Prompts
@@ -139,27 +136,7 @@ def train_predictor(
         "trained_on": len(training),
         "seconds": fitted.seconds,
     }
-    if prompts is None:
-        _record_validation(context, module)
     return TrainedPredictor(module, figures["tau"], figures.get("overlap"))
-
-
-def _record_validation(context: Predicting, module: Predictor) -> None:
-    """Record accuracy on the val split, dense and pruned: the basis for choosing between predictors."""
-    images = context.validation()
-    if images is None:
-        return
-
-    def figures() -> dict[str, tuple[float, float]]:
-        dense = context.accuracy(embed(context, images), images.labels)
-        pruned = context.accuracy(embed(context, images, prune(context, module, context.config.keep)), images.labels)
-        return {
-            "top1_val_dense": (float(dense.mean()), standard_error(dense)),
-            "top1_val_predictor": (float(pruned.mean()), paired_difference(pruned, dense)[1]),
-        }
-
-    for name, (value, spread) in Phases.of(context.run).once("predictor validated", figures).items():
-        context.run.report.metric(name, value, split="val", n=len(images), se=spread)
 
 
 def _stream(config: PruneTokensConfig | PredictConfig, training: Tensor) -> tuple[Stream[Tensor], int]:

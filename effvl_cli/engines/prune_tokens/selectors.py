@@ -69,8 +69,8 @@ def prune(context: AnyContext, selector: Selector, keep: float, prompts: Prompts
         num_keep=kept,
         selector=selector,
         prompts=visual,
-        dropped=context.config.dropped,
-        diversity=context.config.diversity,
+        dropped=context.choice.dropped,
+        diversity=context.choice.diversity,
     ).eval()
 
 

@@ -19,7 +19,7 @@ def results(report: Report) -> Table:
     rows = report.technique.get("results", [])
     dense = next((row for row in rows if row["selector"] == "dense"), None)
     name = report.model.name if report.model else ""
-    notes = [_golden(rows), _others(rows), _speed(report), _controls(report)]
+    notes = [_golden(rows), _others(rows), _chosen(report), _speed(report), _controls(report)]
     return Table(
         f"{report.command}: {name} on {report.data[0].name if report.data else ''}",
         COLUMNS,
@@ -64,6 +64,15 @@ def _others(rows: list[dict[str, Any]]) -> str:
     """What the columns of some arms mean."""
     names = {row["selector"] for row in rows}
     return "; ".join(spec.note for name, spec in SELECTORS.items() if name in names and spec.note)
+
+
+def _chosen(report: Report) -> str:
+    """What --dropped auto chose."""
+    found = report.technique.get("dropped")
+    if found is None:
+        return ""
+    damages = " and ".join(f"{row['damage']:.4f} with {row['dropped']}" for row in found["tried"])
+    return f"--dropped auto is {found['chosen']}: 1 - cosine on {found['images']} images is {damages}"
 
 
 def _speed(report: Report) -> str:

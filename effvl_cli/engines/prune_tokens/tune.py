@@ -1,6 +1,5 @@
 """`effvl prune-tokens tune`: prompts for the predictor of an earlier run."""
 
-import dataclasses
 from pathlib import Path
 
 from effvl_cli.config.prune_tokens import TuneConfig
@@ -37,7 +36,7 @@ def run(config: TuneConfig, run: Run) -> None:
     before = artefact.load(context, Path(str(config.run)))
     if before.predictor is None:
         raise ModelError(f"{config.run} holds no predictor", f"Train one: effvl prune-tokens predict {config.run}")
-    context = dataclasses.replace(context, predictor=before.predictor)
+    context = artefact.as_saved(context, before)
     prompts = tune_prompts(context, known_images(context), before.predictor)
     artefact.save(
         context,

@@ -38,8 +38,8 @@ class TuneTask(loop.Task):
             num_keep=self.num_keep,
             selector=selector,
             prompts=prompts.visual,
-            dropped=context.config.dropped,
-            diversity=context.config.diversity,
+            dropped=context.choice.dropped,
+            diversity=context.choice.diversity,
         )
         self.texts = None if prompts.text is None else class_texts(context, prompts.text.template)
 

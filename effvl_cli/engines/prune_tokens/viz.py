@@ -24,6 +24,7 @@ def run(config: VizConfig, run: Run) -> None:
     """Draw some test images with their kept patches, and how often each position is kept."""
     context = build_context(config, run)
     saved = artefact.load(context, Path(str(config.run)))
+    context = artefact.as_saved(context, saved)
     names = asked_for(context)
     for name in names:
         refuse_missing(name, context, saved.predictor)

@@ -5,6 +5,7 @@ et al., arXiv 2210.09461, and what ranks and merges (arXiv 2310.01812). Shapes: 
 kept, D width.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -13,6 +14,32 @@ from torch import Tensor
 
 Dropped = Literal["discard", "fuse", "average", "merge"]
 """discard: nothing; fuse: one token for all; average: into the kept ones; merge: likewise, which then weigh more."""
+DIVERSITY = 2.0  # of the kept patches, where others go into them: least change of the embedding on CIFAR-10
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is done with scored patches.
+
+    Attributes:
+        dropped: what becomes of those that are not kept.
+        diversity: how much the kept ones shall stand for all; see `keeping.diverse_indices`.
+    """
+
+    dropped: Dropped = "discard"
+    diversity: float = 0.0
+
+
+def choices(dropped: Dropped | Literal["auto"], diversity: float | None) -> tuple[Choice, ...]:
+    """The choices that two options leave.
+
+    Args:
+        dropped: one of `Dropped`; auto leaves discard and merge.
+        diversity: None: 0 where dropped patches vanish or become one token, else `DIVERSITY`.
+    """
+    names: tuple[Dropped, ...] = ("discard", "merge") if dropped == "auto" else (dropped,)
+    usual = {"average": DIVERSITY, "merge": DIVERSITY}
+    return tuple(Choice(name, usual.get(name, 0.0) if diversity is None else diversity) for name in names)
 
 
 def fused(patches: Tensor, keep: Tensor, weights: Tensor) -> Tensor:

@@ -108,9 +108,9 @@ class TowerShape:
         rows = self.num_prefix + self.num_patches
         return (1 + rows) * self.width**2 + rows * self.width
 
-    def compared(self, num_keep: int, num_heads: int) -> int:
-        """The keys of all patches, and each chosen one against all."""
-        return self.num_patches * (self.width**2 + num_keep * (self.width // num_heads))
+    def compared(self, num_keep: int) -> int:
+        """Each patch with each other, and the weighted sums by which each kept one is chosen."""
+        return self.num_patches**2 * (self.width + num_keep)
 
     def kept_of_dropped(self, num_keep: int, dropped: Dropped) -> int:
         """What is done with the patches that are not kept; the row of `fuse` in the blocks is not here."""

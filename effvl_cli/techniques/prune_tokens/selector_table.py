@@ -4,9 +4,9 @@ Each names its source where it is defined; the rows are ours.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from .dropped import Dropped
+from .dropped import Choice, Dropped
 from .evit import EvitSelector
 from .macs import TowerShape
 from .predictor import Predictor
@@ -33,16 +33,14 @@ class Place:
         num_heads: attention heads of a block.
         layer: p, the blocks before the pruning.
         predictor: None where there is none.
-        dropped: what becomes of the patches that are not kept.
-        diverse: whether kept ones are compared with one another.
+        choice: what is done with the scored patches.
     """
 
     shape: TowerShape
     num_heads: int
     layer: int
     predictor: Predictor | None = None
-    dropped: Dropped = "discard"
-    diverse: bool = False
+    choice: Choice = field(default_factory=Choice)
 
 
 Make = Callable[[Selector | None, int, bool], Selector | None]
@@ -163,9 +161,9 @@ def macs_of(place: Place, name: str, keep: float, prompts: Prompts | None = None
     spec = spec_of(name)
     if spec.merges:
         return shape.merged(spec.merges(place, keep), place.layer, place.num_heads)
-    dropped = spec.dropped or place.dropped
+    dropped = spec.dropped or place.choice.dropped
     passed = shape.pruned(kept, place.layer, rows + (dropped == "fuse"), start)
-    compared = shape.compared(kept, place.num_heads) if place.diverse else 0
+    compared = shape.compared(kept) if place.choice.diversity else 0
     return passed + spec.macs(place) + compared + shape.kept_of_dropped(kept, dropped)
 
 

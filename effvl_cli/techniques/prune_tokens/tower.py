@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .dropped import Dropped, fused, nearest_kept
-from .keeping import diverse_indices, keep_indices
+from .keeping import check_diversity, diverse_indices, keep_indices
 from .prompts import CoupledPrompts, VisualPrompts, mean_patch_states
 from .token_sizes import merge, sized_block
 
@@ -203,10 +203,10 @@ class PrunedVision(WrappedTower):
         selector: chooses the patches.
         prompts: learnable tokens, never dropped.
         dropped: what becomes of the other patches; see `dropped`.
-        diversity: how much patches that are like others count for less; see `diverse_indices`.
+        diversity: how much the kept patches shall stand for the others too; see `diverse_indices`.
 
     Raises:
-        ValueError: `layer` or `num_keep` is out of range.
+        ValueError: `layer`, `num_keep` or `diversity` is out of range.
     """
 
     def __init__(
@@ -223,6 +223,7 @@ class PrunedVision(WrappedTower):
         super().__init__(tower, layer)
         if not 1 <= num_keep <= self.num_patches:
             raise ValueError(f"num_keep is {num_keep}, and the tower has {self.num_patches} patches")
+        check_diversity(diversity)
         self.num_keep = num_keep
         self.selector = selector
         self.prompts = prompts
@@ -270,8 +271,8 @@ class PrunedVision(WrappedTower):
         if not self.diversity:
             return keep_indices(scores, self.num_keep)
         first, last = self.tower.num_prefix, self.tower.num_prefix + self.num_patches
-        (keys,) = self.tower.qkv(self.layer, states[:, first:last], "k")
-        return diverse_indices(scores, keys.mean(1), self.num_keep, self.diversity)
+        # by their states, as what is dropped goes to the most similar kept one
+        return diverse_indices(scores, states[:, first:last], self.num_keep, self.diversity)
 
     def from_states(self, states: Tensor, keep: Tensor | None, scores: Tensor | None = None) -> Any:
         """Run blocks p to L-1 on the kept patches.

@@ -97,14 +97,37 @@ def test_one_token_is_the_mean_of_the_dropped_or_weighted_by_attention(make_towe
 
 
 def test_diverse_choice_by_hand_and_with_no_weight():
-    scores = torch.tensor([[3.0, 2.9, 1.0, 0.0]])  # mean 1.725, deviation 1.26
+    scores = torch.tensor([[3.0, 2.9, 1.0, 0.0]])  # scaled: 1.01, .93, -.57, -1.36
     vectors = torch.tensor([[[1.0, 0.0], [2.0, 0.1], [0.0, 1.0], [-1.0, 0.0]]])
     assert diverse_indices(scores, vectors, 2, 0.0).tolist() == [[0, 1]]
-    assert diverse_indices(scores, vectors, 2, 2.0).tolist() == [[0, 2]]  # 2.9 is like 3.0, and loses 2
-    assert diverse_indices(scores, vectors, 3, 2.0).tolist() == [[0, 1, 2]]  # 0.93 - 2 is above -1.37
-    assert diverse_indices(scores, vectors, 3, 3.0).tolist() == [[0, 2, 3]]
+    # patch 1 covers 0 to .9988 and itself; what is left to gain: by 0 at most .0012, by 2 its own .95 * e^-.57
+    assert diverse_indices(scores, vectors, 1, 1.0).tolist() == [[1]]
+    assert diverse_indices(scores, vectors, 2, 1.0).tolist() == [[1, 2]]
+    assert diverse_indices(scores, vectors, 3, 1.0).tolist() == [[1, 2, 3]]
+    assert diverse_indices(scores, vectors, 3, 0.1).tolist() == [[0, 1, 2]]  # e^-15.8 and e^-23.7 hardly count
     many = torch.randn(5, 40, generator=torch.Generator().manual_seed(0)).round(decimals=1)  # with ties
     assert torch.equal(diverse_indices(many, torch.randn(5, 40, 3), 17, 0.0), keep_indices(many, 17))
-    assert torch.equal(
-        diverse_indices(many[:, :1].expand(5, 4), torch.ones(5, 4, 2), 4, 1.0), torch.arange(4).expand(5, 4)
-    )
+    with pytest.raises(ValueError, match="must be 0 or at least"):
+        diverse_indices(many, torch.randn(5, 40, 3), 17, 0.09)
+
+
+def test_of_patches_that_are_all_alike_the_highest_scores_stay():
+    many = torch.randn(5, 40, generator=torch.Generator().manual_seed(0)).round(decimals=1)
+    assert torch.equal(diverse_indices(many, torch.ones(5, 40, 2), 17, 1.0), keep_indices(many, 17))
+    assert torch.equal(diverse_indices(torch.ones(5, 4), torch.ones(5, 4, 2), 2, 1.0), torch.arange(2).expand(5, 2))
+
+
+def test_each_diverse_choice_adds_most_to_the_weighted_cover_in_float64():
+    generator = torch.Generator().manual_seed(1)
+    scores, vectors = torch.randn(3, 12, generator=generator), torch.randn(3, 12, 5, generator=generator)
+    for image in range(3):
+        score, unit = scores[image].double(), torch.nn.functional.normalize(vectors[image].double(), dim=-1)
+        weights = ((score - score.mean()) / score.std(correction=0) / 2).exp()
+
+        def cover(kept, unit=unit, weights=weights):
+            return float((weights * (unit @ unit[kept].T).max(1).values).sum())
+
+        kept = []
+        for _ in range(5):
+            kept.append(max(set(range(12)) - set(kept), key=lambda patch: cover([*kept, patch])))
+        assert diverse_indices(scores, vectors, 5, 2.0)[image].tolist() == sorted(kept)

@@ -5,6 +5,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from effvl_cli.models.openclip_tower import OpenClipTower
+from effvl_cli.techniques.prune_tokens.dropped import Choice
 from effvl_cli.techniques.prune_tokens.evit import EvitSelector
 from effvl_cli.techniques.prune_tokens.macs import TowerShape
 from effvl_cli.techniques.prune_tokens.predictor import MixerPredictor
@@ -117,7 +118,7 @@ def test_what_is_dropped_and_compared_by_counter(slow_attention, dropped, divers
     selector = EvitSelector() if name == "evit" else GridSelector()
     options = {"num_keep": 3, "selector": selector, "dropped": dropped, "diversity": diversity}
     counted = _counted(PrunedVision(tower, layer=1, **options).eval(), torch.randn(1, 3, 12, 12))
-    place = Place(shape, 2, 1, dropped=dropped, diverse=diversity > 0)
+    place = Place(shape, 2, 1, choice=Choice(dropped, diversity))
     adds = 0 if name == "evit" or dropped in ("discard", "fuse") else 9 * 8  # sums of patches: no product to count
     assert counted == macs_of(place, name, 3 / 9) - adds
 
