@@ -28,7 +28,7 @@ from effvl_cli.config.options import (
 
 KEPT_AT = (0.0, 0.05, 0.25, 0.5, 0.75, 1.0)
 """Shares of the budget whose checkpoints are kept, for `pretrain search`."""
-KEEPS = (1.0, 0.75, 0.5, 0.25, 0.1)
+KEEPS = (1.0, 0.5, 0.25)
 
 _BUDGET = re.compile(r"([0-9]+(?:_[0-9]+)*(?:\.[0-9]*)?(?:e\+?[0-9]+)?)([kKMG]?)")
 _SUFFIX = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
@@ -225,7 +225,7 @@ class SearchConfig(RunOptions, DataOptions, ModelOptions, MethodTrainOptions, Pr
             "candidate_patches",
             "candidate_keeps",
             "measure_at",
-            "num_grad_batches",
+            "search_share",
             "criterion",
             "metric",
         ),
@@ -242,12 +242,15 @@ class SearchConfig(RunOptions, DataOptions, ModelOptions, MethodTrainOptions, Pr
     ] = None
     budget: Annotated[str | None, Doc("budget of the training that the schedule is for (default: RUN's)")] = None
     along: Annotated[
-        Literal["pilot", "accelerated"],
-        Doc("measure along RUN or a pilot, or along the accelerated training: measure, choose, go on; it is kept"),
-    ] = "pilot"
-    pilot_budget: Annotated[Fraction | None, Doc("train a pilot for this share of the budget (without RUN: 0.1)")] = (
-        None
-    )
+        Literal["pilot", "accelerated"] | None,
+        Doc(
+            "measure along RUN or a pilot, or along the accelerated training: measure, choose, go on; it is kept "
+            "(default: accelerated, unless RUN or --pilot-budget is given)"
+        ),
+    ] = None
+    pilot_budget: Annotated[
+        Fraction | None, Doc("train a pilot for this share of the budget (--along pilot without RUN: 0.1)")
+    ] = None
     pilot_schedule: Annotated[
         str,
         ARTEFACT,
@@ -262,7 +265,12 @@ class SearchConfig(RunOptions, DataOptions, ModelOptions, MethodTrainOptions, Pr
         tuple[Annotated[float, Ge(0), Le(1)], ...],
         Doc("shares of the training whose checkpoints are measured; 0 is measured, but not used"),
     ] = KEPT_AT
-    num_grad_batches: Annotated[int, Ge(4), Doc("batches that each gradient is measured on")] = 32
+    num_grad_batches: Annotated[
+        int | None, Ge(4), Doc("batches that each gradient is measured on (default: 4 to 32, as --search-share pays)")
+    ] = None
+    search_share: Annotated[
+        Fraction, Doc("what gradients and pilot may cost, as a share of the budget; says how many batches")
+    ] = 0.15
     grad_batch_size: Annotated[Positive | None, Doc("images in each (default: --batch-size; bias depends on it)")] = (
         None
     )
@@ -318,7 +326,7 @@ class SearchConfig(RunOptions, DataOptions, ModelOptions, MethodTrainOptions, Pr
             raise ValueError("--grad-batch-size is 1. A contrastive loss needs at least 2 images")
         if self.lookahead == 1:
             raise ValueError("--lookahead is 1, which leaves no choice. Give 2 to 8, or 0 for none")
-        if self.along == "accelerated":
+        if self.closed_loop:
             self._check_loop()
 
     def _check_loop(self) -> None:
@@ -330,6 +338,26 @@ class SearchConfig(RunOptions, DataOptions, ModelOptions, MethodTrainOptions, Pr
                 f"--measure-at is {shown!r}. Give a share between 0 and the uncompressed end, "
                 f"{1 - self.final_full:g}, to choose at"
             )
+
+    @property
+    def closed_loop(self) -> bool:
+        """Whether the accelerated training is measured as it goes."""
+        if self.along is None:
+            return self.run is None and self.pilot_budget is None
+        return self.along == "accelerated"
+
+    @property
+    def pilot_share(self) -> float:
+        """Budget of the pilot as a share; 0: there is none."""
+        if self.closed_loop:
+            return 0.0
+        return self.pilot_budget or (0.0 if self.run else 0.1)
+
+    @property
+    def batches(self) -> int:
+        """`--num-grad-batches`, once it is settled."""
+        assert self.num_grad_batches is not None
+        return self.num_grad_batches
 
     @property
     def loop_shares(self) -> list[float]:

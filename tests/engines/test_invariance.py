@@ -218,14 +218,24 @@ def test_search_measures_along_a_run_and_its_schedule_trains(effvl, report):
 
 def test_search_without_a_run_trains_a_pilot(effvl, report):
     line = ("pretrain", "search", "--num-images", 64, "--batch-size", 8, "--num-grad-batches", 4, "--budget", "3k")
-    done = effvl(*line, "--grad-scope", "last-block", "--out", "search")
+    done = effvl(*line, "--along", "pilot", "--grad-scope", "last-block", "--out", "search")
     assert done.code == 0, done.err
     assert Path("search/checkpoints/pilot").is_dir() and report("search").metrics["search_units"].value > 300
 
 
 def test_the_other_criterion_and_metric_from_one_pilot(effvl, report):
     line = ("pretrain", "search", "--num-images", 64, "--batch-size", 8, "--num-grad-batches", 9, "--budget", "4k")
-    line = (*line, "--candidate-patches", "4,8,12", "--candidate-keeps", "1,0.5", "--measure-at", "0.05,0.5,1")
+    line = (
+        *line,
+        "--candidate-patches",
+        "4,8,12",
+        "--candidate-keeps",
+        "1,0.5",
+        "--measure-at",
+        "0.05,0.5,1",
+        "--along",
+        "pilot",
+    )
     done = effvl(*line, "--metric", "adam", "--criterion", "progress", "--out", "search")
     assert done.code == 0, done.err
     found = report("search")

@@ -19,7 +19,7 @@ LINES = {
     "prune-blocks": ["original", "fine-tuning", "scoring", "at the end", "evaluation"],
     "prune-blocks score --weights none --model cifar-resnet:14,width=4 --data digits": ["scoring"],
     "pretrain --budget 2k": ["baseline", "accelerated", "features"],
-    "pretrain search --budget 2k": ["pilot", "gradients"],
+    "pretrain search --budget 2k --along pilot": ["pilot", "gradients"],
     "pretrain search --budget 2k --along accelerated --lookahead 2": ["training", "gradients", "look-ahead"],
     "pretrain --method supervised --data digits --epochs 2": ["train", "evaluate"],
     "pretrain --method clip --steps 5": ["train", "evaluate"],

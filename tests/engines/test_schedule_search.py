@@ -1,5 +1,6 @@
 """`effvl pretrain search`: averaged states, a training that is measured as it goes, trials ahead."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -8,9 +9,12 @@ import pytest
 import torch
 import yaml
 
+from effvl_cli.config.pretrain import SearchConfig
 from effvl_cli.core.checkpoint import StepFolders, load_model
 from effvl_cli.core.optim import RateCurve
 from effvl_cli.engines.pretrain import gradients, trials
+from effvl_cli.engines.pretrain.compressions import candidates_of, with_batches
+from effvl_cli.engines.pretrain.preview import Trainee
 from effvl_cli.engines.pretrain.probes import Probe
 from effvl_cli.engines.pretrain.schedules import parse_schedule
 from effvl_cli.models import network as networks
@@ -59,7 +63,7 @@ def test_an_averaged_gradient_is_the_mean_of_those_of_neighbouring_states(effvl,
     monkeypatch.setattr(GradientError, "add", adding)
     monkeypatch.setattr(gradients, "load_state", lambda m, step, c: loaded.append(step.step) or load(m, step, c))
     line = (*SEARCH, "--candidates", "c.yaml", "--measure-at", 0.5, "--early-stop", 0, "--average", 2)
-    done = effvl(*line, "--pilot-schedule", "none", "--out", "search")
+    done = effvl(*line, "--along", "pilot", "--pilot-schedule", "none", "--out", "search")
     assert done.code == 0, done.err
     assert len(added) == 4 * 3 and len(each) == 2 * len(added)
     for row, pair in zip(added, zip(each[::2], each[1::2], strict=True), strict=True):
@@ -88,7 +92,7 @@ def test_adams_metric_takes_the_second_moments_of_the_state(effvl, monkeypatch):
     plain = gradients._scale
     monkeypatch.setattr(gradients, "_scale", lambda *given: scales.append(plain(*given)) or scales[-1])
     line = (*SEARCH, "--candidates", "c.yaml", "--measure-at", 0.5, "--metric", "adam", "--grad-scope", "all")
-    assert effvl(*line, "--pilot-schedule", "none", "--out", "search").code == 0
+    assert effvl(*line, "--along", "pilot", "--pilot-schedule", "none", "--out", "search").code == 0
     [scale] = scales
     rows = StepFolders(Path("search/checkpoints/pilot")).load(3).state["optimizer"]["parts"][0]["state"].values()
     by_hand = [((row["exp_avg_sq"] / (1 - 0.999**3)).sqrt() + 1e-8).rsqrt().flatten() for row in rows]
@@ -155,7 +159,7 @@ def test_a_look_ahead_takes_the_best_on_validation_pictures_and_is_charged(effvl
     monkeypatch.setattr(Probe, "knn20", judging)
     monkeypatch.setattr(trials.loop, "fit", fitting)
     line = (*SEARCH, "--candidate-patches", "4,8", "--candidate-keeps", 1, "--measure-at", "0.5,1", "--early-stop", 0)
-    line = (*line, "--order", "free")
+    line = (*line, "--order", "free", "--along", "pilot")
     done = effvl(*line, "--pilot-schedule", "none", "--lookahead", 2, "--lookahead-share", 0.1, "--out", "search")
     assert done.code == 0, done.err
     state = StepFolders(Path("search/checkpoints/pilot")).load(3).model["backbone.blocks.0.attn.qkv.weight"]
@@ -202,6 +206,36 @@ def test_wherever_it_is_killed_it_ends_with_the_same_choices_and_weights(effvl, 
     assert killed >= 6
     assert_same_result(Path("whole"), Path("parts"))
     assert report("parts").resume.count == killed and report("whole").resume.count == 0
+
+
+# --- what it may cost ------------------------------------------------------------------------------------------------
+
+
+def test_as_many_batches_as_the_share_pays():
+    config = SearchConfig(batch_size=8, candidates="c.yaml", measure_at=(0.5, 0.75), average=3, search_share=0.3)
+    costs = Trainee(config, 1).costs
+    candidates = candidates_of(config, costs)
+    batch = 2 * 3 * (units_of(1, 4) + units_of(1, 8) + 8 * costs.sample(candidates["patch 4, keep 0.5"]))
+
+    def batches(budget, **changes):
+        return with_batches(dataclasses.replace(config, **changes), costs, candidates, budget).num_grad_batches
+
+    assert batches(7.01 * batch / 0.3) == 7 and batches(6.99 * batch / 0.3) == 6
+    assert batches(batch) == 4 and batches(1e9) == 32
+    assert batches(1e9, num_grad_batches=5) == 5
+    # the pilot is paid first
+    assert batches(7.01 * batch / 0.2, pilot_budget=0.1) == 7 and batches(6.99 * batch / 0.2, pilot_budget=0.1) == 6
+
+
+def test_without_a_run_it_measures_along_the_accelerated_training(effvl, report):
+    line = [word for word in SEARCH if word not in ("--num-grad-batches", 4)]
+    done = effvl(*line, "--candidates", "c.yaml", "--measure-at", 0.5, "--out", "loop")
+    assert done.code == 0, done.err
+    found = report("loop")
+    assert set(found.technique["arms"]) == {"train"} and found.technique["num_batches"] == 4
+    [warning] = [text for text in found.warnings if "--search-share" in text]
+    most = 4 * (units_of(1, 4) * 1.5 + units_of(1, 8))  # half of the patches cost half, and CLS
+    assert f"--search-share is 0.15, and the fewest batches cost up to {most / 2000:.2g} of the budget" in warning
 
 
 # --- transfer and refusals -------------------------------------------------------------------------------------------

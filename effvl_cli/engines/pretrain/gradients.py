@@ -52,10 +52,10 @@ def measure(
     config = trainer.config
     assert isinstance(config, SearchConfig)
     collected = _Collected(trainer, config, candidates, states)
-    for index in range(config.num_grad_batches):
+    for index in range(config.batches):
         collected.add(index)
         done = index + 1
-        if config.early_stop and done % config.early_stop == 0 and done < config.num_grad_batches:
+        if config.early_stop and done % config.early_stop == 0 and done < config.batches:
             collected.give_up()
         trainer.run.check_stop()
         progress(done)

@@ -19,6 +19,7 @@ from effvl_cli.core.table import Cell, Table, times
 from effvl_cli.data.loader import noise_batch
 from effvl_cli.engines.common.cost_table import TRAINING, Part, cost_table, part, speed_of, training_memory
 from effvl_cli.engines.pretrain import labelled
+from effvl_cli.engines.pretrain.compressions import gradient_units, with_batches
 from effvl_cli.engines.pretrain.costs import DEFAULT_BUDGET, budget_of, clock_of
 from effvl_cli.engines.pretrain.images import open_split
 from effvl_cli.engines.pretrain.methods import build_parts, check_batch
@@ -150,22 +151,19 @@ def _stages(title: str, trainee: Trainee, clock: Clock) -> Table:
     return Table(title, columns, tuple(rows), notes)
 
 
-def search_parts(
-    trainee: Trainee, config: SearchConfig, candidates: Mapping[str, Compression], pilot: float
-) -> list[Part]:
+def search_parts(trainee: Trainee, config: SearchConfig, candidates: Mapping[str, Compression]) -> list[Part]:
     """Costs of a pilot or of the training along which is measured, of the gradients, and of trials ahead.
 
     Args:
         trainee: method on the device.
         config: options.
         candidates: compressions to compare, by name.
-        pilot: the pilot's share of the budget where the options give none.
     """
     costs = trainee.costs
     seconds = trainee.seconds(Compression(costs.shape.patch)) / config.batch_size / costs.full  # of a unit
     budget = config.units or DEFAULT_BUDGET
-    loop = config.along == "accelerated"
-    share = config.pilot_budget or (0.0 if config.run else pilot)
+    config = with_batches(config, costs, candidates, budget)
+    loop, share = config.closed_loop, config.pilot_share
 
     def part_of(name: str, work: str, units: float) -> Part:
         return Part(name, work, units * costs.unit_macs, units * seconds)
@@ -177,9 +175,8 @@ def search_parts(
         clock = trainee.clock(pilot_schedule(config, costs, candidates, share * budget), share * budget)
         parts.append(part_of("pilot", f"{clock.steps} steps of {config.batch_size} images", clock.units))
     stages = config.loop_shares if loop else config.measure_at
-    batch = config.grad_batch_size or config.batch_size
-    num_batches = config.num_grad_batches * config.average
-    units = batch * num_batches * len(stages) * sum(map(costs.sample, candidates.values()))
+    batch, num_batches = config.grad_batch_size or config.batch_size, config.batches * config.average
+    units = config.batches * gradient_units(config, costs, candidates)
     most = ", at most" if config.early_stop else ""
     work = f"{len(candidates)} candidates x {num_batches} batches of {batch} at {len(stages)} stages{most}"
     parts.append(part_of("gradients", work, units))

@@ -20,7 +20,7 @@ from effvl_cli.core.table import Cell, Table, percent, times
 from effvl_cli.engines.common.cost_table import cost_table
 from effvl_cli.engines.pretrain.arm_training import ArmTrainer, save_backbone, train
 from effvl_cli.engines.pretrain.closed_loop import accelerate
-from effvl_cli.engines.pretrain.compressions import candidates_of
+from effvl_cli.engines.pretrain.compressions import candidates_of, gradient_units, with_batches
 from effvl_cli.engines.pretrain.costs import DEFAULT_BUDGET
 from effvl_cli.engines.pretrain.gradients import measure
 from effvl_cli.engines.pretrain.images import TrainImages
@@ -46,7 +46,6 @@ from effvl_cli.techniques.pretrain.stage_choice import free
 from effvl_cli.techniques.pretrain.vit import ViTShape
 
 SCHEDULE, ERRORS = "schedule.yaml", "gradient_error.json"
-PILOT_SHARE = 0.1
 
 
 def run(config: SearchConfig, run: Run) -> None:
@@ -54,15 +53,21 @@ def run(config: SearchConfig, run: Run) -> None:
     check_batch(config)
     if distributed.world().size > 1:
         raise UsageError("`pretrain search` runs on one process", "Run it without torchrun or srun")
-    candidates = candidates_of(config, Trainee(config, 1).costs)  # what cannot be is refused before images are read
+    costs = Trainee(config, 1).costs
+    candidates = candidates_of(config, costs)  # what cannot be is refused before images are read
+    budget = config.units or _budget_of_run(config) or DEFAULT_BUDGET
+    if config.num_grad_batches is None:
+        config = with_batches(config, costs, candidates, budget)
+        _warn_of_cost(
+            config, run, config.pilot_share + config.batches * gradient_units(config, costs, candidates) / budget
+        )
     images = TrainImages.open(config, run, build_network(config).preprocess)
     run.report.data(images.source, num_samples=len(images))
     trainer = ArmTrainer.build(config, run, images)
-    budget = config.units or _budget_of_run(config) or DEFAULT_BUDGET
     look = LookAhead(trainer, candidates, budget) if config.lookahead else None
     measuring = _Measuring(config, trainer, candidates)
     trained, units = None, 0.0
-    if config.along == "accelerated":
+    if config.closed_loop:
         search, trained = accelerate(trainer, candidates, budget, measuring.at, look)
         save_backbone(trainer, budget)
     else:
@@ -75,6 +80,14 @@ def run(config: SearchConfig, run: Run) -> None:
     run.report.technique["lookahead"] = {str(t): rounds for t, rounds in look.rounds.items()} if look else {}
     if trained:
         _report_training(run, trainer, trained)
+
+
+def _warn_of_cost(config: SearchConfig, run: Run, share: float) -> None:
+    if share > config.search_share:
+        run.warn(
+            f"--search-share is {config.search_share:g}, and the fewest batches cost up to {share:.2g} of the budget. "
+            "Fewer --candidate-patches, --candidate-keeps or --measure-at cost less"
+        )
 
 
 # --- what is measured ------------------------------------------------------------------------------------------------
@@ -98,7 +111,7 @@ class _Measuring:
         run = self.trainer.run
 
         def measured() -> dict[str, Any]:
-            with run.progress(f"gradients at t = {t:g}", self.config.num_grad_batches) as progress:
+            with run.progress(f"gradients at t = {t:g}", self.config.batches) as progress:
                 return dataclasses.asdict(measure(self.trainer, self.candidates, states(), progress.update))
 
         known = Phases.of(run).once(f"gradient errors at t = {t:g}", measured)
@@ -157,9 +170,8 @@ def _states(
     Raises:
         DataError: RUN has kept none.
     """
-    share = config.pilot_budget or (None if config.run else PILOT_SHARE)
-    units = 0.0
-    if share is None:
+    share, units = config.pilot_share, 0.0
+    if not share:
         folder = Path(str(config.run)) / STEPS
         phase = next((folder / name for name in ("baseline", "train", "pilot") if (folder / name).is_dir()), folder)
     else:
@@ -180,7 +192,7 @@ def _write(config: SearchConfig, run: Run, search: Search, shape: ViTShape, snr:
     batch_size = config.grad_batch_size or config.batch_size
     about = {
         "batch_size": batch_size,
-        "num_batches": config.num_grad_batches,
+        "num_batches": config.batches,
         "scope": config.grad_scope,
         "metric": config.metric,
         "averaged": config.average,
@@ -223,12 +235,12 @@ def _report(
     metrics("speedup_with_search", clock * budget / (budget + units), unit="ratio")
     metrics("search_units", units, unit="units", higher_is_better=False)
     for patch, (growth, error) in bias_growth(stages, search.candidates, trainer.costs.shape.patch).items():
-        about = {"unit": "V(g)", "higher_is_better": False, "n": config.num_grad_batches, "se": error}
+        about = {"unit": "V(g)", "higher_is_better": False, "n": config.batches, "se": error}
         metrics(f"bias2_growth_patch{patch}", growth, **about)
     run.report.technique.update(
         method=config.method,
         batch_size=config.grad_batch_size or config.batch_size,
-        num_batches=config.num_grad_batches,
+        num_batches=config.batches,
         averaged=config.average,
         budget={"units_planned": budget, "search_units": units},
         chosen={str(t): name for t, name in chosen.items()},
@@ -252,7 +264,7 @@ def _report_training(run: Run, trainer: ArmTrainer, clock: Clock) -> None:
 def preview(config: SearchConfig) -> list[Table]:
     """What `--dry-run` shows besides the options."""
     trainee = Trainee(config, 1)
-    parts = search_parts(trainee, config, candidates_of(config, trainee.costs), PILOT_SHARE)
+    parts = search_parts(trainee, config, candidates_of(config, trainee.costs))
     memory = trainee.memory(Compression(trainee.costs.shape.patch))
     title = f"search for {config.method} on {trainee.network.name}"
     return [cost_table(title, parts, trainee.device, memory=memory, notes=())]
