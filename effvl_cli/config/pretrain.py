@@ -28,7 +28,6 @@ from effvl_cli.config.options import (
 
 KEPT_AT = (0.0, 0.05, 0.25, 0.5, 0.75, 1.0)
 """Shares of the budget whose checkpoints are kept, for `pretrain search`."""
-KEEPS = (1.0, 0.5, 0.25)
 
 _BUDGET = re.compile(r"([0-9]+(?:_[0-9]+)*(?:\.[0-9]*)?(?:e\+?[0-9]+)?)([kKMG]?)")
 _SUFFIX = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
@@ -257,10 +256,12 @@ class SearchConfig(RunOptions, DataOptions, ModelOptions, MethodTrainOptions, Pr
         Doc("compression of the pilot, and of the start --along accelerated: mixed (all in turn), none, .., a file"),
     ] = "mixed"
     candidates: Annotated[
-        str | None, ARTEFACT, Doc("YAML list of {patch, keep_q, keep_k} (default: 5 keep rates x up to 6 patch sizes)")
+        str | None,
+        ARTEFACT,
+        Doc("YAML list of {patch, keep_q, keep_k}, in place of patches x keeps"),
     ] = None
     candidate_patches: Annotated[tuple[Positive, ...], Doc("patch sizes to compare, px (default: all that fit)")] = ()
-    candidate_keeps: Annotated[tuple[Fraction, ...], Doc("keep rates to compare at each patch size")] = KEEPS
+    candidate_keeps: Annotated[tuple[Fraction, ...], Doc("keep rates to compare at each patch size")] = (1.0,)
     measure_at: Annotated[
         tuple[Annotated[float, Ge(0), Le(1)], ...],
         Doc("shares of the training whose checkpoints are measured; 0 is measured, but not used"),
