@@ -283,7 +283,7 @@ def few_of_searches(recipe, data):
 def test_schedule_searches_run_in_miniature(effvl, image_folder, report, name):
     recipe = few_of_searches(sweep.read_sweep(ROOT / "recipes" / "mini" / f"{name}.yaml"), f"folder:{image_folder}")
     searches = [arm for arm, options in recipe.arms.items() if "search" in options.get("command", "")]
-    assert len(searches) == (8 if name == "pretrain-search" else 1)
+    assert len(searches) == (9 if name == "pretrain-search" else 1)
     runs = sweep.plan(recipe, Path("out"))
     for run in runs:
         outcome = effvl(*run.arguments)
