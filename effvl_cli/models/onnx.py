@@ -36,6 +36,15 @@ def need(*packages: str) -> None:
         raise MissingPackageError(f"{' and '.join(missing)} is not installed", "pip install 'effvl[onnx]'")
 
 
+def need_exporter() -> None:
+    """Refuse to go on without what `export_onnx` needs.
+
+    Raises:
+        MissingPackageError: names what is not installed.
+    """
+    need("onnx", "onnxscript", "onnxruntime")
+
+
 def export_onnx(
     traced: Traced,
     path: Path,
@@ -61,7 +70,7 @@ def export_onnx(
         ModelError: torch.onnx cannot write the network.
         CheckError: the outputs differ.
     """
-    need("onnx", "onnxscript", "onnxruntime")
+    need_exporter()
     data = _convert(traced.program, outputs)
     with tempfile.TemporaryDirectory() as folder:
         candidate = Path(folder) / "model.onnx"

@@ -1,7 +1,9 @@
 """Exported towers and measured times through the real command."""
 
+import importlib.util
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +13,10 @@ from PIL import Image
 
 from effvl_cli.core import bench as bench_
 from effvl_cli.core.checkpoint import load_model, save_model
-from effvl_cli.core.errors import CheckError, ModelError
+from effvl_cli.core.errors import CheckError, MissingPackageError, ModelError
 from effvl_cli.data.decoded import Decoded
+from effvl_cli.engines.continual import export as continual_export
+from effvl_cli.engines.prune_blocks import export as blocks_export
 from effvl_cli.engines.prune_tokens import export, tower_latency
 from effvl_cli.models import network as networks
 from effvl_cli.models import tiny
@@ -150,6 +154,18 @@ def test_what_cannot_be_exported_or_loaded_is_refused(made, effvl):
         load_pruned(made / "predictor", weights="none")
     outcome = effvl("prune-tokens", "export", made / "predictor", "--format", "tflite")
     assert outcome.code == 2
+
+
+def test_a_missing_package_is_told_before_anything_is_traced(made, effvl, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else found(name))
+    outcome = effvl("prune-tokens", "export", made / "predictor", "--format", "state,onnx", "--out", "out")
+    assert outcome.code == 5 and "onnxscript is not installed" in outcome.error
+    assert not Path("out").exists()
+    for engine in (continual_export, blocks_export):
+        engine.refuse_first(SimpleNamespace(format=("dense",)))
+        with pytest.raises(MissingPackageError, match="onnxscript is not installed"):
+            engine.refuse_first(SimpleNamespace(format=("onnx",)))
 
 
 def test_an_export_that_differs_ends_with_8_and_replaces_nothing(made, effvl, monkeypatch):

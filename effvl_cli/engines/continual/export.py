@@ -23,7 +23,7 @@ from effvl_cli.engines.continual.open_state import open_state
 from effvl_cli.engines.continual.state import State, TaskRecord
 from effvl_cli.models import network as networks
 from effvl_cli.models.edits import apply_edits
-from effvl_cli.models.onnx import export_onnx, load_onnx
+from effvl_cli.models.onnx import export_onnx, load_onnx, need_exporter
 from effvl_cli.models.program import PROGRAM, save_program, trace
 from effvl_cli.models.rebuild import REBUILD
 from effvl_cli.techniques.continual.dead_channels import without_dead_channels
@@ -41,6 +41,12 @@ HOW = {
     "compact": f"torch.export.load('{COMPACT_PROGRAM}').module(); {COMPACT} holds its weights",
     "onnx": f"{ONNX}: images to logits",
 }
+
+
+def refuse_first(config: ExportConfig) -> None:
+    """A missing package, before anything is loaded or traced."""
+    if "onnx" in config.format:
+        need_exporter()
 
 
 def run(config: ExportConfig, run: Run) -> None:

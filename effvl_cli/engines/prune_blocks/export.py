@@ -9,8 +9,15 @@ from effvl_cli.core.table import Table
 from effvl_cli.engines.common.verified_files import traced_once, write_code, write_onnx, write_program
 from effvl_cli.engines.prune_blocks import load_run
 from effvl_cli.engines.prune_blocks.preview import preview_export
+from effvl_cli.models.onnx import need_exporter
 
 preview = preview_export
+
+
+def refuse_first(config: ExportConfig) -> None:
+    """A missing package, before anything is loaded or traced."""
+    if "onnx" in config.format:
+        need_exporter()
 
 
 def run(config: ExportConfig, run: Run) -> None:

@@ -18,13 +18,19 @@ from effvl_cli.engines.prune_tokens.context import Context, build_context, tower
 from effvl_cli.engines.prune_tokens.preview import preview_export
 from effvl_cli.engines.prune_tokens.selectors import prune
 from effvl_cli.models.network import CHECKPOINT
-from effvl_cli.models.onnx import export_onnx
+from effvl_cli.models.onnx import export_onnx, need_exporter
 from effvl_cli.models.program import PROGRAM, Traced, noise, on_cpu, save_program, trace
 from effvl_cli.models.token_parity import Embedder, Parity
 from effvl_cli.models.token_pruned_clip import Artefact, load_pruned
 
 NUM_IMAGES = 8
 preview = preview_export
+
+
+def refuse_first(config: ExportConfig) -> None:
+    """A missing package, before anything is loaded or traced."""
+    if "onnx" in config.format:
+        need_exporter()
 
 
 def run(config: ExportConfig, run: Run) -> None:

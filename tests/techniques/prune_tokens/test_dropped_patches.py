@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from effvl_cli.config import prune_tokens as config
 from effvl_cli.techniques.prune_tokens.dropped import fused, nearest_kept
-from effvl_cli.techniques.prune_tokens.keeping import diverse_indices, keep_indices
+from effvl_cli.techniques.prune_tokens.keeping import LEAST_DIVERSITY, diverse_indices, keep_indices
 from effvl_cli.techniques.prune_tokens.selectors import ClsAttentionSelector, GridSelector, RandomSelector
 from effvl_cli.techniques.prune_tokens.token_sizes import sized_block
 from effvl_cli.techniques.prune_tokens.tower import PrunedVision
@@ -107,6 +108,7 @@ def test_diverse_choice_by_hand_and_with_no_weight():
     assert diverse_indices(scores, vectors, 3, 0.1).tolist() == [[0, 1, 2]]  # e^-15.8 and e^-23.7 hardly count
     many = torch.randn(5, 40, generator=torch.Generator().manual_seed(0)).round(decimals=1)  # with ties
     assert torch.equal(diverse_indices(many, torch.randn(5, 40, 3), 17, 0.0), keep_indices(many, 17))
+    assert config.LEAST_DIVERSITY == LEAST_DIVERSITY
     with pytest.raises(ValueError, match="must be 0 or at least"):
         diverse_indices(many, torch.randn(5, 40, 3), 17, 0.09)
 
